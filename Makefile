@@ -1,0 +1,37 @@
+# `make run` and `make test` do all the set-up on a machine that has Python 3 and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: run test check format clean
+
+run: $(VENV)/installed
+	$(BIN)/adadelta verify --ctx cpu
+	$(BIN)/adadelta run mlp
+	@echo 'The plots: results/verify/verify.png and results/run/mlp/loss.png'
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/installed-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-check
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-%: pyproject.toml $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@

@@ -1,0 +1,30 @@
+"""Run, verify and benchmark the AdaDelta optimizer; and a fused AdaDelta step for MXNet.
+
+Nothing heavy is imported here: the public names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adadelta_cli.optimizer import AdaDelta, load_states
+
+__all__ = ["AdaDelta", "load_states"]
+
+_MODULE_OF = {"AdaDelta": "optimizer", "load_states": "optimizer"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    from importlib import import_module, metadata  # noqa: PLC0415 - keeps the import light
+
+    if name == "__version__":
+        return metadata.version("adadelta")
+    if name in _MODULE_OF:
+        return getattr(import_module(f"adadelta_cli.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'adadelta_cli' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

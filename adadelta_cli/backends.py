@@ -1,0 +1,100 @@
+"""The array libraries that hold the tensors, each with what the commands need of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adadelta_cli import engine
+from adadelta_cli.errors import UnavailableError, UsageError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the tensors live: `cpu`, or `gpu` with its number."""
+
+    kind: str = "cpu"
+    number: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """Read `cpu`, `gpu` or `gpu:N`.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        match = re.fullmatch(r"(cpu)|gpu(?::(\d+))?", text)
+        if not match:
+            raise UsageError(f"--ctx is {text!r}; allowed are cpu, gpu and gpu:N")
+        return cls("cpu") if match[1] else cls("gpu", int(match[2] or 0))
+
+
+class NumpyBackend:
+    """NumPy's arrays, on a CPU."""
+
+    name = "numpy"
+    xp: Any = np
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return np.array(values, order="C", copy=True)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return np.array(array, copy=True)
+
+    def wait(self) -> None:
+        """Return when all work handed to the library is done."""
+
+
+class MxnetBackend(NumpyBackend):
+    """MXNet's NumPy-like arrays, on a CPU."""
+
+    name = "mxnet"
+
+    def __init__(self) -> None:
+        self.mxnet = engine.load()
+        self.mxnet.npx.set_np()  # empty and zero-dimensional shapes
+        self.xp = self.mxnet.np
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return self.xp.array(values, dtype=values.dtype)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return array.asnumpy()
+
+    def wait(self) -> None:
+        """Return when all work handed to the library is done."""
+        self.mxnet.nd.waitall()
+
+
+BACKENDS = {"numpy": NumpyBackend, "mxnet": MxnetBackend}
+
+
+def backend(name: str = "auto", ctx: str = "cpu") -> NumpyBackend:
+    """Return the array library that `--backend` and `--ctx` ask for.
+
+    Args:
+        name: `auto` takes MXNet where it is installed, else NumPy.
+        ctx: the device, as `Device.parse` reads it.
+
+    Raises:
+        UnavailableError: that library or device is not to be had here.
+        UsageError: there is no such backend or device.
+    """
+    device = Device.parse(ctx)
+    if device.kind == "gpu" or name == "cupy":
+        raise UnavailableError(
+            f"--ctx {ctx} --backend {name}: this version computes on the CPU only, whatever GPU "
+            "is here; use --ctx cpu, with --backend auto, mxnet or numpy"
+        )
+    if name == "auto":
+        name = "mxnet" if engine.is_installed() else "numpy"
+    if name not in BACKENDS:
+        raise UsageError(f"--backend is {name!r}; allowed are auto, {', '.join(BACKENDS)}, cupy")
+    return BACKENDS[name]()

@@ -1,0 +1,180 @@
+"""Everything that can take an AdaDelta step, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adadelta_cli.backends import NumpyBackend
+from adadelta_cli.errors import UsageError
+from adadelta_cli.update import Hyperparameters, Parameter, update
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A way to take a step.
+
+    Attributes:
+        name: as `--impl` takes it.
+        backend: the name of the array library that holds its tensors.
+        fused: one pass over memory.
+        bind: from parameters, their hyper-parameters, and a rate and a decay multiplier for each,
+            make a function that takes one step on these parameters, in place, each time it is
+            called, from whatever the gradients hold by then, and returns when it is finished.
+        unfused: the name of the same backend's unfused step, which a speed-up is measured against.
+        keeps_grad: the gradient is left as it was; MXNet's own optimizer overwrites it.
+    """
+
+    name: str
+    backend: str
+    fused: bool
+    bind: Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
+    unfused: str
+    keeps_grad: bool = True
+
+
+def _bind_numpy(
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    lr_mults: Sequence[float],
+    wd_mults: Sequence[float],
+) -> Step:
+    rates = [hyper.learning_rate * mult for mult in lr_mults]
+    decays = [hyper.wd * mult for mult in wd_mults]
+    scalars = [hyper.scalars(p.acc_grad.dtype) for p in parameters]
+
+    def step() -> None:
+        with np.errstate(all="ignore"):  # infinities and NaNs are data here
+            for each in zip(parameters, scalars, rates, decays, strict=True):
+                update(np, *each)
+
+    return step
+
+
+def _bind_numpy_fused(
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    lr_mults: Sequence[float],
+    wd_mults: Sequence[float],
+) -> Step:
+    from adadelta_cli.kernels import cpu  # noqa: PLC0415 - Numba takes half a second to import
+
+    rates = [hyper.learning_rate * mult for mult in lr_mults]
+    decays = [hyper.wd * mult for mult in wd_mults]
+    return lambda: cpu.fused_update(parameters, hyper, rates, decays)
+
+
+def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any]) -> Any:
+    """Bind an MXNet optimizer: `make` builds it, given whether there are float32 masters."""
+
+    def bind(
+        parameters: Sequence[Parameter],
+        hyper: Hyperparameters,
+        lr_mults: Sequence[float],
+        wd_mults: Sequence[float],
+    ) -> Step:
+        from adadelta_cli import engine  # noqa: PLC0415
+
+        optimizer = make(hyper, any(p.master is not None for p in parameters))
+        optimizer.set_lr_mult(dict(enumerate(lr_mults)))
+        optimizer.set_wd_mult(dict(enumerate(wd_mults)))
+        indices = list(range(len(parameters)))
+        weights = [p.weight for p in parameters]
+        grads = [p.grad for p in parameters]
+        states = [_state(p) for p in parameters]
+        wait = engine.load().nd.waitall
+
+        def step() -> None:
+            optimizer.update_multi_precision(indices, weights, grads, states)
+            wait()
+
+        return step
+
+    return bind
+
+
+def _state(parameter: Parameter) -> tuple[Any, ...]:
+    """Arrange a parameter's states as `create_state_multi_precision` does."""
+    state = (parameter.acc_grad, parameter.acc_delta)
+    return state if parameter.master is None else (parameter.master, state)
+
+
+def _own_optimizer(*, fused: bool) -> Callable[[Hyperparameters, bool], Any]:
+    def make(hyper: Hyperparameters, multi_precision: bool) -> Any:
+        from adadelta_cli.optimizer import AdaDelta  # noqa: PLC0415 - imports MXNet
+
+        settings = vars(hyper) | {"multi_precision": multi_precision, "use_fused_step": fused}
+        return AdaDelta(**settings)
+
+    return make
+
+
+def _stock_optimizer(hyper: Hyperparameters, multi_precision: bool) -> Any:
+    from adadelta_cli import engine  # noqa: PLC0415
+
+    stock = engine.load().optimizer.adadelta.AdaDelta
+    return stock(**vars(hyper), multi_precision=multi_precision)
+
+
+IMPLEMENTATIONS = {
+    implementation.name: implementation
+    for implementation in (
+        Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
+        Implementation("numpy-fused", "numpy", True, _bind_numpy_fused, "numpy"),
+        Implementation("mxnet", "mxnet", False, _bind_optimizer(_own_optimizer(fused=False)), "mxnet"),
+        Implementation("mxnet-fused", "mxnet", True, _bind_optimizer(_own_optimizer(fused=True)), "mxnet"),
+        Implementation("mxnet-stock", "mxnet", False, _bind_optimizer(_stock_optimizer), "mxnet", keeps_grad=False),
+    )
+}  # fmt: skip
+
+
+def implementation(name: str) -> Implementation:
+    """Look up an implementation.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise UsageError(f"--impl is {name!r}; known are {', '.join(IMPLEMENTATIONS)}")
+    return IMPLEMENTATIONS[name]
+
+
+def own(backend: NumpyBackend, *, fused: bool) -> Implementation:
+    """Return this package's step on a backend's arrays."""
+    return IMPLEMENTATIONS[backend.name + ("-fused" if fused else "")]
+
+
+def parameter(
+    backend: NumpyBackend,
+    weight: np.ndarray,
+    grad: np.ndarray,
+    acc_grad: np.ndarray | None = None,
+    acc_delta: np.ndarray | None = None,
+    *,
+    dtype: str = "float32",
+) -> Parameter:
+    """Put a tensor into a backend's arrays, as the dtype of a command stores it.
+
+    Args:
+        backend: the array library.
+        weight: the values, in any real dtype; rounded to `dtype`.
+        grad: likewise.
+        acc_grad: likewise, rounded to the dtype of the states; zeros by default.
+        acc_delta: likewise.
+        dtype: float32, float64, or float16, which means float16 weights and gradients with
+            float32 master weights and states.
+    """
+    state = "float32" if dtype == "float16" else dtype
+    zeros = np.zeros(weight.shape, dtype=state)
+    return Parameter(
+        weight=backend.array(weight.astype(dtype)),
+        grad=backend.array(grad.astype(dtype)),
+        acc_grad=backend.array((zeros if acc_grad is None else acc_grad).astype(state)),
+        acc_delta=backend.array((zeros if acc_delta is None else acc_delta).astype(state)),
+        master=backend.array(weight.astype(state)) if dtype == "float16" else None,
+    )

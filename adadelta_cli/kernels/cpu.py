@@ -1,0 +1,359 @@
+"""The update in one pass over memory on a CPU, compiled by Numba: the fused step.
+
+All tensors of a call are laid end to end in thought, and that line of elements is cut into equal
+parts, so every thread is busy whatever the mix of sizes. An element's result depends on nothing
+but that element, so neither the cuts nor the number of threads can change a bit.
+
+Neither `fastmath` nor contraction into fused multiply-adds is allowed: the order of the operations
+is that of `update.py`, and so are the bits. `error_model="numpy"` keeps the division free of a test
+for zero, without which the loop does not vectorise.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba import carray, prange, types
+from numba.extending import intrinsic, overload
+
+from adadelta_cli.update import Hyperparameters, Parameter
+
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+compiled_parallel = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+
+# Below this many elements, waking the other threads costs more than they save.
+SERIAL_ELEMENTS = 4096
+FLUSH_TO_ZERO, DENORMALS_ARE_ZERO = 0x8000, 0x0040  # MXCSR, Intel SDM vol. 1, 10.2.3
+ON_X86 = platform.machine() in {"x86_64", "AMD64"}
+
+binding.initialize_native_asmparser()  # for the two instructions that reach MXCSR
+
+_launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
+
+
+# --- what Numba has no words for -----------------------------------------------------------------
+
+
+@intrinsic
+def _pointer(_context: Any, _address: Any, _offset: Any, like: Any) -> Any:
+    """Turn an address into a pointer, `offset` elements of the type of `like` further on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+        return builder.gep(base, [args[1]])
+
+    return types.CPointer(like)(types.uint64, types.int64, like), generate
+
+
+@intrinsic
+def _half_to_single(_context: Any, _bits: Any) -> Any:
+    """Widen a float16, given as its bits: exact."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _single_to_half(_context: Any, _value: Any) -> Any:
+    """Round a float32 to the nearest float16, ties to even, as its bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+def _mxcsr_slot(builder: Any) -> tuple[Any, Any]:
+    slot = builder.alloca(ir.IntType(32))
+    return slot, builder.bitcast(slot, ir.PointerType(ir.IntType(8)))
+
+
+def _mxcsr_instruction(builder: Any, name: str, slot: Any) -> None:
+    signature = ir.FunctionType(ir.VoidType(), [ir.PointerType(ir.IntType(8))])
+    # "memory" keeps loads and stores, and with them all arithmetic between, on their side.
+    assembly = ir.InlineAsm(signature, f"{name} ($0)", "r,~{memory}", side_effect=True)
+    builder.call(assembly, [slot])
+
+
+@intrinsic
+def read_mxcsr(_context: Any) -> Any:
+    """Read the control register of the vector unit; 0 where the processor has none."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        if not ON_X86:
+            return ir.Constant(ir.IntType(32), 0)
+        slot, address = _mxcsr_slot(builder)
+        _mxcsr_instruction(builder, "stmxcsr", address)
+        return builder.load(slot)
+
+    return types.uint32(), generate
+
+
+@intrinsic
+def write_mxcsr(_context: Any, _value: Any) -> Any:
+    """Write the control register of the vector unit; nothing where the processor has none."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        if ON_X86:
+            slot, address = _mxcsr_slot(builder)
+            builder.store(args[0], slot)
+            _mxcsr_instruction(builder, "ldmxcsr", address)
+        return context.get_dummy_value()
+
+    return types.void(types.uint32), generate
+
+
+def _load(bits): ...
+def _store(value, like): ...
+def _view(address, offset, size, like): ...
+
+
+@overload(_load, inline="always")
+def _load_overload(bits):
+    """Widen what is stored, given by its bits where it is a float16."""
+    if bits == types.uint16:
+        return lambda bits: _half_to_single(bits)
+    return lambda bits: bits
+
+
+@overload(_store, inline="always")
+def _store_overload(value, like):
+    """Round to what is stored."""
+    if like == types.uint16:
+        return lambda value, like: _single_to_half(value)
+    return lambda value, like: value
+
+
+@overload(_view, inline="always")
+def _view_overload(address, offset, size, like):
+    """Slice a tensor that is known by its address; None where there is no such tensor."""
+    if isinstance(like, types.NoneType):
+        return lambda address, offset, size, like: None
+    return lambda address, offset, size, like: carray(_pointer(address, offset, like), (size,))
+
+
+# --- the update -----------------------------------------------------------------------------------
+
+
+@compiled
+def _update(weight, grad, acc_grad, acc_delta, learning_rate, wd, hyper):
+    """Take one step on one element; the scalars have the element's type already."""
+    rescale_grad, clip, rho, one_minus_rho, epsilon = hyper
+    grad = grad * rescale_grad
+    grad = -clip if grad < -clip else grad
+    grad = clip if grad > clip else grad
+    grad = grad + wd * weight
+    acc_grad = acc_grad * rho
+    acc_grad = acc_grad + one_minus_rho * (grad * grad)
+    delta = np.sqrt(acc_delta + epsilon) / np.sqrt(acc_grad + epsilon) * grad
+    acc_delta = acc_delta * rho
+    acc_delta = acc_delta + one_minus_rho * (delta * delta)
+    return weight - learning_rate * delta, acc_grad, acc_delta
+
+
+@compiled
+def _update_slice(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hyper):
+    """Step over slices; `half` is the float16 weight whose master is `weight`, else None."""
+    for i in range(weight.size):
+        new, acc_grad[i], acc_delta[i] = _update(
+            _load(weight[i]), _load(grad[i]), acc_grad[i], acc_delta[i], learning_rate, wd, hyper
+        )
+        weight[i] = _store(new, weight[i])
+        if half is not None:
+            half[i] = _store(new, half[i])
+
+
+@compiled
+def _update_range(table, starts, rates, decays, hyper, kind, low, high):
+    """Step over the elements [low, high) of all tensors laid end to end."""
+    weight0, grad0, state0, half0 = kind
+    t = np.searchsorted(starts, low, side="right") - 1
+    while low < high:
+        at = low - starts[t]
+        size = min(high, starts[t + 1]) - low
+        if size > 0:
+            _update_slice(
+                _view(table[t, 0], at, size, weight0),
+                _view(table[t, 1], at, size, grad0),
+                _view(table[t, 2], at, size, state0),
+                _view(table[t, 3], at, size, state0),
+                _view(table[t, 4], at, size, half0),
+                rates[t],
+                decays[t],
+                hyper,
+            )
+        low += size
+        t += 1
+
+
+@compiled
+def _update_range_in_mode(table, starts, rates, decays, hyper, kind, flush, low, high):
+    """Set the thread's subnormal mode, step, and put the mode back."""
+    before = read_mxcsr()
+    both = np.uint32(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO)
+    write_mxcsr((before | both) if flush else (before & ~both))
+    _update_range(table, starts, rates, decays, hyper, kind, low, high)
+    write_mxcsr(before)
+
+
+@compiled_parallel
+def _launch(table, starts, rates, decays, hyper, kind, flush, parts):
+    total = starts[-1]
+    if parts == 1:  # in this thread, without waking the others
+        _update_range_in_mode(table, starts, rates, decays, hyper, kind, flush, 0, total)
+    else:
+        for part in prange(parts):
+            low, high = total * part // parts, total * (part + 1) // parts
+            _update_range_in_mode(table, starts, rates, decays, hyper, kind, flush, low, high)
+
+
+# --- what Python calls ----------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """The element types of a tensor's arrays, each given by a zero; float16 by its bits."""
+
+    weight: Any
+    grad: Any
+    state: Any
+    half: Any
+
+
+_single, _double, _half = np.float32(0), np.float64(0), np.uint16(0)
+# By the dtype of the weight and whether there is a float32 master.
+KINDS = {
+    ("float32", False): Kind(_single, _single, _single, None),
+    ("float64", False): Kind(_double, _double, _double, None),
+    ("float16", False): Kind(_half, _half, _single, None),
+    ("float16", True): Kind(_single, _half, _single, _half),
+}
+
+
+class Operand(NamedTuple):
+    """One tensor as the kernel sees it: five addresses, a size, and its own rate and decay.
+
+    `addresses` are of the weight that is updated (the master where there is one), the gradient,
+    acc_grad, acc_delta, and the float16 weight of a master, else 0.
+    """
+
+    kind: Kind
+    addresses: tuple[int, int, int, int, int]
+    size: int
+    learning_rate: float
+    wd: float
+
+
+def launch(
+    operands: Iterable[Operand],
+    hyper: Hyperparameters,
+    *,
+    flush_subnormals: bool = False,
+    parts: int | None = None,
+) -> None:
+    """Take one step on all tensors, in place, in one pass over memory.
+
+    Whoever calls vouches for the addresses. Safe from several threads: calls take turns.
+
+    Args:
+        operands: the tensors; those of one kind share a launch.
+        hyper: their common hyper-parameters; rate and decay are each tensor's own.
+        flush_subnormals: compute as MXNet does by default, subnormal operands and results taken
+            as zero; else strict IEEE 754, whatever mode the calling thread is in.
+        parts: into how many parts the work is cut; by default one for each thread. The result
+            does not depend on it.
+    """
+    by_kind: dict[Kind, list[Operand]] = defaultdict(list)
+    for operand in operands:
+        by_kind[operand.kind].append(operand)
+    for kind, group in by_kind.items():
+        _launch_kind(kind, group, hyper, flush_subnormals, parts)
+
+
+def _launch_kind(
+    kind: Kind, group: list[Operand], hyper: Hyperparameters, flush: bool, parts: int | None
+) -> None:
+    table = np.array([operand.addresses for operand in group], dtype=np.uint64)
+    starts = np.zeros(len(group) + 1, dtype=np.int64)
+    np.cumsum([operand.size for operand in group], out=starts[1:])
+    real = kind.state.dtype
+    rates = np.array([operand.learning_rate for operand in group]).astype(real)
+    decays = np.array([operand.wd for operand in group]).astype(real)
+    total = int(starts[-1])
+    if parts is None:
+        parts = 1 if total < SERIAL_ELEMENTS else numba.get_num_threads()
+    scalars = tuple(hyper.scalars(real))
+    with _launching:
+        _launch(table, starts, rates, decays, scalars, tuple(kind), flush, parts)
+
+
+def operand(parameter: Parameter, learning_rate: float, wd: float) -> Operand:
+    """Describe a parameter that is held in NumPy arrays.
+
+    Raises:
+        TypeError: the dtypes do not go together.
+        ValueError: an array is not C-contiguous, has another shape, or may not be written.
+    """
+    p = parameter
+    kind = kind_of(p.weight.dtype, p.grad.dtype, p.acc_grad.dtype, p.master is not None)
+    for array in p.arrays:
+        if array.shape != p.weight.shape or not array.flags.c_contiguous:
+            raise ValueError(
+                f"the fused step takes C-contiguous arrays of one shape, the weight's "
+                f"{p.weight.shape}; got shape {array.shape}, strides {array.strides}"
+            )
+    addresses = [array.__array_interface__["data"][0] for array in p.arrays]
+    return Operand(kind, arranged(addresses), p.weight.size, learning_rate, wd)
+
+
+def arranged(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
+    """Order the addresses of `Parameter.arrays` as the kernel's table has them."""
+    weight, grad, acc_grad, acc_delta, *master = addresses
+    if master:
+        return master[0], grad, acc_grad, acc_delta, weight
+    return weight, grad, acc_grad, acc_delta, 0
+
+
+def kind_of(weight: Any, grad: Any, state: Any, has_master: bool) -> Kind:
+    """Look up the kernel for these dtypes.
+
+    Raises:
+        TypeError: there is none.
+    """
+    names = [np.dtype(dtype).name for dtype in (weight, grad, state)]
+    kind = KINDS.get((names[0], has_master))
+    if kind is None or names[1] != names[0] or names[2] != kind.state.dtype.name:
+        raise TypeError(
+            f"weight, gradient and states are {', '.join(names)}"
+            f"{' with a master' if has_master else ''}; the fused step takes float32 or float64 "
+            "throughout, or float16 weights and gradients on float32 states"
+        )
+    return kind
+
+
+def fused_update(
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    learning_rates: Sequence[float],
+    decays: Sequence[float],
+) -> None:
+    """Take one AdaDelta step on parameters held in NumPy arrays, in place: the fused step.
+
+    Args:
+        parameters: any number of tensors of any shapes, all dtypes of `KINDS` mixed.
+        hyper: their common hyper-parameters.
+        learning_rates: one for each tensor: rate times multiplier, in double.
+        decays: one for each tensor: weight decay times multiplier, in double.
+
+    Raises:
+        TypeError, ValueError: as `operand`.
+    """
+    launch(map(operand, parameters, learning_rates, decays), hyper)

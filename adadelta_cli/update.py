@@ -1,0 +1,143 @@
+"""The AdaDelta update on arrays, one operation at a time: the unfused step.
+
+M. D. Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, algorithm 1, with the
+gradient's rescaling, clipping and weight decay as in Apache MXNet 2.0:
+
+    grad      = clip(grad * rescale_grad, clip_gradient) + wd * weight
+    acc_grad  = rho * acc_grad + (1 - rho) * grad * grad
+    delta     = sqrt(acc_delta + epsilon) / sqrt(acc_grad + epsilon) * grad
+    acc_delta = rho * acc_delta + (1 - rho) * delta * delta
+    weight   -= learning_rate * delta
+
+IEEE 754 rounds +, -, *, / and sqrt correctly, so the order of the operations decides every bit of
+the result. The order here is that of MXNet; the one-pass kernels keep to it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Scalars(NamedTuple):
+    """The hyper-parameters of every tensor, each rounded once to the element type."""
+
+    rescale_grad: Any
+    clip_gradient: Any  # infinity where nothing is clipped, which changes no bit
+    rho: Any
+    one_minus_rho: Any
+    epsilon: Any
+
+
+def checked(name: str, value: Any, allowed: str, *, ok: bool = True) -> float:
+    """Return `value` as a float, or raise a ValueError that says what is allowed."""
+    number = isinstance(value, (Real, np.number)) and not isinstance(value, bool)
+    if not number or not math.isfinite(float(value)) or not ok:
+        raise ValueError(f"{name} is {value!r}; allowed is {allowed}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The hyper-parameters of an AdaDelta step, with MXNet 2.0's defaults.
+
+    Attributes:
+        learning_rate: factor of the step, any finite number; the paper's method has 1.
+        rho: decay of both accumulators, in [0, 1).
+        epsilon: added under both square roots, positive.
+        wd: weight decay, added to the gradient as `wd * weight`; any finite number.
+        rescale_grad: factor of the gradient, before anything else; any finite number.
+        clip_gradient: the rescaled gradient is clipped to [-clip, clip]; None for no clipping.
+
+    Raises:
+        ValueError: a value is no number, or outside its range.
+    """
+
+    learning_rate: float = 1.0
+    rho: float = 0.9
+    epsilon: float = 1e-6
+    wd: float = 0.0
+    rescale_grad: float = 1.0
+    clip_gradient: float | None = None
+
+    def __post_init__(self) -> None:
+        finite = "a finite number"
+        checked("learning_rate", self.learning_rate, finite)
+        checked("rho", self.rho, "a number with 0 <= rho < 1")
+        checked("rho", self.rho, "a number with 0 <= rho < 1", ok=0 <= self.rho < 1)
+        checked("epsilon", self.epsilon, "a positive number")
+        checked("epsilon", self.epsilon, "a positive number", ok=self.epsilon > 0)
+        checked("wd", self.wd, finite)
+        checked("rescale_grad", self.rescale_grad, finite)
+        if self.clip_gradient is not None:
+            allowed = "None, or a number that is not negative"
+            checked("clip_gradient", self.clip_gradient, allowed)
+            checked("clip_gradient", self.clip_gradient, allowed, ok=self.clip_gradient >= 0)
+
+    def scalars(self, dtype: Any) -> Scalars:
+        """Round each to `dtype`, once; `1 - rho` is taken in double before it is rounded."""
+        real = np.dtype(dtype).type
+        with np.errstate(over="ignore"):  # a clip beyond the largest float32 clips nothing
+            clip = real(np.inf if self.clip_gradient is None else self.clip_gradient)
+        return Scalars(
+            real(self.rescale_grad), clip, real(self.rho), real(1.0 - self.rho), real(self.epsilon)
+        )
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor of a model with all that a step reads and writes.
+
+    Attributes:
+        weight: float16, float32 or float64; updated in place.
+        grad: like `weight`; only read.
+        acc_grad: the accumulated squared gradient, float32 for a float16 weight, else like
+            `weight`; updated in place.
+        acc_delta: the accumulated squared update, like `acc_grad`; updated in place.
+        master: the float32 copy of a float16 weight that keeps what float16 rounds away;
+            updated in place. None: the weight itself is all there is.
+    """
+
+    weight: Any
+    grad: Any
+    acc_grad: Any
+    acc_delta: Any
+    master: Any = None
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """All of them, in the order of the attributes, without a missing master."""
+        found = (self.weight, self.grad, self.acc_grad, self.acc_delta, self.master)
+        return found if self.master is not None else found[:4]
+
+
+def update(
+    xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, wd: float
+) -> None:
+    """Take one AdaDelta step on one tensor, in place, the gradient left as it was.
+
+    Args:
+        xp: the arrays' module, any that speaks NumPy: `numpy`, `mxnet.np`, `cupy`.
+        parameter: the tensor, any shape, zero-dimensional and empty ones too.
+        hyper: `Hyperparameters.scalars` of the accumulators' dtype.
+        learning_rate: the product of rate, schedule and multiplier in double; rounded here, once.
+        wd: the product of weight decay and multiplier, likewise.
+    """
+    p, h = parameter, hyper
+    real = type(h.rho)
+    weight = p.weight.astype(p.acc_grad.dtype) if p.master is None else p.master
+    grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad
+    grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through
+    grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)
+    grad = grad + real(wd) * weight
+    p.acc_grad[...] = p.acc_grad * h.rho + h.one_minus_rho * (grad * grad)
+    delta = xp.sqrt(p.acc_delta + h.epsilon) / xp.sqrt(p.acc_grad + h.epsilon) * grad
+    p.acc_delta[...] = p.acc_delta * h.rho + h.one_minus_rho * (delta * delta)
+    weight = weight - real(learning_rate) * delta
+    if p.master is not None:
+        p.master[...] = weight
+    p.weight[...] = weight.astype(p.weight.dtype)
