@@ -17,7 +17,7 @@ _MODULE_OF = {"AdaDelta": "optimizer", "load_states": "optimizer"}
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
-    from importlib import import_module, metadata  # noqa: PLC0415 - keeps the import light
+    from importlib import import_module, metadata
 
     if name == "__version__":
         return metadata.version("adadelta")

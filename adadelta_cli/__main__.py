@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from adadelta_cli.errors import AdadeltaError, ExitCode
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 class TerminatedError(BaseException):
@@ -20,30 +23,42 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise TerminatedError
 
 
-def _outcome(error: BaseException) -> tuple[ExitCode, str]:
+FINISHED = "what was finished is on disk"
+# The first kind that fits; a bug is what fits none.
+OUTCOMES: dict[type[BaseException], tuple[ExitCode, str]] = {
+    KeyboardInterrupt: (ExitCode.INTERRUPTED, f"interrupted; {FINISHED}"),
+    click.Abort: (ExitCode.INTERRUPTED, f"interrupted; {FINISHED}"),
+    TerminatedError: (ExitCode.TERMINATED, f"terminated; {FINISHED}"),
+    MemoryError: (
+        ExitCode.BROKEN,
+        "memory ran out ({error}); free some, or ask for less at a time",
+    ),
+    OSError: (ExitCode.BROKEN, f"{{error}}; {FINISHED}"),
+    BaseException: (
+        ExitCode.BROKEN,
+        (
+            "{kind}: {error}. This is a bug in adadelta; set ADADELTA_DEBUG=1 for the traceback, and "
+            "report it"
+        ),
+    ),
+}
+
+
+def outcome(error: BaseException) -> tuple[ExitCode, str]:
     """Say with which exit code and message an exception ends the program."""
-    if isinstance(error, click.ClickException):
-        hint = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
-        return ExitCode.USAGE, error.format_message() + (f" (see {hint} --help)" if hint else "")
     if isinstance(error, AdadeltaError):
         return error.exit_code, str(error)
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return ExitCode.INTERRUPTED, "interrupted; what was finished is on disk"
-    if isinstance(error, TerminatedError):
-        return ExitCode.TERMINATED, "terminated; what was finished is on disk"
-    if isinstance(error, MemoryError):
-        return ExitCode.BROKEN, f"memory ran out ({error}); free some, or ask for less at a time"
-    if isinstance(error, OSError):
-        return ExitCode.BROKEN, f"{error}; what was finished is on disk"
-    return ExitCode.BROKEN, (
-        f"{type(error).__name__}: {error}. This is a bug in adadelta; set ADADELTA_DEBUG=1 for "
-        "the traceback, and report it"
-    )
+    if isinstance(error, click.ClickException):
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        see = f" See {context.command_path} --help." if context else ""
+        return ExitCode.USAGE, error.format_message() + see
+    code, message = next(OUTCOMES[kind] for kind in OUTCOMES if isinstance(error, kind))
+    return code, message.format(kind=type(error).__name__, error=error)
 
 
 def main() -> None:
     """Run the command line and exit; the console script's entry point."""
-    from adadelta_cli.cli import adadelta  # noqa: PLC0415 - so that an interrupt here is caught
+    from adadelta_cli.cli import adadelta
 
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -56,7 +71,7 @@ def main() -> None:
     except (Exception, KeyboardInterrupt, TerminatedError) as error:
         if os.environ.get("ADADELTA_DEBUG") == "1":
             raise
-        code, message = _outcome(error)
+        code, message = outcome(error)
         print(f"Error: {message}", file=sys.stderr)  # noqa: T201
         sys.exit(code)
 

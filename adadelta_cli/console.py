@@ -38,7 +38,7 @@ class Terminal:
     def table(self, table: Table) -> None:
         """Print a table to stdout, wide enough that nothing is cut where it is no terminal."""
         if not self.json:
-            from rich.console import Console  # noqa: PLC0415 - keeps --help fast
+            from rich.console import Console
 
             width = None if sys.stdout.isatty() else 200
             Console(width=width, highlight=False).print(table)
@@ -72,10 +72,11 @@ class Terminal:
 
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Tick]:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[what]}"))  # fmt: skip
+    what = TextColumn("{task.fields[what]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), what)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=None, what="")
         yield lambda done, total, what: progress.update(

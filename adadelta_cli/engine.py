@@ -8,13 +8,15 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adadelta_cli.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def is_installed() -> bool:
@@ -38,12 +40,11 @@ def load() -> Any:
             "on x86-64 and Python 3.10 to 3.12); use --backend numpy"
         )
     heard_before = "mxnet" in sys.modules
-    if not hasattr(np, "bool"):
-        np.bool = np.bool_  # type: ignore[attr-defined]
+    vars(np).setdefault("bool", np.bool_)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of a library that is no longer maintained
         try:
-            import mxnet  # noqa: PLC0415 - it takes a second
+            import mxnet
         except (ImportError, OSError, AttributeError) as error:
             raise UnavailableError(
                 f"MXNet is installed and does not load: {error}. It needs NumPy 1.26.4 (found "
@@ -80,9 +81,9 @@ _CPU = _Context(1, 0)
 @cache
 def _mode_probe() -> Any:
     """Compile a function that the engine can call and that stores MXCSR where it is told."""
-    from numba import cfunc, types  # noqa: PLC0415 - only with MXNet
+    from numba import cfunc, types
 
-    from adadelta_cli.kernels.cpu import read_mxcsr  # noqa: PLC0415
+    from adadelta_cli.kernels.cpu import read_mxcsr
 
     def probe(_run_context, mxcsr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
         mxcsr[0] = read_mxcsr()
@@ -99,7 +100,7 @@ def quiesce() -> bool:
     read the control register. One wait for all costs less than a wait for each array, and cannot
     dead-lock when two arrays are views of one, as `MXEnginePushSyncND` with both named does.
     """
-    from adadelta_cli.kernels.cpu import FLUSH_TO_ZERO  # noqa: PLC0415
+    from adadelta_cli.kernels.cpu import FLUSH_TO_ZERO
 
     library = load().base._LIB  # noqa: SLF001 - the C interface has no other name
     check = load().base.check_call

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.backends import NumpyBackend
 from adadelta_cli.errors import UsageError
 from adadelta_cli.update import Hyperparameters, Parameter, update
+
+if TYPE_CHECKING:
+    from adadelta_cli.backends import NumpyBackend
 
 Step = Callable[[], None]
 
@@ -62,15 +64,18 @@ def _bind_numpy_fused(
     lr_mults: Sequence[float],
     wd_mults: Sequence[float],
 ) -> Step:
-    from adadelta_cli.kernels import cpu  # noqa: PLC0415 - Numba takes half a second to import
+    from adadelta_cli.kernels import cpu
 
     rates = [hyper.learning_rate * mult for mult in lr_mults]
     decays = [hyper.wd * mult for mult in wd_mults]
     return lambda: cpu.fused_update(parameters, hyper, rates, decays)
 
 
-def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any]) -> Any:
-    """Bind an MXNet optimizer: `make` builds it, given whether there are float32 masters."""
+def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any], *, classic: bool = False) -> Any:
+    """Bind an MXNet optimizer: `make` builds it, given whether there are float32 masters.
+
+    `classic` hands it `mx.nd` views of the `mx.np` arrays: all that the stock optimizer takes.
+    """
 
     def bind(
         parameters: Sequence[Parameter],
@@ -78,12 +83,14 @@ def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any]) -> Any:
         lr_mults: Sequence[float],
         wd_mults: Sequence[float],
     ) -> Step:
-        from adadelta_cli import engine  # noqa: PLC0415
+        from adadelta_cli import engine
 
         optimizer = make(hyper, any(p.master is not None for p in parameters))
         optimizer.set_lr_mult(dict(enumerate(lr_mults)))
         optimizer.set_wd_mult(dict(enumerate(wd_mults)))
         indices = list(range(len(parameters)))
+        if classic:
+            parameters = [Parameter(*(a.as_nd_ndarray() for a in p.arrays)) for p in parameters]
         weights = [p.weight for p in parameters]
         grads = [p.grad for p in parameters]
         states = [_state(p) for p in parameters]
@@ -106,7 +113,7 @@ def _state(parameter: Parameter) -> tuple[Any, ...]:
 
 def _own_optimizer(*, fused: bool) -> Callable[[Hyperparameters, bool], Any]:
     def make(hyper: Hyperparameters, multi_precision: bool) -> Any:
-        from adadelta_cli.optimizer import AdaDelta  # noqa: PLC0415 - imports MXNet
+        from adadelta_cli.optimizer import AdaDelta
 
         settings = vars(hyper) | {"multi_precision": multi_precision, "use_fused_step": fused}
         return AdaDelta(**settings)
@@ -115,22 +122,26 @@ def _own_optimizer(*, fused: bool) -> Callable[[Hyperparameters, bool], Any]:
 
 
 def _stock_optimizer(hyper: Hyperparameters, multi_precision: bool) -> Any:
-    from adadelta_cli import engine  # noqa: PLC0415
+    from adadelta_cli import engine
 
     stock = engine.load().optimizer.adadelta.AdaDelta
     return stock(**vars(hyper), multi_precision=multi_precision)
 
+
+_unfused_mxnet = _bind_optimizer(_own_optimizer(fused=False))
+_fused_mxnet = _bind_optimizer(_own_optimizer(fused=True))
+_stock_mxnet = _bind_optimizer(_stock_optimizer, classic=True)
 
 IMPLEMENTATIONS = {
     implementation.name: implementation
     for implementation in (
         Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
         Implementation("numpy-fused", "numpy", True, _bind_numpy_fused, "numpy"),
-        Implementation("mxnet", "mxnet", False, _bind_optimizer(_own_optimizer(fused=False)), "mxnet"),
-        Implementation("mxnet-fused", "mxnet", True, _bind_optimizer(_own_optimizer(fused=True)), "mxnet"),
-        Implementation("mxnet-stock", "mxnet", False, _bind_optimizer(_stock_optimizer), "mxnet", keeps_grad=False),
+        Implementation("mxnet", "mxnet", False, _unfused_mxnet, "mxnet"),
+        Implementation("mxnet-fused", "mxnet", True, _fused_mxnet, "mxnet"),
+        Implementation("mxnet-stock", "mxnet", False, _stock_mxnet, "mxnet", keeps_grad=False),
     )
-}  # fmt: skip
+}
 
 
 def implementation(name: str) -> Implementation:

@@ -8,13 +8,15 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.figure import Figure
 
 
@@ -48,7 +50,7 @@ def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] | None = N
     Args:
         path: the file.
         rows: the rows, all of one kind.
-        columns: their order; by default that of the first row's fields. Needed when there is no row.
+        columns: their order; by default that of the first row's fields. Needed when there is none.
 
     Floats are written with `repr`, which reads back to the same bits; None is an empty cell.
     """
@@ -78,18 +80,16 @@ def write_json(path: Path, document: Any) -> Path:
 def jsonable(value: Any) -> Any:
     """Turn rows, paths and enums into what JSON has."""
     if hasattr(value, "__dataclass_fields__"):
-        return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):
         return {str(key): jsonable(each) for key, each in value.items()}
-    if isinstance(value, Enum):
-        return jsonable(value.value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    if isinstance(value, Iterable):
+    if isinstance(value, (list, tuple)):
         return [jsonable(each) for each in value]
-    return str(value)
+    if isinstance(value, Enum):
+        value = value.value
+    plain = isinstance(value, (str, int, bool, NoneType))
+    finite = isinstance(value, float) and math.isfinite(value)
+    return value if plain or finite else str(value)
 
 
 def write_plot(path: Path, figure: Figure) -> Path:

@@ -115,9 +115,7 @@ class Parameter:
         return found if self.master is not None else found[:4]
 
 
-def update(
-    xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, wd: float
-) -> None:
+def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, wd: float) -> None:
     """Take one AdaDelta step on one tensor, in place, the gradient left as it was.
 
     Args:
@@ -129,15 +127,16 @@ def update(
     """
     p, h = parameter, hyper
     real = type(h.rho)
+    whole = () if p.weight.ndim == 0 else slice(None)  # MXNet takes no other for no dimension
     weight = p.weight.astype(p.acc_grad.dtype) if p.master is None else p.master
     grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad
     grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through
     grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)
     grad = grad + real(wd) * weight
-    p.acc_grad[...] = p.acc_grad * h.rho + h.one_minus_rho * (grad * grad)
+    p.acc_grad[whole] = p.acc_grad * h.rho + h.one_minus_rho * (grad * grad)
     delta = xp.sqrt(p.acc_delta + h.epsilon) / xp.sqrt(p.acc_grad + h.epsilon) * grad
-    p.acc_delta[...] = p.acc_delta * h.rho + h.one_minus_rho * (delta * delta)
+    p.acc_delta[whole] = p.acc_delta * h.rho + h.one_minus_rho * (delta * delta)
     weight = weight - real(learning_rate) * delta
     if p.master is not None:
-        p.master[...] = weight
-    p.weight[...] = weight.astype(p.weight.dtype)
+        p.master[whole] = weight
+    p.weight[whole] = weight.astype(p.weight.dtype)

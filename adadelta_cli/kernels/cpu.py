@@ -14,8 +14,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
@@ -23,7 +22,10 @@ from llvmlite import binding, ir
 from numba import carray, prange, types
 from numba.extending import intrinsic, overload
 
-from adadelta_cli.update import Hyperparameters, Parameter
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from adadelta_cli.update import Hyperparameters, Parameter
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 compiled_parallel = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)

@@ -1,0 +1,302 @@
+"""`AdaDelta` for Apache MXNet, with the fused step that MXNet documents and never shipped."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli import engine
+from adadelta_cli.update import Hyperparameters, Parameter, checked, update
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+mx = engine.load()
+
+State = tuple[Any, ...]
+
+
+class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
+    """The AdaDelta optimizer (M. D. Zeiler, arXiv:1212.5701), as MXNet 2.0 defines it.
+
+    Each step updates each weight by::
+
+        grad      = clip(grad * rescale_grad, clip_gradient) + wd * weight
+        acc_grad  = rho * acc_grad + (1 - rho) * grad * grad
+        delta     = sqrt(acc_delta + epsilon) / sqrt(acc_grad + epsilon) * grad
+        acc_delta = rho * acc_delta + (1 - rho) * delta * delta
+        weight   -= learning_rate * delta
+
+    The fused step makes one pass over memory and gives the same bits as the unfused one. Both leave
+    the gradients as they were, which `mxnet.optimizer.AdaDelta` does not.
+
+    Weights are float16, float32 or float64. A float16 weight has float32 states; with
+    `multi_precision=True` it has a float32 master copy as well, and a step of the fused kernel
+    updates master and weight in the same pass. Gradients are dense and of the weight's dtype.
+
+    With the fused step, `aggregate_num` is unlimited unless given, so that `gluon.Trainer` hands
+    over all parameters in one call. MXNet refuses that with `update_on_kvstore=True`: pass
+    `aggregate_num=1` there.
+
+    Args:
+        learning_rate: factor of the step, a finite number. None: the rate of `lr_scheduler`, or
+            0.01 without one. A given rate, the default too, overwrites the base rate of the
+            scheduler.
+        rho: decay of both accumulators, in [0, 1).
+        epsilon: added under both square roots, positive.
+        use_fused_step: whether `update` calls `fused_step` or `step`.
+        **kwargs: those of `mxnet.optimizer.Optimizer`: `rescale_grad`, `clip_gradient`, `wd`,
+            `lr_scheduler`, `multi_precision`, `param_dict`, `aggregate_num`, and so on.
+
+    Raises:
+        ValueError: a hyper-parameter is outside its range; the message says what is allowed.
+
+    Example:
+        >>> from adadelta_cli import AdaDelta
+        >>> import mxnet as mx
+        >>> optimizer = AdaDelta(rho=0.95, use_fused_step=True)
+        >>> weight, grad = mx.np.ones(3), mx.np.ones(3)
+        >>> state = optimizer.create_state(0, weight)
+        >>> optimizer.update([0], [weight], [grad], [state])
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | None = 1.0,
+        rho: float = 0.9,
+        epsilon: float = 1e-6,
+        use_fused_step: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if learning_rate is not None:
+            checked("learning_rate", learning_rate, "a finite number, or None")
+            _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
+        kwargs["aggregate_num"] = _aggregate_num(kwargs.get("aggregate_num"), use_fused_step)
+        super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
+        self.rho = rho
+        self.epsilon = epsilon
+        self._hyperparameters()  # raises what is outside its range
+
+    def create_state(self, index: int, weight: Any) -> State:  # noqa: ARG002 - MXNet's signature
+        """Make `(acc_grad, acc_delta)` for a weight: zeros of its shape, on its device.
+
+        They are float64 for a float64 weight, and float32 for a float32 or float16 one.
+
+        Raises:
+            TypeError: the weight is sparse, or of another dtype.
+        """
+        _check_dense("weight", weight)
+        dtype = _STATE_DTYPE.get(np.dtype(weight.dtype).name)
+        if dtype is None:
+            raise TypeError(
+                f"a weight is {np.dtype(weight.dtype).name}; AdaDelta takes "
+                f"{', '.join(_STATE_DTYPE)}: cast it"
+            )
+        with mx.util.np_shape(True):
+            zeros = mx.np.zeros(weight.shape, dtype=dtype, ctx=weight.ctx)
+            states = (zeros, zeros.copy())
+        if isinstance(weight, mx.np.ndarray):
+            return states
+        return tuple(state.as_nd_ndarray() for state in states)
+
+    def create_state_multi_precision(self, index: int, weight: Any) -> State:
+        """Make `(master, (acc_grad, acc_delta))` for a float16 weight with `multi_precision`.
+
+        In all other cases, the same as `create_state`.
+        """
+        if self.multi_precision and weight.dtype == np.float16:
+            master = weight.astype(np.float32)
+            return master, self.create_state(index, master)
+        return self.create_state(index, weight)
+
+    def step(
+        self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
+        states: Sequence[State],
+    ) -> None:  # fmt: skip
+        """Take one step, one array operation after the other: the unfused step.
+
+        Args:
+            indices: of the parameters, for their multipliers and counts.
+            weights: arrays of float16, float32 or float64, updated in place.
+            grads: arrays like the weights, left as they were.
+            states: what `create_state` made for each weight, updated in place.
+
+        Raises:
+            TypeError: a gradient or a weight is sparse.
+        """
+        self._unfused(indices, _plain(weights, grads, states))
+
+    def fused_step(
+        self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
+        states: Sequence[State],
+    ) -> None:  # fmt: skip
+        """Take one step on all tensors in one pass over memory; the same bits as `step`.
+
+        It waits for MXNet's engine first, and computes in the subnormal mode that MXNet is in.
+        Arguments as in `step`.
+
+        Raises:
+            TypeError: a gradient or a weight is sparse, not on a CPU, or of an unknown dtype.
+        """
+        self._fused(indices, _plain(weights, grads, states))
+
+    def update_multi_precision(
+        self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
+        states: Sequence[State],
+    ) -> None:  # fmt: skip
+        """Take a step as `update` does, on float32 masters where `multi_precision` asks for them.
+
+        The fused step reads the float16 gradient and writes master and float16 weight in the same
+        pass; nothing is copied.
+        """
+        parameters = [
+            Parameter(weight, grad, *state[1], state[0])
+            if self.multi_precision and weight.dtype == np.float16
+            else Parameter(weight, grad, *state)
+            for weight, grad, state in zip(weights, grads, states, strict=True)
+        ]
+        (self._fused if self.use_fused_step else self._unfused)(indices, parameters)
+
+    def _hyperparameters(self) -> Hyperparameters:
+        """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
+        return Hyperparameters(
+            rho=self.rho, epsilon=self.epsilon, wd=self.wd,
+            rescale_grad=self.rescale_grad, clip_gradient=self.clip_gradient,
+        )  # fmt: skip
+
+    def _count(self, index: int) -> tuple[float, float]:
+        """Count an update; return the tensor's own rate and decay.
+
+        Index by index, as the stock optimizer does: counting a whole batch first gives other
+        scheduler rates once a parameter was frozen.
+        """
+        self._update_count(index)
+        return self._get_lr(index), self._get_wd(index)
+
+    def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
+        hyper = self._hyperparameters()
+        with mx.util.np_shape(True):
+            for index, parameter in zip(indices, parameters, strict=True):
+                _check_dense("gradient", parameter.grad)
+                learning_rate, wd = self._count(index)
+                views = Parameter(*(array.as_np_ndarray() for array in parameter.arrays))
+                update(mx.np, views, hyper.scalars(views.acc_grad.dtype), learning_rate, wd)
+
+    def _fused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
+        from adadelta_cli.kernels import cpu
+
+        hyper = self._hyperparameters()
+        kinds = [_kernel_kind(parameter) for parameter in parameters]
+        flush_subnormals = engine.quiesce()
+        operands = [
+            cpu.Operand(
+                kind,
+                cpu.arranged([engine.address_of(array) for array in parameter.arrays]),
+                parameter.weight.size,
+                *self._count(index),
+            )
+            for index, kind, parameter in zip(indices, kinds, parameters, strict=True)
+        ]
+        cpu.launch(operands, hyper, flush_subnormals=flush_subnormals)
+
+
+def _plain(
+    weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State]
+) -> list[Parameter]:
+    """Put together what `step` and `fused_step` are given: states without masters."""
+    return [Parameter(w, g, *s) for w, g, s in zip(weights, grads, states, strict=True)]
+
+
+_STATE_DTYPE = {"float16": "float32", "float32": "float32", "float64": "float64"}
+
+
+def _check_dense(what: str, array: Any) -> None:
+    if array.stype != "default":
+        raise TypeError(
+            f"a {what} is sparse ({array.stype}); AdaDelta takes dense arrays: use "
+            "grad_stype='default', or array.tostype('default')"
+        )
+
+
+def _kernel_kind(parameter: Parameter) -> Any:
+    """Look up the kernel for a parameter in MXNet's arrays, or raise TypeError."""
+    from adadelta_cli.kernels import cpu
+
+    p = parameter
+    for what, array in (("weight", p.weight), ("gradient", p.grad)):
+        _check_dense(what, array)
+    shapes = {array.shape for array in p.arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"weight, gradient and states must have one shape; got {sorted(shapes)}")
+    if p.weight.ctx.device_type != "cpu":
+        raise TypeError(
+            f"a weight is on {p.weight.ctx}; the fused step takes CPU arrays: pass "
+            "use_fused_step=False there"
+        )
+    return cpu.kind_of(p.weight.dtype, p.grad.dtype, p.acc_grad.dtype, p.master is not None)
+
+
+def _aggregate_num(given: float | None, fused: bool) -> int:
+    """Say how many parameters `Updater` hands over at once.
+
+    `sys.maxsize` stands for no limit: `numpy.inf`, for which the Updater tests by identity, is
+    another object after pickling.
+    """
+    if given is None:
+        return sys.maxsize if fused else 1
+    return sys.maxsize if math.isinf(given) else int(given)
+
+
+def _overwrite_base_rate(scheduler: Any, learning_rate: float) -> None:
+    """Let a given rate overwrite the scheduler's, as MXNet does, but without printing to stdout."""
+    if scheduler is not None and scheduler.base_lr != learning_rate:
+        warnings.warn(
+            f"the scheduler's base rate {scheduler.base_lr} is overwritten by learning_rate="
+            f"{learning_rate}; pass learning_rate=None to keep the scheduler's",
+            stacklevel=3,
+        )
+        scheduler.base_lr = learning_rate
+
+
+def load_states(trainer: Any, path: str) -> None:
+    """Load optimizer states into a `gluon.Trainer`, keeping the fused step.
+
+    `Trainer.load_states` brings back the class of the optimizer that saved the states. After states
+    that `mxnet.optimizer.AdaDelta` saved, this puts an `AdaDelta` of this package in its place,
+    with the saved hyper-parameters and update counts, and with `use_fused_step` and `aggregate_num`
+    as the trainer's optimizer had them.
+
+    Args:
+        trainer: a trainer whose optimizer is this package's `AdaDelta`.
+        path: a file that `Trainer.save_states` wrote.
+
+    Raises:
+        TypeError: the trainer's optimizer, or the one that saved the states, is no AdaDelta.
+    """
+    before = trainer.optimizer
+    if not isinstance(before, AdaDelta):
+        raise TypeError(f"the trainer's optimizer is {type(before)}; expected {AdaDelta}")
+    trainer.load_states(path)
+    loaded = trainer.optimizer
+    if not isinstance(loaded, (AdaDelta, mx.optimizer.adadelta.AdaDelta)):
+        raise TypeError(f"{path} was saved by {type(loaded)}; expected an AdaDelta's states")
+    optimizer = AdaDelta.__new__(AdaDelta)
+    optimizer.__setstate__(loaded.__getstate__())
+    optimizer.use_fused_step = before.use_fused_step
+    optimizer.aggregate_num = before.aggregate_num
+    optimizer.param_dict = loaded.param_dict
+    optimizer._hyperparameters()  # noqa: SLF001 - a file is input: raises what is out of range
+    trainer._optimizer = optimizer  # noqa: SLF001 - as Trainer.load_states does itself
+    updaters = trainer._updaters  # noqa: SLF001
+    if trainer._update_on_kvstore:  # noqa: SLF001
+        updaters = [trainer._kvstore._updater]  # noqa: SLF001
+    for updater in updaters:
+        updater.optimizer = optimizer
+
+
+# Assigned, since `Optimizer.register` prints a warning where a name is taken.
+mx.optimizer.Optimizer.opt_registry["adadelta"] = AdaDelta
