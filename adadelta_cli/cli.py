@@ -103,6 +103,74 @@ def terminal(as_json: bool, quiet: bool, verbose: bool) -> Terminal:
 # --- run and schema
 
 
+@adadelta.command()
+@click.argument("configs", nargs=-1, metavar="[CONFIG]...")
+@click.option(
+    "--fused/--no-fused", default=True, show_default=True,
+    help="Take the step in one pass over memory, or one operation at a time: the same bits.",
+)  # fmt: skip
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    help="Override a value of the configs, such as optimizer.rho=0.95; repeatable.",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, where there is one.")
+@click.option("--force", is_flag=True, help="Begin anew, even where that loses an unfinished run.")
+@click.option(
+    "--record-gradients", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Write the gradient of each step to an npz file, for verify --replay.",
+)  # fmt: skip
+@click.option(
+    "--dtype", default="float32", show_default=True,
+    type=click.Choice(["float32", "float64", "float16"]),
+    help="Element type; float16 keeps float32 master weights and states.",
+)  # fmt: skip
+@threads_option
+@shared_options("run")
+def run(
+    configs: tuple[str, ...], overrides: tuple[str, ...], record_gradients: Path | None,
+    ctx: str, backend: str, out: Path, threads: int | None,  # noqa: ARG001 - its callback acts
+    as_json: bool, quiet: bool, verbose: bool, **how: Any,
+) -> None:  # fmt: skip
+    r"""Train the problems; write history and plots.
+
+    CONFIG is a YAML file or the name of one that ships: rosenbrock, logistic_regression, mlp.
+    With none given, all three. Files, in OUT/<config name>/: history.csv, summary.json,
+    config.yaml, loss.png, checkpoint.npz.
+
+    \b
+    adadelta run mlp
+    adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
+    adadelta run my.yaml --backend numpy --dtype float64 --resume
+    """
+    from adadelta_cli import report, training
+    from adadelta_cli.backends import backend as array_library
+
+    screen = terminal(as_json, quiet, verbose)
+    library = array_library(backend, ctx)
+    runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
+    results = []
+    for each in runs:
+        with screen.progress(f"run {each.name}") as tick:
+            results.append(each.execute(tick))
+    screen.table(report.run_table(results))
+    screen.document({"results": [report.run_summary(result) for result in results]})
+    for line in report.run_remarks(results, out):
+        screen.note(line)
+    click.get_current_context().exit(training.exit_code(results))
+
+
+@adadelta.command()
+def schema() -> None:
+    r"""Print the JSON schema of a config, for editors.
+
+    \b
+    adadelta schema > schema.json
+    """
+    from adadelta_cli import config, report
+
+    click.echo(report.json_text(config.schema()), nl=False)
+
+
 # --- verify
 
 
