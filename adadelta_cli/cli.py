@@ -174,4 +174,89 @@ def schema() -> None:
 # --- verify
 
 
+def _sizes(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> tuple[int, ...]:
+    """Read a list of sizes, such as 1e6,4k."""
+    from adadelta_cli import workloads
+
+    return tuple(workload.elements for workload in workloads.sizes(text)) if text else ()
+
+
+@adadelta.command()
+@click.argument("configs", nargs=-1, metavar="[CONFIG]...")
+@click.option(
+    "--impl", "names", multiple=True, metavar="NAME",
+    help="Check this implementation; repeatable. Default: all that are here.",
+)  # fmt: skip
+@click.option("--full", is_flag=True, help="The whole catalogue of cases: some minutes.")
+@click.option(
+    "--case", "case_names", multiple=True, metavar="NAME",
+    help="Only this case, and no training; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--sizes", callback=_sizes, metavar="LIST",
+    help="Tensors of these lengths in place of the cases, such as 1e6,4097.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1, 100_000), metavar="N",
+    help="Steps of each case, in place of its own number.",
+)  # fmt: skip
+@click.option(
+    "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16"]),
+    help="Element type; repeatable. Default: all. float16 keeps float32 masters.",
+)  # fmt: skip
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
+    metavar="S", help="Seconds that one case of one implementation may take.",
+)  # fmt: skip
+@threads_option
+@shared_options("verify")
+def verify(
+    configs: tuple[str, ...], names: tuple[str, ...], case_names: tuple[str, ...], full: bool,
+    sizes: tuple[int, ...], steps: int | None, dtypes: tuple[str, ...], timeout: float,
+    ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001 - see _threads
+    as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    r"""Check implementations against each other, bit for bit.
+
+    Each takes the steps of a catalogue of cases, and trains the problems; weight, states and master
+    weights are compared after every step. CONFIG is a problem to train, a YAML file or one of
+    rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves out the rest. Files,
+    in OUT: verify.csv, verify.json, verify.png. Exit code 1 when a bit differs.
+
+    \b
+    adadelta verify
+    adadelta verify --impl mxnet-fused --dtype float32 --case special
+    adadelta verify mlp --seed 7
+    """
+    from adadelta_cli import cases, config, report, verification
+
+    screen = terminal(as_json, quiet, verbose)
+    chosen = cases.select(case_names, full=full, steps=steps, sizes=sizes)
+    for reference in configs:
+        config.load(reference)
+    only = bool(configs), bool(case_names or sizes)
+    plan = verification.Plan(
+        implementations=verification.choose(names, backend, ctx),
+        cases=() if only == (True, False) else tuple(chosen),
+        configs=() if only == (False, True) else tuple(configs or config.shipped()),
+        dtypes=dtypes or verification.DTYPES,
+        seed=seed,
+        timeout=timeout,
+    )
+    work = verification.Verification(plan)
+    try:
+        with screen.progress("verify") as tick:
+            work.execute(tick)
+    finally:
+        report.write_verification(out, work)
+    screen.table(report.verification_table(work))
+    for line in report.verification_failures(work, most=1000 if verbose else 10):
+        screen.text(line)
+    screen.document(report.verification_document(work))
+    screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
+    click.get_current_context().exit(work.exit_code)
+
+
 # --- bench

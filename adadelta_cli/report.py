@@ -14,6 +14,8 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from adadelta_cli.verification import Row, summaries
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from adadelta_cli.config import Config
     from adadelta_cli.training import Result
+    from adadelta_cli.verification import Summary, Trace, Verification
 
 
 # --- files: whole, or not at all ------------------------------------------------------------------
@@ -236,6 +239,142 @@ def _plot_metric(panel: Axes, result: Result, metric: str) -> None:
 
 
 # --- verify ---------------------------------------------------------------------------------------
+
+CHECKS = {
+    "step": "steps on synthetic inputs",
+    "training": "whole trainings",
+    "gradient": "gradient left alone",
+}
+
+
+def write_verification(folder: Path, verification: Verification, *, plot: bool = True) -> None:
+    """Write verify.csv, verify.json and verify.png."""
+    columns = [field.name for field in fields(Row)]
+    write_csv(folder / "verify.csv", verification.rows, columns)
+    write_json(folder / "verify.json", verification_document(verification, rows=True))
+    if plot and verification.rows:
+        write_plot(folder / "verify.png", verification_figure(verification))
+
+
+def verification_document(verification: Verification, *, rows: bool = False) -> dict[str, Any]:
+    """Arrange a verification for verify.json (with all rows) or `--json` (with the failures)."""
+    chosen = verification.rows if rows else verification.failures
+    plan = vars(verification.plan) | {"cases": [case.name for case in verification.plan.cases]}
+    document = {
+        "passed": not verification.failures,
+        "plan": plan,
+        "summaries": summaries(verification.rows),
+        "rows" if rows else "failures": [vars(row) | {"replay": row.replay} for row in chosen],
+    }
+    return jsonable(document)
+
+
+def verification_table(verification: Verification) -> Table:
+    """Lay out the verdicts, one row for each check of each implementation."""
+    from rich.table import Table
+
+    table = Table(
+        title="adadelta verify: do the bits agree?", title_justify="left",
+        caption="A case is put in each dtype. ULP: units in the last place.",
+        caption_justify="left",
+    )  # fmt: skip
+    for name in ("implementation", "compared with", "over", "cases", "numbers compared",
+                 "of these differ", "largest ULP", "verdict"):  # fmt: skip
+        right = name in {"cases", "numbers compared", "of these differ", "largest ULP"}
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    before = ""
+    for each in summaries(verification.rows):
+        table.add_row(
+            each.implementation if each.implementation != before else "",
+            each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
+            f"{each.mismatches:,}", f"{each.max_ulp:g}" if each.check != "gradient" else "",
+            f"[red]{each.failed} FAILED[/]" if each.failed else "[green]passed[/]",
+        )  # fmt: skip
+        before = each.implementation
+    return table
+
+
+def _case_count(summary: Summary) -> str:
+    skipped = f" ({summary.skipped} skipped)" if summary.skipped else ""
+    return f"{summary.cases - summary.skipped}{skipped}"
+
+
+def verification_failures(verification: Verification, most: int) -> list[str]:
+    """Describe each failure with the command that repeats it, the first `most` of them."""
+    lines = [
+        f"FAILED {row.check} {row.case} {row.dtype} {row.implementation} {row.tensor}: "
+        + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
+        + f"{row.note}\n  repeat it: {row.replay}"
+        for row in verification.failures
+    ]
+    more = len(lines) - most
+    return lines[:most] + ([f"... and {more} more, in verify.csv"] if more > 0 else [])
+
+
+def verification_figure(verification: Verification) -> Figure:
+    """Draw the verdict on each case, and the losses of the trainings."""
+    from matplotlib.figure import Figure
+
+    traces = [trace for trace in verification.traces if trace.dtype == "float32"]
+    traces = list({trace.problem: trace for trace in traces}.values())
+    cases = list(dict.fromkeys((row.check, row.case) for row in verification.rows))
+    lines = list(dict.fromkeys((row.implementation, row.dtype) for row in verification.rows))
+    height = 2.2 + 0.24 * len(lines) + (3.4 if traces else 0)
+    figure = Figure(figsize=(max(9.0, 3.0 + 0.24 * len(cases)), height), layout="constrained")
+    parts = figure.subfigures(2 if traces else 1, 1, squeeze=False, height_ratios=(
+        [2.2 + 0.24 * len(lines), 3.4] if traces else None))[:, 0]  # fmt: skip
+    _plot_verdicts(parts[0].subplots(), verification.rows, cases, lines)
+    if traces:
+        for panel, trace in zip(parts[1].subplots(1, len(traces), squeeze=False)[0], traces,
+                                strict=True):  # fmt: skip
+            _plot_trace(panel, trace)
+    return figure
+
+
+def _plot_verdicts(
+    panel: Axes, rows: Sequence[Row], cases: list[tuple[str, str]], lines: list[tuple[str, str]]
+) -> None:
+    """Draw a square for each case and implementation: green, red with the largest ULP, or none."""
+    from matplotlib.colors import ListedColormap
+
+    cases = [case for case in cases if case[0] != "gradient"]
+    verdicts = [[float("nan")] * len(cases) for _ in lines]
+    for row in rows:
+        if row.passed is None or row.check == "gradient":
+            continue
+        y, x = lines.index((row.implementation, row.dtype)), cases.index((row.check, row.case))
+        verdicts[y][x] = min(verdicts[y][x], float(row.passed)) if verdicts[y][x] == 0 else float(
+            row.passed)  # fmt: skip
+        if not row.passed:
+            panel.text(x, y, "x", ha="center", va="center", color="white", fontsize=8)
+    panel.imshow(verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1,
+                 aspect="auto")  # fmt: skip
+    panel.set_xticks(range(len(cases)), [case for _, case in cases], rotation=90, fontsize=8)
+    panel.set_yticks(range(len(lines)), [f"{name}  {dtype}" for name, dtype in lines], fontsize=8)
+    panel.set_xticks([x - 0.5 for x in range(1, len(cases))], minor=True)
+    panel.set_yticks([y - 0.5 for y in range(1, len(lines))], minor=True)
+    panel.grid(which="minor", color="white", linewidth=1)
+    panel.tick_params(which="both", length=0)
+    differing = sum(row.mismatches or 0 for row in rows)
+    compared = sum(row.elements for row in rows)
+    panel.set_title(
+        f"{differing:,} of {compared:,} numbers differ from the reference in a bit\n"
+        "green: all bits equal   red: some differ   white: cannot be put there", fontsize=10,
+    )  # fmt: skip
+
+
+def _plot_trace(panel: Axes, trace: Trace) -> None:
+    for losses, label, style in (
+        (trace.unfused, "unfused", {"color": "C1", "linewidth": 5, "alpha": 0.45}),
+        (trace.fused, "fused", {"color": "C0", "linewidth": 1.2}),
+    ):
+        panel.plot(*zip(*losses, strict=True), label=f"{label} step", **style)
+    panel.set_yscale("log")
+    panel.set_title(f"{trace.problem} ({trace.backend}, {trace.dtype})", fontsize=10)
+    panel.set_xlabel("step")
+    panel.set_ylabel("training loss")
+    panel.grid(alpha=0.3)
+    panel.legend()
 
 
 # --- bench ----------------------------------------------------------------------------------------
