@@ -7,6 +7,7 @@ for how long to take samples. It ends when its stdin does, so it never outlives 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 import os
@@ -26,7 +27,8 @@ from adadelta_cli.update import Hyperparameters, Parameter, update
 
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
 SETTLED = 0.97  # warm-up is over when a step takes no less than this share of the best so far
-WARM_UP_S = 1.0
+WARM_UP_S = 0.3
+LEAST_ROUNDS = 5
 UNTIMED_BELOW_S = 50e-3  # a step shorter than this is taken once, untimed, before each sample
 ALIGNMENT_BYTES = 64  # a cache line
 PAGE_BYTES = 4096
@@ -203,19 +205,19 @@ class Entry:
 
 
 def rounds(entries: dict[str, Entry], seconds: float) -> Iterator[dict[str, float | None]]:
-    """Take samples of all entries in turn until the time is up, at least one round.
+    """Take samples of all entries in turn until the time is up, `LEAST_ROUNDS` at least.
 
     In one round an entry is sampled once, or not at all (None) when it already had more than its
     share of the time: slow ones get fewer samples.
     """
     start = time.monotonic()
-    while True:
+    for number in itertools.count(1):
         fair = sum(entry.spent_s for entry in entries.values()) / len(entries)
         yield {
             name: entry.sample() if entry.spent_s <= fair else None
             for name, entry in entries.items()
         }
-        if time.monotonic() - start >= seconds:
+        if number >= LEAST_ROUNDS and time.monotonic() - start >= seconds:
             return
 
 
