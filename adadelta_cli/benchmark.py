@@ -16,11 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,8 +28,11 @@ from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
 from adadelta_cli.estimate import Estimate, estimate, ratio
 from adadelta_cli.implementations import IMPLEMENTATIONS, implementation
-from adadelta_cli.workloads import Workload, model
 from adadelta_cli.worker import ARITHMETIC, MEMORY
+from adadelta_cli.workloads import Workload, model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 SLICE_S = 0.25  # how long a process takes samples before it is asked whether they suffice
 TRAINED = {"mlp": ("mxnet-stock", "mxnet", "mxnet-fused")}  # by network; the first is the reference
@@ -51,10 +53,10 @@ class Plan:
         processes: how many times everything is timed afresh.
     """
 
-    workloads: Sequence[Workload]
-    implementations: Sequence[str]
-    dtypes: Sequence[str] = ("float32",)
-    threads: Sequence[int] = (1,)
+    workloads: tuple[Workload, ...]
+    implementations: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("float32",)
+    threads: tuple[int, ...] = (1,)
     seed: int = 0
     precision: float = 0.02
     max_time_s: float = 4.0
@@ -243,7 +245,7 @@ class Worker:
     def __init__(self, threads: int, **environment: str) -> None:
         path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         limits = machine.thread_environment(threads) | environment
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - __exit__ closes it
         self._process = subprocess.Popen(
             [sys.executable, "-m", "adadelta_cli.worker"],
             stdin=subprocess.PIPE,
@@ -253,7 +255,7 @@ class Worker:
             env={**os.environ, **limits, "PYTHONPATH": os.pathsep.join(filter(None, path))},
         )
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Worker:  # noqa: PYI034 - Python 3.10 has no Self
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -303,7 +305,7 @@ class Result:
 
 
 def results(plan: Plan, train: str | None, tick: Tick = no_tick) -> Iterator[Result]:
-    """Time all of a plan, then the training of a network where one is named; as `measure`, `train_steps`."""
+    """Time all of a plan, by `measure`, then the training of a network, by `train_steps`."""
     if plan.workloads:
         yield from measure(plan, tick)
     if train:
@@ -433,7 +435,7 @@ def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Meas
         ceiling_fraction=share.median,
         ceiling_fraction_low=share.low,
         ceiling_fraction_high=share.high,
-        bound=bound.split()[0],
+        bound=bound.split(maxsplit=1)[0],
         note="; ".join(_notes(name, group, samples, time_s)),
     )
     return Measurement(_sped_up(row, unfused, samples[name]), [each.tolist() for each in known])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadelta_cli.console import Terminal
+from adadelta_cli.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,7 +182,7 @@ def _thread_counts(
     _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> tuple[int, ...]:
     """Read a list of thread counts; by default, one entry: all available cores."""
-    from adadelta_cli import machine  # noqa: PLC0415
+    from adadelta_cli import machine
 
     parts = text.split(",") if text else [str(machine.available_cores())]
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
@@ -191,31 +192,35 @@ def _thread_counts(
     return tuple(map(int, parts))
 
 
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
 @adadelta.command()
 @click.option(
     "--sizes",
     metavar="LIST",
-    help="Elements of one tensor, a list: 1e5,2.5M,10k.  [default: 1e5,1e6,1e7, without --model and --train]",
+    help="Elements of one tensor, a list: 1e5,2.5M,10k. Default 1e5,1e6,1e7, where neither --model "
+    "nor --train is given.",
 )
 @click.option(
     "--model",
     "models",
     multiple=True,
     metavar="NAME",
-    help="The parameters of a network, all in one step: mlp, resnet50, bert-base, gpt2-small, many-small; repeatable.",
+    help="The parameters of a network, all in one step: mlp, resnet50, bert-base, gpt2-small, "
+    "many-small; repeatable.",
 )
 @click.option(
     "--train",
-    metavar="NAME",
     type=click.Choice(["mlp"]),
-    help="Whole training steps (forward, backward, update) of a network: mlp.",
+    help="Whole training steps (forward, backward, update) of a network.",
 )
 @click.option(
     "--impl",
     "names",
     multiple=True,
     metavar="NAME",
-    help="What to time; repeatable.  [default: all that are here]",
+    help="What to time; repeatable; default all that are here.",
 )
 @click.option(
     "--dtype",
@@ -224,24 +229,24 @@ def _thread_counts(
     type=click.Choice(["float32", "float64", "float16"]),
     default=["float32"],
     show_default=True,
-    help="Element type; repeatable. float16 is float16 weights with float32 masters.",
+    help="Element type; repeatable. float16 has float32 master weights.",
 )
 @click.option(
     "--threads",
     callback=_thread_counts,
     metavar="LIST",
-    help="CPU threads of every implementation, a list: 1,2.  [default: all available cores]",
+    help="CPU threads of every implementation, a list: 1,2; default all available cores.",
 )
 @click.option(
     "--precision",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     default=0.02,
     show_default=True,
     help="Half the width of a median's 95 % interval, as a share of it, that suffices.",
 )
 @click.option(
     "--max-time",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     default=4.0,
     show_default=True,
     metavar="S",
@@ -264,25 +269,11 @@ def _thread_counts(
 )
 @shared_options("bench")
 def bench(
-    sizes: str | None,
-    models: tuple[str, ...],
-    train: str | None,
-    names: tuple[str, ...],
-    dtypes: tuple[str, ...],
-    threads: tuple[int, ...],
-    precision: float,
-    max_time: float,
-    processes: int,
-    layout: str,
-    ctx: str,
-    backend: str,
-    seed: int,
-    out: Path,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> int:
-    """Time one optimizer step against what the machine allows.
+    sizes: str | None, models: tuple[str, ...], train: str | None, names: tuple[str, ...],
+    layout: str, ctx: str, backend: str, out: Path, as_json: bool, quiet: bool, verbose: bool,
+    **how: Any,
+) -> int:  # fmt: skip
+    r"""Time one optimizer step against what the machine allows.
 
     The ceiling is the slower of two roofs, timed in turn with the steps: moving the bytes that a
     step has to move, and doing its arithmetic on data in the first-level cache.
@@ -291,22 +282,22 @@ def bench(
     adadelta bench
     adadelta bench --sizes 1e6,1e7 --model resnet50 --threads 1,2
     adadelta bench --train mlp --format markdown
-    """  # fmt: skip
-    from adadelta_cli import benchmark, machine, report, workloads  # noqa: PLC0415
+    """
+    from adadelta_cli import benchmark, machine, report, workloads
 
     screen = terminal(as_json, quiet, verbose)
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
     plan = benchmark.Plan(
-        workloads=[*(workloads.sizes(wanted) if wanted else []), *map(workloads.model, models)],
-        implementations=benchmark.choose(names, backend, ctx),
-        dtypes=tuple(dict.fromkeys(dtypes)), threads=threads, seed=seed, precision=precision,
-        max_time_s=max_time, processes=processes,
-    )  # fmt: skip
-    about, results = machine.describe(), []
+        (*workloads.sizes(wanted), *map(workloads.model, models)),
+        benchmark.choose(names, backend, ctx),
+        max_time_s=how.pop("max_time"),
+        **how,
+    )
+    about = machine.describe()
+    results: list[benchmark.Result] = []
     try:
         with screen.progress("bench") as tick:
-            for result in benchmark.results(plan, train, tick):
-                results.append(result)
+            results.extend(benchmark.results(plan, train, tick))
     finally:
         if results:
             files = report.write_bench(out, results, about)
@@ -317,7 +308,7 @@ def bench(
 
 
 def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], layout: str) -> None:
-    from adadelta_cli import report  # noqa: PLC0415
+    from adadelta_cli import report
 
     rows = [each.row for result in results for each in result.measurements]
     if layout == "markdown":

@@ -7,10 +7,12 @@ data: A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 REPLICATES = 1000
 DRAWN = 200  # samples drawn of each process, at most: more changes no interval that can be seen

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 # Each library reads its own variable, once, when it is loaded.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # fmt: skip
-LIBRARIES = ("adadelta", "mxnet", "numpy", "numba", "llvmlite", "scikit-learn", "pandas", "matplotlib")  # fmt: skip
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
+LIBRARIES = ("adadelta", "mxnet", "numpy", "numba", "llvmlite", "scikit-learn")
 KIBIBYTE = 1024
 
 
@@ -43,7 +48,7 @@ def available_bytes() -> int | None:
 
 
 def cache_bytes() -> dict[str, int]:
-    """Return the sizes of a core's data caches, by level: `{"L1d": 49152, "L2": ...}`; Linux only."""
+    """Return the sizes of the data caches that a core sees, by level; Linux only."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = (_text(index / name) for name in ("level", "type", "size"))

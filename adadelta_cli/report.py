@@ -292,8 +292,8 @@ def _memory(count: int | None) -> str:
 
 def bench_table(rows: Sequence[Any]) -> Table:
     """Lay out rows of bench.csv for a terminal, a rule between workloads."""
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - keeps --help fast
-    from rich.table import Table  # noqa: PLC0415
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
     for heading in BENCH_HEADINGS:
@@ -338,7 +338,7 @@ def write_bench(out: Path, results: Sequence[Any], machine: dict[str, Any]) -> l
 
 def bench_figure(rows: Sequence[Any], machine: dict[str, Any]) -> Figure:
     """Draw throughput by size under the ceiling, and the speed-ups, for each dtype and threads."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second
+    from matplotlib.figure import Figure
 
     settings = sorted({(row.dtype, row.threads) for row in rows})
     bars = max(sum((row.dtype, row.threads) == each for row in rows) for each in settings)

@@ -14,16 +14,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from adadelta_cli.backends import BACKENDS
 from adadelta_cli.implementations import Implementation, implementation
 from adadelta_cli.update import Hyperparameters, Parameter, update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
 SETTLED = 0.97  # warm-up is over when a step takes no less than this share of the best so far
@@ -85,7 +87,7 @@ class Tensors:
         return cls(line, parameters)
 
     def on(self, backend: str) -> list[Parameter]:
-        """Hand the same memory to a backend's arrays: every implementation works on one placement."""
+        """Hand the same memory to arrays of a backend, so that all are placed alike."""
         wrap = _WRAPPED[backend]
         return [Parameter(*map(wrap, each.arrays)) for each in self.parameters]
 
@@ -114,7 +116,7 @@ def _line(number: int, values: np.ndarray, total: int, dtype: Any) -> np.ndarray
 
 
 def _mxnet_array(array: np.ndarray) -> Any:
-    from adadelta_cli import engine  # noqa: PLC0415 - takes a second
+    from adadelta_cli import engine
 
     # A view, because MXNet marks what it is given as read-only.
     return engine.load().nd.from_numpy(array.view(), zero_copy=True).as_np_ndarray()
@@ -233,7 +235,7 @@ class Timing:
     """Time steps of several implementations, and the two roofs, on the tensors of a workload."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from adadelta_cli.kernels import roofline  # noqa: PLC0415 - imports Numba
+        from adadelta_cli.kernels import roofline
 
         tensors = Tensors.allocate(spec["shapes"], spec["dtype"], spec["seed"])
         self.faults: dict[str, str] = {}
@@ -315,7 +317,7 @@ class Training:
     STEPS_TO_LOSS = 30
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from adadelta_cli import engine  # noqa: PLC0415
+        from adadelta_cli import engine
 
         self._mx = mx = engine.load()
         BACKENDS["mxnet"]()
@@ -379,7 +381,7 @@ class Training:
 
 
 def _training_optimizer(name: str) -> Any:
-    from adadelta_cli import AdaDelta, engine  # noqa: PLC0415
+    from adadelta_cli import AdaDelta, engine
 
     make: dict[str, Callable[[], Any]] = {
         "mxnet-stock": engine.load().optimizer.adadelta.AdaDelta,
@@ -389,7 +391,7 @@ def _training_optimizer(name: str) -> Any:
     return make[name]()
 
 
-TASKS = {"time": Timing, "peak": Peak, "train": Training}
+TASKS: dict[str, Any] = {"time": Timing, "peak": Peak, "train": Training}
 
 
 def serve(orders: IO[str], replies: IO[str]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 Shape = tuple[int, ...]
 
@@ -42,7 +45,7 @@ class Workload:
 
 
 def sizes(text: str) -> list[Workload]:
-    """Read the list that `--sizes` takes: one tensor of one dimension for each size.
+    """Read the list that `--sizes` takes: a one-dimensional tensor for each entry.
 
     >>> [workload.elements for workload in sizes("1e3,2.5k,4M")]
     [1000, 2500, 4000000]
@@ -50,7 +53,8 @@ def sizes(text: str) -> list[Workload]:
     Raises:
         UsageError: an entry is no size.
     """
-    return [Workload(_name(size), ((size,),)) for size in map(_size, text.split(","))]
+    entries = text.split(",") if text else []
+    return [Workload(_name(size), ((size,),)) for size in map(_size, entries)]
 
 
 def _size(text: str) -> int:

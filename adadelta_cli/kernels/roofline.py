@@ -9,7 +9,7 @@ be faster than the slower of the two.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -24,7 +24,9 @@ from adadelta_cli.kernels.cpu import (
     compiled_parallel,
     parts_for,
 )
-from adadelta_cli.update import Hyperparameters, Parameter
+
+if TYPE_CHECKING:
+    from adadelta_cli.update import Hyperparameters, Parameter
 
 # The arrays that the arithmetic roof works on: they have to fit the first-level cache, and be long
 # enough that starting on them again costs nothing. Measured, a nanosecond an element on one
@@ -131,7 +133,7 @@ class Roofs:
 
 
 def _rows(line: Any, parts: int, size: int) -> Any:
-    """Repeat the start of a line in a small array for each part, each at a cache line of its own."""
+    """Repeat the start of a line in a small aligned array, a row for each part."""
     if line is None:
         return None
     room = np.empty(parts * size * line.itemsize + 64, dtype=np.uint8)
