@@ -412,6 +412,7 @@ def _reply(replies: IO[str], answer: dict[str, Any]) -> None:
 def main() -> None:
     """Serve the leader on stdin and stdout; whatever else prints goes to stderr."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the leader, which ends this
+    sys.modules["sklearn"] = None  # type: ignore[assignment] # half of MXNet's import, unused here
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(sys.stdin, replies)
