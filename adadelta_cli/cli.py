@@ -223,8 +223,8 @@ def verify(
 
     Each takes the steps of a catalogue of cases, and trains the problems; weight, states and master
     weights are compared after every step. CONFIG is a problem to train, a YAML file or one of
-    rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves out the rest. Files,
-    in OUT: verify.csv, verify.json, verify.png. Exit code 1 when a bit differs.
+    rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves out the rest.
+    Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 when a bit differs.
 
     \b
     adadelta verify

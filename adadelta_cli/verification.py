@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from adadelta_cli.errors import ExitCode
 from adadelta_cli.sandbox import Sandbox, SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from adadelta_cli.cases import Case
     from adadelta_cli.implementations import Implementation
@@ -323,19 +324,23 @@ class Verification:
             sandbox: where to run them, in place of a process of its own.
         """
         plan = self.plan
-        jobs = [(self._check_case, case, dtype) for dtype in plan.dtypes for case in plan.cases]
+        jobs: list[tuple[str, Callable[[Sandbox], None]]] = [
+            (f"{case.name} {dtype}", partial(self._check_case, case, dtype))
+            for dtype in plan.dtypes
+            for case in plan.cases
+        ]
         jobs += [
-            (self._check_training, config, dtype)
+            (f"training {config} {dtype}", partial(self._check_training, config, dtype))
             for config in plan.configs
             for dtype in plan.dtypes
         ]
         with sandbox or Sandbox(plan.timeout) as place:
-            for done, (check, what, dtype) in enumerate(jobs):
-                tick(done, len(jobs), f"{getattr(what, 'name', what)} {dtype}")
-                check(place, what, dtype)
+            for done, (what, check) in enumerate(jobs):
+                tick(done, len(jobs), what)
+                check(place)
         tick(len(jobs), len(jobs), "")
 
-    def _check_case(self, sandbox: Sandbox, case: Case, dtype: str) -> None:
+    def _check_case(self, case: Case, dtype: str, sandbox: Sandbox) -> None:
         known: dict[str, Trajectory | SandboxError] = {}
 
         def trajectory(name: str) -> Trajectory:
@@ -374,7 +379,7 @@ class Verification:
                 )
             )  # fmt: skip
 
-    def _check_training(self, sandbox: Sandbox, config: str, dtype: str) -> None:
+    def _check_training(self, config: str, dtype: str, sandbox: Sandbox) -> None:
         chosen = [implementations.implementation(name) for name in self.plan.implementations]
         for fused in (each for each in chosen if each.fused):
             found: dict[str, Trajectory] = {}
