@@ -108,7 +108,7 @@ class Result:
         steps: how many were taken.
         seconds: wall time of all of them, with the recording, over all sessions.
         optimum: the least loss where it is known.
-        labels: the words for each of the problem's metrics.
+        labels: the loss and the problem's metrics, each with the words for a plot's axis.
         history: the recorded rows.
     """
 

@@ -27,6 +27,7 @@ class LogisticRegression(Problem):
 
     name = "logistic_regression"
     metrics = {  # noqa: RUF012 - a constant
+        "loss": "loss (mean of all samples, with L2)",
         "gap": "loss above the optimum",
         "accuracy": "accuracy (share of all samples)",
     }
@@ -137,8 +138,9 @@ def _features(path: Path, table: Any) -> np.ndarray:
     wrong = np.argwhere(~np.isfinite(numbers))
     if len(wrong):
         row, column = wrong[0]
+        got = table.iloc[row, column]
         raise UsageError(
-            f"{path}, line {row + 2}: {table.columns[column]} is {table.iat[row, column]!r}; features "
-            "must be finite numbers"
+            f"{path}, line {row + 2}: {table.columns[column]} is {got!r}; features must be finite "
+            "numbers"
         )
     return numbers

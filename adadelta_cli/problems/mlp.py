@@ -46,7 +46,10 @@ class Mlp(Problem):
     """Mean cross-entropy of softmax(layers(x)); the layers are affine with activations between."""
 
     name = "mlp"
-    metrics = {"accuracy": "accuracy (share of held-out samples)"}  # noqa: RUF012 - a constant
+    metrics = {  # noqa: RUF012 - a constant
+        "loss": "loss (mean of the training samples)",
+        "accuracy": "accuracy (share of held-out samples)",
+    }
 
     def __init__(self, settings: config.Mlp, seed: int) -> None:
         from sklearn.datasets import load_digits
