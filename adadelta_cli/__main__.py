@@ -36,10 +36,7 @@ OUTCOMES: dict[type[BaseException], tuple[ExitCode, str]] = {
     OSError: (ExitCode.BROKEN, f"{{error}}; {FINISHED}"),
     BaseException: (
         ExitCode.BROKEN,
-        (
-            "{kind}: {error}. This is a bug in adadelta; set ADADELTA_DEBUG=1 for the traceback, and "
-            "report it"
-        ),
+        "{kind}: {error}. This is a bug: report it, with the traceback that ADADELTA_DEBUG=1 shows",
     ),
 }
 

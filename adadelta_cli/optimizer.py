@@ -77,6 +77,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
         kwargs["aggregate_num"] = _aggregate_num(kwargs.get("aggregate_num"), use_fused_step)
         super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
+        self.allow_np_array = True  # both interfaces, whichever was on when it was made
         self.rho = rho
         self.epsilon = epsilon
         self._hyperparameters()  # raises what is outside its range
@@ -97,7 +98,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
                 f"{', '.join(_STATE_DTYPE)}: cast it"
             )
         with mx.util.np_shape(True):
-            zeros = mx.np.zeros(weight.shape, dtype=dtype, ctx=weight.ctx)
+            zeros = mx.np.zeros(weight.shape, dtype=dtype, device=weight.device)
             states = (zeros, zeros.copy())
         if isinstance(weight, mx.np.ndarray):
             return states
@@ -153,12 +154,13 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         The fused step reads the float16 gradient and writes master and float16 weight in the same
         pass; nothing is copied.
         """
-        parameters = [
-            Parameter(weight, grad, *state[1], state[0])
-            if self.multi_precision and weight.dtype == np.float16
-            else Parameter(weight, grad, *state)
-            for weight, grad, state in zip(weights, grads, states, strict=True)
-        ]
+        parameters = []
+        for weight, grad, state in zip(weights, grads, states, strict=True):
+            if self.multi_precision and weight.dtype == np.float16:
+                master, (acc_grad, acc_delta) = state
+                parameters.append(Parameter(weight, grad, acc_grad, acc_delta, master))
+            else:
+                parameters.append(Parameter(weight, grad, *state))
         (self._fused if self.use_fused_step else self._unfused)(indices, parameters)
 
     def _hyperparameters(self) -> Hyperparameters:
@@ -232,9 +234,9 @@ def _kernel_kind(parameter: Parameter) -> Any:
     shapes = {array.shape for array in p.arrays}
     if len(shapes) > 1:
         raise ValueError(f"weight, gradient and states must have one shape; got {sorted(shapes)}")
-    if p.weight.ctx.device_type != "cpu":
+    if not p.weight.device.device_type.startswith("cpu"):  # pinned and shared memory as well
         raise TypeError(
-            f"a weight is on {p.weight.ctx}; the fused step takes CPU arrays: pass "
+            f"a weight is on {p.weight.device}; the fused step takes CPU arrays: pass "
             "use_fused_step=False there"
         )
     return cpu.kind_of(p.weight.dtype, p.grad.dtype, p.acc_grad.dtype, p.master is not None)

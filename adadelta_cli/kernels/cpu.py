@@ -14,6 +14,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
@@ -221,7 +222,8 @@ def _launch(table, starts, rates, decays, hyper, kind, flush, parts):
 # --- what Python calls ----------------------------------------------------------------------------
 
 
-class Kind(NamedTuple):
+@dataclass(frozen=True, eq=False)  # zeros of all types are equal: a kind is only itself
+class Kind:
     """The element types of a tensor's arrays, each given by a zero; float16 by its bits."""
 
     weight: Any
@@ -293,8 +295,9 @@ def _launch_kind(
     if parts is None:
         parts = 1 if total < SERIAL_ELEMENTS else numba.get_num_threads()
     scalars = tuple(hyper.scalars(real))
+    zeros = (kind.weight, kind.grad, kind.state, kind.half)
     with _launching:
-        _launch(table, starts, rates, decays, scalars, tuple(kind), flush, parts)
+        _launch(table, starts, rates, decays, scalars, zeros, flush, parts)
 
 
 def operand(parameter: Parameter, learning_rate: float, wd: float) -> Operand:
@@ -312,6 +315,8 @@ def operand(parameter: Parameter, learning_rate: float, wd: float) -> Operand:
                 f"the fused step takes C-contiguous arrays of one shape, the weight's "
                 f"{p.weight.shape}; got shape {array.shape}, strides {array.strides}"
             )
+    if not all(array.flags.writeable for array in p.arrays if array is not p.grad):
+        raise ValueError("a weight or a state may not be written (flags.writeable is False)")
     addresses = [array.__array_interface__["data"][0] for array in p.arrays]
     return Operand(kind, arranged(addresses), p.weight.size, learning_rate, wd)
 

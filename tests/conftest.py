@@ -1,0 +1,80 @@
+"""What several test modules share: the golden trajectories, random parameters, equality of bits."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adadelta_cli import backends, engine
+
+# Before any library is loaded, here and in what the tests start: the two pytest workers share two
+# cores, and pictures are drawn without a screen.
+os.environ.setdefault("MPLBACKEND", "agg")
+
+HERE = Path(__file__).parent
+GOLDEN = json.loads((HERE / "golden.json").read_text())["cases"]
+HAS_MXNET = engine.is_installed()
+needs_mxnet = pytest.mark.skipif(not HAS_MXNET, reason="MXNet has no wheel for this platform")
+
+KINDS = {  # dtype of weight and grad, dtype of the states, whether there is a master
+    "float32": ("float32", "float32", False),
+    "float64": ("float64", "float64", False),
+    "half": ("float16", "float32", False),
+    "mixed": ("float16", "float32", True),
+}
+AWKWARD = {
+    "learning_rate": 0.7, "rho": 0.95, "epsilon": 1e-6,
+    "wd": 0.013, "rescale_grad": 0.37, "clip_gradient": 0.9,
+}  # fmt: skip
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """View floats as integers; all NaNs are one, for IEEE leaves their sign and payload open."""
+    array = np.where(np.isnan(array), np.array(np.nan, array.dtype), array)
+    return array.view(f"u{array.itemsize}")
+
+
+def assert_same_bits(got, wanted) -> None:
+    """Compare two lists of arrays, to the last bit."""
+    pairs = zip(map(np.asarray, got), map(np.asarray, wanted), strict=True)
+    for k, (a, b) in enumerate(pairs):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        differ = np.flatnonzero(bits(a).ravel() != bits(b).ravel())
+        assert not differ.size, f"array {k}: {differ.size} of {a.size} differ, first at {differ[0]}"
+
+
+def random_arrays(shape, kind="float32", seed=0, low=-8, high=3):
+    """Draw weight, grad, acc_grad, acc_delta (and master): both signs, many magnitudes."""
+    storage, state, has_master = KINDS[kind]
+    rng = np.random.default_rng(seed)
+
+    def spread():
+        return rng.normal(size=shape) * 10.0 ** rng.uniform(low, high, size=shape)
+
+    weight = rng.normal(size=shape).astype(state)
+    with np.errstate(over="ignore"):
+        grad = np.asarray(spread()).astype(storage)
+        acc_grad = np.asarray(np.abs(spread())).astype(state)
+        acc_delta = np.asarray(np.abs(spread()) * 1e-3).astype(state)
+    arrays = [np.asarray(weight).astype(storage), grad, acc_grad, acc_delta]
+    return [*arrays, np.asarray(weight)] if has_master else arrays
+
+
+@pytest.fixture(params=[name for name in ("numpy", "mxnet") if HAS_MXNET or name == "numpy"])
+def backend(request):
+    """Each array library that is installed."""
+    return backends.backend(request.param)
+
+
+@pytest.fixture
+def mxnet():
+    """Return MXNet, in the mode in which its own examples run (`mx.nd`, classic shapes)."""
+    mx = engine.load()
+    was = mx.util.is_np_array(), mx.util.is_np_shape()
+    mx.npx.reset_np()
+    yield mx
+    mx.util.set_np(shape=was[1], array=was[0])
