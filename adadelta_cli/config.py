@@ -264,7 +264,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="an alias (*name) is not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 
@@ -338,9 +338,9 @@ class _Tree:
                 raise UsageError(f"{where}: the key {got} is no text; allowed are texts only")
             path = (*key, name.value)
             if name.value in first:
+                before = first[name.value]
                 raise UsageError(
-                    f"{where}: {dotted(path)} is given twice, first at {first[name.value]}; allowed is "
-                    "once"
+                    f"{where}: {dotted(path)} is given twice, first at {before}; allowed is once"
                 )
             first[name.value] = where
             yield name.value, self._value(value, place, path)
@@ -470,8 +470,8 @@ def _contradictions(config: Config) -> Iterator[_Fault]:
         given = "neither" if training.steps is None else "both"
         yield _Fault(
             ("training", "steps"),
-            f"training.steps and training.epochs are {given} given; allowed is one of them, the other "
-            "null or left out",
+            f"training.steps and training.epochs are {given} given; allowed is one of them, the "
+            "other null or left out",
         )
     if name == "rosenbrock":
         for key in ("epochs", "batch_size"):
@@ -485,7 +485,6 @@ def _contradictions(config: Config) -> Iterator[_Fault]:
     for side, metric, bound in config.expect.bounds():
         if metric not in metrics:
             key = f"{side}_{metric}"
-            yield _Fault(
-                ("expect", key),
-                f"expect.{key} is {bound}, and {name} reports {', '.join(metrics)} only; leave it out",
-            )
+            reported = ", ".join(metrics)
+            message = f"expect.{key} is {bound}, and {name} reports {reported} only; leave it out"
+            yield _Fault(("expect", key), message)

@@ -144,18 +144,31 @@ VERDICTS = {
 }
 
 
+RUN_COLUMNS = (
+    "config",
+    "steps",
+    "time",
+    "metric",
+    "at the start",
+    "at the end",
+    "expected",
+    "verdict",
+)
+
+
 def run_table(results: Sequence[Result]) -> Table:
     """Lay out what came of each run, one row a metric."""
     from rich.table import Table
 
     table = Table(title="adadelta run: does it train?", title_justify="left")
-    for name in ("config", "steps", "metric", "at the start", "at the end", "expected", "verdict"):
-        right = name in {"steps", "at the start", "at the end"}
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    numeric = {"steps", "time", "at the start", "at the end"}
+    for name in RUN_COLUMNS:
+        table.add_column(name, justify="right" if name in numeric else "left", no_wrap=True)
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
         for i, metric in enumerate(result.labels):
-            head = (result.name, f"{result.steps:,}") if i == 0 else ("", "")
+            facts = (result.name, f"{result.steps:,}", f"{result.seconds:.1f} s")
+            head = facts if i == 0 else ("", "", "")
             wanted, verdict = _expected(result, metric)
             cells = (*head, metric, f"{start[metric]:.4g}", f"{end[metric]:.4g}", wanted)
             if i == 0 and (result.outcome.value == "diverged" or not result.checks):
