@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadelta_cli.console import Terminal
+from adadelta_cli.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,4 +175,231 @@ def schema() -> None:
 # --- verify
 
 
+def _sizes(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> tuple[int, ...]:
+    """Read a list of sizes, such as 1e6,4k."""
+    from adadelta_cli import workloads
+
+    return tuple(workload.elements for workload in workloads.sizes(text)) if text else ()
+
+
+@adadelta.command()
+@click.argument("configs", nargs=-1, metavar="[CONFIG]...")
+@click.option(
+    "--impl", "names", multiple=True, metavar="NAME",
+    help="Check this implementation; repeatable. Default: all that are here.",
+)  # fmt: skip
+@click.option("--full", is_flag=True, help="The whole catalogue of cases: some minutes.")
+@click.option(
+    "--case", "case_names", multiple=True, metavar="NAME",
+    help="Only this case, and no training; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--sizes", callback=_sizes, metavar="LIST",
+    help="Tensors of these lengths in place of the cases, such as 1e6,4097.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1, 100_000), metavar="N",
+    help="Steps of each case, in place of its own number.",
+)  # fmt: skip
+@click.option(
+    "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16"]),
+    help="Element type; repeatable. Default: all. float16 keeps float32 masters.",
+)  # fmt: skip
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
+    metavar="S", help="Seconds that one case of one implementation may take.",
+)  # fmt: skip
+@threads_option
+@shared_options("verify")
+def verify(
+    configs: tuple[str, ...], names: tuple[str, ...], case_names: tuple[str, ...], full: bool,
+    sizes: tuple[int, ...], steps: int | None, dtypes: tuple[str, ...], timeout: float,
+    ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001 - see _threads
+    as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    r"""Check implementations against each other, bit for bit.
+
+    Each takes the steps of a catalogue of cases, and trains the problems; weight, states and master
+    weights are compared after every step. CONFIG is a problem to train, a YAML file or one of
+    rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves out the rest. Files,
+    in OUT: verify.csv, verify.json, verify.png. Exit code 1 when a bit differs.
+
+    \b
+    adadelta verify
+    adadelta verify --impl mxnet-fused --dtype float32 --case special
+    adadelta verify mlp --seed 7
+    """
+    from adadelta_cli import cases, config, report, verification
+
+    screen = terminal(as_json, quiet, verbose)
+    chosen = cases.select(case_names, full=full, steps=steps, sizes=sizes)
+    for reference in configs:
+        config.load(reference)
+    only = bool(configs), bool(case_names or sizes)
+    plan = verification.Plan(
+        implementations=verification.choose(names, backend, ctx),
+        cases=() if only == (True, False) else tuple(chosen),
+        configs=() if only == (False, True) else tuple(configs or config.shipped()),
+        dtypes=dtypes or verification.DTYPES,
+        seed=seed,
+        timeout=timeout,
+    )
+    work = verification.Verification(plan)
+    try:
+        with screen.progress("verify") as tick:
+            work.execute(tick)
+    finally:
+        report.write_verification(out, work)
+    screen.table(report.verification_table(work))
+    for line in report.verification_failures(work, most=1000 if verbose else 10):
+        screen.text(line)
+    screen.document(report.verification_document(work))
+    screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
+    click.get_current_context().exit(work.exit_code)
+
+
 # --- bench
+
+
+def _thread_counts(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> tuple[int, ...]:
+    """Read a list of thread counts; by default, one entry: all available cores."""
+    from adadelta_cli import machine
+
+    parts = text.split(",") if text else [str(machine.available_cores())]
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(
+            f"--threads is {text!r}; allowed is a list of whole numbers from 1 on: 1,2"
+        )
+    return tuple(map(int, parts))
+
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+@adadelta.command()
+@click.option(
+    "--sizes",
+    metavar="LIST",
+    help="Elements of one tensor, a list: 1e5,2.5M,10k. Default 1e5,1e6,1e7, where neither --model "
+    "nor --train is given.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    help="The parameters of a network, all in one step: mlp, resnet50, bert-base, gpt2-small, "
+    "many-small; repeatable.",
+)
+@click.option(
+    "--train",
+    type=click.Choice(["mlp"]),
+    help="Whole training steps (forward, backward, update) of a network.",
+)
+@click.option(
+    "--impl",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="What to time; repeatable; default all that are here.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["float32", "float64", "float16"]),
+    default=["float32"],
+    show_default=True,
+    help="Element type; repeatable. float16 has float32 master weights.",
+)
+@click.option(
+    "--threads",
+    callback=_thread_counts,
+    metavar="LIST",
+    help="CPU threads of every implementation, a list: 1,2; default all available cores.",
+)
+@click.option(
+    "--precision",
+    type=POSITIVE,
+    default=0.02,
+    show_default=True,
+    help="Half the width of a median's 95 % interval, as a share of it, that suffices.",
+)
+@click.option(
+    "--max-time",
+    type=POSITIVE,
+    default=4.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds of sampling for one workload, at most.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How many fresh processes measure each workload.",
+)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "markdown"]),
+    default="table",
+    show_default=True,
+    help="How the summary is laid out.",
+)
+@shared_options("bench")
+def bench(
+    sizes: str | None, models: tuple[str, ...], train: str | None, names: tuple[str, ...],
+    layout: str, ctx: str, backend: str, out: Path, as_json: bool, quiet: bool, verbose: bool,
+    **how: Any,
+) -> int:  # fmt: skip
+    r"""Time one optimizer step against what the machine allows.
+
+    The ceiling is the slower of two roofs, timed in turn with the steps: moving the bytes that a
+    step has to move, and doing its arithmetic on data in the first-level cache.
+
+    \b
+    adadelta bench
+    adadelta bench --sizes 1e6,1e7 --model resnet50 --threads 1,2
+    adadelta bench --train mlp --format markdown
+    """
+    from adadelta_cli import benchmark, machine, report, workloads
+
+    screen = terminal(as_json, quiet, verbose)
+    wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
+    plan = benchmark.Plan(
+        (*workloads.sizes(wanted), *map(workloads.model, models)),
+        benchmark.choose(names, backend, ctx),
+        max_time_s=how.pop("max_time"),
+        **how,
+    )
+    about = machine.describe()
+    results: list[benchmark.Result] = []
+    try:
+        with screen.progress("bench") as tick:
+            results.extend(benchmark.results(plan, train, tick))
+    finally:
+        if results:
+            files = report.write_bench(out, results, about)
+            _show_bench(screen, results, about, layout)
+            screen.note(f"written: {', '.join(map(str, files))}")
+    wrong = any(each.wrong for result in results for each in result.measurements)
+    return ExitCode.CHECK_FAILED if wrong else ExitCode.OK
+
+
+def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], layout: str) -> None:
+    from adadelta_cli import report
+
+    rows = [each.row for result in results for each in result.measurements]
+    if layout == "markdown":
+        screen.text(report.bench_markdown(rows))
+    else:
+        screen.table(report.bench_table(rows))
+    screen.document(report.bench_document(results, about))
+    for doubt in dict.fromkeys(doubt for result in results for doubt in result.doubts):
+        screen.note(f"Warning: {doubt}")

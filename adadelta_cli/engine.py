@@ -116,6 +116,17 @@ def quiesce() -> bool:
     return bool(mxcsr.value & FLUSH_TO_ZERO)
 
 
+@contextlib.contextmanager
+def flushing(flush: bool) -> Iterator[None]:
+    """Let MXNet flush subnormals, or not, and put its mode back."""
+    set_mode = load().util.set_flush_denorms
+    before = set_mode(flush)
+    try:
+        yield
+    finally:
+        set_mode(before)
+
+
 def address_of(array: Any) -> int:
     """Return where an MXNet CPU array's elements lie, in the plain layout; 0 if it has none.
 

@@ -30,6 +30,7 @@ class Implementation:
             called, from whatever the gradients hold by then, and returns when it is finished.
         unfused: the name of the same backend's unfused step, which a speed-up is measured against.
         keeps_grad: the gradient is left as it was; MXNet's own optimizer overwrites it.
+        dtypes: those that it can take; MXNet's own optimizer has float32 states for all.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Implementation:
     bind: Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
     unfused: str
     keeps_grad: bool = True
+    dtypes: tuple[str, ...] = ("float16", "float32", "float64")
 
 
 def _bind_numpy(
@@ -139,9 +141,12 @@ IMPLEMENTATIONS = {
         Implementation("numpy-fused", "numpy", True, _bind_numpy_fused, "numpy"),
         Implementation("mxnet", "mxnet", False, _unfused_mxnet, "mxnet"),
         Implementation("mxnet-fused", "mxnet", True, _fused_mxnet, "mxnet"),
-        Implementation("mxnet-stock", "mxnet", False, _stock_mxnet, "mxnet", keeps_grad=False),
+        Implementation(
+            "mxnet-stock", "mxnet", False, _stock_mxnet, "mxnet",
+            keeps_grad=False, dtypes=("float16", "float32"),
+        ),
     )
-}
+}  # fmt: skip
 
 
 def implementation(name: str) -> Implementation:

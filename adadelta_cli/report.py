@@ -14,6 +14,8 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from adadelta_cli.verification import Row, summaries
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from adadelta_cli.config import Config
     from adadelta_cli.training import Result
+    from adadelta_cli.verification import Summary, Trace, Verification
 
 
 # --- files: whole, or not at all ------------------------------------------------------------------
@@ -249,5 +252,326 @@ def _plot_metric(panel: Axes, result: Result, metric: str) -> None:
 
 # --- verify ---------------------------------------------------------------------------------------
 
+CHECKS = {
+    "step": "steps on synthetic inputs",
+    "training": "whole trainings",
+    "gradient": "gradient left alone",
+}
+
+
+def write_verification(folder: Path, verification: Verification, *, plot: bool = True) -> None:
+    """Write verify.csv, verify.json and verify.png."""
+    columns = [field.name for field in fields(Row)]
+    write_csv(folder / "verify.csv", verification.rows, columns)
+    write_json(folder / "verify.json", verification_document(verification, rows=True))
+    if plot and verification.rows:
+        write_plot(folder / "verify.png", verification_figure(verification))
+
+
+def verification_document(verification: Verification, *, rows: bool = False) -> dict[str, Any]:
+    """Arrange a verification for verify.json (with all rows) or `--json` (with the failures)."""
+    chosen = verification.rows if rows else verification.failures
+    plan = vars(verification.plan) | {"cases": [case.name for case in verification.plan.cases]}
+    document = {
+        "passed": not verification.failures,
+        "plan": plan,
+        "summaries": summaries(verification.rows),
+        "rows" if rows else "failures": [vars(row) | {"replay": row.replay} for row in chosen],
+    }
+    return jsonable(document)
+
+
+def verification_table(verification: Verification) -> Table:
+    """Lay out the verdicts, one row for each check of each implementation."""
+    from rich.table import Table
+
+    table = Table(
+        title="adadelta verify: do the bits agree?", title_justify="left",
+        caption="A case is put in each dtype. ULP: units in the last place.",
+        caption_justify="left",
+    )  # fmt: skip
+    for name in ("implementation", "compared with", "over", "cases", "numbers compared",
+                 "of these differ", "largest ULP", "verdict"):  # fmt: skip
+        right = name in {"cases", "numbers compared", "of these differ", "largest ULP"}
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    before = ""
+    for each in summaries(verification.rows):
+        table.add_row(
+            each.implementation if each.implementation != before else "",
+            each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
+            f"{each.mismatches:,}", f"{each.max_ulp:g}" if each.check != "gradient" else "",
+            f"[red]{each.failed} FAILED[/]" if each.failed else "[green]passed[/]",
+        )  # fmt: skip
+        before = each.implementation
+    return table
+
+
+def _case_count(summary: Summary) -> str:
+    skipped = f" ({summary.skipped} skipped)" if summary.skipped else ""
+    return f"{summary.cases - summary.skipped}{skipped}"
+
+
+def verification_failures(verification: Verification, most: int) -> list[str]:
+    """Describe each failure with the command that repeats it, the first `most` of them."""
+    lines = [
+        f"FAILED {row.check} {row.case} {row.dtype} {row.implementation} {row.tensor}: "
+        + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
+        + f"{row.note}\n  repeat it: {row.replay}"
+        for row in verification.failures
+    ]
+    more = len(lines) - most
+    return lines[:most] + ([f"... and {more} more, in verify.csv"] if more > 0 else [])
+
+
+def verification_figure(verification: Verification) -> Figure:
+    """Draw the verdict on each case, and the losses of the trainings."""
+    from matplotlib.figure import Figure
+
+    traces = [trace for trace in verification.traces if trace.dtype == "float32"]
+    traces = list({trace.problem: trace for trace in traces}.values())
+    cases = list(dict.fromkeys((row.check, row.case) for row in verification.rows))
+    lines = list(dict.fromkeys((row.implementation, row.dtype) for row in verification.rows))
+    height = 2.2 + 0.24 * len(lines) + (3.4 if traces else 0)
+    figure = Figure(figsize=(max(9.0, 3.0 + 0.24 * len(cases)), height), layout="constrained")
+    parts = figure.subfigures(2 if traces else 1, 1, squeeze=False, height_ratios=(
+        [2.2 + 0.24 * len(lines), 3.4] if traces else None))[:, 0]  # fmt: skip
+    _plot_verdicts(parts[0].subplots(), verification.rows, cases, lines)
+    if traces:
+        for panel, trace in zip(parts[1].subplots(1, len(traces), squeeze=False)[0], traces,
+                                strict=True):  # fmt: skip
+            _plot_trace(panel, trace)
+    return figure
+
+
+def _plot_verdicts(
+    panel: Axes, rows: Sequence[Row], cases: list[tuple[str, str]], lines: list[tuple[str, str]]
+) -> None:
+    """Draw a square for each case and implementation: green, red with the largest ULP, or none."""
+    from matplotlib.colors import ListedColormap
+
+    cases = [case for case in cases if case[0] != "gradient"]
+    verdicts = [[float("nan")] * len(cases) for _ in lines]
+    for row in rows:
+        if row.passed is None or row.check == "gradient":
+            continue
+        y, x = lines.index((row.implementation, row.dtype)), cases.index((row.check, row.case))
+        verdicts[y][x] = min(verdicts[y][x], float(row.passed)) if verdicts[y][x] == 0 else float(
+            row.passed)  # fmt: skip
+        if not row.passed:
+            panel.text(x, y, "x", ha="center", va="center", color="white", fontsize=8)
+    panel.imshow(verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1,
+                 aspect="auto")  # fmt: skip
+    panel.set_xticks(range(len(cases)), [case for _, case in cases], rotation=90, fontsize=8)
+    panel.set_yticks(range(len(lines)), [f"{name}  {dtype}" for name, dtype in lines], fontsize=8)
+    panel.set_xticks([x - 0.5 for x in range(1, len(cases))], minor=True)
+    panel.set_yticks([y - 0.5 for y in range(1, len(lines))], minor=True)
+    panel.grid(which="minor", color="white", linewidth=1)
+    panel.tick_params(which="both", length=0)
+    differing = sum(row.mismatches or 0 for row in rows)
+    compared = sum(row.elements for row in rows)
+    panel.set_title(
+        f"{differing:,} of {compared:,} numbers differ from the reference in a bit\n"
+        "green: all bits equal   red: some differ   white: cannot be put there", fontsize=10,
+    )  # fmt: skip
+
+
+def _plot_trace(panel: Axes, trace: Trace) -> None:
+    for losses, label, style in (
+        (trace.unfused, "unfused", {"color": "C1", "linewidth": 5, "alpha": 0.45}),
+        (trace.fused, "fused", {"color": "C0", "linewidth": 1.2}),
+    ):
+        panel.plot(*zip(*losses, strict=True), label=f"{label} step", **style)
+    panel.set_yscale("log")
+    panel.set_title(f"{trace.problem} ({trace.backend}, {trace.dtype})", fontsize=10)
+    panel.set_xlabel("step")
+    panel.set_ylabel("training loss")
+    panel.grid(alpha=0.3)
+    panel.legend()
+
 
 # --- bench ----------------------------------------------------------------------------------------
+
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+IMPLEMENTATION_COLOURS = {
+    "mxnet-fused": "#c1272d",
+    "numpy-fused": "#e8a33d",
+    "mxnet": "#0b5394",
+    "mxnet-stock": "#6fa8dc",
+    "numpy": "#6aa84f",
+}
+BENCH_HEADINGS = (
+    "workload", "dtype", "threads", "implementation", "a step (95 % interval)", "GB/s",
+    "of the ceiling", "roof", "speed-up", "extra memory", "note",
+)  # fmt: skip
+
+
+def bench_cells(row: Any) -> tuple[str, ...]:
+    """Write a row of bench.csv as a person reads it, a cell for each of `BENCH_HEADINGS`."""
+    return (
+        row.workload,
+        row.dtype,
+        str(row.threads),
+        row.implementation,
+        _duration(row.median_s, row.ci_low_s, row.ci_high_s),
+        "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
+        _interval(row.ceiling_fraction, row.ceiling_fraction_low, row.ceiling_fraction_high, ".2f"),
+        row.bound or "",
+        _interval(row.speedup, row.speedup_low, row.speedup_high, ".3g", " x"),
+        _memory(row.peak_extra_bytes),
+        row.note,
+    )
+
+
+def _duration(seconds: float | None, low: float | None, high: float | None) -> str:
+    if seconds is None or low is None or high is None:
+        return ""
+    unit, name = next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
+    return f"{seconds / unit:.3g} {name} ({low / unit:.3g} to {high / unit:.3g})"
+
+
+def _interval(
+    value: float | None, low: float | None, high: float | None, digits: str, unit: str = ""
+) -> str:
+    if value is None:
+        return ""
+    return f"{value:{digits}}{unit} ({low:{digits}} to {high:{digits}})"
+
+
+def _memory(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.3g} MB"
+
+
+def bench_table(rows: Sequence[Any]) -> Table:
+    """Lay out rows of bench.csv for a terminal, a rule between workloads."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for heading in BENCH_HEADINGS:
+        table.add_column(heading, overflow="fold")
+    groups = [(row.workload, row.dtype, row.threads) for row in rows]
+    for number, row in enumerate(rows):
+        last = groups[number] not in groups[number + 1 :]
+        table.add_row(*bench_cells(row), end_section=last)
+    return table
+
+
+def bench_markdown(rows: Sequence[Any]) -> str:
+    """Lay out rows of bench.csv as a Markdown table, to paste into a pull request."""
+    lines = [BENCH_HEADINGS, ("---",) * len(BENCH_HEADINGS), *map(bench_cells, rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def bench_document(results: Sequence[Any], machine: dict[str, Any]) -> dict[str, Any]:
+    """Arrange rows, samples, doubts and the machine as bench.json and `--json` have them."""
+    return {
+        "rows": [jsonable(each.row) for result in results for each in result.measurements],
+        "samples_s": [each.samples_s for result in results for each in result.measurements],
+        "roofs_s": [result.roofs_s for result in results],
+        "doubts": [doubt for result in results for doubt in result.doubts],
+        "machine": jsonable(machine),
+    }
+
+
+def write_bench(out: Path, results: Sequence[Any], machine: dict[str, Any]) -> list[Path]:
+    """Write bench.csv, bench.json and bench.png.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    rows = [each.row for result in results for each in result.measurements]
+    return [
+        write_csv(out / "bench.csv", rows),
+        write_json(out / "bench.json", bench_document(results, machine)),
+        write_plot(out / "bench.png", bench_figure(rows, machine)),
+    ]
+
+
+def bench_figure(rows: Sequence[Any], machine: dict[str, Any]) -> Figure:
+    """Draw throughput by size under the ceiling, and the speed-ups, for each dtype and threads."""
+    from matplotlib.figure import Figure
+
+    settings = sorted({(row.dtype, row.threads) for row in rows})
+    bars = max(sum((row.dtype, row.threads) == each for row in rows) for each in settings)
+    height = max(5.0, 1.2 + 0.24 * bars)
+    figure = Figure(figsize=(15, height * len(settings)), layout="constrained")
+    figure.suptitle(f"AdaDelta's step on {machine['processor']}")
+    panels = figure.subplots(len(settings), 2, squeeze=False)
+    for (dtype, threads), (left, right) in zip(settings, panels, strict=True):
+        some = [row for row in rows if (row.dtype, row.threads) == (dtype, threads)]
+        title = f"{dtype}, {threads} thread{'s' * (threads > 1)}"
+        _throughput_panel(left, [row for row in some if row.ceiling_fraction], title)
+        _cache_marks(left, machine["cache_bytes"], threads, some[0].dtype)
+        _speedup_panel(right, [row for row in some if row.speedup], title)
+    return figure
+
+
+def _throughput_panel(axes: Any, rows: Sequence[Any], title: str) -> None:
+    axes.set(
+        title=f"Throughput, {title}: higher is better",
+        xlabel="elements, all tensors of the step together",
+        ylabel="GB/s of the traffic a step cannot avoid",
+    )
+    if not rows:
+        axes.text(
+            0.5, 0.5, "nothing timed against a ceiling", ha="center", transform=axes.transAxes
+        )
+        return
+    axes.set(xscale="log", yscale="log")
+    axes.grid(which="both", alpha=0.2)
+    ceiling = sorted({row.elements: row.ceiling_gigabytes_per_s for row in rows}.items())
+    axes.plot(*zip(*ceiling, strict=True), "k-", lw=6, alpha=0.2, label="ceiling: the slower roof")
+    for name in dict.fromkeys(row.implementation for row in rows):
+        own = sorted((r for r in rows if r.implementation == name), key=lambda row: row.elements)
+        axes.plot(
+            [row.elements for row in own],
+            [row.gigabytes_per_s for row in own],
+            "o-", ms=5, label=name, color=IMPLEMENTATION_COLOURS.get(name),
+        )  # fmt: skip
+    for row in {row.workload: row for row in rows if row.tensors > 1}.values():
+        place = (row.elements, row.ceiling_gigabytes_per_s)
+        axes.annotate(row.workload, place, xytext=(0, 8), textcoords="offset points", ha="center")
+    axes.margins(y=0.12)
+    axes.legend(loc="best", framealpha=0.9)
+
+
+def _cache_marks(axes: Any, caches: dict[str, int], threads: int, dtype: str) -> None:
+    """Mark the sizes at which the arrays of a step outgrow each cache level."""
+    held = {"float64": 32}.get(dtype, 16)  # bytes an element
+    low, high = axes.get_xlim()
+    for level, size in caches.items():
+        shared = 1 if level == "L3" else threads
+        elements = size * shared / held
+        if low < elements < high and axes.get_xscale() == "log":
+            axes.axvline(elements, color="grey", ls=":", lw=1)
+            axes.text(
+                elements, 0.02, f" {level} full", rotation=90, color="grey", ha="right",
+                transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
+
+
+def _speedup_panel(axes: Any, rows: Sequence[Any], title: str) -> None:
+    axes.set(
+        title=f"Speed-up, {title}: against the unfused step of the same backend",
+        xlabel="times as fast, with 95 % interval (training: against the stock optimizer)",
+    )
+    if not rows:
+        axes.text(0.5, 0.5, "nothing to compare", ha="center", transform=axes.transAxes)
+        return
+    places = range(len(rows))
+    axes.barh(
+        places,
+        [row.speedup for row in rows],
+        xerr=[
+            [row.speedup - row.speedup_low for row in rows],
+            [row.speedup_high - row.speedup for row in rows],
+        ],
+        color=[IMPLEMENTATION_COLOURS.get(row.implementation, "grey") for row in rows],
+        capsize=3,
+    )
+    for place, row in zip(places, rows, strict=True):
+        axes.text(row.speedup_high, place, f"  {row.speedup:.3g}", va="center", fontsize=8)
+    axes.set_yticks(places, [f"{row.workload}  {row.implementation}" for row in rows], fontsize=8)
+    axes.axvline(1, color="black", lw=1)
+    axes.margins(x=0.1)
+    axes.invert_yaxis()

@@ -292,12 +292,16 @@ def _launch_kind(
     rates = np.array([operand.learning_rate for operand in group]).astype(real)
     decays = np.array([operand.wd for operand in group]).astype(real)
     total = int(starts[-1])
-    if parts is None:
-        parts = 1 if total < SERIAL_ELEMENTS else numba.get_num_threads()
+    parts = parts or parts_for(total)
     scalars = tuple(hyper.scalars(real))
     zeros = (kind.weight, kind.grad, kind.state, kind.half)
     with _launching:
         _launch(table, starts, rates, decays, scalars, zeros, flush, parts)
+
+
+def parts_for(elements: int) -> int:
+    """Choose into how many parts a step over so many elements is cut."""
+    return 1 if elements < SERIAL_ELEMENTS else numba.get_num_threads()
 
 
 def operand(parameter: Parameter, learning_rate: float, wd: float) -> Operand:

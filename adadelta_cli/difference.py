@@ -1,0 +1,115 @@
+"""How two arrays of floats differ: bits, ULPs, and errors relative to several things.
+
+The rules: two numbers agree when all their bits do, so zeros of different sign do not. All NaNs
+are one number, since IEEE 754 leaves their sign and payload open. A NaN against a number, or
+infinity against a finite number, is a mismatch with an infinite distance in ULPs. Subnormals are
+numbers like any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The differences between computed numbers and a reference.
+
+    Attributes:
+        elements: how many were compared.
+        mismatches: how many differ in a bit.
+        max_abs: largest absolute error.
+        max_rel: largest error relative to the reference's element.
+        relative_l2: 2-norm of the errors over that of the reference.
+        p999_ulp: 99.9th percentile of the distance in units in the last place: how many floats
+            lie between.
+        max_ulp: largest distance, likewise.
+        scaled_ulp: largest error in ULPs of `scale`, which cancellation does not inflate.
+        first: flat index of the first mismatch; None where there is none.
+    """
+
+    elements: int = 0
+    mismatches: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    relative_l2: float = 0.0
+    p999_ulp: float = 0.0
+    max_ulp: float = 0.0
+    scaled_ulp: float = 0.0
+    first: int | None = None
+
+    @classmethod
+    def between(cls, got: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> Difference:
+        """Compare.
+
+        Args:
+            got: computed numbers, float16, float32 or float64.
+            wanted: the reference, same dtype and shape.
+            scale: the magnitudes in whose ULPs `scaled_ulp` is, same shape: the largest operand
+                of the addition that each number came from.
+
+        Raises:
+            ValueError: dtypes or shapes differ.
+        """
+        if got.dtype != wanted.dtype or got.shape != wanted.shape:
+            raise ValueError(
+                f"got {got.dtype}{list(got.shape)}, expected {wanted.dtype}{list(wanted.shape)}"
+            )
+        both_nan = np.isnan(got) & np.isnan(wanted)
+        differ = (_bits(got) != _bits(wanted)) & ~both_nan
+        if not differ.any():  # nearly always, and quick
+            return cls(elements=got.size)
+        return cls._of_mismatches(got, wanted, scale, np.flatnonzero(differ))
+
+    @classmethod
+    def _of_mismatches(
+        cls, got: np.ndarray, wanted: np.ndarray, scale: np.ndarray, where: np.ndarray
+    ) -> Difference:
+        a, b, s = (each.ravel()[where] for each in (got, wanted, scale))
+        with np.errstate(all="ignore"):
+            error = np.abs(a.astype(np.float64) - b.astype(np.float64))
+            error[np.isnan(error)] = np.inf  # a NaN against a number
+            distance = np.where(np.isfinite(error), _distance(a, b), np.inf)
+            relative = np.where(b != 0, error / np.abs(b.astype(np.float64)), np.inf)
+            relative[error == 0] = 0  # zeros of different sign
+            scaled = np.where(error == 0, 0, error / _spacing(s))
+            norm = float(np.sqrt(np.nansum(np.square(wanted, dtype=np.float64))))
+            l2 = float(np.sqrt(np.square(error).sum())) / norm if norm else np.inf
+        every = np.zeros(got.size)
+        every[where] = distance
+        return cls(
+            elements=got.size,
+            mismatches=len(where),
+            max_abs=float(error.max()),
+            max_rel=float(relative.max()),
+            relative_l2=l2,
+            p999_ulp=float(np.quantile(every, 0.999, method="higher")),
+            max_ulp=float(distance.max()),
+            scaled_ulp=float(scaled.max()),
+            first=int(where[0]),
+        )
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}").reshape(array.shape)
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Count the steps from one float to the next between two; both zeros are one float."""
+
+    def ordinal(array: np.ndarray) -> np.ndarray:
+        """Map floats to unsigned integers in the same order."""
+        bits, sign = _bits(array), 1 << (8 * array.itemsize - 1)
+        return np.where(bits & bits.dtype.type(sign), ~bits, bits | bits.dtype.type(sign))
+
+    x, y = ordinal(a), ordinal(b)
+    distance = (np.maximum(x, y) - np.minimum(x, y)).astype(np.float64)
+    return distance - (np.signbit(a) != np.signbit(b))
+
+
+def _spacing(scale: np.ndarray) -> np.ndarray:
+    """Return the unit in the last place of each magnitude, at least the least subnormal."""
+    finite = np.where(np.isfinite(scale), scale, np.finfo(scale.dtype).max)
+    return np.abs(np.spacing(np.abs(finite).astype(scale.dtype))).astype(np.float64)

@@ -1,0 +1,99 @@
+"""A process of its own for work that may hang, crash or disturb other libraries."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class SandboxError(Exception):
+    """The work did not return: it raised, hung or took its process down. The message says which."""
+
+
+class Sandbox:
+    """Run functions in one child process, started when first needed and again after a failure.
+
+    Functions and arguments are pickled. What the child writes to stdout goes to stderr, so that it
+    cannot spoil a command's output.
+
+    Args:
+        timeout: seconds that one call may take; None for no limit.
+    """
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self.timeout = timeout
+        self._process: Any = None
+        self._connection: Connection | None = None
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call `function(*args)` in the child and return what it returns.
+
+        Raises:
+            SandboxError: it raised, took longer than the timeout, or its process died.
+        """
+        connection = self._connected()
+        connection.send((function, args))
+        if not connection.poll(self.timeout):
+            self.close()
+            raise SandboxError(f"hung: no result within {self.timeout:g} s (--timeout)")
+        try:
+            failure, result = connection.recv()
+        except EOFError:
+            raise SandboxError(f"crashed: {self._cause_of_death()}") from None
+        if failure:
+            raise SandboxError(f"raised {failure}")
+        return result
+
+    def close(self) -> None:
+        """End the child."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        self._process = self._connection = None
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            # Not forked: threads and thread pools of libraries do not survive a fork.
+            spawn = multiprocessing.get_context("spawn")
+            self._connection, theirs = spawn.Pipe()
+            self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()
+        return self._connection
+
+    def _cause_of_death(self) -> str:
+        self._process.join()
+        code = self._process.exitcode
+        self._process = self._connection = None
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+
+
+def _serve(connection: Connection) -> None:
+    """Answer calls until the other end is closed; Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
+    while True:
+        try:
+            function, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = (None, function(*args))
+        except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+            answer = (told, None)
+        connection.send(answer)

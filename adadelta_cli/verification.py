@@ -1,0 +1,422 @@
+"""`verify`: put cases to implementations, and compare what they do with a reference, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from adadelta_cli import backends, engine, implementations
+from adadelta_cli.cases import Case
+from adadelta_cli.console import Tick, no_tick
+from adadelta_cli.difference import Difference
+from adadelta_cli.errors import ExitCode
+from adadelta_cli.implementations import Implementation
+from adadelta_cli.sandbox import Sandbox, SandboxError
+
+# What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
+# with that on NumPy, so that by two steps everything is compared with the NumPy one.
+REFERENCES = {
+    "numpy": "numpy-fused",
+    "numpy-fused": "numpy",
+    "mxnet": "numpy",
+    "mxnet-fused": "mxnet",
+    "mxnet-stock": "mxnet",
+}
+DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
+DTYPES = ("float32", "float64", "float16")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of verify.csv: one tensor of one case, all steps together.
+
+    `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step) or
+    `gradient` (it was left alone). The errors are those of `Difference`; None where there was
+    nothing to compare. `passed` is None where the case was skipped; `note` says why.
+    """
+
+    check: str
+    case: str
+    implementation: str
+    reference: str
+    backend: str
+    ctx: str
+    dtype: str
+    tensor: str
+    elements: int
+    steps: int
+    mismatches: int | None = None
+    max_abs: float | None = None
+    max_rel: float | None = None
+    relative_l2: float | None = None
+    p999_ulp: float | None = None
+    max_ulp: float | None = None
+    scaled_ulp: float | None = None
+    allowed_ulp: float | None = 0.0
+    passed: bool | None = None
+    note: str = ""
+
+    @property
+    def replay(self) -> str:
+        """The command that repeats just this."""
+        what = self.case if self.check == "training" else f"--case {self.case}"
+        return f"adadelta verify {what} --impl {self.implementation} --dtype {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What an implementation made of a case or a training.
+
+    Attributes:
+        tensors: for weight, acc_grad, acc_delta, and master where there is one: the elements of all
+            tensors end to end, an array for the start and for each recorded step.
+        grad_changes: elements of the gradients that a step changed.
+        losses: (step, loss) at each recorded step; of a training only.
+    """
+
+    tensors: dict[str, list[np.ndarray]]
+    grad_changes: int = 0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The losses of one training with the fused and with the unfused step, for the picture."""
+
+    problem: str
+    backend: str
+    dtype: str
+    fused: list[tuple[int, float]]
+    unfused: list[tuple[int, float]]
+
+
+# --- running: in the sandbox ----------------------------------------------------------------------
+
+
+def step_through(name: str, case: Case, dtype: str, seed: int) -> Trajectory:
+    """Let an implementation take a case's steps."""
+    implementation = implementations.implementation(name)
+    backend = backends.backend(implementation.backend)
+    parameters = [
+        implementations.parameter(backend, v.weight, np.zeros_like(v.weight), *v[1:], dtype=dtype)
+        for v in case.start(dtype, seed)
+    ]
+    with engine.flushing(case.flush) if backend.name == "mxnet" else contextlib.nullcontext():
+        step = implementation.bind(parameters, case.hyper, case.lr_mults, case.wd_mults)
+        states, changes = [_snapshot(backend, parameters)], 0
+        for number in range(1, case.steps + 1):
+            grads = case.grads(dtype, seed, number)
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad[() if grad.ndim == 0 else slice(None)] = backend.array(grad)
+            step()
+            states.append(_snapshot(backend, parameters))
+            changes += _changes(backend, parameters, grads)
+    return Trajectory(_transposed(states), changes)
+
+
+def train(reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int) -> Trajectory:
+    """Train a config with an implementation; keep every recorded step."""
+    from adadelta_cli import config, training
+
+    implementation = implementations.implementation(name)
+    backend = backends.backend(implementation.backend)
+    settings = config.load(reference, list(overrides))
+    run = training.Training(
+        settings, backend, fused=implementation.fused, dtype=dtype, seed=seed
+    )
+    parameters = list(run.parameters.values())
+    every = settings.training.record_every or run.steps_per_epoch
+    states, losses = [_snapshot(backend, parameters)], [(0, run.measure().loss)]
+    while run.step < run.total:
+        run.advance()
+        if run.step % every == 0 or run.step == run.total:
+            states.append(_snapshot(backend, parameters))
+            losses.append((run.step, run.measure().loss))
+    return Trajectory(_transposed(states), losses=losses)
+
+
+def _snapshot(backend: Any, parameters: Sequence[Any]) -> dict[str, np.ndarray]:
+    names = ("weight", "acc_grad", "acc_delta", "master")
+    return {
+        name: np.concatenate([backend.numpy(getattr(p, name)).ravel() for p in parameters])
+        for name in names
+        if getattr(parameters[0], name) is not None
+    }
+
+
+def _transposed(states: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    return {name: [state[name] for state in states] for name in states[0]}
+
+
+def _changes(backend: Any, parameters: Sequence[Any], grads: Sequence[np.ndarray]) -> int:
+    return sum(
+        Difference.between(backend.numpy(parameter.grad), grad, grad).mismatches
+        for parameter, grad in zip(parameters, grads, strict=True)
+    )
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def compare(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Iterator[Row]:
+    """Compare two trajectories, a row for each tensor; `subject` is what the rows have in common."""
+    for tensor, states in wanted.tensors.items():
+        reference, result = np.concatenate(states[1:]), np.concatenate(got.tensors[tensor][1:])
+        difference = Difference.between(result, reference, _scale(tensor, states))
+        passed = difference.mismatches == 0
+        errors = {name: value for name, value in vars(difference).items() if name != "first"}
+        note = "" if passed else _first(difference.first or 0, result, reference, states[0].size)
+        yield Row(**subject, tensor=tensor, **errors, passed=passed, note=note)
+
+
+def _scale(tensor: str, states: list[np.ndarray]) -> np.ndarray:
+    """Return the magnitude of the largest operand of the addition that made each element.
+
+    The weight is a difference of the last weight and the step, which may cancel; an accumulator is
+    a sum of two terms that are not negative, so neither is larger than the sum.
+    """
+    after = np.concatenate(states[1:])
+    if tensor not in {"weight", "master"}:
+        return np.abs(after)
+    before = np.concatenate(states[:-1])
+    with np.errstate(all="ignore"):
+        return np.maximum(np.abs(before), np.abs(after - before))
+
+
+def _first(index: int, got: np.ndarray, wanted: np.ndarray, size: int) -> str:
+    values = f"got {float(got[index]).hex()}, expected {float(wanted[index]).hex()}"
+    return f"first at step {index // size + 1}, element {index % size}: {values}"
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one `verify` does.
+
+    Attributes:
+        implementations: the names to check.
+        cases: the synthetic cases.
+        configs: the problems to train, as `config.load` takes them.
+        dtypes: each case is put in each of these.
+        seed: everything random derives from it.
+        timeout: seconds that one case of one implementation may take.
+        overrides: `key=value` settings for the configs.
+    """
+
+    implementations: tuple[str, ...]
+    cases: tuple[Case, ...]
+    configs: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = DTYPES
+    seed: int = 0
+    timeout: float | None = 120.0
+    overrides: tuple[str, ...] = ()
+
+
+def choose(names: Sequence[str], backend: str, ctx: str) -> tuple[str, ...]:
+    """Choose the implementations: those named, or all that the backend asked for has.
+
+    Raises:
+        UsageError: one of them is not known.
+        UnavailableError: the device, the backend or an implementation is not to be had here.
+    """
+    chosen_backend = backends.backend(backend, ctx).name
+    if names:
+        for name in names:
+            backends.backend(implementations.implementation(name).backend, ctx)
+        return tuple(dict.fromkeys(names))
+    if backend == "auto" and chosen_backend == "mxnet":
+        return DEFAULT
+    return tuple(
+        name
+        for name in DEFAULT
+        if implementations.implementation(name).backend == chosen_backend
+    )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What all rows of one implementation say together.
+
+    Attributes:
+        implementation, reference: who was compared with whom.
+        check: `step`, `training` or `gradient`.
+        cases: how many cases, each in its dtypes.
+        skipped: how many of them could not be put to it.
+        failed: how many did not pass.
+        elements: how many numbers were compared.
+        mismatches: how many of them differ in a bit.
+        max_ulp: the largest distance.
+    """
+
+    implementation: str
+    reference: str
+    check: str
+    cases: int
+    skipped: int
+    failed: int
+    elements: int
+    mismatches: int
+    max_ulp: float
+
+
+def summaries(rows: Sequence[Row]) -> list[Summary]:
+    """Sum rows up, a summary for each check of each implementation."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.implementation, row.check].append(row)
+    return [_summary(group) for group in groups.values()]
+
+
+def _summary(rows: Sequence[Row]) -> Summary:
+    def cases(chosen: Iterable[Row]) -> int:
+        return len({(row.case, row.dtype) for row in chosen})
+
+    return Summary(
+        implementation=rows[0].implementation,
+        reference=rows[0].reference,
+        check=rows[0].check,
+        cases=cases(rows),
+        skipped=cases(row for row in rows if row.passed is None),
+        failed=cases(row for row in rows if row.passed is False),
+        elements=sum(row.elements for row in rows),
+        mismatches=sum(row.mismatches or 0 for row in rows),
+        max_ulp=max(row.max_ulp or 0.0 for row in rows),
+    )
+
+
+class Verification:
+    """Run a plan, row by row.
+
+    Attributes:
+        rows: all rows so far.
+        traces: the losses of the trainings so far.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.rows: list[Row] = []
+        self.traces: list[Trace] = []
+
+    @property
+    def failures(self) -> list[Row]:
+        """The rows that did not pass."""
+        return [row for row in self.rows if row.passed is False]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Say with what the command ends: 1 when any row did not pass."""
+        return ExitCode.CHECK_FAILED if self.failures else ExitCode.OK
+
+    def execute(self, tick: Tick = no_tick) -> None:
+        """Do all of it; `rows` has what was finished, should it be interrupted."""
+        plan = self.plan
+        jobs = [(dtype, case) for dtype in plan.dtypes for case in plan.cases]
+        trainings = [(dtype, config) for config in plan.configs for dtype in plan.dtypes]
+        total = len(jobs) + len(trainings)
+        with Sandbox(plan.timeout) as sandbox:
+            for done, (dtype, case) in enumerate(jobs):
+                tick(done, total, f"{case.name} {dtype}")
+                self._check_case(sandbox, case, dtype)
+            for done, (dtype, config) in enumerate(trainings, start=len(jobs)):
+                tick(done, total, f"training {config} {dtype}")
+                self._check_training(sandbox, config, dtype)
+        tick(total, total, "")
+
+    def _check_case(self, sandbox: Sandbox, case: Case, dtype: str) -> None:
+        known: dict[str, Trajectory | SandboxError] = {}
+
+        def trajectory(name: str) -> Trajectory:
+            if name not in known:
+                try:
+                    known[name] = sandbox.call(step_through, name, case, dtype, self.plan.seed)
+                except SandboxError as error:
+                    known[name] = error
+            found = known[name]
+            if isinstance(found, SandboxError):
+                raise found
+            return found
+
+        for name in self.plan.implementations:
+            subject = self._subject("step", case.name, name, dtype, case.steps)
+            reason = _skipped(implementations.implementation(name), case, dtype)
+            if reason:
+                self._skip(subject, reason)
+                continue
+            self._compare(subject, trajectory, case.elements * case.steps)
+
+    def _compare(self, subject: dict[str, Any], trajectory: Any, grads: int = 0) -> None:
+        name = subject["implementation"]
+        try:
+            got, wanted = trajectory(name), trajectory(subject["reference"])
+        except SandboxError as error:
+            self.rows.append(Row(**subject, tensor="", elements=0, passed=False, note=str(error)))
+            return
+        self.rows += compare(subject, got, wanted)
+        if grads and implementations.implementation(name).keeps_grad:
+            subject = {**subject, "check": "gradient", "reference": "itself before the step"}
+            self.rows.append(
+                Row(
+                    **subject, tensor="grad", elements=grads, mismatches=got.grad_changes,
+                    allowed_ulp=None, passed=not got.grad_changes,
+                )
+            )  # fmt: skip
+
+    def _check_training(self, sandbox: Sandbox, config: str, dtype: str) -> None:
+        chosen = [implementations.implementation(name) for name in self.plan.implementations]
+        for fused in (each for each in chosen if each.fused):
+            found: dict[str, Trajectory] = {}
+
+            def trajectory(name: str, found: dict[str, Trajectory] = found) -> Trajectory:
+                arguments = (config, self.plan.overrides, name, dtype, self.plan.seed)
+                found[name] = sandbox.call(train, *arguments)
+                return found[name]
+
+            subject = self._subject("training", config, fused.name, dtype, 0)
+            subject["reference"] = fused.unfused
+            before = len(self.rows)
+            self._compare(subject, trajectory)
+            if len(found) == 2:
+                self._note_training(config, dtype, fused, found, before)
+
+    def _note_training(
+        self, config: str, dtype: str, fused: Implementation, found: dict[str, Trajectory],
+        before: int,
+    ) -> None:  # fmt: skip
+        traced, plain = found[fused.name].losses, found[fused.unfused].losses
+        self.traces.append(Trace(config, fused.backend, dtype, traced, plain))
+        steps = traced[-1][0]
+        self.rows[before:] = [
+            Row(**{**vars(row), "steps": steps}) for row in self.rows[before:]
+        ]
+
+    def _subject(
+        self, check: str, case: str, name: str, dtype: str, steps: int
+    ) -> dict[str, Any]:
+        backend = implementations.implementation(name).backend
+        return {
+            "check": check, "case": case, "implementation": name, "reference": REFERENCES[name],
+            "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps,
+        }  # fmt: skip
+
+    def _skip(self, subject: dict[str, Any], reason: str) -> None:
+        skipped = {"tensor": "", "elements": 0, "allowed_ulp": None}
+        self.rows.append(Row(**subject, **skipped, note=f"skipped: {reason}"))
+
+
+def _skipped(implementation: Implementation, case: Case, dtype: str) -> str:
+    """Say why a case cannot be put to an implementation; empty when it can."""
+    if dtype not in implementation.dtypes:
+        return f"{implementation.name} has no {dtype}"
+    if case.flush and implementation.backend != "mxnet":
+        return "NumPy does not flush subnormals"
+    if case.flush and implementation.name == "mxnet":
+        return "the unfused step on MXNet is the reference while it flushes subnormals"
+    return ""
+
