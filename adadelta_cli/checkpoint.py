@@ -62,7 +62,7 @@ class Checkpoint:
             UsageError: the file is no checkpoint of this version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             document = json.loads(str(arrays.pop("document")))
             return cls(arrays=arrays, **document)

@@ -126,7 +126,9 @@ def train(reference: str, overrides: Sequence[str], name: str, dtype: str, seed:
     implementation = implementations.implementation(name)
     backend = backends.backend(implementation.backend)
     settings = config.load(reference, list(overrides))
-    run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
+    run = training.Training(
+        settings, backend, fused=implementation.fused, dtype=dtype, seed=seed
+    )
     parameters = list(run.parameters.values())
     every = settings.training.record_every or run.steps_per_epoch
     states, losses = [_snapshot(backend, parameters)], [(0, run.measure().loss)]
@@ -232,7 +234,9 @@ def choose(names: Sequence[str], backend: str, ctx: str) -> tuple[str, ...]:
     if backend == "auto" and chosen_backend == "mxnet":
         return DEFAULT
     return tuple(
-        name for name in DEFAULT if implementations.implementation(name).backend == chosen_backend
+        name
+        for name in DEFAULT
+        if implementations.implementation(name).backend == chosen_backend
     )
 
 
@@ -388,9 +392,13 @@ class Verification:
         traced, plain = found[fused.name].losses, found[fused.unfused].losses
         self.traces.append(Trace(config, fused.backend, dtype, traced, plain))
         steps = traced[-1][0]
-        self.rows[before:] = [Row(**{**vars(row), "steps": steps}) for row in self.rows[before:]]
+        self.rows[before:] = [
+            Row(**{**vars(row), "steps": steps}) for row in self.rows[before:]
+        ]
 
-    def _subject(self, check: str, case: str, name: str, dtype: str, steps: int) -> dict[str, Any]:
+    def _subject(
+        self, check: str, case: str, name: str, dtype: str, steps: int
+    ) -> dict[str, Any]:
         backend = implementations.implementation(name).backend
         return {
             "check": check, "case": case, "implementation": name, "reference": REFERENCES[name],
@@ -411,3 +419,4 @@ def _skipped(implementation: Implementation, case: Case, dtype: str) -> str:
     if case.flush and implementation.name == "mxnet":
         return "the unfused step on MXNet is the reference while it flushes subnormals"
     return ""
+
