@@ -216,7 +216,7 @@ def _sizes(
 def verify(
     configs: tuple[str, ...], names: tuple[str, ...], case_names: tuple[str, ...], full: bool,
     sizes: tuple[int, ...], steps: int | None, dtypes: tuple[str, ...], timeout: float,
-    ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001 - see _threads
+    ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001
     as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     r"""Check implementations against each other, bit for bit.

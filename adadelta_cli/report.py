@@ -376,11 +376,11 @@ def _plot_verdicts(
 
 
 def _plot_trace(panel: Axes, trace: Trace) -> None:
-    for losses, label, style in (
-        (trace.unfused, "unfused", {"color": "C1", "linewidth": 5, "alpha": 0.45}),
-        (trace.fused, "fused", {"color": "C0", "linewidth": 1.2}),
+    for losses, label, color, width in (
+        (trace.unfused, "unfused step", "#ffcc99", 5.0),
+        (trace.fused, "fused step", "C0", 1.2),
     ):
-        panel.plot(*zip(*losses, strict=True), label=f"{label} step", **style)
+        panel.plot(*zip(*losses, strict=True), label=label, color=color, linewidth=width)
     panel.set_yscale("log")
     panel.set_title(f"{trace.problem} ({trace.backend}, {trace.dtype})", fontsize=10)
     panel.set_xlabel("step")

@@ -6,9 +6,13 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -32,7 +36,7 @@ class Sandbox:
         self._process: Any = None
         self._connection: Connection | None = None
 
-    def __enter__(self) -> Sandbox:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +95,7 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            answer = (None, function(*args))
+            answer: tuple[str | None, Any] = (None, function(*args))
         except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
             where = traceback.extract_tb(error.__traceback__)[-1]
             told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"

@@ -1,22 +1,26 @@
-"""`verify`: put cases to implementations, and compare what they do with a reference, bit for bit."""
+"""`verify`: put cases to implementations, and compare them with a reference, bit for bit."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adadelta_cli import backends, engine, implementations
-from adadelta_cli.cases import Case
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import ExitCode
-from adadelta_cli.implementations import Implementation
 from adadelta_cli.sandbox import Sandbox, SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from adadelta_cli.cases import Case
+    from adadelta_cli.implementations import Implementation
 
 # What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
 # with that on NumPy, so that by two steps everything is compared with the NumPy one.
@@ -100,6 +104,7 @@ class Trace:
 
 def step_through(name: str, case: Case, dtype: str, seed: int) -> Trajectory:
     """Let an implementation take a case's steps."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
     implementation = implementations.implementation(name)
     backend = backends.backend(implementation.backend)
     parameters = [
@@ -126,9 +131,7 @@ def train(reference: str, overrides: Sequence[str], name: str, dtype: str, seed:
     implementation = implementations.implementation(name)
     backend = backends.backend(implementation.backend)
     settings = config.load(reference, list(overrides))
-    run = training.Training(
-        settings, backend, fused=implementation.fused, dtype=dtype, seed=seed
-    )
+    run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
     parameters = list(run.parameters.values())
     every = settings.training.record_every or run.steps_per_epoch
     states, losses = [_snapshot(backend, parameters)], [(0, run.measure().loss)]
@@ -164,7 +167,7 @@ def _changes(backend: Any, parameters: Sequence[Any], grads: Sequence[np.ndarray
 
 
 def compare(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Iterator[Row]:
-    """Compare two trajectories, a row for each tensor; `subject` is what the rows have in common."""
+    """Compare two trajectories, a row for each tensor; `subject` is what the rows share."""
     for tensor, states in wanted.tensors.items():
         reference, result = np.concatenate(states[1:]), np.concatenate(got.tensors[tensor][1:])
         difference = Difference.between(result, reference, _scale(tensor, states))
@@ -234,9 +237,7 @@ def choose(names: Sequence[str], backend: str, ctx: str) -> tuple[str, ...]:
     if backend == "auto" and chosen_backend == "mxnet":
         return DEFAULT
     return tuple(
-        name
-        for name in DEFAULT
-        if implementations.implementation(name).backend == chosen_backend
+        name for name in DEFAULT if implementations.implementation(name).backend == chosen_backend
     )
 
 
@@ -314,20 +315,25 @@ class Verification:
         """Say with what the command ends: 1 when any row did not pass."""
         return ExitCode.CHECK_FAILED if self.failures else ExitCode.OK
 
-    def execute(self, tick: Tick = no_tick) -> None:
-        """Do all of it; `rows` has what was finished, should it be interrupted."""
+    def execute(self, tick: Tick = no_tick, sandbox: Sandbox | None = None) -> None:
+        """Do all of it; `rows` has what was finished, should it be interrupted.
+
+        Args:
+            tick: told how many cases and trainings are done, of how many, and which is next.
+            sandbox: where to run them, in place of a process of its own.
+        """
         plan = self.plan
-        jobs = [(dtype, case) for dtype in plan.dtypes for case in plan.cases]
-        trainings = [(dtype, config) for config in plan.configs for dtype in plan.dtypes]
-        total = len(jobs) + len(trainings)
-        with Sandbox(plan.timeout) as sandbox:
-            for done, (dtype, case) in enumerate(jobs):
-                tick(done, total, f"{case.name} {dtype}")
-                self._check_case(sandbox, case, dtype)
-            for done, (dtype, config) in enumerate(trainings, start=len(jobs)):
-                tick(done, total, f"training {config} {dtype}")
-                self._check_training(sandbox, config, dtype)
-        tick(total, total, "")
+        jobs = [(self._check_case, case, dtype) for dtype in plan.dtypes for case in plan.cases]
+        jobs += [
+            (self._check_training, config, dtype)
+            for config in plan.configs
+            for dtype in plan.dtypes
+        ]
+        with sandbox or Sandbox(plan.timeout) as place:
+            for done, (check, what, dtype) in enumerate(jobs):
+                tick(done, len(jobs), f"{getattr(what, 'name', what)} {dtype}")
+                check(place, what, dtype)
+        tick(len(jobs), len(jobs), "")
 
     def _check_case(self, sandbox: Sandbox, case: Case, dtype: str) -> None:
         known: dict[str, Trajectory | SandboxError] = {}
@@ -392,13 +398,9 @@ class Verification:
         traced, plain = found[fused.name].losses, found[fused.unfused].losses
         self.traces.append(Trace(config, fused.backend, dtype, traced, plain))
         steps = traced[-1][0]
-        self.rows[before:] = [
-            Row(**{**vars(row), "steps": steps}) for row in self.rows[before:]
-        ]
+        self.rows[before:] = [Row(**{**vars(row), "steps": steps}) for row in self.rows[before:]]
 
-    def _subject(
-        self, check: str, case: str, name: str, dtype: str, steps: int
-    ) -> dict[str, Any]:
+    def _subject(self, check: str, case: str, name: str, dtype: str, steps: int) -> dict[str, Any]:
         backend = implementations.implementation(name).backend
         return {
             "check": check, "case": case, "implementation": name, "reference": REFERENCES[name],
@@ -406,8 +408,8 @@ class Verification:
         }  # fmt: skip
 
     def _skip(self, subject: dict[str, Any], reason: str) -> None:
-        skipped = {"tensor": "", "elements": 0, "allowed_ulp": None}
-        self.rows.append(Row(**subject, **skipped, note=f"skipped: {reason}"))
+        note = f"skipped: {reason}"
+        self.rows.append(Row(**subject, tensor="", elements=0, allowed_ulp=None, note=note))
 
 
 def _skipped(implementation: Implementation, case: Case, dtype: str) -> str:
@@ -419,4 +421,3 @@ def _skipped(implementation: Implementation, case: Case, dtype: str) -> str:
     if case.flush and implementation.name == "mxnet":
         return "the unfused step on MXNet is the reference while it flushes subnormals"
     return ""
-

@@ -1,0 +1,49 @@
+"""The sandbox reports whatever its work does, and goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from adadelta_cli.sandbox import Sandbox, SandboxError
+
+
+def test_a_result_comes_back_from_another_process():
+    """The function ran elsewhere."""
+    with Sandbox() as sandbox:
+        assert sandbox.call(os.getpid) != os.getpid()
+        assert sandbox.call(divmod, 7, 3) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "told"),
+    [
+        (divmod, (1, 0), "raised ZeroDivisionError"),
+        (time.sleep, (60,), "hung: no result within 0.5 s"),
+        (signal.raise_signal, (signal.SIGSEGV,), "crashed: killed by SIGSEGV"),
+        (os._exit, (3,), "crashed: exited with 3"),
+    ],
+    ids=["raises", "hangs", "crashes", "exits"],
+)
+def test_failures_are_told_apart_and_survived(function, args, told):
+    """Each is a SandboxError with its own words, and the next call works."""
+    with Sandbox(timeout=0.5 if function is time.sleep else 60) as sandbox:
+        if function is time.sleep:
+            sandbox.timeout = 60
+            sandbox.call(abs, -1)  # starting takes longer than the timeout
+            sandbox.timeout = 0.5
+        with pytest.raises(SandboxError, match=told):
+            sandbox.call(function, *args)
+        sandbox.timeout = 60
+        assert sandbox.call(abs, -2) == 2
+
+
+def test_nothing_reaches_stdout(capfd):
+    """What the work prints goes to stderr: stdout may be a JSON document."""
+    with Sandbox() as sandbox:
+        sandbox.call(os.write, 1, b"chatter")
+    out, err = capfd.readouterr()
+    assert out == "" and "chatter" in err
