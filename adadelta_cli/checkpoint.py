@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-FORMAT = 1  # to be raised when older files no longer read
-
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -51,7 +49,7 @@ class Checkpoint:
     def write(self, path: Path) -> None:
         """Write it whole or not at all."""
         document = {key: value for key, value in vars(self).items() if key != "arrays"}
-        text = np.array(json.dumps({"format": FORMAT, **document}))
+        text = np.array(json.dumps(document))
         content = io.BytesIO()
         np.savez(content, document=text, **self.arrays)
         report.write_bytes(path, content.getvalue())
@@ -64,17 +62,15 @@ class Checkpoint:
             UsageError: the file is no checkpoint of this version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             document = json.loads(str(arrays.pop("document")))
-            if document.pop("format") != FORMAT:
-                raise ValueError("it is of another version of adadelta")
             return cls(arrays=arrays, **document)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UsageError(
-                f"{path} is no checkpoint that can be read ({error}); use --force to begin anew"
+                f"{path} is no checkpoint of this version ({error}); use --force to begin anew"
             ) from error
 
     def check_resumable(self, path: Path, identity: Mapping[str, Any], total: int) -> None:

@@ -132,7 +132,7 @@ def run(
     ctx: str, backend: str, out: Path, threads: int | None,  # noqa: ARG001 - its callback acts
     as_json: bool, quiet: bool, verbose: bool, **how: Any,
 ) -> None:  # fmt: skip
-    r"""Train the problems; write history and plots.
+    """Train the problems; write history and plots.
 
     CONFIG is a YAML file or the name of one that ships: rosenbrock, logistic_regression, mlp.
     With none given, all three. Files, in OUT/<config name>/: history.csv, summary.json,
@@ -142,7 +142,7 @@ def run(
     adadelta run mlp
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
-    """
+    """  # noqa: D301 - Click wants the control character
     from adadelta_cli import report, training
     from adadelta_cli.backends import backend as array_library
 
@@ -162,11 +162,11 @@ def run(
 
 @adadelta.command()
 def schema() -> None:
-    r"""Print the JSON schema of a config, for editors.
+    """Print the JSON schema of a config, for editors.
 
     \b
     adadelta schema > schema.json
-    """
+    """  # noqa: D301
     from adadelta_cli import config, report
 
     click.echo(report.json_text(config.schema()), nl=False)

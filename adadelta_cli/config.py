@@ -1,4 +1,4 @@
-"""YAML to a validated, frozen `Config`; an error names file, line, key, what was given, what is allowed.
+"""YAML to a validated, frozen `Config`; an error names file, line, key, what was given and allowed.
 
 Numbers are read as YAML 1.2's core schema reads them: `1e-6` is a number, `010` is ten, `yes` is a
 text. PyYAML by itself reads YAML 1.1, where these are a text, eight and true.
@@ -7,6 +7,7 @@ text. PyYAML by itself reads YAML 1.1, where these are a text, eight and true.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import reprlib
 from pathlib import Path
@@ -20,7 +21,7 @@ from adadelta_cli.problems import PROBLEMS
 from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 LARGEST_BYTES = 100_000  # a config takes one; a mistaken file is not read to its end
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -39,7 +40,7 @@ class _Section(BaseModel):
 
 
 class Rosenbrock(_Section):
-    """The valley of Rosenbrock: sum of 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2, least at (1, ..., 1)."""
+    """Rosenbrock's valley: sum of 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2, least at (1, ..., 1)."""
 
     name: Literal["rosenbrock"]
     dimension: int = Field(2, ge=2, le=1_000_000)
@@ -247,7 +248,7 @@ def _integer(text: str) -> int:
     return int(text if base == 10 else text[2:], base)
 
 
-SCALARS = {
+SCALARS: dict[str, Callable[[str], Any]] = {
     "null": lambda _text: None,
     "bool": lambda text: text.lower() == "true",
     "int": _integer,
@@ -262,10 +263,10 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="an alias (*name) is not allowed", problem_mark=mark)
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -276,7 +277,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _kind in (_Loader, _Dumper):
     for _tag, (_pattern, _first) in CORE_SCHEMA.items():
-        _kind.add_implicit_resolver(TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)  # type: ignore[no-untyped-call]
+        _kind.add_implicit_resolver(TAG + _tag, re.compile(f"^(?:{_pattern})$"), _first)
 
 Key = tuple[str | int, ...]
 
@@ -337,9 +338,9 @@ class _Tree:
                 raise UsageError(f"{where}: the key {got} is no text; allowed are texts only")
             path = (*key, name.value)
             if name.value in first:
+                before = first[name.value]
                 raise UsageError(
-                    f"{where}: {dotted(path)} is given twice, first at {first[name.value]}; allowed is "
-                    "once"
+                    f"{where}: {dotted(path)} is given twice, first at {before}; allowed is once"
                 )
             first[name.value] = where
             yield name.value, self._value(value, place, path)
@@ -392,9 +393,7 @@ def _deepest(faults: Sequence[_Fault]) -> list[_Fault]:
 
 def _shown(value: Any) -> str:
     """Write a value as YAML does, cut short where it is long."""
-    return {None: "null", True: "true", False: "false"}.get(
-        value if isinstance(value, (bool, type(None))) else repr, reprlib.repr(value)
-    )
+    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)
 
 
 def _fault(error: Any) -> _Fault:
@@ -471,8 +470,8 @@ def _contradictions(config: Config) -> Iterator[_Fault]:
         given = "neither" if training.steps is None else "both"
         yield _Fault(
             ("training", "steps"),
-            f"training.steps and training.epochs are {given} given; allowed is one of them, the other "
-            "null or left out",
+            f"training.steps and training.epochs are {given} given; allowed is one of them, the "
+            "other null or left out",
         )
     if name == "rosenbrock":
         for key in ("epochs", "batch_size"):
@@ -482,11 +481,10 @@ def _contradictions(config: Config) -> Iterator[_Fault]:
                     f"training.{key} is {getattr(training, key)}; rosenbrock has no data to pass "
                     "over, so allowed is null: use training.steps",
                 )
-    metrics = ("loss", *PROBLEMS[name].metrics)
+    metrics = PROBLEMS[name].metrics
     for side, metric, bound in config.expect.bounds():
         if metric not in metrics:
             key = f"{side}_{metric}"
-            yield _Fault(
-                ("expect", key),
-                f"expect.{key} is {bound}, and {name} reports {', '.join(metrics)} only; leave it out",
-            )
+            reported = ", ".join(metrics)
+            message = f"expect.{key} is {bound}, and {name} reports {reported} only; leave it out"
+            yield _Fault(("expect", key), message)

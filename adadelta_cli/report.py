@@ -147,23 +147,36 @@ VERDICTS = {
 }
 
 
+RUN_COLUMNS = (
+    "config",
+    "steps",
+    "time",
+    "metric",
+    "at the start",
+    "at the end",
+    "expected",
+    "verdict",
+)
+
+
 def run_table(results: Sequence[Result]) -> Table:
     """Lay out what came of each run, one row a metric."""
     from rich.table import Table
 
     table = Table(title="adadelta run: does it train?", title_justify="left")
-    for name in ("config", "steps", "metric", "at the start", "at the end", "expected", "verdict"):
-        right = name in {"steps", "at the start", "at the end"}
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    numeric = {"steps", "time", "at the start", "at the end"}
+    for name in RUN_COLUMNS:
+        table.add_column(name, justify="right" if name in numeric else "left", no_wrap=True)
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
-        for i, metric in enumerate(("loss", *result.labels)):
-            head = (result.name, f"{result.steps:,}") if i == 0 else ("", "")
+        for i, metric in enumerate(result.labels):
+            facts = (result.name, f"{result.steps:,}", f"{result.seconds:.1f} s")
+            head = facts if i == 0 else ("", "", "")
             wanted, verdict = _expected(result, metric)
             cells = (*head, metric, f"{start[metric]:.4g}", f"{end[metric]:.4g}", wanted)
             if i == 0 and (result.outcome.value == "diverged" or not result.checks):
                 verdict = VERDICTS[result.outcome.value]
-            table.add_row(*cells, verdict, end_section=i == len(result.labels))
+            table.add_row(*cells, verdict, end_section=i == len(result.labels) - 1)
     return table
 
 
@@ -205,15 +218,14 @@ def run_figure(result: Result) -> Figure:
     """Plot the loss and the problem's metrics over the steps, with optimum and expectations."""
     from matplotlib.figure import Figure
 
-    labels = {"loss": "loss (mean over the training data)"} | result.labels
-    if result.problem == "rosenbrock":
-        labels["loss"] = "loss"
+    labels = result.labels
     figure = Figure(figsize=(8, 2.6 * len(labels) + 0.6), layout="constrained")
     panels = figure.subplots(len(labels), sharex=True, squeeze=False)[:, 0]
     for panel, (metric, label) in zip(panels, labels.items(), strict=True):
         _plot_metric(panel, result, metric)
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
+        panel.margins(x=0.01)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(loc="best", framealpha=0.9)
     panels[-1].set_xlabel("step")

@@ -108,7 +108,7 @@ class Result:
         steps: how many were taken.
         seconds: wall time of all of them, with the recording, over all sessions.
         optimum: the least loss where it is known.
-        labels: the words for each of the problem's metrics.
+        labels: the loss and the problem's metrics, each with the words for a plot's axis.
         history: the recorded rows.
     """
 
@@ -345,8 +345,8 @@ class Run:
         self._recorder = None
         if record_gradients and resume:
             raise UsageError(
-                "--record-gradients needs every step, and --resume leaves out those taken before; use "
-                "--force instead of --resume"
+                "--record-gradients needs every step, and --resume leaves out those taken before; "
+                "use --force instead of --resume"
             )
         if record_gradients:
             self._recorder = Recorder(record_gradients, self.training, config, dtype)
@@ -506,12 +506,10 @@ def runs(
     names = [configs.locate(reference).stem for reference in references]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UsageError(
-            f"two configs are named {twice[0]}, so both would write {out / twice[0]}/; rename one"
-        )
+        raise UsageError(f"two configs are named {twice[0]}: both would write to {out / twice[0]}")
     if record_gradients and len(names) > 1:
         raise UsageError(
-            f"--record-gradients writes one file, and {len(names)} configs are to run; name one config"
+            f"--record-gradients writes one file, and {len(names)} configs are to run; name one"
         )
     loaded = [configs.load(reference, overrides) for reference in references]
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ class LogisticRegression(Problem):
 
     name = "logistic_regression"
     metrics = {  # noqa: RUF012 - a constant
+        "loss": "loss (mean of all samples, with L2)",
         "gap": "loss above the optimum",
         "accuracy": "accuracy (share of all samples)",
     }
@@ -42,13 +44,26 @@ class LogisticRegression(Problem):
         self.optimum = float(self.loss(np, self._solved(), *self.data))
 
     def _solved(self) -> list[np.ndarray]:
-        """Let scikit-learn find the optimum: the same objective, times the number of samples."""
+        """Let scikit-learn find the optimum: the same objective, times the number of samples.
+
+        Raises:
+            UsageError: it finds none, as the classes can be separated and l2 is next to nothing.
+        """
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression as Solver
 
         features, labels = self.data
         strength = 1 / (self.l2 * len(labels))
         solver = Solver(C=strength, solver="newton-cholesky", tol=1e-10, max_iter=1000)
-        solver.fit(features, labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            try:
+                solver.fit(features, labels)
+            except ConvergenceWarning as warning:
+                raise UsageError(
+                    f"problem.l2 is {self.l2}, too small for these data: scikit-learn's solver "
+                    f"finds no optimum ({warning}); try 1e-6 or more"
+                ) from warning
         return [solver.coef_[0], solver.intercept_]
 
     def loss(self, xp: Any, weights: Sequence[Any], *batch: Any) -> Any:
@@ -57,7 +72,7 @@ class LogisticRegression(Problem):
         margin = labels * (xp.dot(features, weight) + bias)
         clipped = xp.maximum(margin, LEAST_MARGIN)
         losses = xp.log1p(xp.exp(-clipped)) + (clipped - margin)
-        return losses.mean() + 0.5 * self.l2 * (weight * weight).sum()
+        return losses.sum() / len(labels) + 0.5 * self.l2 * (weight * weight).sum()
 
     def gradient(self, weights: Sequence[np.ndarray], *batch: np.ndarray) -> list[np.ndarray]:
         """Compute the gradient by its formula."""
@@ -137,8 +152,9 @@ def _features(path: Path, table: Any) -> np.ndarray:
     wrong = np.argwhere(~np.isfinite(numbers))
     if len(wrong):
         row, column = wrong[0]
+        got = table.iloc[row, column]
         raise UsageError(
-            f"{path}, line {row + 2}: {table.columns[column]} is {table.iat[row, column]!r}; features "
-            "must be finite numbers"
+            f"{path}, line {row + 2}: {table.columns[column]} is {got!r}; features must be finite "
+            "numbers"
         )
     return numbers

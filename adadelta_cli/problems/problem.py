@@ -18,7 +18,7 @@ class Problem(ABC):
 
     Attributes:
         name: as a config names it.
-        metrics: the metrics beside the loss, each with the words for the axis of a plot.
+        metrics: the loss and what `measure` computes, each with the words for the axis of a plot.
         data: arrays of float64 with the samples along the first axis; none where there are no
             samples.
         start: the initial tensors by name, float64.
@@ -50,7 +50,7 @@ class Problem(ABC):
 
     @abstractmethod
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
-        """Compute the metrics at a point, given as float64."""
+        """Compute the metrics beside the loss at a point, given as float64."""
 
 
 Gradient = Callable[[Sequence[Any]], None]

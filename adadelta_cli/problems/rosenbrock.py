@@ -22,7 +22,7 @@ class Rosenbrock(Problem):
     """Sum over i of 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2; the minimum is 0 at (1, ..., 1)."""
 
     name = "rosenbrock"
-    metrics = {"distance": "distance to the minimum"}  # noqa: RUF012 - a constant
+    metrics = {"loss": "loss", "distance": "distance to the minimum"}  # noqa: RUF012 - a constant
     optimum = 0.0
 
     def __init__(self, settings: config.Rosenbrock, _seed: int) -> None:
