@@ -143,6 +143,7 @@ def write_mxcsr(_context: Any, _value: Any) -> Any:
 def _load(bits): ...
 def _store(value, like): ...
 def _view(address, offset, size, like): ...
+def _cut(array, low, high): ...
 
 
 @overload(_load, inline="always")
@@ -167,6 +168,14 @@ def _view_overload(address, offset, size, like):
     if isinstance(like, types.NoneType):
         return lambda address, offset, size, like: None
     return lambda address, offset, size, like: carray(_pointer(address, offset, like), (size,))
+
+
+@overload(_cut, inline="always")
+def _cut_overload(array, low, high):
+    """Slice an array; None where there is none."""
+    if isinstance(array, types.NoneType):
+        return lambda array, low, high: None
+    return lambda array, low, high: array[low:high]
 
 
 # --- the update -----------------------------------------------------------------------------------
@@ -201,23 +210,29 @@ def _update_slice(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hy
 
 
 @compiled
+def _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high):
+    """Ask for what the block [low, high) will need when it lies `AHEAD_ELEMENTS` further on."""
+    for i in range(low + AHEAD_ELEMENTS, high + AHEAD_ELEMENTS, LINE_ELEMENTS):
+        _prefetch(weight, i)
+        _prefetch(grad, i)
+        _prefetch(acc_grad, i)
+        _prefetch(acc_delta, i)
+        if half is not None:
+            _prefetch(half, i)
+
+
+@compiled
 def _update_stream(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hyper):
     """Step over long slices in blocks, asking for memory ahead of its use."""
     for low in range(0, weight.size, BLOCK_ELEMENTS):
         high = min(low + BLOCK_ELEMENTS, weight.size)
-        for i in range(low + AHEAD_ELEMENTS, high + AHEAD_ELEMENTS, LINE_ELEMENTS):
-            _prefetch(weight, i)
-            _prefetch(grad, i)
-            _prefetch(acc_grad, i)
-            _prefetch(acc_delta, i)
-            if half is not None:
-                _prefetch(half, i)
+        _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high)
         _update_slice(
             weight[low:high],
             grad[low:high],
             acc_grad[low:high],
             acc_delta[low:high],
-            half[low:high] if half is not None else None,
+            _cut(half, low, high),
             learning_rate,
             wd,
             hyper,
