@@ -190,7 +190,11 @@ def _sizes(
     "--impl", "names", multiple=True, metavar="NAME",
     help="Check this implementation; repeatable. Default: all that are here.",
 )  # fmt: skip
-@click.option("--full", is_flag=True, help="The whole catalogue of cases: some minutes.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="All cases, and trainings to their end in each dtype: some minutes.",
+)
 @click.option(
     "--case", "case_names", multiple=True, metavar="NAME",
     help="Only this case, and no training; repeatable.",
@@ -221,10 +225,10 @@ def verify(
 ) -> None:  # fmt: skip
     r"""Check implementations against each other, bit for bit.
 
-    Each takes the steps of a catalogue of cases, and trains the problems; weight, states and master
-    weights are compared after every step. CONFIG is a problem to train, a YAML file or one of
-    rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves out the rest. Files,
-    in OUT: verify.csv, verify.json, verify.png. Exit code 1 when a bit differs.
+    Each takes the steps of a catalogue of cases, and 1000 steps of each training; weight, states
+    and master weights are compared. CONFIG is a problem to train, a YAML file or one of
+    rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves out the rest.
+    Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 when a bit differs.
 
     \b
     adadelta verify
@@ -243,6 +247,8 @@ def verify(
         cases=() if only == (True, False) else tuple(chosen),
         configs=() if only == (False, True) else tuple(configs or config.shipped()),
         dtypes=dtypes or verification.DTYPES,
+        training_dtypes=dtypes or (verification.DTYPES if full else ("float32",)),
+        training_steps=None if full else verification.TRAINING_STEPS,
         seed=seed,
         timeout=timeout,
     )

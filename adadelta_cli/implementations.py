@@ -70,7 +70,7 @@ def _bind_numpy_fused(
 
     rates = [hyper.learning_rate * mult for mult in lr_mults]
     decays = [hyper.wd * mult for mult in wd_mults]
-    return lambda: cpu.fused_update(parameters, hyper, rates, decays)
+    return cpu.prepared_update(parameters, hyper, rates, decays)
 
 
 def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any], *, classic: bool = False) -> Any:

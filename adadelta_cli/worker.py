@@ -245,7 +245,9 @@ class Timing:
             self.faults[name] = fault_of(step, tensors)
             if not self.faults[name]:
                 self._entries[name] = Entry(step)
-        roofs = roofline.Roofs(tensors.line, HYPER)
+        small = [(roofline.cached_elements(tensors.line),)]
+        cached = Tensors.allocate(small, spec["dtype"], spec["seed"])
+        roofs = roofline.Roofs(tensors.line, cached.line, HYPER)
         self._entries |= {MEMORY: Entry(roofs.memory), ARITHMETIC: Entry(roofs.arithmetic)}
         self._layer = roofline.threading_layer()
 

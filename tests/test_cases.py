@@ -40,7 +40,7 @@ def test_cases_are_strong_where_others_are_weak(case):
     if case.elements > 100 and case.fill != "zero":
         flat = np.concatenate([grad.ravel() for grad in grads])
         assert (flat > 0).any() and (flat < 0).any()
-    if case.elements > 100 and case.fill not in {"fresh"}:
+    if case.elements > 100 and case.fill != "fresh":
         for part in ("acc_grad", "acc_delta"):
             flat = np.concatenate([getattr(value, part).ravel() for value in start])
             assert (flat > 0).any()
@@ -70,5 +70,5 @@ def test_selecting():
     assert [case.shapes for case in cases.select(sizes=(5, 7))] == [((5,),), ((7,),)]
     assert len(cases.select(full=True)) == len(cases.CASES)
     assert {case.steps for case in cases.select(steps=2)} == {2}
-    with pytest.raises(UsageError, match="'oddd'.*known are .*odd"):
+    with pytest.raises(UsageError, match=r"'oddd'.*known are .*odd"):
         cases.select(("oddd",))

@@ -15,13 +15,16 @@ import platform
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import carray, prange, types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
+from numba.np.arrayobj import make_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,6 +36,11 @@ compiled_parallel = numba.njit(cache=True, nogil=True, error_model="numpy", para
 
 # Below this many elements, waking the other threads costs more than they save.
 SERIAL_ELEMENTS = 4096
+# Memory is asked for 512 elements ahead of its use, in blocks of 64: the processor's own
+# prefetching stops at each page. Measured, float32, two threads, 1e7 elements: 4.85 ms without,
+# 3.43 ms with; blocks of 128 take 3.48, of 256 3.98; 1024 ahead takes 3.53.
+BLOCK_ELEMENTS, AHEAD_ELEMENTS = 64, 512
+LINE_ELEMENTS = 16  # of float32 in a cache line; asking twice for a line of float64 is harmless
 FLUSH_TO_ZERO, DENORMALS_ARE_ZERO = 0x8000, 0x0040  # MXCSR, Intel SDM vol. 1, 10.2.3
 ON_X86 = platform.machine() in {"x86_64", "AMD64"}
 
@@ -53,6 +61,23 @@ def _pointer(_context: Any, _address: Any, _offset: Any, like: Any) -> Any:
         return builder.gep(base, [args[1]])
 
     return types.CPointer(like)(types.uint64, types.int64, like), generate
+
+
+@intrinsic
+def _prefetch(_context: Any, _array: Any, _index: Any) -> Any:
+    """Ask for the cache line of an element; one beyond the end is no error, and does nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = make_array(signature.args[0])(context, builder, args[0])
+        bytes_, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [bytes_, number, number, number])
+        prefetch = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.bitcast(builder.gep(array.data, [args[1]]), bytes_)
+        # To write, into every cache level, data: LLVM language reference, llvm.prefetch.
+        builder.call(prefetch, [address, number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(_array, types.int64), generate
 
 
 @intrinsic
@@ -118,6 +143,7 @@ def write_mxcsr(_context: Any, _value: Any) -> Any:
 def _load(bits): ...
 def _store(value, like): ...
 def _view(address, offset, size, like): ...
+def _cut(array, low, high): ...
 
 
 @overload(_load, inline="always")
@@ -142,6 +168,14 @@ def _view_overload(address, offset, size, like):
     if isinstance(like, types.NoneType):
         return lambda address, offset, size, like: None
     return lambda address, offset, size, like: carray(_pointer(address, offset, like), (size,))
+
+
+@overload(_cut, inline="always")
+def _cut_overload(array, low, high):
+    """Slice an array; None where there is none."""
+    if isinstance(array, types.NoneType):
+        return lambda array, low, high: None
+    return lambda array, low, high: array[low:high]
 
 
 # --- the update -----------------------------------------------------------------------------------
@@ -176,6 +210,36 @@ def _update_slice(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hy
 
 
 @compiled
+def _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high):
+    """Ask for what the block [low, high) will need when it lies `AHEAD_ELEMENTS` further on."""
+    for i in range(low + AHEAD_ELEMENTS, high + AHEAD_ELEMENTS, LINE_ELEMENTS):
+        _prefetch(weight, i)
+        _prefetch(grad, i)
+        _prefetch(acc_grad, i)
+        _prefetch(acc_delta, i)
+        if half is not None:
+            _prefetch(half, i)
+
+
+@compiled
+def _update_stream(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hyper):
+    """Step over long slices in blocks, asking for memory ahead of its use."""
+    for low in range(0, weight.size, BLOCK_ELEMENTS):
+        high = min(low + BLOCK_ELEMENTS, weight.size)
+        _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high)
+        _update_slice(
+            weight[low:high],
+            grad[low:high],
+            acc_grad[low:high],
+            acc_delta[low:high],
+            _cut(half, low, high),
+            learning_rate,
+            wd,
+            hyper,
+        )
+
+
+@compiled
 def _update_range(table, starts, rates, decays, hyper, kind, low, high):
     """Step over the elements [low, high) of all tensors laid end to end."""
     weight0, grad0, state0, half0 = kind
@@ -184,7 +248,7 @@ def _update_range(table, starts, rates, decays, hyper, kind, low, high):
         at = low - starts[t]
         size = min(high, starts[t + 1]) - low
         if size > 0:
-            _update_slice(
+            _update_stream(
                 _view(table[t, 0], at, size, weight0),
                 _view(table[t, 1], at, size, grad0),
                 _view(table[t, 2], at, size, state0),
@@ -275,28 +339,58 @@ def launch(
         parts: into how many parts the work is cut; by default one for each thread. The result
             does not depend on it.
     """
+    prepared(operands, hyper, flush_subnormals=flush_subnormals, parts=parts)()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step on tensors that stay where they are, to be taken any number of times.
+
+    Attributes:
+        launches: the arguments of the kernel, once for each kind of tensor.
+        owners: what has to live as long as the addresses are used.
+    """
+
+    launches: list[tuple[Any, ...]]
+    owners: Any = None
+
+    def __call__(self) -> None:
+        """Take the step; safe from several threads: calls take turns."""
+        with _launching:
+            for arguments in self.launches:
+                _launch(*arguments)
+
+
+def prepared(
+    operands: Iterable[Operand],
+    hyper: Hyperparameters,
+    *,
+    flush_subnormals: bool = False,
+    parts: int | None = None,
+    owners: Any = None,
+) -> Prepared:
+    """Prepare what `launch` does, with the same arguments."""
     by_kind: dict[Kind, list[Operand]] = defaultdict(list)
     for operand in operands:
         by_kind[operand.kind].append(operand)
-    for kind, group in by_kind.items():
-        _launch_kind(kind, group, hyper, flush_subnormals, parts)
+    groups = by_kind.items()
+    return Prepared(
+        [_arguments(kind, group, hyper, flush_subnormals, parts) for kind, group in groups], owners
+    )
 
 
-def _launch_kind(
+def _arguments(
     kind: Kind, group: list[Operand], hyper: Hyperparameters, flush: bool, parts: int | None
-) -> None:
+) -> tuple[Any, ...]:
     table = np.array([operand.addresses for operand in group], dtype=np.uint64)
     starts = np.zeros(len(group) + 1, dtype=np.int64)
     np.cumsum([operand.size for operand in group], out=starts[1:])
     real = kind.state.dtype
     rates = np.array([operand.learning_rate for operand in group]).astype(real)
     decays = np.array([operand.wd for operand in group]).astype(real)
-    total = int(starts[-1])
-    parts = parts or parts_for(total)
-    scalars = tuple(hyper.scalars(real))
+    parts = parts or parts_for(int(starts[-1]))
     zeros = (kind.weight, kind.grad, kind.state, kind.half)
-    with _launching:
-        _launch(table, starts, rates, decays, scalars, zeros, flush, parts)
+    return table, starts, rates, decays, tuple(hyper.scalars(real)), zeros, flush, parts
 
 
 def parts_for(elements: int) -> int:
@@ -333,6 +427,7 @@ def arranged(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
     return weight, grad, acc_grad, acc_delta, 0
 
 
+@cache
 def kind_of(weight: Any, grad: Any, state: Any, has_master: bool) -> Kind:
     """Look up the kernel for these dtypes.
 
@@ -367,4 +462,15 @@ def fused_update(
     Raises:
         TypeError, ValueError: as `operand`.
     """
-    launch(map(operand, parameters, learning_rates, decays), hyper)
+    prepared_update(parameters, hyper, learning_rates, decays)()
+
+
+def prepared_update(
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    learning_rates: Sequence[float],
+    decays: Sequence[float],
+) -> Prepared:
+    """Prepare what `fused_update` does, with the same arguments, to be done again and again."""
+    operands = map(operand, parameters, learning_rates, decays)
+    return prepared(operands, hyper, owners=parameters)
