@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
@@ -24,7 +25,9 @@ def shown():
     """List every command line that a page, a help text or a config shows."""
     texts = [page.read_text() for page in PAGES] + HELP
     texts += [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
-    lines = re.findall(r"^(?:\s{4,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", "\n".join(texts), re.M)
+    lines = re.findall(
+        r"^(?:\s{4,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", "\n".join(texts), re.MULTILINE
+    )
     commands = {re.split(r"\s{3,}|\s#|\s>", line)[0].strip() for line in lines}
     return sorted(c for c in commands if not re.search(r"\[|:$|does|NAME|FILE|,\s", c))
 
@@ -37,15 +40,13 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("command", shown())
 def test_shown_commands_parse(command, monkeypatch):
     """Every command shown is one that the program takes: its name, its options, their values."""
-    monkeypatch.setattr(machine, "limit_threads", lambda count: None)
+    monkeypatch.setattr(machine, "limit_threads", lambda _count: None)
     args = shlex.split(command)[1:]
-    try:
+    with contextlib.suppress(click.exceptions.Exit):  # --version and --help end there
         with adadelta.make_context("adadelta", list(args)) as group:
             _, sub, rest = adadelta.resolve_command(group, args)
-            assert sub is not None
-            sub.make_context(sub.name, rest, parent=group).close()
-    except click.exceptions.Exit as end:
-        assert end.exit_code == 0
+        assert sub is not None
+        sub.make_context(sub.name, rest, parent=group).close()
 
 
 QUICK = [
