@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         self.allow_np_array = True  # both interfaces, whichever was on when it was made
         self.rho = rho
         self.epsilon = epsilon
-        self._hyperparameters()  # raises what is outside its range
+        Hyperparameters(1.0, rho, epsilon, self.wd, self.rescale_grad, self.clip_gradient)
 
     def create_state(self, index: int, weight: Any) -> State:  # noqa: ARG002 - MXNet's signature
         """Make `(acc_grad, acc_delta)` for a weight: zeros of its shape, on its device.
@@ -165,10 +166,9 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
     def _hyperparameters(self) -> Hyperparameters:
         """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
-        return Hyperparameters(
-            rho=self.rho, epsilon=self.epsilon, wd=self.wd,
-            rescale_grad=self.rescale_grad, clip_gradient=self.clip_gradient,
-        )  # fmt: skip
+        return _hyperparameters(
+            self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
+        )
 
     def _count(self, index: int) -> tuple[float, float]:
         """Count an update; return the tensor's own rate and decay.
@@ -208,6 +208,13 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             raise next(filter(None, map(_what_is_wrong, parameters)))
         tables = _tables(found, *self._count_all(indices))
         cpu.launch_tables(tables, hyper, flush_subnormals=flush_subnormals)
+
+
+@lru_cache(maxsize=64, typed=True)
+def _hyperparameters(*values: Any) -> Hyperparameters:
+    """Check them once, not at each step."""
+    rho, epsilon, wd, rescale_grad, clip_gradient = values
+    return Hyperparameters(1.0, rho, epsilon, wd, rescale_grad, clip_gradient)
 
 
 def _plain(
