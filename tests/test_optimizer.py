@@ -141,6 +141,21 @@ def test_float64_follows_the_golden_trajectories(mxnet, case, fused):
             np.testing.assert_allclose(got.asnumpy(), np.array(wanted[name], float), rtol=1e-12)
 
 
+def test_tensors_of_all_kinds_in_one_call(mxnet):
+    """float16, float32 and float64 weights together, more than once, in either order."""
+    results = []
+    for fused in (False, True):
+        optimizer = AdaDelta(**AWKWARD, use_fused_step=fused)
+        dtypes = ["float32", "float64", "float16", "float32"]
+        weights = [mxnet.nd.array([1, -2, 3], dtype=dtype) for dtype in dtypes]
+        states = [optimizer.create_state(k, weight) for k, weight in enumerate(weights)]
+        for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1], [0, 3]):
+            chosen = [[each[k] for k in order] for each in (weights, weights, states)]
+            optimizer.update(order, *chosen)
+        results.append([array.asnumpy() for array in weights + flat(states)])
+    assert_same_bits(results[1], results[0])
+
+
 def test_empty_and_zero_dimensional_tensors(mxnet):
     """Shapes without elements or without dimensions, among others."""
     mxnet.npx.set_np()

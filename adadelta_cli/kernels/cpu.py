@@ -46,7 +46,7 @@ ON_X86 = platform.machine() in {"x86_64", "AMD64"}
 
 binding.initialize_native_asmparser()  # for the two instructions that reach MXCSR
 
-_launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
+launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
 
 
 # --- what Numba has no words for -----------------------------------------------------------------
@@ -389,7 +389,7 @@ class Prepared:
 
     def __call__(self) -> None:
         """Take the step; safe from several threads: calls take turns."""
-        with _launching:
+        with launching:
             for arguments in self.launches:
                 _launch(*arguments)
 
