@@ -55,22 +55,27 @@ def outcome(error: BaseException) -> tuple[ExitCode, str]:
 
 def main() -> None:
     """Run the command line and exit; the console script's entry point."""
-    from adadelta_cli.cli import adadelta
-
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = adadelta.main(standalone_mode=False)
-        sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else ExitCode.OK)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
-        sys.exit(ExitCode.BROKEN)
+        code = _run()
     except (Exception, KeyboardInterrupt, TerminatedError) as error:
         if os.environ.get("ADADELTA_DEBUG") == "1":
             raise
         code, message = outcome(error)
         print(f"Error: {message}", file=sys.stderr)  # noqa: T201
-        sys.exit(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    from adadelta_cli.cli import adadelta
+
+    try:
+        code = adadelta.main(standalone_mode=False)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # Click ends so, with 1, when nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.BROKEN
+    return code if isinstance(code, int) else ExitCode.OK
 
 
 if __name__ == "__main__":

@@ -24,19 +24,22 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
         context.exit()
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version,
     help="Show the version and exit.",
 )  # fmt: skip
-def adadelta() -> None:
-    r"""Run, verify and benchmark the AdaDelta optimizer.
+@click.pass_context
+def adadelta(context: click.Context) -> None:
+    """Run, verify and benchmark the AdaDelta optimizer.
 
     \b
     adadelta run mlp                 does it train?
     adadelta verify                  is every bit right?
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 # --- options with one meaning everywhere ----------------------------------------------------------
@@ -142,7 +145,7 @@ def run(
     adadelta run mlp
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
-    """  # noqa: D301 - Click wants the control character
+    """
     from adadelta_cli import report, training
     from adadelta_cli.backends import backend as array_library
 
@@ -166,7 +169,7 @@ def schema() -> None:
 
     \b
     adadelta schema > schema.json
-    """  # noqa: D301
+    """
     from adadelta_cli import config, report
 
     click.echo(report.json_text(config.schema()), nl=False)
@@ -190,7 +193,11 @@ def _sizes(
     "--impl", "names", multiple=True, metavar="NAME",
     help="Check this implementation; repeatable. Default: all that are here.",
 )  # fmt: skip
-@click.option("--full", is_flag=True, help="The whole catalogue of cases: some minutes.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="All cases, and trainings to their end in each dtype: some minutes.",
+)
 @click.option(
     "--case", "case_names", multiple=True, metavar="NAME",
     help="Only this case, and no training; repeatable.",
@@ -219,10 +226,10 @@ def verify(
     ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001
     as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
-    r"""Check implementations against each other, bit for bit.
+    """Check implementations against each other, bit for bit.
 
-    Each takes the steps of a catalogue of cases, and trains the problems; weight, states and master
-    weights are compared after every step. CONFIG is a problem to train, a YAML file or one of
+    Each takes the steps of a catalogue of cases, and 1000 steps of each training; weight, states
+    and master weights are compared. CONFIG is a problem to train, a YAML file or one of
     rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves out the rest.
     Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 when a bit differs.
 
@@ -243,6 +250,8 @@ def verify(
         cases=() if only == (True, False) else tuple(chosen),
         configs=() if only == (False, True) else tuple(configs or config.shipped()),
         dtypes=dtypes or verification.DTYPES,
+        training_dtypes=dtypes or (verification.DTYPES if full else ("float32",)),
+        training_steps=None if full else verification.TRAINING_STEPS,
         seed=seed,
         timeout=timeout,
     )
@@ -358,7 +367,7 @@ def bench(
     layout: str, ctx: str, backend: str, out: Path, as_json: bool, quiet: bool, verbose: bool,
     **how: Any,
 ) -> int:  # fmt: skip
-    r"""Time one optimizer step against what the machine allows.
+    """Time one optimizer step against what the machine allows.
 
     The ceiling is the slower of two roofs, timed in turn with the steps: moving the bytes that a
     step has to move, and doing its arithmetic on data in the first-level cache.

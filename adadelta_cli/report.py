@@ -214,6 +214,9 @@ def run_remarks(results: Sequence[Result], out: Path) -> list[str]:
     return [*remarks, f"Files: {folder}/history.csv, summary.json, config.yaml, loss.png"]
 
 
+SHARES = {"accuracy"}  # between 0 and 1, where a logarithm would hide the end that matters
+
+
 def run_figure(result: Result) -> Figure:
     """Plot the loss and the problem's metrics over the steps, with optimum and expectations."""
     from matplotlib.figure import Figure
@@ -223,7 +226,7 @@ def run_figure(result: Result) -> Figure:
     panels = figure.subplots(len(labels), sharex=True, squeeze=False)[:, 0]
     for panel, (metric, label) in zip(panels, labels.items(), strict=True):
         _plot_metric(panel, result, metric)
-        panel.set_ylabel(label)
+        panel.set_ylabel(label.replace(" (", "\n("))
         panel.grid(alpha=0.3)
         panel.margins(x=0.01)
         if panel.get_legend_handles_labels()[0]:
@@ -239,7 +242,8 @@ def _plot_metric(panel: Axes, result: Result, metric: str) -> None:
     values = [row[metric] for row in cells]
     panel.plot([row["step"] for row in cells], values, color="C0", linewidth=1.2)
     finite = [value for value in values if math.isfinite(value)]
-    if finite and min(finite) > 0 and max(finite) > 10 * min(finite):
+    spread = finite and min(finite) > 0 and max(finite) > 10 * min(finite)
+    if spread and metric not in SHARES:
         panel.set_yscale("log")
     if metric == "loss" and result.optimum:
         panel.axhline(result.optimum, color="C2", ls="--", label=f"optimum {result.optimum:.6g}")

@@ -130,8 +130,9 @@ def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, 
     whole = () if p.weight.ndim == 0 else slice(None)  # MXNet takes no other for no dimension
     weight = p.weight.astype(p.acc_grad.dtype) if p.master is None else p.master
     grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad
-    grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through
-    grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)
+    if h.clip_gradient < np.inf:
+        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through
+        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)
     grad = grad + real(wd) * weight
     p.acc_grad[whole] = p.acc_grad * h.rho + h.one_minus_rho * (grad * grad)
     delta = xp.sqrt(p.acc_delta + h.epsilon) / xp.sqrt(p.acc_grad + h.epsilon) * grad

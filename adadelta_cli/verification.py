@@ -34,6 +34,7 @@ REFERENCES = {
 }
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 DTYPES = ("float32", "float64", "float16")
+TRAINING_STEPS = 1000  # of a training in the default set; `--full` goes to the end
 
 
 @dataclass(frozen=True)
@@ -125,20 +126,23 @@ def step_through(name: str, case: Case, dtype: str, seed: int) -> Trajectory:
     return Trajectory(_transposed(states), changes)
 
 
-def train(reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int) -> Trajectory:
-    """Train a config with an implementation; keep every recorded step."""
+def train(
+    reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int, steps: int | None
+) -> Trajectory:
+    """Train a config with an implementation, `steps` at most; keep every recorded step."""
     from adadelta_cli import config, training
 
     implementation = implementations.implementation(name)
     backend = backends.backend(implementation.backend)
     settings = config.load(reference, list(overrides))
     run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
+    end = min(run.total, steps or run.total)
     parameters = list(run.parameters.values())
     every = settings.training.record_every or run.steps_per_epoch
     states, losses = [_snapshot(backend, parameters)], [(0, run.measure().loss)]
-    while run.step < run.total:
+    while run.step < end:
         run.advance()
-        if run.step % every == 0 or run.step == run.total:
+        if run.step % every == 0 or run.step == end:
             states.append(_snapshot(backend, parameters))
             losses.append((run.step, run.measure().loss))
     return Trajectory(_transposed(states), losses=losses)
@@ -209,6 +213,8 @@ class Plan:
         cases: the synthetic cases.
         configs: the problems to train, as `config.load` takes them.
         dtypes: each case is put in each of these.
+        training_dtypes: each problem is trained in each of these.
+        training_steps: a training is stopped after so many steps; None: it goes to its end.
         seed: everything random derives from it.
         timeout: seconds that one case of one implementation may take.
         overrides: `key=value` settings for the configs.
@@ -218,6 +224,8 @@ class Plan:
     cases: tuple[Case, ...]
     configs: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = DTYPES
+    training_dtypes: tuple[str, ...] = ("float32",)
+    training_steps: int | None = TRAINING_STEPS
     seed: int = 0
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
@@ -332,7 +340,7 @@ class Verification:
         jobs += [
             (f"training {config} {dtype}", partial(self._check_training, config, dtype))
             for config in plan.configs
-            for dtype in plan.dtypes
+            for dtype in plan.training_dtypes
         ]
         with sandbox or Sandbox(plan.timeout) as place:
             for done, (what, check) in enumerate(jobs):
@@ -385,8 +393,9 @@ class Verification:
             found: dict[str, Trajectory] = {}
 
             def trajectory(name: str, found: dict[str, Trajectory] = found) -> Trajectory:
-                arguments = (config, self.plan.overrides, name, dtype, self.plan.seed)
-                found[name] = sandbox.call(train, *arguments)
+                plan = self.plan
+                limits = (dtype, plan.seed, plan.training_steps)
+                found[name] = sandbox.call(train, config, plan.overrides, name, *limits)
                 return found[name]
 
             subject = self._subject("training", config, fused.name, dtype, 0)

@@ -74,6 +74,21 @@ def test_the_gradients_agree_at_the_start_too():
             np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-14)
 
 
+@needs_mxnet
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
+def test_the_gradients_agree_where_every_hidden_unit_is_at_zero(activation):
+    """At relu's kink both take the slope 0; MXNet's own maximum(x, 0) has 1 there."""
+    built = build(name="mlp", hidden=[9, 7], activation=activation)
+    point = list(built.start.values())
+    point[0] = np.zeros_like(point[0])
+    analytic, automatic = (
+        gradients(built, array_library(name), point, built.data, "float64")
+        for name in ("numpy", "mxnet")
+    )
+    for ours, theirs in zip(analytic, automatic, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-14)
+
+
 def test_the_analytic_gradient_is_the_slope_of_the_loss(case):
     """Central differences of the loss along random directions give the gradient's projection."""
     built, point, batch = case

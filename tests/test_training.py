@@ -205,6 +205,15 @@ def test_an_interrupted_run_leaves_the_rows_that_were_finished(run):
     assert json.loads((part.folder / "summary.json").read_text())["outcome"] == "interrupted"
 
 
+def test_files_of_an_earlier_run_do_not_outlive_the_next_ones_start(run):
+    """After a new run was interrupted, no file of the old one is left to be taken for its own."""
+    made = run(small("rosenbrock"))
+    made.execute()
+    (made.folder / "loss.png").write_bytes(b"old")
+    interrupt(run(small("rosenbrock", "optimizer.rho=0.5")), 30)
+    assert not (made.folder / "loss.png").exists()
+
+
 def test_what_breaks_within_a_step_leaves_the_last_whole_checkpoint(run):
     """A torn step is not saved; going on from the checkpoint before it gives the same bytes."""
     whole = run(small("rosenbrock"), "whole")

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from adadelta_cli.update import Hyperparameters, Parameter
 
 # What the arithmetic roof works on in each thread: it has to fit the first-level cache, and be so
-# long that starting on it again costs next to nothing. Measured, float32, two threads, 1e6 elements:
-# 16 KiB 0.304 ms, 32 KiB 0.272 ms, 40 KiB 0.293 ms. Between the threads' parts lies a gap as long as
-# they are, else each core's prefetching takes lines from the other: 0.317 ms.
+# long that starting on it again costs next to nothing. Measured, float32, two threads, 1e6
+# elements: 16 KiB 0.304 ms, 32 KiB 0.272 ms, 40 KiB 0.293 ms. Between the threads' parts lies a
+# gap as long as they are, else each core's prefetching takes lines from the other: 0.317 ms.
 CACHED_BYTES = 32 * 1024
 
 

@@ -1,0 +1,466 @@
+"""What `bench` makes of samples, what it refuses, and what it leaves on disk."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from conftest import needs_mxnet
+
+from adadelta_cli import benchmark, machine, worker, workloads
+from adadelta_cli.cli import adadelta
+from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
+from adadelta_cli.estimate import estimate, ratio
+from adadelta_cli.implementations import IMPLEMENTATIONS, Implementation, implementation
+from adadelta_cli.worker import ARITHMETIC, MEMORY
+
+COLUMNS = [
+    "implementation",
+    "backend",
+    "ctx",
+    "dtype",
+    "workload",
+    "tensors",
+    "elements",
+    "threads",
+    "cache",
+    "processes",
+    "samples",
+    "median_s",
+    "ci_low_s",
+    "ci_high_s",
+    "q1_s",
+    "q3_s",
+    "elements_per_s",
+    "gigabytes_per_s",
+    "ceiling_gigabytes_per_s",
+    "ceiling_fraction",
+    "ceiling_fraction_low",
+    "ceiling_fraction_high",
+    "bound",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "peak_extra_bytes",
+    "note",
+]
+
+PLAN = benchmark.Plan(tuple(workloads.sizes("1e6")), ("numpy", "numpy-fused"))
+GROUP = PLAN.groups[0]
+
+
+def bench(*arguments, out):
+    """Start the command, with two threads and nothing slow."""
+    return subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", "bench", "--out", str(out), "--processes", "2",
+         "--max-time", "0.2", "--backend", "numpy", *arguments],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+class TestEstimate:
+    """Medians and intervals of samples whose answer is known."""
+
+    def test_equal_samples_have_no_interval(self):
+        """Where every sample is the same, so is the median, and it is known exactly."""
+        assert estimate([np.full(20, 3.0), np.full(9, 3.0)]) == (3.0, 3.0, 3.0)
+
+    def test_the_processes_decide(self):
+        """Many exact samples in three processes that disagree leave the interval as wide as they."""
+        found = estimate([np.full(1000, 1.0), np.full(1000, 1.1), np.full(1000, 1.4)])
+        assert found == (1.1, 1.0, 1.4)
+
+    def test_a_process_with_more_samples_has_no_more_weight(self):
+        """The median is over processes, however many samples each had time for."""
+        assert estimate([np.full(5000, 9.0), np.full(5, 1.0), np.full(5, 2.0)]).median == 2.0
+
+    def test_the_interval_covers_the_truth(self):
+        """Of 60 experiments with 8 processes, the 95 % interval misses the median in few."""
+        random = np.random.default_rng(1)
+        hits = 0
+        for _ in range(60):
+            levels = 10 + random.standard_normal(8)
+            low, high = estimate([level + random.standard_normal(30) for level in levels])[1:]
+            hits += low <= 10 <= high
+        assert hits >= 52  # 57 expected; with fewer than 52 an interval of 95 % has p < 0.01
+
+    def test_more_samples_narrow_the_interval(self):
+        """In one process, a hundred times the samples give a much narrower interval."""
+        random = np.random.default_rng(2)
+        few, many = (estimate([random.standard_normal(size) + 10]) for size in (20, 2000))
+        assert many.precision < few.precision / 2
+
+    def test_the_same_samples_give_the_same_interval(self):
+        """The bootstrap has a seed."""
+        samples = [np.random.default_rng(3).standard_normal(50)]
+        assert estimate(samples) == estimate(samples)
+
+    def test_an_outlier_does_not_move_it(self):
+        """One sample of a thousand times the others leaves the median and its interval alone."""
+        assert estimate([np.array([1.0] * 50 + [1000.0])]) == (1.0, 1.0, 1.0)
+
+
+def test_ratios_are_of_one_round():
+    """A drift that both share does not show in the ratio; a round without a sample is left out."""
+    drift = np.linspace(1, 5, 40)
+    slow, fast = 3 * drift, drift.copy()
+    slow[7] = np.nan
+    (found,) = ratio([slow], [fast])
+    assert found == pytest.approx(np.full(39, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "moved", "held"), [("float32", 28, 16), ("float64", 56, 32), ("float16", 28, 16)]
+)
+def test_bytes_of_an_element(dtype, moved, held):
+    """Four reads and three writes; float16 keeps a float32 master, read and written beside it."""
+    assert benchmark.traffic_bytes(dtype) == moved
+    assert benchmark.held_bytes(dtype) == held
+    line = worker.Tensors.allocate([(100,)], dtype, seed=0).line
+    assert sum(array.itemsize for array in line.arrays) == held
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def samples(fused=2.0, unfused=20.0, memory=1.9, arithmetic=1.0, rounds=30):
+    """Two processes that saw these milliseconds in every round."""
+    times = {"numpy": unfused, "numpy-fused": fused, MEMORY: memory, ARITHMETIC: arithmetic}
+    return {name: [np.full(rounds, ms * 1e-3)] * 2 for name, ms in times.items()}
+
+
+def rows(found, faults=("", ""), peaks=(8_000_000, 0)):
+    """Turn samples into the rows of numpy and numpy-fused."""
+    names = ("numpy", "numpy-fused")
+    result = benchmark._result(
+        GROUP, found, dict(zip(names, faults, strict=True)), dict(zip(names, peaks, strict=True))
+    )
+    return [each.row for each in result.measurements]
+
+
+def test_the_columns_are_those_of_the_contract():
+    """Scripts read bench.csv by its columns."""
+    assert list(benchmark.COLUMNS) == COLUMNS
+
+
+def test_a_row_from_known_samples():
+    """1e6 float32 elements move 28 MB: in 2 ms that is 14 GB/s, 0.95 of a roof of 1.9 ms."""
+    row = rows(samples())[1]
+    assert row.median_s == pytest.approx(2e-3)
+    assert row.gigabytes_per_s == pytest.approx(14)
+    assert row.elements_per_s == pytest.approx(5e8)
+    assert row.ceiling_gigabytes_per_s == pytest.approx(28 / 1.9)
+    assert row.ceiling_fraction == pytest.approx(0.95)
+    assert (row.bound, row.processes, row.samples) == ("memory", 2, 60)
+    assert row.speedup == pytest.approx(10)
+    assert row.peak_extra_bytes == 0
+
+
+def test_the_slower_roof_is_the_ceiling():
+    """Where arithmetic takes longer than memory, it bounds the step, and the row says so."""
+    row = rows(samples(arithmetic=1.99))[1]
+    assert row.bound == "arithmetic"
+    assert row.ceiling_fraction == pytest.approx(0.995)
+
+
+def test_the_unfused_step_is_once_as_fast_as_itself():
+    """A speed-up is against the unfused step of the same backend."""
+    assert rows(samples())[0].speedup == pytest.approx(1)
+
+
+def test_a_row_says_when_time_was_up():
+    """Where the interval stays wider than was wanted, the note has both."""
+    found = samples()
+    found["numpy-fused"] = [np.full(30, 2e-3), np.full(30, 3e-3)]
+    row = rows(found)[1]
+    assert "wanted +-2.0%" in row.note
+    assert "processes disagree by 50%" in row.note
+
+
+def test_a_wrong_implementation_gets_no_time():
+    """What differs from the array update has a row without times, and the command ends with 1."""
+    found = samples()
+    del found["numpy-fused"]
+    result = benchmark._result(
+        GROUP, found, {"numpy": "", "numpy-fused": "wrong: 3 of 9 values"}, {"numpy": 0, "numpy-fused": None}
+    )  # fmt: skip
+    right, wrong = result.measurements
+    assert wrong.wrong
+    assert not right.wrong
+    assert wrong.row.median_s is None
+    assert wrong.row.note == "wrong: 3 of 9 values"
+
+
+class TestFault:
+    """Each implementation is checked before it is timed."""
+
+    tensors = staticmethod(lambda: worker.Tensors.allocate([(70_001,), (3, 5)], "float32", seed=0))
+
+    @pytest.mark.parametrize("name", ["numpy", "numpy-fused"])
+    def test_ours_have_none(self, name):
+        """The array update and the one-pass kernel agree in every bit."""
+        tensors = self.tensors()
+        assert worker.fault_of(worker._bound(implementation(name), tensors), tensors) == ""
+
+    @needs_mxnet
+    @pytest.mark.parametrize("name", ["mxnet", "mxnet-fused", "mxnet-stock"])
+    def test_those_on_mxnet_have_none(self, name):
+        """They work on the same memory, as MXNet's arrays."""
+        tensors = self.tensors()
+        assert worker.fault_of(worker._bound(implementation(name), tensors), tensors) == ""
+
+    @pytest.mark.parametrize("array", ["weight", "acc_grad", "acc_delta", "grad"])
+    def test_a_planted_one_is_found(self, array):
+        """One array off by one bit in every element, or a changed gradient, is called wrong."""
+        tensors = self.tensors()
+        right = worker._bound(implementation("numpy-fused"), tensors)
+
+        def step():
+            right()
+            for parameter in tensors.parameters:
+                values = getattr(parameter, array)
+                values[...] = np.nextafter(values, np.float32(np.inf))
+
+        assert worker.fault_of(step, tensors).startswith("wrong: ")
+
+    def test_doing_nothing_is_wrong(self):
+        """A step that does not step is found."""
+        assert worker.fault_of(lambda: None, self.tensors()).startswith("wrong: ")
+
+    def test_a_refusal_is_no_wrong_answer(self):
+        """An implementation that raises TypeError cannot take the step, and says why."""
+
+        def step():
+            raise TypeError("float64 is beyond me")
+
+        assert worker.fault_of(step, self.tensors()) == (
+            "cannot take this step: TypeError: float64 is beyond me"
+        )
+
+    def test_a_planted_one_is_not_timed(self, monkeypatch):
+        """The task that takes the samples leaves a wrong implementation out."""
+        lazy = Implementation("lazy", "numpy", True, lambda *_: lambda: None, "numpy")
+        monkeypatch.setitem(IMPLEMENTATIONS, "lazy", lazy)
+        spec = {
+            "shapes": [[5000]],
+            "dtype": "float32",
+            "seed": 0,
+            "implementations": ["lazy", "numpy"],
+        }
+        task = worker.Timing(spec)
+        assert task.ready()["faults"]["lazy"].startswith("wrong: ")
+        assert "lazy" not in task.go_on(0)["samples"]
+        assert len(task.go_on(0)["samples"]["numpy"]) >= worker.LEAST_ROUNDS
+
+
+def test_tensors_keep_normal_values():
+    """After thousands of steps nothing is subnormal, infinite or NaN, which would cost time."""
+    for dtype in ("float32", "float64", "float16"):
+        tensors = worker.Tensors.allocate([(3000,)], dtype, seed=0)
+        step = worker._bound(implementation("numpy-fused"), tensors)
+        for _ in range(5000):
+            step()
+        for array in tensors.line.arrays:
+            assert np.isfinite(array).all()
+        for array in (tensors.line.acc_grad, tensors.line.acc_delta):
+            assert (array >= np.finfo(array.dtype).tiny).all()
+
+
+def test_tensors_begin_at_cache_lines():
+    """Each tensor begins at a cache line, and no two arrays at the same place in a page."""
+    tensors = worker.Tensors.allocate([(10,), (3, 5), (1000,)], "float32", seed=0)
+    places = [array.ctypes.data for each in tensors.parameters for array in each.arrays]
+    assert all(place % 64 == 0 for place in places)
+    assert len({array.ctypes.data % 4096 for array in tensors.line.arrays}) == 4
+
+
+def test_slow_ones_get_fewer_samples():
+    """What takes a hundred times as long has a turn in few rounds, and the others in all."""
+    entries = {"slow": worker.Entry(lambda: time.sleep(0.05)), "fast": worker.Entry(lambda: None)}
+    found = worker._columns(worker.rounds(entries, 0.3))
+    assert sum(value is not None for value in found["slow"]) < len(found["slow"])
+    assert len(found["fast"]) >= worker.LEAST_ROUNDS
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+def test_peak_extra_bytes():
+    """A step that fills 40 MB and lets them go has a peak of 40 MB, though nothing remains."""
+    assert worker.peak_extra_bytes(lambda: np.ones(5_000_000).sum()) == pytest.approx(4e7, rel=0.05)
+    assert worker.peak_extra_bytes(lambda: None) < 1e6
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_too_large_a_workload_is_refused_before_anything_is_allocated(monkeypatch):
+    """The message has both numbers, what is needed and what is available."""
+    monkeypatch.setattr(machine, "available_bytes", lambda: 3_000_000)
+    monkeypatch.setattr(benchmark, "Worker", None)
+    fused = replace(PLAN, implementations=("numpy-fused",))
+    with pytest.raises(UnavailableError, match=r"16000000 bytes.*3000000 bytes.*smaller --sizes"):
+        list(benchmark.measure(fused))
+
+
+def test_unfused_steps_need_more_memory():
+    """Their temporary arrays count, too: 7 of them at most."""
+    fused = replace(PLAN, implementations=("numpy-fused",)).groups[0]
+    assert benchmark.needed_bytes(GROUP) == benchmark.needed_bytes(fused) + 7 * 4 * 10**6
+
+
+def test_an_implementation_of_another_backend():
+    """--backend numpy and an implementation on MXNet contradict each other."""
+    with pytest.raises(UsageError, match="computes on mxnet and --backend is numpy"):
+        benchmark.choose(["mxnet-fused"], "numpy", "cpu")
+
+
+def test_no_gpu():
+    """A GPU is not available in this version, which is said before anything is timed."""
+    with pytest.raises(UnavailableError, match="CPU only"):
+        benchmark.choose([], "auto", "gpu")
+
+
+def test_default_implementations_are_those_of_the_backend():
+    """With --backend numpy, MXNet is neither timed nor loaded."""
+    assert benchmark.choose([], "numpy", "cpu") == ("numpy", "numpy-fused")
+
+
+def test_a_process_that_breaks_says_why():
+    """What a worker wrote last on stderr is in the message."""
+    with (
+        benchmark.Worker(1) as process,
+        pytest.raises(BrokenError, match=r"ended with 1: KeyError"),
+    ):
+        process.ask(task="unheard of")
+
+
+def test_a_worker_ends_with_its_leader():
+    """When stdin is closed the process ends by itself."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adadelta_cli.worker"], stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+def test_doubts():
+    """More threads than cores, and arithmetic whose time varies, each have a sentence."""
+    crowded = replace(GROUP, threads=machine.available_cores() + 1)
+    noisy = samples()
+    noisy[ARITHMETIC] = [np.linspace(1e-3, 2e-3, 30)]
+    threads, cores = benchmark.doubts(crowded, noisy)
+    assert "wait for each other" in threads
+    assert re.search("other work shares the cores; end it, or measure again later", cores)
+    assert benchmark.doubts(GROUP, samples()) == []
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_writes_its_files(tmp_path):
+    """bench.csv, bench.json and bench.png hold a row for each implementation and dtype."""
+    done = bench("--sizes", "2e4", "--dtype", "float32", "--dtype", "float16", out=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "bench.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == COLUMNS
+    assert [(row["implementation"], row["dtype"]) for row in table] == [
+        ("numpy", "float32"), ("numpy-fused", "float32"),
+        ("numpy", "float16"), ("numpy-fused", "float16"),
+    ]  # fmt: skip
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert len(document["samples_s"]) == 4
+    assert set(document["roofs_s"][0]) == {MEMORY, ARITHMETIC}
+    assert document["machine"]["cores_available"] == machine.available_cores()
+    assert (tmp_path / "bench.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_json_is_alone_on_stdout(tmp_path):
+    """With --json, stdout is one JSON document."""
+    done = bench("--sizes", "1e4", "--json", out=tmp_path)
+    assert [row["workload"] for row in json.loads(done.stdout)["rows"]] == ["1e4", "1e4"]
+
+
+def test_markdown(tmp_path):
+    """--format markdown prints a table for a pull request."""
+    done = bench("--sizes", "1e4", "--format", "markdown", out=tmp_path)
+    heading, rule, *body = done.stdout.strip().splitlines()
+    assert heading.startswith("| workload | dtype | threads | implementation |")
+    assert set(rule) <= set("|- ")
+    assert len(body) == 2
+
+
+def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
+    """Ctrl-C in the second workload leaves whole files with the rows of the first."""
+
+    def interrupted(*_):
+        yield benchmark._result(
+            GROUP,
+            samples(),
+            {"numpy": "", "numpy-fused": ""},
+            dict.fromkeys(PLAN.implementations, 0),
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "results", interrupted)
+    with pytest.raises((KeyboardInterrupt, click.Abort)):
+        adadelta.main(["bench", "--out", str(tmp_path)], standalone_mode=False)
+    with (tmp_path / "bench.csv").open() as file:
+        assert [row["workload"] for row in csv.DictReader(file)] == ["1e6", "1e6"]
+    assert (tmp_path / "bench.png").exists()
+
+
+def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
+    """The exit code tells CI that an implementation is wrong."""
+    found = samples()
+    del found["numpy-fused"]
+    result = benchmark._result(
+        GROUP,
+        found,
+        {"numpy": "", "numpy-fused": "wrong: all"},
+        dict.fromkeys(PLAN.implementations),
+    )
+    monkeypatch.setattr(benchmark, "results", lambda *_: [result])
+    assert adadelta.main(["bench", "--out", str(tmp_path)], standalone_mode=False) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--sizes", "many"], 2, "--sizes has 'many'"),
+        (["--sizes", "1e12"], 3, "available"),
+        (["--threads", "0"], 2, "--threads is '0'"),
+        (["--impl", "faster"], 2, "--impl is 'faster'"),
+        (["--model", "alexnet"], 2, "--model is 'alexnet'"),
+    ],
+)
+def test_wrong_usage(arguments, code, says, tmp_path):
+    """What cannot be timed ends with 2 or 3, one line of error, and no file."""
+    done = bench(*arguments, out=tmp_path)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Error: " in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@needs_mxnet
+def test_training_gives_one_loss():
+    """The stock, unfused and fused optimizer train to the same loss, to the last digit."""
+    plan = replace(PLAN, workloads=(), processes=1, max_time_s=0.3)
+    (result,) = benchmark.results(plan, "mlp")
+    assert [each.row.implementation for each in result.measurements] == [
+        "mxnet-stock", "mxnet", "mxnet-fused",
+    ]  # fmt: skip
+    assert not any(each.wrong for each in result.measurements)
+    assert all("to the last digit" in each.row.note for each in result.measurements)
+    assert all(each.row.ceiling_fraction is None for each in result.measurements)

@@ -1,0 +1,92 @@
+"""The documentation shows commands that exist, and every command and option is documented."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import subprocess
+import sys
+
+import click
+import pytest
+from conftest import HERE
+
+from adadelta_cli import machine
+from adadelta_cli.cli import adadelta
+
+ROOT = HERE.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+REFERENCE = (ROOT / "docs" / "cli.md").read_text()
+HELP = [command.get_help(click.Context(command)) for command in adadelta.commands.values()]
+
+
+def shown():
+    """List every command line that a page, a help text or a config shows."""
+    texts = [page.read_text() for page in PAGES] + HELP
+    texts += [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
+    lines = re.findall(
+        r"^(?:\s{4,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", "\n".join(texts), re.MULTILINE
+    )
+    commands = {re.split(r"\s{3,}|\s#|\s>", line)[0].strip() for line in lines}
+    return sorted(c for c in commands if not re.search(r"\[|:$|does|NAME|FILE|,\s", c))
+
+
+def test_there_are_commands_to_check():
+    """The pattern that finds them finds those that must be there."""
+    assert {"adadelta verify", "adadelta run mlp"} <= set(shown())
+
+
+@pytest.mark.parametrize("command", shown())
+def test_shown_commands_parse(command, monkeypatch):
+    """Every command shown is one that the program takes: its name, its options, their values."""
+    monkeypatch.setattr(machine, "limit_threads", lambda _count: None)
+    args = shlex.split(command)[1:]
+    with contextlib.suppress(click.exceptions.Exit):  # --version and --help end there
+        with adadelta.make_context("adadelta", list(args)) as group:
+            _, sub, rest = adadelta.resolve_command(group, args)
+        assert sub is not None
+        sub.make_context(sub.name, rest, parent=group).close()
+
+
+QUICK = [
+    "adadelta --version",
+    "adadelta --help",
+    "adadelta schema",
+    "adadelta run rosenbrock --backend numpy",
+    "adadelta verify --impl numpy-fused --dtype float32 --case special",
+]
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_quick_commands_run(command, tmp_path):
+    """They end with 0, from any directory."""
+    args = [sys.executable, "-m", "adadelta_cli", *shlex.split(command)[1:]]
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("name", adadelta.commands)
+def test_every_option_is_documented(name):
+    """docs/cli.md has each command and each of its options."""
+    assert f"adadelta {name}" in REFERENCE
+    for parameter in adadelta.commands[name].params:
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            if option.startswith("-"):
+                assert option in REFERENCE, f"{name} {option}"
+
+
+@pytest.mark.parametrize("name", adadelta.commands)
+def test_every_help_text_has_an_example(name):
+    """A newcomer can copy a line that works."""
+    command = adadelta.commands[name]
+    assert f"adadelta {name}" in (command.help or "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """A relative link names a file that exists."""
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target

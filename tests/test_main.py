@@ -1,0 +1,88 @@
+"""Whatever happens, the program ends with the documented exit code and no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+from adadelta_cli import __main__ as program
+from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("x"), 2),
+        (UnavailableError("x"), 3),
+        (BrokenError("x"), 4),
+        (click.UsageError("x"), 2),
+        (click.BadParameter("x"), 2),
+        (click.FileError("x"), 2),
+        (KeyboardInterrupt(), 130),
+        (click.Abort(), 130),
+        (program.TerminatedError(), 143),
+        (MemoryError("x"), 4),
+        (OSError(28, "No space left on device"), 4),
+        (ZeroDivisionError("x"), 4),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_kind_of_error_has_its_exit_code(monkeypatch, capsys, error, code):
+    """And a message that begins with `Error: `; never 1, which is a failed check."""
+    monkeypatch.delenv("ADADELTA_DEBUG", raising=False)
+
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr("adadelta_cli.cli.adadelta.main", fail)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == code
+    err = capsys.readouterr().err
+    assert err.startswith("Error: ") and "Traceback" not in err
+
+
+def test_a_bug_shows_its_traceback_when_asked(monkeypatch):
+    """ADADELTA_DEBUG=1 lets the exception through."""
+    monkeypatch.setenv("ADADELTA_DEBUG", "1")
+
+    def fail(**_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("adadelta_cli.cli.adadelta.main", fail)
+    with pytest.raises(ZeroDivisionError):
+        program.main()
+
+
+def test_exit_codes_are_those_of_the_contract():
+    """0 to 4, 130 and 143."""
+    assert [code.value for code in ExitCode] == [0, 1, 2, 3, 4, 130, 143]
+
+
+@pytest.mark.parametrize(
+    "args", [["nonesuch"], ["--nonesuch"], ["run", "--nonesuch"], ["bench", "--format", "latex"]]
+)
+def test_wrong_usage_is_2_and_says_where_to_look(args):
+    """One line that names what is wrong and the help."""
+    done = subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", *args], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ") and "--help" in done.stderr and done.stdout == ""
+
+
+def test_a_closed_pipe_is_no_failed_check():
+    """`adadelta schema | head -0` ends quietly, and not with 1."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "adadelta_cli", "schema"],
+            stdout=closed, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
