@@ -28,7 +28,6 @@ class Difference:
         max_ulp: largest distance, likewise.
         scaled_ulp: largest error in ULPs of `scale`, which cancellation does not inflate.
         first: flat index of the first mismatch; None where there is none.
-        worst: flat index of the largest `scaled_ulp`, likewise.
     """
 
     elements: int = 0
@@ -40,7 +39,6 @@ class Difference:
     max_ulp: float = 0.0
     scaled_ulp: float = 0.0
     first: int | None = None
-    worst: int | None = None
 
     @classmethod
     def between(cls, got: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> Difference:
@@ -91,7 +89,6 @@ class Difference:
             max_ulp=float(distance.max()),
             scaled_ulp=float(scaled.max()),
             first=int(where[0]),
-            worst=int(where[scaled.argmax()]),
         )
 
 

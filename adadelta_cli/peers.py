@@ -20,7 +20,7 @@ from adadelta_cli.update import Hyperparameters, Parameter
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adadelta_cli.implementations import Step
+    from adadelta_cli.implementations import Implementation, Step
 
 
 def preprocessed(
@@ -42,10 +42,15 @@ def preprocessed(
         return np.asarray(grad + real(wd) * weight)
 
 
-def compiler() -> str | None:
-    """Return the C++ compiler that torch.compile would use; None where there is none."""
-    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+def lack(peer: Implementation) -> str:
+    """Say what is missing here for a peer, and how to install it; empty if nothing is."""
+    missing = backends.missing(peer.backend)
+    if missing or peer.name != "torch-compile":
+        return missing
+    compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if any(name and shutil.which(name) for name in compilers):
+        return ""
+    return "torch.compile needs a C++ compiler, and there is none; install g++, or set CXX"
 
 
 # --- PyTorch --------------------------------------------------------------------------------------

@@ -21,6 +21,10 @@ class SandboxError(Exception):
     """The work did not return: it raised, hung or took its process down. The message says which."""
 
 
+class HungError(SandboxError):
+    """The work took longer than the timeout."""
+
+
 class Finding(Exception):  # noqa: N818 - no error of ours: what the work was found to do
     """What checked work did wrong; a sandbox reports the message as it is, without where."""
 
@@ -94,7 +98,7 @@ class Sandbox:
         connection.send((function, args))
         if not connection.poll(self.timeout):
             self.close()
-            raise SandboxError(f"hung: no result within {self.timeout:g} s (--timeout)")
+            raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
         try:
             failure, result = connection.recv()
         except EOFError:
