@@ -176,8 +176,8 @@ def _torch_lacks(hyper: Hyperparameters) -> str:
 
 
 # The bounds are derived in docs/parity.md, which has the largest errors that were measured, too.
-_TORCH = Bounds(weight=2.0, acc_grad=4.0, acc_delta=4.0)
-_OPTAX = Bounds(weight=2.0, acc_grad=4.0, acc_delta=4.0)
+_TORCH = Bounds(weight=10.0, acc_grad=4.0, acc_delta=20.0)
+_OPTAX = Bounds(weight=7.0, acc_grad=2.0, acc_delta=15.0)
 _SLOW = frozenset({"defaults", "odd", "special", "subnormal-odd", "overflow"})  # 5 s to compile
 
 
