@@ -89,7 +89,7 @@ def _content(path: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
 def _checked(path: Path) -> dict[str, Any]:
     """Read what tells a recording from another file, and check that its parts fit each other."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             content = _parts(file)
     except FileNotFoundError:
         raise UsageError(f"--replay: there is no file {path}; {EXPECTED}") from None
