@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import operator
 import sys
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def problem(name: str) -> AdadeltaError | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> Callable[..., Any]:
     """Import a kernel.
 

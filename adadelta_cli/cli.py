@@ -267,7 +267,8 @@ def verify(
     here, absent = verification.choose_peers() if peers else ((), ())
     only = bool(configs), bool(case_names or sizes or replay)
     plan = verification.Plan(
-        implementations=here if peers and not names
+        implementations=here
+        if peers and not names
         else verification.choose((*names, *here), backend, ctx, timeout),
         absent=absent,
         named=bool(full or only[1]),

@@ -7,8 +7,8 @@ what the array update makes of *the implementation's own* acc_grad: so no error 
 and the bounds stay small. Their derivation is in docs/parity.md.
 
 Three differences are excused and counted, for they are choices and not errors: where one order of
-the operations leaves the range of the dtype and another does not; where an accumulator was negative,
-which no sum of squares is; and subnormals that are flushed to zero.
+the operations leaves the range of the dtype and another does not; where an accumulator was
+negative, which no sum of squares is; and subnormals that are flushed to zero.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def _compared(
         share = scalars.one_minus_rho
         least = np.finfo(dtype).eps * operands  # of a sum that cancels, what is left is rounding
         scales = {
-            "acc_grad": np.maximum(abs(wanted["acc_grad"]), share * np.maximum(abs(x), least) * operands),
+            "acc_grad": np.maximum(
+                abs(wanted["acc_grad"]), share * np.maximum(abs(x), least) * operands
+            ),
             "acc_delta": np.maximum(abs(wanted["acc_delta"]), share * reach.delta * reach.delta),
             "weight": np.maximum(abs(before["weight"]), reach.step),
         }
@@ -217,9 +219,7 @@ def _reach(
     )
 
 
-def _overflows(
-    inputs: dict[str, np.ndarray], operands: np.ndarray, reach: _Reach
-) -> np.ndarray:
+def _overflows(inputs: dict[str, np.ndarray], operands: np.ndarray, reach: _Reach) -> np.ndarray:
     """Find where finite inputs come near the largest number."""
     finite = np.logical_and.reduce([np.isfinite(each) for each in inputs.values()])
     large = [*inputs.values(), operands**2, reach.delta**2, reach.step]
@@ -258,16 +258,15 @@ def _verdict(tensor: str, steps: Sequence[_Compared], allowed: float) -> Verdict
 
 
 def _joined(steps: Sequence[_Compared]) -> _Compared:
-    arrays = zip(*(step[1:7] for step in steps), strict=True)
-    return _Compared(0, *(np.concatenate(each) for each in arrays), {})
+    names = ("got", "wanted", "scale", "overflows", "negative", "flushed")
+    arrays: dict[str, Any] = {n: np.concatenate([getattr(s, n) for s in steps]) for n in names}
+    return steps[0]._replace(**arrays)
 
 
 def _error(compared: _Compared) -> np.ndarray:
     """Return absolute errors; infinite where a NaN stands against a number."""
     with np.errstate(all="ignore"):
-        got, wanted = (
-            each.astype(np.longdouble) for each in (compared.got, compared.wanted)
-        )
+        got, wanted = (each.astype(np.longdouble) for each in (compared.got, compared.wanted))
         same = (got == wanted) | (np.isnan(got) & np.isnan(wanted))
         error = np.where(same, 0, abs(got - wanted))
         return np.where(np.isnan(error), np.inf, error)

@@ -15,12 +15,12 @@ import numpy as np
 
 from adadelta_cli import backends
 from adadelta_cli.sandbox import Finding
-from adadelta_cli.update import Hyperparameters, Parameter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from adadelta_cli.implementations import Implementation, Step
+    from adadelta_cli.update import Hyperparameters, Parameter
 
 
 def preprocessed(

@@ -66,13 +66,17 @@ class Recording(Case):
             )
         return recording
 
-    def start(self, dtype: str, seed: int) -> list[Values]:  # noqa: ARG002 - nothing is drawn
+    def start(  # type: ignore[override] # it need not be kept
+        self, dtype: str, seed: int  # noqa: ARG002 - nothing is drawn
+    ) -> list[Values]:  # fmt: skip
         """Return the tensors as they were before the first step, in the dtype of the states."""
         state = "float32" if dtype == "float16" else dtype
         weights = [each.astype(dtype).astype(state) for each in _content(self.name)[0]]
         return [Values(each, np.zeros_like(each), np.zeros_like(each)) for each in weights]
 
-    def grads(self, dtype: str, seed: int, step: int) -> list[np.ndarray]:  # noqa: ARG002
+    def grads(  # type: ignore[override]
+        self, dtype: str, seed: int, step: int  # noqa: ARG002
+    ) -> list[np.ndarray]:  # fmt: skip
         """Return the gradients of a step, counted from 1, in `dtype`."""
         with np.errstate(over="ignore"):
             return [np.asarray(each[step - 1]).astype(dtype) for each in _content(self.name)[1]]

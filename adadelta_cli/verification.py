@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from adadelta_cli.cases import Case
-    from adadelta_cli.implementations import Implementation
+    from adadelta_cli.implementations import Bounds, Implementation
 
 # What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
 # with that on NumPy, so that by two steps everything is compared with the NumPy one.
@@ -43,8 +43,8 @@ class Row:
 
     `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
     `gradient` (it was left alone), `replay` (recorded gradients) or `drift` (of one that is not
-    ours, over all steps: reported, not bounded). The errors are those of `Difference`; None where there was
-    nothing to compare. `passed` is None where the case was skipped; `note` says why.
+    ours, over all steps: reported, not bounded). The errors are those of `Difference`; None where
+    there was nothing to compare. `passed` is None where the case was skipped; `note` says why.
     """
 
     check: str
@@ -113,7 +113,9 @@ def step_through(
 
     Args:
         name: the implementation.
-        case, dtype, seed: what to put to it.
+        case: what to put to it.
+        dtype: in which element type.
+        seed: from which the case draws its numbers.
         starts: a trajectory's tensors; each step is taken from its state before that step, and not
             from where the last step led.
     """
@@ -287,7 +289,8 @@ def choose(
 
     Args:
         names: of implementations.
-        backend, ctx: the array library and device for those that are not named.
+        backend: the array library of those that are not named.
+        ctx: the device.
         timeout: seconds that the import of a user's kernel may take.
 
     Raises:
@@ -453,13 +456,15 @@ class Verification:
             if reason or name in self._hung:
                 self._skip(subject, reason or f"it hung in case {self._hung[name]}")
             elif chosen.allowed:
-                self._compare_steps(subject, case, trajectory, sandbox.of(chosen.sandbox))
+                place = sandbox.of(chosen.sandbox)
+                self._compare_steps(subject, case, chosen.allowed, trajectory, place)
             else:
                 self._compare(subject, trajectory, case.elements * case.steps)
 
     def _compare_steps(
-        self, subject: dict[str, Any], case: Case, trajectory: Any, sandbox: Sandbox | InProcess
-    ) -> None:
+        self, subject: dict[str, Any], case: Case, allowed: Bounds, trajectory: Any,
+        sandbox: Sandbox | InProcess,
+    ) -> None:  # fmt: skip
         """Compare one that is not ours: each step by itself within bounds, then the drift."""
         name, dtype, seed = subject["implementation"], subject["dtype"], self.plan.seed
         try:
@@ -469,7 +474,6 @@ class Verification:
         except SandboxError as error:
             self._fail(subject, error)
             return
-        allowed = implementations.implementation(name).allowed
         unchanged = _unchanged(got, wanted)
         for verdict in parity.verdicts(case, dtype, seed, wanted.tensors, got.tensors, allowed):
             self.rows.append(_bounded(subject, verdict, unchanged=unchanged))
@@ -532,7 +536,8 @@ class Verification:
     def _subject(self, check: str, case: str, name: str, dtype: str, steps: int) -> dict[str, Any]:
         backend = implementations.implementation(name).backend
         return {
-            "check": check, "case": case, "implementation": name, "reference": REFERENCES.get(name, "numpy"),
+            "check": check, "case": case, "implementation": name,
+            "reference": REFERENCES.get(name, "numpy"),
             "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps,
         }  # fmt: skip
 
@@ -541,24 +546,23 @@ class Verification:
         self.rows.append(Row(**subject, tensor="", elements=0, allowed_ulp=None, note=note))
 
 
-def _skipped(
-    implementation: Implementation, case: Case, dtype: str, *, named: bool = False
-) -> str:
+def _skipped(implementation: Implementation, case: Case, dtype: str, *, named: bool = False) -> str:
     """Say why a case cannot be put to an implementation; empty when it can."""
-    if dtype not in implementation.dtypes:
-        masters = " with float32 masters" if dtype == "float16" else ""
-        return f"{implementation.name} has no {dtype}{masters}"
-    if case.flush and implementation.allowed:
-        return f"{implementation.name} has no mode that flushes subnormals when asked to"
-    if implementation.lacks(case.hyper):
-        return implementation.lacks(case.hyper)
-    if implementation.cases and not named and case.name not in implementation.cases:
-        return "compiling it takes seconds; --case NAME or --full puts it"
-    if case.flush and implementation.backend != "mxnet":
-        return "NumPy does not flush subnormals"
-    if case.flush and implementation.name == "mxnet":
-        return "the unfused step on MXNet is the reference while it flushes subnormals"
-    return ""
+    name, own = implementation.name, implementation.cases
+    masters = " with float32 masters" if dtype == "float16" else ""
+    reasons = {
+        f"{name} has no {dtype}{masters}": dtype not in implementation.dtypes,
+        f"{name} has no mode that flushes subnormals when asked to": case.flush
+        and implementation.allowed,
+        "NumPy does not flush subnormals": case.flush and implementation.backend == "numpy",
+        "the unfused step on MXNet is the reference while it flushes subnormals": case.flush
+        and name == "mxnet",
+        implementation.lacks(case.hyper): True,
+        "compiling it takes seconds; --case NAME or --full puts it": not named
+        and own
+        and case.name not in own,
+    }
+    return next((reason for reason, holds in reasons.items() if reason and holds), "")
 
 
 def verify(

@@ -118,7 +118,10 @@ def test_a_preprocessed_gradient_does_what_the_options_do(dtype, clip):
 # --- the comparison, by itself --------------------------------------------------------------------
 
 
-def verdicts(change, name="odd", allowed=Bounds(2, 2, 2), dtype="float32"):
+TWO = Bounds(2, 2, 2)
+
+
+def verdicts(change, name="odd", allowed=TWO, dtype="float32"):
     """Compare the array update with itself, after `change` has spoiled the first step."""
     case = cases.CASES[name]
     reference = verification.step_through("numpy", case, dtype, 0)

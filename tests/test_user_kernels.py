@@ -198,7 +198,10 @@ FAULTS = {
     "too little": (returns_too_little, "returned 1 values; allowed are None"),
     "raises": (raises, "raised RuntimeError: no such luck ("),
     "signature": (lacks_a_keyword, "wrong signature: it is (weight, grad, acc_grad, acc_delta, *,"),
-    "writes after": (beyond(lambda a: a.size), "wrote outside acc_delta of shape [3, 4, 5]: 8 byte"),
+    "writes after": (
+        beyond(lambda a: a.size),
+        "wrote outside acc_delta of shape [3, 4, 5]: 8 byte",
+    ),
     "writes before": (beyond(lambda _: -1), "8 bytes before its start"),
 }
 
