@@ -260,6 +260,8 @@ CHECKS = {
     "step": "steps on synthetic inputs",
     "training": "whole trainings",
     "gradient": "gradient left alone",
+    "replay": "recorded gradients",
+    "drift": "whole trajectories",
 }
 
 
