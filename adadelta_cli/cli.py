@@ -254,6 +254,8 @@ def verify(
         training_steps=None if full else verification.TRAINING_STEPS,
         seed=seed,
         timeout=timeout,
+        judged=names or ("numpy",),
+        oracle_budget=500 if full else 250,
     )
     work = verification.Verification(plan)
     try:

@@ -260,6 +260,8 @@ CHECKS = {
     "step": "steps on synthetic inputs",
     "training": "whole trainings",
     "gradient": "gradient left alone",
+    "oracle": "single steps, within the proved bound",
+    "drift": "whole trajectories",
 }
 
 
@@ -291,12 +293,13 @@ def verification_table(verification: Verification) -> Table:
 
     table = Table(
         title="adadelta verify: do the bits agree?", title_justify="left",
-        caption="A case is put in each dtype. ULP: units in the last place.",
+        caption="A case is put in each dtype. ULP: units in the last place; scaled: of the largest "
+        "operand of the final addition.",
         caption_justify="left",
     )  # fmt: skip
     for name in ("implementation", "compared with", "over", "cases", "numbers compared",
-                 "of these differ", "largest ULP", "verdict"):  # fmt: skip
-        right = name in {"cases", "numbers compared", "of these differ", "largest ULP"}
+                 "of these differ", "largest ULP", "scaled", "verdict"):  # fmt: skip
+        right = name not in {"implementation", "compared with", "over", "verdict"}
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     before = ""
     for each in summaries(verification.rows):
@@ -304,6 +307,7 @@ def verification_table(verification: Verification) -> Table:
             each.implementation if each.implementation != before else "",
             each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
             f"{each.mismatches:,}", f"{each.max_ulp:g}" if each.check != "gradient" else "",
+            f"{each.scaled_ulp:.2g}" if each.check != "gradient" else "",
             f"[red]{each.failed} FAILED[/]" if each.failed else "[green]passed[/]",
         )  # fmt: skip
         before = each.implementation
@@ -331,15 +335,16 @@ def verification_figure(verification: Verification) -> Figure:
     """Draw the verdict on each case, and the losses of the trainings."""
     from matplotlib.figure import Figure
 
+    rows = [row for row in verification.rows if row.reference != "oracle"]
     traces = [trace for trace in verification.traces if trace.dtype == "float32"]
     traces = list({trace.problem: trace for trace in traces}.values())
-    cases = list(dict.fromkeys((row.check, row.case) for row in verification.rows))
-    lines = list(dict.fromkeys((row.implementation, row.dtype) for row in verification.rows))
+    cases = list(dict.fromkeys((row.check, row.case) for row in rows))
+    lines = list(dict.fromkeys((row.implementation, row.dtype) for row in rows))
     height = 2.2 + 0.24 * len(lines) + (3.4 if traces else 0)
     figure = Figure(figsize=(max(9.0, 3.0 + 0.24 * len(cases)), height), layout="constrained")
     parts = figure.subfigures(2 if traces else 1, 1, squeeze=False, height_ratios=(
         [2.2 + 0.24 * len(lines), 3.4] if traces else None))[:, 0]  # fmt: skip
-    _plot_verdicts(parts[0].subplots(), verification.rows, cases, lines)
+    _plot_verdicts(parts[0].subplots(), rows, cases, lines)
     if traces:
         for panel, trace in zip(parts[1].subplots(1, len(traces), squeeze=False)[0], traces,
                                 strict=True):  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, engine, implementations
+from adadelta_cli import backends, engine, implementations, oracle
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import ExitCode
@@ -41,9 +41,11 @@ TRAINING_STEPS = 1000  # of a training in the default set; `--full` goes to the 
 class Row:
     """A row of verify.csv: one tensor of one case, all steps together.
 
-    `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step) or
-    `gradient` (it was left alone). The errors are those of `Difference`; None where there was
-    nothing to compare. `passed` is None where the case was skipped; `note` says why.
+    `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
+    `gradient` (it was left alone), `oracle` (each step against the exact result, given the same
+    inputs) or `drift` (all steps against the exact trajectory). The errors are those of
+    `Difference`; None where there was nothing to compare. `passed` is None where the case was
+    skipped; `note` says why.
     """
 
     check: str
@@ -182,6 +184,18 @@ def compare(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Ite
         yield Row(**subject, tensor=tensor, **errors, passed=passed, note=note)
 
 
+def _judgement(subject: dict[str, Any], verdict: oracle.Verdict) -> Row:
+    """Make a row of what the oracle says of one tensor."""
+    errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
+    notes = [verdict.worst] if verdict.passed is False else []
+    if verdict.left_out:
+        notes.append(f"{verdict.left_out} left out: beyond the theory of rounding")
+    return Row(
+        **subject, tensor=verdict.tensor, **errors, allowed_ulp=verdict.allowed_ulp,
+        passed=verdict.passed, note="; ".join(notes),
+    )  # fmt: skip
+
+
 def _scale(tensor: str, states: list[np.ndarray]) -> np.ndarray:
     """Return the magnitude of the largest operand of the addition that made each element.
 
@@ -218,6 +232,10 @@ class Plan:
         seed: everything random derives from it.
         timeout: seconds that one case of one implementation may take.
         overrides: `key=value` settings for the configs.
+        judged: the names to put before the oracle; what differs from one of them in no bit needs
+            no judgement of its own.
+        oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
+            microseconds for one.
     """
 
     implementations: tuple[str, ...]
@@ -229,6 +247,8 @@ class Plan:
     seed: int = 0
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
+    oracle_budget: int = 250
 
 
 def choose(names: Sequence[str], backend: str, ctx: str) -> tuple[str, ...]:
@@ -256,13 +276,14 @@ class Summary:
 
     Attributes:
         implementation, reference: who was compared with whom.
-        check: `step`, `training` or `gradient`.
+        check: as in `Row`.
         cases: how many cases, each in its dtypes.
         skipped: how many of them could not be put to it.
         failed: how many did not pass.
         elements: how many numbers were compared.
         mismatches: how many of them differ in a bit.
         max_ulp: the largest distance.
+        scaled_ulp: the largest error in ULPs of the largest operand of the final addition.
     """
 
     implementation: str
@@ -274,6 +295,7 @@ class Summary:
     elements: int
     mismatches: int
     max_ulp: float
+    scaled_ulp: float
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -298,6 +320,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
         elements=sum(row.elements for row in rows),
         mismatches=sum(row.mismatches or 0 for row in rows),
         max_ulp=max(row.max_ulp or 0.0 for row in rows),
+        scaled_ulp=max(row.scaled_ulp or 0.0 for row in rows),
     )
 
 
@@ -369,6 +392,23 @@ class Verification:
                 self._skip(subject, reason)
                 continue
             self._compare(subject, trajectory, case.elements * case.steps)
+        for name in self.plan.judged:
+            if case.elements and not _skipped(implementations.implementation(name), case, dtype):
+                self._judge(case, name, dtype, trajectory)
+
+    def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
+        """Put an implementation's trajectory before the oracle: step by step, and as a whole."""
+        sample = oracle.Sample(case, dtype, self.plan.seed, self.plan.oracle_budget)
+        for check, question in {"oracle": oracle.one_step, "drift": oracle.drift}.items():
+            subject = self._subject(check, case.name, name, dtype, case.steps)
+            subject["reference"] = "oracle"
+            try:
+                tensors = trajectory(name).tensors
+            except SandboxError as error:
+                told = str(error)
+                self.rows.append(Row(**subject, tensor="", elements=0, passed=False, note=told))
+                return
+            self.rows += [_judgement(subject, verdict) for verdict in question(sample, tensors)]
 
     def _compare(self, subject: dict[str, Any], trajectory: Any, grads: int = 0) -> None:
         name = subject["implementation"]
