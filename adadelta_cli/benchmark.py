@@ -484,7 +484,7 @@ def _notes(name: str, group: Group, samples: Samples, time_s: Estimate) -> Itera
     reached, wanted = time_s.precision, group.plan.precision
     known = _known(samples[name])
     if reached > wanted:
-        yield f"time was up at +-{reached:.1%}, wanted +-{wanted:.1%}"
+        yield f"+-{reached:.1%} when time was up"
     if sum(map(len, known)) < FEW_SAMPLES:
         yield f"only {sum(map(len, known))} samples"
     medians = [float(np.median(each)) for each in known]
@@ -580,10 +580,10 @@ def _trained(
     time_s = estimate(steps[name])
     share = estimate(updates[name]).median / time_s.median
     right = losses[name] == losses[reference]
+    verdict = "the same as" if right else "wrong: not that of"
     note = (
-        f"the update is {share:.0%} of the step; loss {losses[name]!r}, "
-        f"{'equal to' if right else 'wrong: not'} that of {reference} to the last digit; "
-        f"speed-up against {reference}"
+        f"the update is {share:.0%} of it; loss {losses[name]!r}, {verdict} {reference}, "
+        "against which the speed-up is"
     )
     row = _timed(_blank(group, name, note, None), steps[name], time_s)
     return Measurement(

@@ -208,6 +208,7 @@ ODD = Hyperparameters(
     learning_rate=0.7, rho=0.95, epsilon=1e-5, wd=0.013, rescale_grad=0.37, clip_gradient=0.9
 )
 SHAPES: tuple[Shape, ...] = ((3, 4, 5), (10, 4), (7,), (), (2, 0, 3), (64, 3, 3, 3), (1000,))
+FEW: tuple[Shape, ...] = ((), (7,), (40, 25))
 MANY: tuple[Shape, ...] = tuple((n,) for n in [*range(1, 80), 30_000, 5, 70_000, *range(0, 700, 9)])
 
 
@@ -222,7 +223,7 @@ def _one_at_a_time() -> list[Case]:
         "clip_gradient": (0.4, 0.0, 1e30),
     }
     return [
-        Case(f"{name}={value}", f"{name} alone", SHAPES, Hyperparameters(**{name: value}))
+        Case(f"{name}={value}", f"{name} alone", FEW, Hyperparameters(**{name: value}), 3)
         for name, several in values.items()
         for value in several
     ]
@@ -257,8 +258,8 @@ DEFAULT = (
     *(_single(length) for length in (0, 1, 17, 4097, 100_003)),
     Case("many", "160 tensors of mixed size at once", MANY, ODD, steps=2, varied=True),
     Case("large", "more than the caches near the cores hold", ((300_007,),), ODD, steps=2),
-    Case("zero-gradients", "gradients of zero", SHAPES, ODD, fill="zero"),
-    Case("sparse-gradients", "mostly zeros of both signs", SHAPES, ODD, fill="sparse"),
+    Case("zero-gradients", "gradients of zero", SHAPES, ODD, fill="zero", steps=3),
+    Case("sparse-gradients", "mostly zeros of both signs", SHAPES, ODD, fill="sparse", steps=3),
     Case("special", "infinities, NaNs, signed zeros, extremes", ((20_000,),), fill="special"),
     Case("special-odd", "the same, clipped and decayed", ((20_000,),), ODD, fill="special"),
     Case("overflow", "squares beyond the largest number", ((5_000,),), ODD, fill="huge"),

@@ -511,7 +511,9 @@ def bench_figure(rows: Sequence[Any], machine: dict[str, Any]) -> Figure:
         title = f"{dtype}, {threads} thread{'s' * (threads > 1)}"
         _throughput_panel(left, [row for row in some if row.ceiling_fraction], title)
         _cache_marks(left, machine["cache_bytes"], threads, some[0].dtype)
-        _speedup_panel(right, [row for row in some if row.speedup], title)
+        _speedup_panel(
+            right, [row for row in some if row.speedup and not _is_reference(row)], title
+        )
     return figure
 
 
@@ -528,20 +530,34 @@ def _throughput_panel(axes: Any, rows: Sequence[Any], title: str) -> None:
         return
     axes.set(xscale="log", yscale="log")
     axes.grid(which="both", alpha=0.2)
-    ceiling = sorted({row.elements: row.ceiling_gigabytes_per_s for row in rows}.items())
-    axes.plot(*zip(*ceiling, strict=True), "k-", lw=6, alpha=0.2, label="ceiling: the slower roof")
+    single = [row for row in rows if row.tensors == 1]
+    ceiling = sorted({row.elements: row.ceiling_gigabytes_per_s for row in single}.items())
+    axes.plot(*(zip(*ceiling, strict=True) if ceiling else ((), ())), "k-", lw=7, alpha=0.2)
+    axes.plot([], [], "k-", lw=7, alpha=0.2, label="ceiling: the slower of the two roofs")
     for name in dict.fromkeys(row.implementation for row in rows):
-        own = sorted((r for r in rows if r.implementation == name), key=lambda row: row.elements)
-        axes.plot(
-            [row.elements for row in own],
-            [row.gigabytes_per_s for row in own],
-            "o-", ms=5, label=name, color=IMPLEMENTATION_COLOURS.get(name),
-        )  # fmt: skip
+        own = [row for row in rows if row.implementation == name]
+        lone = sorted((row for row in own if row.tensors == 1), key=lambda row: row.elements)
+        _points(axes, lone, "o-", name)
+        _points(axes, [row for row in own if row.tensors > 1], "*", name)
     for row in {row.workload: row for row in rows if row.tensors > 1}.values():
         place = (row.elements, row.ceiling_gigabytes_per_s)
-        axes.annotate(row.workload, place, xytext=(0, 8), textcoords="offset points", ha="center")
-    axes.margins(y=0.12)
-    axes.legend(loc="best", framealpha=0.9)
+        axes.plot(*place, "k_", ms=24, mew=7, alpha=0.2)
+        axes.annotate(row.workload, place, xytext=(0, 9), textcoords="offset points", ha="center")
+    if any(row.tensors > 1 for row in rows):
+        axes.plot([], [], "k*", ms=9, ls="none", label="all tensors of a network in one step")
+    axes.margins(0.12)
+    axes.legend(loc="best", framealpha=0.9, fontsize=8)
+
+
+def _points(axes: Any, rows: Sequence[Any], style: str, name: str) -> None:
+    axes.plot(
+        [row.elements for row in rows],
+        [row.gigabytes_per_s for row in rows],
+        style,
+        ms=10 if style == "*" else 5,
+        label=name if style != "*" else None,
+        color=IMPLEMENTATION_COLOURS.get(name),
+    )
 
 
 def _cache_marks(axes: Any, caches: dict[str, int], threads: int, dtype: str) -> None:
@@ -557,6 +573,11 @@ def _cache_marks(axes: Any, caches: dict[str, int], threads: int, dtype: str) ->
                 elements, 0.02, f" {level} full", rotation=90, color="grey", ha="right",
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip
+
+
+def _is_reference(row: Any) -> bool:
+    """Tell whether the speed-up is that of a step over itself."""
+    return bool(row.speedup_low == row.speedup == row.speedup_high == 1)
 
 
 def _speedup_panel(axes: Any, rows: Sequence[Any], title: str) -> None:

@@ -127,17 +127,18 @@ def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, 
     """
     p, h = parameter, hyper
     real = type(h.rho)
-    whole = () if p.weight.ndim == 0 else slice(None)  # MXNet takes no other for no dimension
-    weight = p.weight.astype(p.acc_grad.dtype) if p.master is None else p.master
+    weight = p.weight if p.master is None else p.master
+    if weight.dtype != p.acc_grad.dtype:
+        weight = weight.astype(p.acc_grad.dtype)
     grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad
     if h.clip_gradient < np.inf:
         grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through
         grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)
     grad = grad + real(wd) * weight
-    p.acc_grad[whole] = p.acc_grad * h.rho + h.one_minus_rho * (grad * grad)
+    xp.add(p.acc_grad * h.rho, h.one_minus_rho * (grad * grad), out=p.acc_grad)
     delta = xp.sqrt(p.acc_delta + h.epsilon) / xp.sqrt(p.acc_grad + h.epsilon) * grad
-    p.acc_delta[whole] = p.acc_delta * h.rho + h.one_minus_rho * (delta * delta)
-    weight = weight - real(learning_rate) * delta
-    if p.master is not None:
-        p.master[whole] = weight
-    p.weight[whole] = weight.astype(p.weight.dtype)
+    xp.add(p.acc_delta * h.rho, h.one_minus_rho * (delta * delta), out=p.acc_delta)
+    xp.subtract(weight, real(learning_rate) * delta, out=weight)
+    if weight is not p.weight:
+        every = () if p.weight.ndim == 0 else slice(None)  # MXNet takes no other for no dimension
+        p.weight[every] = weight.astype(p.weight.dtype)

@@ -185,12 +185,16 @@ def _warmed_up(step: Callable[[], None]) -> float:
 class Entry:
     """Something that is timed, in samples of enough steps each.
 
+    Args:
+        step: what is called.
+        steps: how many steps a call takes.
+
     Attributes:
         spent_s: how long its samples took so far.
     """
 
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step = step
+    def __init__(self, step: Callable[[], None], steps: int = 1) -> None:
+        self._step, self._steps = step, steps
         cost = _warmed_up(step)
         self._loops = max(1, math.ceil(SAMPLE_S / cost))
         self._untimed = cost < UNTIMED_BELOW_S
@@ -203,7 +207,7 @@ class Entry:
             self._step()  # brings back to the caches what others left there
         taken = _seconds(self._step, self._loops)
         self.spent_s += time.monotonic() - start
-        return taken
+        return taken / self._steps
 
 
 def rounds(entries: dict[str, Entry], seconds: float) -> Iterator[dict[str, float | None]]:
@@ -248,7 +252,10 @@ class Timing:
         small = [(roofline.cached_elements(tensors.line),)]
         cached = Tensors.allocate(small, spec["dtype"], spec["seed"])
         roofs = roofline.Roofs(tensors.line, cached.line, HYPER)
-        self._entries |= {MEMORY: Entry(roofs.memory), ARITHMETIC: Entry(roofs.arithmetic)}
+        self._entries |= {
+            MEMORY: Entry(roofs.memory),
+            ARITHMETIC: Entry(roofs.arithmetic, roofs.steps),
+        }
         self._layer = roofline.threading_layer()
 
     def ready(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from adadelta_cli.cli import adadelta
 ROOT = HERE.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 REFERENCE = (ROOT / "docs" / "cli.md").read_text()
-HELP = [command.get_help(click.Context(command)) for command in adadelta.commands.values()]
+GROUP = click.Context(adadelta, **adadelta.context_settings)
+HELP = [each.get_help(click.Context(each, parent=GROUP)) for each in adadelta.commands.values()]
 
 
 def shown():
@@ -26,7 +27,7 @@ def shown():
     texts = [page.read_text() for page in PAGES] + HELP
     texts += [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
     lines = re.findall(
-        r"^(?:\s{4,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", "\n".join(texts), re.MULTILINE
+        r"^(?:\s{2,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", "\n".join(texts), re.MULTILINE
     )
     commands = {re.split(r"\s{3,}|\s#|\s>", line)[0].strip() for line in lines}
     return sorted(c for c in commands if not re.search(r"\[|:$|does|NAME|FILE|,\s", c))

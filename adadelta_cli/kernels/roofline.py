@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # elements: 16 KiB 0.304 ms, 32 KiB 0.272 ms, 40 KiB 0.293 ms. Between the threads' parts lies a
 # gap as long as they are, else each core's prefetching takes lines from the other: 0.317 ms.
 CACHED_BYTES = 32 * 1024
+LEAST_ELEMENTS = 1_000_000  # that a call of the arithmetic roof works on
 
 
 @compiled
@@ -138,14 +139,18 @@ class Roofs:
         self._factor = np.sqrt(np.finfo(real).tiny)
         self._zero = real(0)
         self._hyper = tuple(hyper.scalars(real))
+        self.steps = -(-LEAST_ELEMENTS // line.weight.size)
 
     def memory(self) -> None:
         """Move the bytes of one step."""
         _traffic(*self._line, self._factor, self.parts)
 
     def arithmetic(self) -> None:
-        """Do the arithmetic of one step, at a learning rate of 0, so that it can go on for ever."""
-        total = self._line[0].size
+        """Do the arithmetic of `steps` steps, at a learning rate of 0, so that they change little.
+
+        Of small workloads it takes several at once, for calling is no arithmetic.
+        """
+        total = self._line[0].size * self.steps
         _arithmetic(*self._cached, self._zero, self._hyper, total, self.parts)
 
 
