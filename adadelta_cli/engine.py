@@ -9,14 +9,14 @@ import os
 import sys
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from adadelta_cli.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 def is_installed() -> bool:
@@ -96,14 +96,26 @@ def quiesce() -> bool:
     """Wait until MXNet's engine has nothing left to do; return whether it flushes subnormals.
 
     After it, memory of MXNet's arrays can be read and written until the next operation is pushed.
+    One wait for all costs less than a wait for each array (0.2 us when nothing is pending), and
+    cannot dead-lock when two arrays are views of one, as `MXEnginePushSyncND` with both named does.
+    """
+    base = load().base
+    base.check_call(base._LIB.MXNDArrayWaitAll())  # noqa: SLF001 - the C interface has no other name
+    return _flushes_subnormals()
+
+
+@cache
+def _flushes_subnormals() -> bool:
+    """Learn the engine's subnormal mode, and forget it when it is set anew.
+
     The mode has no getter, and belongs to the threads that compute: so a function is sent there to
-    read the control register. One wait for all costs less than a wait for each array, and cannot
-    dead-lock when two arrays are views of one, as `MXEnginePushSyncND` with both named does.
+    read the control register, which takes 80 us. There is one function that sets it; it is wrapped.
     """
     from adadelta_cli.kernels.cpu import FLUSH_TO_ZERO
 
-    library = load().base._LIB  # noqa: SLF001 - the C interface has no other name
-    check = load().base.check_call
+    base = load().base
+    library, check = base._LIB, base.check_call  # noqa: SLF001
+    _forget_mode_when_set(library)
     mxcsr = ctypes.c_uint32(0)
     address = ctypes.c_void_p(_mode_probe().address)
     check(
@@ -114,6 +126,20 @@ def quiesce() -> bool:
     )  # fmt: skip
     check(library.MXNDArrayWaitAll())
     return bool(mxcsr.value & FLUSH_TO_ZERO)
+
+
+@cache
+def _forget_mode_when_set(library: Any) -> None:
+    """Wrap the C function behind `mx.util.set_flush_denorms`, however that was imported."""
+    setter = library.MXSetFlushDenorms
+
+    def set_and_forget(*arguments: Any) -> int:
+        try:
+            return setter(*arguments)
+        finally:
+            _flushes_subnormals.cache_clear()
+
+    library.MXSetFlushDenorms = set_and_forget
 
 
 @contextlib.contextmanager
@@ -127,12 +153,38 @@ def flushing(flush: bool) -> Iterator[None]:
         set_mode(before)
 
 
-def address_of(array: Any) -> int:
-    """Return where an MXNet CPU array's elements lie, in the plain layout; 0 if it has none.
+@cache
+def _inspector() -> np.ndarray:
+    """Find the addresses of the C functions that `kernels.handles.inspect` calls."""
+    from adadelta_cli.kernels.handles import FUNCTIONS
 
-    To be asked for at each step: an operator may move an array to oneDNN's layout and back.
+    library = load().base._LIB  # noqa: SLF001
+    addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in FUNCTIONS]
+    return np.array(addresses, np.uint64)
+
+
+class Inspected(NamedTuple):
+    """What MXNet says of tensors; see `kernels.handles.inspect`."""
+
+    kinds: np.ndarray
+    addresses: np.ndarray
+    sizes: np.ndarray
+
+
+def inspect(tensors: Sequence[Sequence[Any]]) -> Inspected:
+    """Ask MXNet for dtypes, shapes, devices and addresses of the arrays of tensors.
+
+    To be asked at each step, after `quiesce`: an operator may move an array to oneDNN's layout;
+    asking for its address moves it back to the plain one.
+
+    Args:
+        tensors: the NDArrays of each tensor, as `Parameter.arrays`.
     """
-    pointer = ctypes.c_void_p()
-    base = load().base
-    base.check_call(base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))  # noqa: SLF001
-    return pointer.value or 0
+    from adadelta_cli.kernels import handles
+
+    count = len(tensors)
+    rows = [[array.handle.value for array in arrays] for arrays in tensors]
+    table = np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
+    found = Inspected(np.empty(count, int), np.empty((count, 5), np.uint64), np.empty(count, int))
+    load().base.check_call(handles.inspect(_inspector(), table, *found))
+    return found

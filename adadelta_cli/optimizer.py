@@ -13,7 +13,7 @@ from adadelta_cli import engine
 from adadelta_cli.update import Hyperparameters, Parameter, checked, update
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 mx = engine.load()
 
@@ -179,6 +179,14 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         self._update_count(index)
         return self._get_lr(index), self._get_wd(index)
 
+    def _count_all(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Count an update of each; return their rates and decays."""
+        if self.lr_scheduler is not None:
+            rates, decays = zip(*map(self._count, indices), strict=True)
+            return np.array(rates), np.array(decays)
+        self._update_count(list(indices))  # without a schedule, no rate depends on the counts
+        return np.array(self._get_lrs(indices)), np.array(self._get_wds(indices))
+
     def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
         hyper = self._hyperparameters()
         with mx.util.np_shape(True):
@@ -189,21 +197,17 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
                 update(mx.np, views, hyper.scalars(views.acc_grad.dtype), learning_rate, wd)
 
     def _fused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
-        from adadelta_cli.kernels import cpu
+        from adadelta_cli.kernels import cpu  # Numba, only for the fused step
 
+        if not parameters:
+            return
         hyper = self._hyperparameters()
-        kinds = [_kernel_kind(parameter) for parameter in parameters]
         flush_subnormals = engine.quiesce()
-        operands = [
-            cpu.Operand(
-                kind,
-                cpu.arranged([engine.address_of(array) for array in parameter.arrays]),
-                parameter.weight.size,
-                *self._count(index),
-            )
-            for index, kind, parameter in zip(indices, kinds, parameters, strict=True)
-        ]
-        cpu.launch(operands, hyper, flush_subnormals=flush_subnormals)
+        found = engine.inspect([parameter.arrays for parameter in parameters])
+        if found.kinds.min() < 0:
+            raise next(filter(None, map(_what_is_wrong, parameters)))
+        tables = _tables(found, *self._count_all(indices))
+        cpu.launch_tables(tables, hyper, flush_subnormals=flush_subnormals)
 
 
 def _plain(
@@ -218,28 +222,56 @@ _STATE_DTYPE = {"float16": "float32", "float32": "float32", "float64": "float64"
 
 def _check_dense(what: str, array: Any) -> None:
     if array.stype != "default":
-        raise TypeError(
-            f"a {what} is sparse ({array.stype}); AdaDelta takes dense arrays: use "
-            "grad_stype='default', or array.tostype('default')"
-        )
+        raise _sparse_error(what, array)
 
 
-def _kernel_kind(parameter: Parameter) -> Any:
-    """Look up the kernel for a parameter in MXNet's arrays, or raise TypeError."""
-    from adadelta_cli.kernels import cpu
+def _sparse_error(what: str, array: Any) -> TypeError:
+    return TypeError(
+        f"a {what} is sparse ({array.stype}); AdaDelta takes dense arrays: use "
+        "grad_stype='default', or array.tostype('default')"
+    )
 
-    p = parameter
-    for what, array in (("weight", p.weight), ("gradient", p.grad)):
-        _check_dense(what, array)
-    shapes = {array.shape for array in p.arrays}
+
+def _tables(found: engine.Inspected, rates: np.ndarray, decays: np.ndarray) -> Iterator[Any]:
+    """Arrange tensors by their kind, as the kernel takes them."""
+    from adadelta_cli.kernels import cpu, handles
+
+    for number in dict.fromkeys(found.kinds.tolist()):
+        kind = cpu.KINDS[handles.KIND_KEYS[number]]
+        columns = (found.addresses, found.sizes, rates, decays)
+        chosen = found.kinds == number
+        every = bool(chosen.all())  # nearly always
+        yield cpu.Table(kind, *(each if every else each[chosen] for each in columns))
+
+
+def _what_is_wrong(parameter: Parameter) -> Exception | None:
+    """Say why there is no kernel for a parameter; None for one that has a kernel."""
+    arrays = parameter.arrays
+    sparse = [array for array in arrays if array.stype != "default"]
+    if sparse:
+        return _sparse_error("weight" if sparse[0] is parameter.weight else "gradient", sparse[0])
+    shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
-        raise ValueError(f"weight, gradient and states must have one shape; got {sorted(shapes)}")
-    if not p.weight.device.device_type.startswith("cpu"):  # pinned and shared memory as well
-        raise TypeError(
-            f"a weight is on {p.weight.device}; the fused step takes CPU arrays: pass "
+        return ValueError(f"weight, gradient and states must have one shape; got {sorted(shapes)}")
+    devices = {str(array.device) for array in arrays if "cpu" not in array.device.device_type}
+    if devices:
+        return TypeError(
+            f"an array is on {', '.join(devices)}; the fused step takes CPU arrays: pass "
             "use_fused_step=False there"
         )
-    return cpu.kind_of(p.weight.dtype, p.grad.dtype, p.acc_grad.dtype, p.master is not None)
+    dtypes = tuple(np.dtype(array.dtype).name for array in arrays)
+    if dtypes in _TAKEN:
+        return None
+    return TypeError(
+        f"weight, gradient, states and master are {', '.join(dtypes)}; the fused step takes "
+        "float32 or float64 throughout, or float16 weights and gradients on float32"
+    )
+
+
+_TAKEN = (
+    ("float32",) * 4, ("float64",) * 4,
+    ("float16",) * 2 + ("float32",) * 2, ("float16",) * 2 + ("float32",) * 3,
+)  # fmt: skip
 
 
 def _aggregate_num(given: float | None, fused: bool) -> int:

@@ -632,7 +632,7 @@ def _throughput_panel(axes: Any, rows: Sequence[Any], title: str) -> None:
     for row in {row.workload: row for row in rows if row.tensors > 1}.values():
         place = (row.elements, row.ceiling_gigabytes_per_s)
         axes.plot(*place, "k_", ms=24, mew=7, alpha=0.2)
-        axes.annotate(row.workload, place, xytext=(0, 9), textcoords="offset points", ha="center")
+        axes.annotate(row.workload, place, xytext=(0, 14), textcoords="offset points", ha="center")
     if any(row.tensors > 1 for row in rows):
         axes.plot([], [], "k*", ms=9, ls="none", label="all tensors of a network in one step")
     axes.margins(0.12)

@@ -19,6 +19,7 @@ if not HAS_MXNET:
 
 import adadelta_cli
 from adadelta_cli import AdaDelta, engine
+from adadelta_cli.update import Parameter
 
 mx = engine.load()
 Stock = mx.optimizer.adadelta.AdaDelta
@@ -452,6 +453,11 @@ def test_unknown_dtypes_are_refused(mxnet):
         optimizer.update([0], [weight], [mxnet.nd.ones(3, dtype="float64")], [state])
     with pytest.raises(ValueError, match="one shape"):
         optimizer.update([0], [weight], [mxnet.nd.ones(4)], [state])
+    odd = (state[0], state[1].astype("float64"))
+    with pytest.raises(TypeError, match="float32, float32, float32, float64"):
+        optimizer.update([0], [weight], [weight], [odd])
+    with pytest.raises(TypeError, match="float32, float32, float32, float32, float32"):
+        AdaDelta(use_fused_step=True)._fused([0], [Parameter(weight, weight, *state, weight)])
 
 
 # --- the import -----------------------------------------------------------------------------------

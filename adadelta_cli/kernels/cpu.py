@@ -370,27 +370,64 @@ def prepared(
     owners: Any = None,
 ) -> Prepared:
     """Prepare what `launch` does, with the same arguments."""
+    tables = tabulate(operands)
+    return Prepared([_arguments(table, hyper, flush_subnormals, parts) for table in tables], owners)
+
+
+class Table(NamedTuple):
+    """Tensors of one kind, as the kernel takes them.
+
+    Attributes:
+        kind: theirs.
+        addresses: uint64[tensors, 5], as `Operand.addresses`.
+        sizes: int64[tensors], in elements.
+        learning_rates: float64[tensors].
+        decays: float64[tensors].
+    """
+
+    kind: Kind
+    addresses: np.ndarray
+    sizes: np.ndarray
+    learning_rates: np.ndarray
+    decays: np.ndarray
+
+
+def tabulate(operands: Iterable[Operand]) -> list[Table]:
+    """Arrange tensors by their kind."""
     by_kind: dict[Kind, list[Operand]] = defaultdict(list)
     for operand in operands:
         by_kind[operand.kind].append(operand)
-    groups = by_kind.items()
-    return Prepared(
-        [_arguments(kind, group, hyper, flush_subnormals, parts) for kind, group in groups], owners
-    )
+    return [
+        Table(
+            kind,
+            np.array([operand.addresses for operand in group], dtype=np.uint64),
+            np.array([operand.size for operand in group], dtype=np.int64),
+            np.array([operand.learning_rate for operand in group]),
+            np.array([operand.wd for operand in group]),
+        )
+        for kind, group in by_kind.items()
+    ]
 
 
 def _arguments(
-    kind: Kind, group: list[Operand], hyper: Hyperparameters, flush: bool, parts: int | None
+    table: Table, hyper: Hyperparameters, flush: bool, parts: int | None
 ) -> tuple[Any, ...]:
-    table = np.array([operand.addresses for operand in group], dtype=np.uint64)
-    starts = np.zeros(len(group) + 1, dtype=np.int64)
-    np.cumsum([operand.size for operand in group], out=starts[1:])
+    kind = table.kind
+    starts = np.zeros(len(table.sizes) + 1, dtype=np.int64)
+    np.cumsum(table.sizes, out=starts[1:])
     real = kind.state.dtype
-    rates = np.array([operand.learning_rate for operand in group]).astype(real)
-    decays = np.array([operand.wd for operand in group]).astype(real)
+    rates, decays = table.learning_rates.astype(real), table.decays.astype(real)
     parts = parts or parts_for(int(starts[-1]))
     zeros = (kind.weight, kind.grad, kind.state, kind.half)
-    return table, starts, rates, decays, tuple(hyper.scalars(real)), zeros, flush, parts
+    scalars = tuple(hyper.scalars(real))
+    return table.addresses, starts, rates, decays, scalars, zeros, flush, parts
+
+
+def launch_tables(
+    tables: Iterable[Table], hyper: Hyperparameters, *, flush_subnormals: bool
+) -> None:
+    """Do what `launch` does, for tensors that are arranged already."""
+    Prepared([_arguments(table, hyper, flush_subnormals, None) for table in tables])()
 
 
 def parts_for(elements: int) -> int:
