@@ -276,6 +276,7 @@ FULL = (
     *_grid(),
     *(_single(length) for length in LENGTHS if length not in {0, 1, 17, 4097}),
     Case("longer", "1000 steps", ((257,),), ODD, steps=1000),
+    Case("million", "where one element may be off", ((1_000_003,),), ODD, steps=2),
     Case("larger", "10 million elements", ((10_000_019,),), ODD, steps=2),
     Case("beyond-2^24", "more elements than float32 can count", ((2**24 + 1,),), ODD, steps=1),
 )

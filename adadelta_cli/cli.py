@@ -232,12 +232,17 @@ def _recording(path: Path, steps: int | None, *, alone: bool) -> Any:
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
     metavar="S", help="Seconds that one case of one implementation may take.",
 )  # fmt: skip
+@click.option(
+    "--self-test", is_flag=True,
+    help="Plant mistakes that people make into the sources, one by one, and see each one caught.",
+)  # fmt: skip
 @threads_option
 @shared_options("verify")
 def verify(
     configs: tuple[str, ...], names: tuple[str, ...], case_names: tuple[str, ...], full: bool,
     peers: bool, replay: Path | None,
     sizes: tuple[int, ...], steps: int | None, dtypes: tuple[str, ...], timeout: float,
+    self_test: bool,
     ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001
     as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
@@ -254,10 +259,18 @@ def verify(
     adadelta verify mlp --seed 7
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
+    adadelta verify --self-test
     """
     from adadelta_cli import cases, config, report, verification
 
     screen = terminal(as_json, quiet, verbose)
+    if self_test:
+        if any((configs, names, case_names, full, sizes, steps, dtypes, peers, replay)):
+            raise UsageError(
+                "--self-test chooses implementations, cases and dtypes itself; leave them out, or "
+                "leave out --self-test"
+            )
+        _self_test(screen, out, seed)
     chosen: list[cases.Case] = cases.select(case_names, full=full, steps=steps, sizes=sizes)
     for reference in configs:
         config.load(reference)
@@ -279,6 +292,8 @@ def verify(
         training_steps=None if full else verification.TRAINING_STEPS,
         seed=seed,
         timeout=timeout,
+        judged=names or ("numpy",),
+        oracle_budget=500 if full else 250,
     )
     work = verification.Verification(plan)
     try:
@@ -291,6 +306,21 @@ def verify(
         screen.text(line)
     screen.document(report.verification_document(work))
     screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
+    click.get_current_context().exit(work.exit_code)
+
+
+def _self_test(screen: Terminal, out: Path, seed: int) -> None:
+    from adadelta_cli import report, selftest
+
+    work = selftest.SelfTest(seed=seed)
+    try:
+        with screen.progress("self-test") as tick:
+            work.execute(tick)
+    finally:
+        report.write_self_test(out, work.rows)
+    screen.table(report.self_test_table(work.rows))
+    screen.document(report.self_test_document(work.rows))
+    screen.note(f"Files: {out}/selftest.csv, self-test.md")
     click.get_current_context().exit(work.exit_code)
 
 

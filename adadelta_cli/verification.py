@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, engine, implementations, parity, peers
+from adadelta_cli import backends, candidate, engine, implementations, oracle, parity, peers
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
@@ -42,9 +42,11 @@ class Row:
     """A row of verify.csv: one tensor of one case, all steps together.
 
     `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
-    `gradient` (it was left alone), `replay` (recorded gradients) or `drift` (of one that is not
-    ours, over all steps: reported, not bounded). The errors are those of `Difference`; None where
-    there was nothing to compare. `passed` is None where the case was skipped; `note` says why.
+    `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
+    exact result, given the same inputs) or `drift` (all steps together, against the exact
+    trajectory or, of an implementation that is not ours, against the reference: reported, not
+    bounded). The errors are those of `Difference`; None where there was nothing to compare.
+    `passed` is None where the case was skipped; `note` says why.
     """
 
     check: str
@@ -229,6 +231,18 @@ def _unchanged(got: Trajectory, wanted: Trajectory) -> bool:
     )
 
 
+def _judgement(subject: dict[str, Any], verdict: oracle.Verdict) -> Row:
+    """Make a row of what the oracle says of one tensor."""
+    errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
+    notes = [verdict.worst] if verdict.passed is False else []
+    if verdict.left_out:
+        notes.append(f"{verdict.left_out} left out: beyond the theory of rounding")
+    return Row(
+        **subject, tensor=verdict.tensor, **errors, allowed_ulp=verdict.allowed_ulp,
+        passed=verdict.passed, note="; ".join(notes),
+    )  # fmt: skip
+
+
 def _scale(tensor: str, states: list[np.ndarray]) -> np.ndarray:
     """Return the magnitude of the largest operand of the addition that made each element.
 
@@ -267,6 +281,10 @@ class Plan:
         overrides: `key=value` settings for the configs.
         absent: implementations that were asked for where they are, and are not here: name, reason.
         named: the cases were asked for, so each is put to all implementations that can take it.
+        judged: the names to put before the oracle; what differs from one of them in no bit needs
+            no judgement of its own.
+        oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
+            microseconds for one.
     """
 
     implementations: tuple[str, ...]
@@ -280,6 +298,8 @@ class Plan:
     overrides: tuple[str, ...] = ()
     absent: tuple[tuple[str, str], ...] = ()
     named: bool = False
+    judged: tuple[str, ...] = ()
+    oracle_budget: int = 250
 
 
 def choose(
@@ -339,13 +359,14 @@ class Summary:
 
     Attributes:
         implementation, reference: who was compared with whom.
-        check: `step`, `training` or `gradient`.
+        check: as in `Row`.
         cases: how many cases, each in its dtypes.
         skipped: how many of them could not be put to it.
         failed: how many did not pass.
         elements: how many numbers were compared.
         mismatches: how many of them differ in a bit.
         max_ulp: the largest distance.
+        scaled_ulp: the largest error in ULPs of the largest operand of the final addition.
     """
 
     implementation: str
@@ -357,6 +378,7 @@ class Summary:
     elements: int
     mismatches: int
     max_ulp: float
+    scaled_ulp: float
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -381,6 +403,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
         elements=sum(row.elements for row in rows),
         mismatches=sum(row.mismatches or 0 for row in rows),
         max_ulp=max(row.max_ulp or 0.0 for row in rows),
+        scaled_ulp=max(row.scaled_ulp or 0.0 for row in rows),
     )
 
 
@@ -460,6 +483,10 @@ class Verification:
                 self._compare_steps(subject, case, chosen.allowed, trajectory, place)
             else:
                 self._compare(subject, trajectory, case.elements * case.steps)
+        for name in self.plan.judged:
+            chosen = implementations.implementation(name)
+            if case.elements and not _skipped(chosen, case, dtype, named=self.plan.named):
+                self._judge(case, name, dtype, trajectory)
 
     def _compare_steps(
         self, subject: dict[str, Any], case: Case, allowed: Bounds, trajectory: Any,
@@ -480,6 +507,19 @@ class Verification:
         self._note_gradient(subject, got, case.elements * case.steps)
         reported: dict[str, Any] = {"allowed_ulp": None, "passed": True, "note": ""}
         self.rows += [replace(row, **reported) for row in drift if case.steps > 1]
+
+    def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
+        """Put an implementation's trajectory before the oracle: step by step, and as a whole."""
+        sample = oracle.Sample(case, dtype, self.plan.seed, self.plan.oracle_budget)
+        for check, question in {"oracle": oracle.one_step, "drift": oracle.drift}.items():
+            subject = self._subject(check, case.name, name, dtype, case.steps)
+            subject["reference"] = "oracle"
+            try:
+                tensors = trajectory(name).tensors
+            except SandboxError as error:
+                self._fail(subject, error)
+                return
+            self.rows += [_judgement(subject, verdict) for verdict in question(sample, tensors)]
 
     def _compare(self, subject: dict[str, Any], trajectory: Any, grads: int = 0) -> None:
         name = subject["implementation"]
