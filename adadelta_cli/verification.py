@@ -34,7 +34,7 @@ REFERENCES = {
 }
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 DTYPES = ("float32", "float64", "float16")
-TRAINING_STEPS = 300  # of a training in the default set; `--full` goes to the end
+TRAINING_STEPS = 200  # of a training in the default set; `--full` goes to the end
 
 
 @dataclass(frozen=True)
