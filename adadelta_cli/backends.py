@@ -44,6 +44,10 @@ class NumpyBackend:
         """Copy to an array of this library, same shape and dtype."""
         return np.array(values, order="C", copy=True)
 
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array[() if values.ndim == 0 else slice(None)] = values  # MXNet takes no other for either
+
     def numpy(self, array: Any) -> np.ndarray:
         """Copy to NumPy, once whatever is pending is done."""
         return np.array(array, copy=True)

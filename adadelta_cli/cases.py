@@ -211,7 +211,9 @@ ODD = Hyperparameters(
 )
 SHAPES: tuple[Shape, ...] = ((3, 4, 5), (10, 4), (7,), (), (2, 0, 3), (64, 3, 3, 3), (1000,))
 FEW: tuple[Shape, ...] = ((), (7,), (40, 25))
-MANY: tuple[Shape, ...] = tuple((n,) for n in [*range(1, 40), 30_000, 5, 70_000, *range(0, 700, 19)])
+MANY: tuple[Shape, ...] = tuple(
+    (n,) for n in [*range(1, 40), 30_000, 5, 70_000, *range(0, 700, 19)]
+)
 
 
 def _one_at_a_time() -> list[Case]:
