@@ -188,7 +188,7 @@ def test_where_everything_is_left_out_there_is_no_verdict():
 
 
 def test_the_page_shows_the_bounds_and_errors_within_them():
-    """docs/accuracy.md has the bound of each dtype and tensor, and a smaller worst error beside it."""
+    """docs/accuracy.md has the bound of each dtype and tensor, and a smaller worst error."""
     text = (HERE.parent / "docs" / "accuracy.md").read_text()
     lines = re.findall(r"^\| (float\d\d) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| `", text, re.MULTILINE)
     assert len(lines) == 10
