@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adadelta_cli.optimizer import AdaDelta, load_states
+    from adadelta_cli.verification import verify
 
-__all__ = ["AdaDelta", "load_states"]
+__all__ = ["AdaDelta", "load_states", "verify"]
 
-_MODULE_OF = {"AdaDelta": "optimizer", "load_states": "optimizer"}
+_MODULE_OF = {"AdaDelta": "optimizer", "load_states": "optimizer", "verify": "verification"}
 
 
 def __getattr__(name: str) -> Any:

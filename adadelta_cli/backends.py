@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +75,90 @@ class MxnetBackend(NumpyBackend):
         self.mxnet.nd.waitall()
 
 
+class TorchBackend(NumpyBackend):
+    """PyTorch's tensors, on a CPU: what `torch.optim` updates."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self.torch = installed("torch")
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return self.torch.from_numpy(super().array(values))
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return super().numpy(array.detach().numpy())
+
+
+class Box:
+    """A place for a JAX array, which never changes: what is assigned to it replaces the array."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    @property
+    def ndim(self) -> int:
+        """Count the dimensions."""
+        return self.value.ndim
+
+    def __setitem__(self, _whole: Any, box: Box) -> None:
+        self.value = box.value
+
+
+class JaxBackend(NumpyBackend):
+    """JAX's arrays, on a CPU, each in a box; float64 is turned on for the whole process."""
+
+    name = "jax"
+
+    def __init__(self) -> None:
+        self.jax = installed("jax")
+        self.jax.config.update("jax_enable_x64", True)
+        self.jax.config.update("jax_platforms", "cpu")
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return Box(self.jax.numpy.array(values))
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return super().numpy(array.value)
+
+
+# The extra of this package that installs a library, and what else to import of it.
+EXTRAS = {"torch": ("torch", ()), "jax": ("jax", ("optax",))}
+
+
+def missing(library: str) -> str:
+    """Say what is missing of an optional library, and how to install it; empty if nothing is."""
+    extra, others = EXTRAS[library]
+    absent = [name for name in (library, *others) if importlib.util.find_spec(name) is None]
+    if not absent:
+        return ""
+    return f"{' and '.join(absent)} not installed; python -m pip install 'adadelta[{extra}]'"
+
+
+def installed(library: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        UnavailableError: it is not installed, or does not load.
+    """
+    lack = missing(library)
+    if lack:
+        raise UnavailableError(lack)
+    try:
+        return importlib.import_module(library)
+    except (ImportError, OSError) as error:
+        raise UnavailableError(
+            f"{library} is installed and does not load: {error}; install it again, or leave it out"
+        ) from error
+
+
 BACKENDS = {"numpy": NumpyBackend, "mxnet": MxnetBackend}
+# Those that hold the tensors of other frameworks' optimizers only; `--backend` does not take them.
+PEERS = {"torch": TorchBackend, "jax": JaxBackend}
 
 
 def backend(name: str = "auto", ctx: str = "cpu") -> NumpyBackend:
@@ -95,6 +180,8 @@ def backend(name: str = "auto", ctx: str = "cpu") -> NumpyBackend:
         )
     if name == "auto":
         name = "mxnet" if engine.is_installed() else "numpy"
+    if name in PEERS:
+        return PEERS[name]()
     if name not in BACKENDS:
         raise UsageError(f"--backend is {name!r}; allowed are auto, {', '.join(BACKENDS)}, cupy")
     return BACKENDS[name]()

@@ -12,7 +12,7 @@ import itertools
 import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -57,6 +57,8 @@ class Case:
     fill: str = "usual"
     varied: bool = False
     flush: bool = False
+
+    check: ClassVar[str] = "step"  # what `Row.check` calls it
 
     @property
     def elements(self) -> int:

@@ -187,11 +187,25 @@ def _sizes(
     return tuple(workload.elements for workload in workloads.sizes(text)) if text else ()
 
 
+def _recording(path: Path, steps: int | None, *, alone: bool) -> Any:
+    from adadelta_cli.recording import Recording
+
+    if not alone:
+        raise UsageError("--replay goes with no CONFIG, --case, --sizes or --full; leave them out")
+    return Recording.read(path, steps)
+
+
 @adadelta.command()
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 @click.option(
     "--impl", "names", multiple=True, metavar="NAME",
-    help="Check this implementation; repeatable. Default: all that are here.",
+    help="Check this implementation, or FILE.py:FUNCTION, a kernel of your own; repeatable. "
+    "Default: all of ours that are here.",
+)  # fmt: skip
+@click.option("--peers", is_flag=True, help="Check the other frameworks that are installed.")
+@click.option(
+    "--replay", type=click.Path(path_type=Path), metavar="FILE",
+    help="Replay gradients that adadelta run --record-gradients FILE recorded, and nothing else.",
 )  # fmt: skip
 @click.option(
     "--full",
@@ -226,6 +240,7 @@ def _sizes(
 @shared_options("verify")
 def verify(
     configs: tuple[str, ...], names: tuple[str, ...], case_names: tuple[str, ...], full: bool,
+    peers: bool, replay: Path | None,
     sizes: tuple[int, ...], steps: int | None, dtypes: tuple[str, ...], timeout: float,
     self_test: bool,
     ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001
@@ -243,23 +258,33 @@ def verify(
     adadelta verify --impl mxnet-fused --dtype float32 --case special
     adadelta verify mlp --seed 7
     adadelta verify --self-test
+    adadelta verify --peers
+    adadelta verify --impl my_kernel.py:step
     """
     from adadelta_cli import cases, config, report, verification
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
-        if any((configs, names, case_names, full, sizes, steps, dtypes)):
+        if any((configs, names, case_names, full, peers, replay, sizes, steps, dtypes)):
             raise UsageError(
                 "--self-test chooses implementations, cases and dtypes itself; leave them out, or "
                 "leave out --self-test"
             )
         _self_test(screen, out, seed)
-    chosen = cases.select(case_names, full=full, steps=steps, sizes=sizes)
+    chosen: list[cases.Case] = cases.select(case_names, full=full, steps=steps, sizes=sizes)
     for reference in configs:
         config.load(reference)
-    only = bool(configs), bool(case_names or sizes)
+    if replay:
+        recording = _recording(replay, steps, alone=not (configs or case_names or sizes or full))
+        chosen, dtypes = [recording], dtypes or (recording.recorded,)
+    here, absent = verification.choose_peers() if peers else ((), ())
+    only = bool(configs), bool(case_names or sizes or replay)
     plan = verification.Plan(
-        implementations=verification.choose(names, backend, ctx),
+        implementations=here
+        if peers and not names
+        else verification.choose((*names, *here), backend, ctx, timeout),
+        absent=absent,
+        named=bool(full or only[1]),
         cases=() if only == (True, False) else tuple(chosen),
         configs=() if only == (False, True) else tuple(configs or config.shipped()),
         dtypes=dtypes or verification.DTYPES,
@@ -267,7 +292,7 @@ def verify(
         training_steps=None if full else verification.TRAINING_STEPS,
         seed=seed,
         timeout=timeout,
-        judged=names or ("numpy",),
+        judged=names or (() if peers else ("numpy",)),
         oracle_budget=500 if full else 250,
     )
     work = verification.Verification(plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from adadelta_cli.backends import NumpyBackend
 
 Step = Callable[[], None]
+
+
+class Bounds(NamedTuple):
+    """How far one step may be from the array update: in ULPs of each tensor's largest operand."""
+
+    weight: float
+    acc_grad: float
+    acc_delta: float
+
+
+def _lacks_nothing(_hyper: Hyperparameters) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,10 @@ class Implementation:
         unfused: the name of the same backend's unfused step, which a speed-up is measured against.
         keeps_grad: the gradient is left as it was; MXNet's own optimizer overwrites it.
         dtypes: those that it can take; MXNet's own optimizer has float32 states for all.
+        sandbox: the group of libraries that it shares a process with; empty for our own.
+        allowed: how far it may be from the array update; None: not in a bit.
+        lacks: says why it cannot take a step with some hyper-parameters; empty when it can.
+        cases: the cases that it is put to unless others are named; None for all.
     """
 
     name: str
@@ -40,6 +56,10 @@ class Implementation:
     unfused: str
     keeps_grad: bool = True
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
+    sandbox: str = ""
+    allowed: Bounds | None = None
+    lacks: Callable[[Hyperparameters], str] = _lacks_nothing
+    cases: frozenset[str] | None = None
 
 
 def _bind_numpy(
@@ -134,6 +154,52 @@ _unfused_mxnet = _bind_optimizer(_own_optimizer(fused=False))
 _fused_mxnet = _bind_optimizer(_own_optimizer(fused=True))
 _stock_mxnet = _bind_optimizer(_stock_optimizer, classic=True)
 
+
+def _bind_torch(**how: bool) -> Callable[..., Step]:
+    def bind(*arguments: Any) -> Step:
+        from adadelta_cli import peers
+
+        return peers.bind_torch(**how)(*arguments)
+
+    return bind
+
+
+def _bind_optax(*arguments: Any) -> Step:
+    from adadelta_cli import peers
+
+    return peers.bind_optax(*arguments)
+
+
+def _torch_lacks(hyper: Hyperparameters) -> str:
+    negative = hyper.learning_rate < 0
+    return "torch.optim.Adadelta takes no negative learning_rate" if negative else ""
+
+
+# The bounds are derived in docs/parity.md, which has the largest errors that were measured, too.
+_TORCH = Bounds(weight=10.0, acc_grad=4.0, acc_delta=20.0)
+_OPTAX = Bounds(weight=7.0, acc_grad=2.0, acc_delta=15.0)
+_SLOW = frozenset({"defaults", "odd", "special", "subnormal-odd", "overflow"})  # 5 s to compile
+
+
+def _peer(name: str, library: str, bind: Any, allowed: Bounds, **more: Any) -> Implementation:
+    return Implementation(
+        name, library, False, bind, name,
+        dtypes=("float32", "float64"), sandbox=library, allowed=allowed, **more,
+    )  # fmt: skip
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        _peer("torch", "torch", _bind_torch(foreach=False), _TORCH, lacks=_torch_lacks),
+        _peer("torch-foreach", "torch", _bind_torch(foreach=True), _TORCH, lacks=_torch_lacks),
+        _peer(
+            "torch-compile", "torch", _bind_torch(foreach=True, compiled=True), _TORCH,
+            lacks=_torch_lacks, cases=_SLOW,
+        ),
+        _peer("optax", "jax", _bind_optax, _OPTAX),
+    )
+}  # fmt: skip
 IMPLEMENTATIONS = {
     implementation.name: implementation
     for implementation in (
@@ -145,6 +211,7 @@ IMPLEMENTATIONS = {
             "mxnet-stock", "mxnet", False, _stock_mxnet, "mxnet",
             keeps_grad=False, dtypes=("float16", "float32"),
         ),
+        *PEERS.values(),
     )
 }  # fmt: skip
 
@@ -155,9 +222,16 @@ def implementation(name: str) -> Implementation:
     Raises:
         UsageError: there is none of that name.
     """
-    if name not in IMPLEMENTATIONS:
-        raise UsageError(f"--impl is {name!r}; known are {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[name]
+    if name in IMPLEMENTATIONS:
+        return IMPLEMENTATIONS[name]
+    if ":" in name:
+        from adadelta_cli import candidate
+
+        return candidate.implementation(name)
+    raise UsageError(
+        f"--impl is {name!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of your own as "
+        "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+    )
 
 
 def own(backend: NumpyBackend, *, fused: bool) -> Implementation:

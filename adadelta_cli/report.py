@@ -261,6 +261,7 @@ CHECKS = {
     "step": "steps on synthetic inputs",
     "training": "whole trainings",
     "gradient": "gradient left alone",
+    "replay": "recorded gradients",
     "oracle": "single steps, within the proved bound",
     "drift": "whole trajectories",
 }

@@ -21,6 +21,47 @@ class SandboxError(Exception):
     """The work did not return: it raised, hung or took its process down. The message says which."""
 
 
+class HungError(SandboxError):
+    """The work took longer than the timeout."""
+
+
+class Finding(Exception):  # noqa: N818 - no error of ours: what the work was found to do
+    """What checked work did wrong; a sandbox reports the message as it is, without where."""
+
+
+def told(error: Exception) -> str:
+    """Say what an exception of the work means."""
+    if isinstance(error, Finding):
+        return str(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"raised {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+
+
+class InProcess:
+    """A sandbox that is none: for work that may be debugged, and is trusted not to crash."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def of(self, _group: str) -> InProcess:
+        """Return itself."""
+        return self
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """Call `function(*args)` here.
+
+        Raises:
+            SandboxError: it raised.
+        """
+        try:
+            return function(*args)
+        except Exception as error:
+            raise SandboxError(told(error)) from error
+
+
 class Sandbox:
     """Run functions in one child process, started when first needed and again after a failure.
 
@@ -35,12 +76,17 @@ class Sandbox:
         self.timeout = timeout
         self._process: Any = None
         self._connection: Connection | None = None
+        self._groups: dict[str, Sandbox] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def of(self, group: str) -> Sandbox:
+        """Return the sandbox of a group of libraries that disturb others: a process of its own."""
+        return self._groups.setdefault(group, Sandbox(self.timeout)) if group else self
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)` in the child and return what it returns.
@@ -52,17 +98,19 @@ class Sandbox:
         connection.send((function, args))
         if not connection.poll(self.timeout):
             self.close()
-            raise SandboxError(f"hung: no result within {self.timeout:g} s (--timeout)")
+            raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
         try:
             failure, result = connection.recv()
         except EOFError:
             raise SandboxError(f"crashed: {self._cause_of_death()}") from None
         if failure:
-            raise SandboxError(f"raised {failure}")
+            raise SandboxError(failure)
         return result
 
     def close(self) -> None:
-        """End the child."""
+        """End the child, and those of the groups."""
+        for sandbox in self._groups.values():
+            sandbox.close()
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -97,7 +145,5 @@ def _serve(connection: Connection) -> None:
         try:
             answer: tuple[str | None, Any] = (None, function(*args))
         except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            told = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
-            answer = (told, None)
+            answer = (told(error), None)
         connection.send(answer)

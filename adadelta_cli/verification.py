@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, engine, implementations, oracle
+from adadelta_cli import backends, candidate, engine, implementations, oracle, parity, peers
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
-from adadelta_cli.errors import ExitCode
-from adadelta_cli.sandbox import Sandbox, SandboxError
+from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
+from adadelta_cli.sandbox import HungError, InProcess, Sandbox, SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from adadelta_cli.cases import Case
-    from adadelta_cli.implementations import Implementation
+    from adadelta_cli.implementations import Bounds, Implementation
 
 # What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
 # with that on NumPy, so that by two steps everything is compared with the NumPy one.
@@ -42,10 +42,11 @@ class Row:
     """A row of verify.csv: one tensor of one case, all steps together.
 
     `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
-    `gradient` (it was left alone), `oracle` (each step against the exact result, given the same
-    inputs) or `drift` (all steps against the exact trajectory). The errors are those of
-    `Difference`; None where there was nothing to compare. `passed` is None where the case was
-    skipped; `note` says why.
+    `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
+    exact result, given the same inputs) or `drift` (all steps, against the exact trajectory, or
+    that of the array update for one that is not ours). The errors are those of `Difference`; None
+    where there was nothing to compare. `passed` is None where the case was skipped; `note` says
+    why.
     """
 
     check: str
@@ -72,7 +73,8 @@ class Row:
     @property
     def replay(self) -> str:
         """The command that repeats just this."""
-        what = self.case if self.check == "training" else f"--case {self.case}"
+        whats = {"training": self.case, "replay": f"--replay {self.case}"}
+        what = whats.get(self.check, f"--case {self.case}")
         return f"adadelta verify {what} --impl {self.implementation} --dtype {self.dtype}"
 
 
@@ -106,8 +108,19 @@ class Trace:
 # --- running: in the sandbox ----------------------------------------------------------------------
 
 
-def step_through(name: str, case: Case, dtype: str, seed: int) -> Trajectory:
-    """Let an implementation take a case's steps."""
+def step_through(
+    name: str, case: Case, dtype: str, seed: int, starts: dict[str, list[np.ndarray]] | None = None
+) -> Trajectory:
+    """Let an implementation take a case's steps.
+
+    Args:
+        name: the implementation.
+        case: what to put to it.
+        dtype: in which element type.
+        seed: from which the case draws its numbers.
+        starts: a trajectory's tensors; each step is taken from its state before that step, and not
+            from where the last step led.
+    """
     warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
     implementation = implementations.implementation(name)
     backend = backends.backend(implementation.backend)
@@ -121,11 +134,27 @@ def step_through(name: str, case: Case, dtype: str, seed: int) -> Trajectory:
         for number in range(1, case.steps + 1):
             grads = case.grads(dtype, seed, number)
             for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad[() if grad.ndim == 0 else slice(None)] = backend.array(grad)
+                _put(backend, parameter.grad, grad)
+            if starts is not None:
+                _restart(backend, parameters, case, {n: v[number - 1] for n, v in starts.items()})
             step()
             states.append(_snapshot(backend, parameters))
             changes += _changes(backend, parameters, grads)
     return Trajectory(_transposed(states), changes)
+
+
+def _put(backend: Any, array: Any, values: np.ndarray) -> None:
+    array[() if values.ndim == 0 else slice(None)] = backend.array(values)
+
+
+def _restart(
+    backend: Any, parameters: Sequence[Any], case: Case, state: dict[str, np.ndarray]
+) -> None:
+    ends = np.cumsum([int(np.prod(shape)) for shape in case.shapes])[:-1]
+    for name, flat in state.items():
+        parts = zip(parameters, np.split(flat, ends), case.shapes, strict=True)
+        for parameter, part, shape in parts:
+            _put(backend, getattr(parameter, name), part.reshape(shape))
 
 
 def train(
@@ -196,6 +225,24 @@ def _judgement(subject: dict[str, Any], verdict: oracle.Verdict) -> Row:
     )  # fmt: skip
 
 
+def _bounded(subject: dict[str, Any], verdict: parity.Verdict, *, unchanged: bool) -> Row:
+    errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
+    note = "changed nothing and returned nothing: update in place, or return the new arrays; "
+    return Row(
+        **subject, tensor=verdict.tensor, **errors, allowed_ulp=verdict.allowed_ulp,
+        passed=verdict.passed, note=note * (unchanged and not verdict.passed) + verdict.note,
+    )  # fmt: skip
+
+
+def _unchanged(got: Trajectory, wanted: Trajectory) -> bool:
+    """Tell whether every step left all as it was."""
+    return all(
+        after.tobytes() == before.tobytes()
+        for name, states in got.tensors.items()
+        for after, before in zip(states[1:], wanted.tensors[name], strict=False)
+    )
+
+
 def _scale(tensor: str, states: list[np.ndarray]) -> np.ndarray:
     """Return the magnitude of the largest operand of the addition that made each element.
 
@@ -236,6 +283,8 @@ class Plan:
             no judgement of its own.
         oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
             microseconds for one.
+        absent: implementations that were asked for where they are, and are not here: name, reason.
+        named: the cases were asked for, so each is put to all implementations that can take it.
     """
 
     implementations: tuple[str, ...]
@@ -249,10 +298,20 @@ class Plan:
     overrides: tuple[str, ...] = ()
     judged: tuple[str, ...] = ()
     oracle_budget: int = 250
+    absent: tuple[tuple[str, str], ...] = ()
+    named: bool = False
 
 
-def choose(names: Sequence[str], backend: str, ctx: str) -> tuple[str, ...]:
+def choose(
+    names: Sequence[str], backend: str, ctx: str, timeout: float | None = None
+) -> tuple[str, ...]:
     """Choose the implementations: those named, or all that the backend asked for has.
+
+    Args:
+        names: of implementations.
+        backend: the array library of those that are not named.
+        ctx: the device.
+        timeout: seconds that the import of a user's kernel may take.
 
     Raises:
         UsageError: one of them is not known.
@@ -261,13 +320,37 @@ def choose(names: Sequence[str], backend: str, ctx: str) -> tuple[str, ...]:
     chosen_backend = backends.backend(backend, ctx).name
     if names:
         for name in names:
-            backends.backend(implementations.implementation(name).backend, ctx)
+            _check_available(implementations.implementation(name), ctx, timeout)
         return tuple(dict.fromkeys(names))
     if backend == "auto" and chosen_backend == "mxnet":
         return DEFAULT
     return tuple(
         name for name in DEFAULT if implementations.implementation(name).backend == chosen_backend
     )
+
+
+def _check_available(chosen: Implementation, ctx: str, timeout: float | None) -> None:
+    if chosen.name in implementations.PEERS:  # not imported here, where it would disturb others
+        lack = peers.lack(chosen)
+        if lack:
+            raise UnavailableError(f"--impl {chosen.name}: {lack}")
+    elif chosen.allowed:
+        with Sandbox(timeout) as sandbox:
+            try:
+                problem = sandbox.call(candidate.problem, chosen.name)
+            except SandboxError as error:
+                raise UsageError(f"--impl {chosen.name}: importing it {error}") from None
+        if problem:
+            raise problem
+    else:
+        backends.backend(chosen.backend, ctx)
+
+
+def choose_peers() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the names of the peers that are here; those that are not, each with what it lacks."""
+    lacks = {name: peers.lack(peer) for name, peer in implementations.PEERS.items()}
+    here = tuple(name for name, lack in lacks.items() if not lack)
+    return here, tuple((name, lack) for name, lack in lacks.items() if lack)
 
 
 @dataclass(frozen=True)
@@ -336,6 +419,7 @@ class Verification:
         self.plan = plan
         self.rows: list[Row] = []
         self.traces: list[Trace] = []
+        self._hung: dict[str, str] = {}  # implementation: the case that it hung in
 
     @property
     def failures(self) -> list[Row]:
@@ -347,7 +431,7 @@ class Verification:
         """Say with what the command ends: 1 when any row did not pass."""
         return ExitCode.CHECK_FAILED if self.failures else ExitCode.OK
 
-    def execute(self, tick: Tick = no_tick, sandbox: Sandbox | None = None) -> None:
+    def execute(self, tick: Tick = no_tick, sandbox: Sandbox | InProcess | None = None) -> None:
         """Do all of it; `rows` has what was finished, should it be interrupted.
 
         Args:
@@ -355,7 +439,7 @@ class Verification:
             sandbox: where to run them, in place of a process of its own.
         """
         plan = self.plan
-        jobs: list[tuple[str, Callable[[Sandbox], None]]] = [
+        jobs: list[tuple[str, Callable[[Sandbox | InProcess], None]]] = [
             (f"{case.name} {dtype}", partial(self._check_case, case, dtype))
             for dtype in plan.dtypes
             for case in plan.cases
@@ -365,19 +449,22 @@ class Verification:
             for config in plan.configs
             for dtype in plan.training_dtypes
         ]
+        for name, lack in plan.absent:
+            self._skip(self._subject("step", "", name, "", 0), lack)
         with sandbox or Sandbox(plan.timeout) as place:
             for done, (what, check) in enumerate(jobs):
                 tick(done, len(jobs), what)
                 check(place)
         tick(len(jobs), len(jobs), "")
 
-    def _check_case(self, case: Case, dtype: str, sandbox: Sandbox) -> None:
+    def _check_case(self, case: Case, dtype: str, sandbox: Sandbox | InProcess) -> None:
         known: dict[str, Trajectory | SandboxError] = {}
 
         def trajectory(name: str) -> Trajectory:
             if name not in known:
                 try:
-                    known[name] = sandbox.call(step_through, name, case, dtype, self.plan.seed)
+                    place = sandbox.of(implementations.implementation(name).sandbox)
+                    known[name] = place.call(step_through, name, case, dtype, self.plan.seed)
                 except SandboxError as error:
                     known[name] = error
             found = known[name]
@@ -386,48 +473,89 @@ class Verification:
             return found
 
         for name in self.plan.implementations:
-            subject = self._subject("step", case.name, name, dtype, case.steps)
-            reason = _skipped(implementations.implementation(name), case, dtype)
-            if reason:
-                self._skip(subject, reason)
-                continue
-            self._compare(subject, trajectory, case.elements * case.steps)
+            chosen = implementations.implementation(name)
+            subject = self._subject(case.check, case.name, name, dtype, case.steps)
+            reason = _skipped(chosen, case, dtype, named=self.plan.named)
+            if reason or name in self._hung:
+                self._skip(subject, reason or f"it hung in case {self._hung[name]}")
+            elif chosen.allowed:
+                place = sandbox.of(chosen.sandbox)
+                self._compare_steps(subject, case, chosen.allowed, trajectory, place)
+            else:
+                self._compare(subject, trajectory, case.elements * case.steps)
         for name in self.plan.judged:
-            if case.elements and not _skipped(implementations.implementation(name), case, dtype):
-                self._judge(case, name, dtype, trajectory)
+            self._judge(case, name, dtype, trajectory)
 
     def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
-        """Put an implementation's trajectory before the oracle: step by step, and as a whole."""
+        """Put an implementation's trajectory before the oracle: step by step, and as a whole.
+
+        The bounds are those of our order of operations: what is not ours is told its distance.
+        """
+        chosen = implementations.implementation(name)
+        skipped = name in self._hung or _skipped(chosen, case, dtype, named=self.plan.named)
+        if skipped or not case.elements:
+            return
+        try:
+            tensors = trajectory(name).tensors
+        except SandboxError:
+            return  # which the rows of the steps have told
         sample = oracle.Sample(case, dtype, self.plan.seed, self.plan.oracle_budget)
-        for check, question in {"oracle": oracle.one_step, "drift": oracle.drift}.items():
-            subject = self._subject(check, case.name, name, dtype, case.steps)
-            subject["reference"] = "oracle"
-            try:
-                tensors = trajectory(name).tensors
-            except SandboxError as error:
-                told = str(error)
-                self.rows.append(Row(**subject, tensor="", elements=0, passed=False, note=told))
-                return
-            self.rows += [_judgement(subject, verdict) for verdict in question(sample, tensors)]
+        subject = self._subject("oracle", case.name, name, dtype, case.steps)
+        subject["reference"] = "oracle"
+        rows = [_judgement(subject, verdict) for verdict in oracle.one_step(sample, tensors)]
+        if chosen.allowed:
+            self.rows += [replace(row, allowed_ulp=None, passed=True) for row in rows]
+            return
+        subject["check"] = "drift"
+        self.rows += rows
+        self.rows += [_judgement(subject, verdict) for verdict in oracle.drift(sample, tensors)]
+
+    def _compare_steps(
+        self, subject: dict[str, Any], case: Case, allowed: Bounds, trajectory: Any,
+        sandbox: Sandbox | InProcess,
+    ) -> None:  # fmt: skip
+        """Compare one that is not ours: each step by itself within bounds, then the drift."""
+        name, dtype, seed = subject["implementation"], subject["dtype"], self.plan.seed
+        try:
+            wanted = trajectory(subject["reference"])
+            got = sandbox.call(step_through, name, case, dtype, seed, wanted.tensors)
+            drift = list(compare(subject | {"check": "drift"}, trajectory(name), wanted))
+        except SandboxError as error:
+            self._fail(subject, error)
+            return
+        unchanged = _unchanged(got, wanted)
+        for verdict in parity.verdicts(case, dtype, seed, wanted.tensors, got.tensors, allowed):
+            self.rows.append(_bounded(subject, verdict, unchanged=unchanged))
+        self._note_gradient(subject, got, case.elements * case.steps)
+        reported: dict[str, Any] = {"allowed_ulp": None, "passed": True, "note": ""}
+        self.rows += [replace(row, **reported) for row in drift if case.steps > 1]
 
     def _compare(self, subject: dict[str, Any], trajectory: Any, grads: int = 0) -> None:
         name = subject["implementation"]
         try:
             got, wanted = trajectory(name), trajectory(subject["reference"])
         except SandboxError as error:
-            self.rows.append(Row(**subject, tensor="", elements=0, passed=False, note=str(error)))
+            self._fail(subject, error)
             return
         self.rows += compare(subject, got, wanted)
         if grads and implementations.implementation(name).keeps_grad:
-            subject = {**subject, "check": "gradient", "reference": "itself before the step"}
-            self.rows.append(
-                Row(
-                    **subject, tensor="grad", elements=grads, mismatches=got.grad_changes,
-                    allowed_ulp=None, passed=not got.grad_changes,
-                )
-            )  # fmt: skip
+            self._note_gradient(subject, got, grads)
 
-    def _check_training(self, config: str, dtype: str, sandbox: Sandbox) -> None:
+    def _fail(self, subject: dict[str, Any], error: SandboxError) -> None:
+        self.rows.append(Row(**subject, tensor="", elements=0, passed=False, note=str(error)))
+        if isinstance(error, HungError):
+            self._hung[subject["implementation"]] = subject["case"]
+
+    def _note_gradient(self, subject: dict[str, Any], got: Trajectory, grads: int) -> None:
+        subject = {**subject, "check": "gradient", "reference": "itself before the step"}
+        self.rows.append(
+            Row(
+                **subject, tensor="grad", elements=grads, mismatches=got.grad_changes,
+                allowed_ulp=None, passed=not got.grad_changes,
+            )
+        )  # fmt: skip
+
+    def _check_training(self, config: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
         chosen = [implementations.implementation(name) for name in self.plan.implementations]
         for fused in (each for each in chosen if each.fused):
             found: dict[str, Trajectory] = {}
@@ -457,7 +585,8 @@ class Verification:
     def _subject(self, check: str, case: str, name: str, dtype: str, steps: int) -> dict[str, Any]:
         backend = implementations.implementation(name).backend
         return {
-            "check": check, "case": case, "implementation": name, "reference": REFERENCES[name],
+            "check": check, "case": case, "implementation": name,
+            "reference": REFERENCES.get(name, "numpy"),
             "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps,
         }  # fmt: skip
 
@@ -466,12 +595,70 @@ class Verification:
         self.rows.append(Row(**subject, tensor="", elements=0, allowed_ulp=None, note=note))
 
 
-def _skipped(implementation: Implementation, case: Case, dtype: str) -> str:
+def _skipped(implementation: Implementation, case: Case, dtype: str, *, named: bool = False) -> str:
     """Say why a case cannot be put to an implementation; empty when it can."""
-    if dtype not in implementation.dtypes:
-        return f"{implementation.name} has no {dtype}"
-    if case.flush and implementation.backend != "mxnet":
-        return "NumPy does not flush subnormals"
-    if case.flush and implementation.name == "mxnet":
-        return "the unfused step on MXNet is the reference while it flushes subnormals"
-    return ""
+    name, own = implementation.name, implementation.cases
+    masters = " with float32 masters" if dtype == "float16" else ""
+    reasons = {
+        f"{name} has no {dtype}{masters}": dtype not in implementation.dtypes,
+        f"{name} has no mode that flushes subnormals when asked to": case.flush
+        and implementation.allowed,
+        "NumPy does not flush subnormals": case.flush and implementation.backend == "numpy",
+        "the unfused step on MXNet is the reference while it flushes subnormals": case.flush
+        and name == "mxnet",
+        implementation.lacks(case.hyper): True,
+        "compiling it takes seconds; --case NAME or --full puts it": not named
+        and own
+        and case.name not in own,
+    }
+    return next((reason for reason, holds in reasons.items() if reason and holds), "")
+
+
+def verify(
+    step: Callable[..., Any],
+    *,
+    dtypes: Sequence[str] = ("float32", "float64"),
+    cases: Sequence[str] = (),
+    seed: int = 0,
+    steps: int | None = None,
+    full: bool = False,
+) -> list[Row]:
+    """Check a kernel of your own, in this process: for your own test suite.
+
+    The kernel is called as `adadelta verify --impl FILE.py:FUNCTION` calls it, and what it does
+    wrong is told in the rows; only what would take the process down or never end is not contained.
+
+    Args:
+        step: the kernel: updates weight, acc_grad and acc_delta in place and returns None, or
+            returns the new (weight, acc_grad, acc_delta); leaves grad as it is.
+        dtypes: of float32 and float64.
+        cases: names of cases; all of the default set where there is none.
+        seed: everything random derives from it.
+        steps: take so many steps in each case, in place of its own number.
+        full: the whole catalogue of cases: minutes.
+
+    Returns:
+        Rows as in verify.csv; `row.passed` is False where something is wrong, and `row.note` says
+        what.
+
+    Raises:
+        UsageError: there is no such case or dtype, or the kernel is no function.
+
+    Examples:
+        >>> from adadelta_cli import verify
+        >>> from examples.numpy_kernel import step
+        >>> [row for row in verify(step, cases=["odd"]) if row.passed is False]
+        []
+    """
+    from adadelta_cli.cases import select
+
+    wrong = [dtype for dtype in dtypes if dtype not in {"float32", "float64"}]
+    if wrong:
+        raise UsageError(f"dtypes has {wrong[0]!r}; allowed are float32 and float64")
+    if not callable(step):
+        raise UsageError(f"step is {step!r}; expected a function {candidate.SIGNATURE}")
+    chosen = tuple(select(tuple(cases), full=full, steps=steps))
+    with candidate.known(step) as name, warnings.catch_warnings():
+        work = Verification(Plan((name,), chosen, dtypes=tuple(dtypes), seed=seed))
+        work.execute(sandbox=InProcess())
+    return work.rows

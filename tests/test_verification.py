@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -21,29 +20,15 @@ from conftest import HAS_MXNET
 from adadelta_cli import cases, implementations, report, verification
 from adadelta_cli import update as formula
 from adadelta_cli.errors import ExitCode, UsageError
-from adadelta_cli.sandbox import SandboxError
+from adadelta_cli.sandbox import InProcess
 from adadelta_cli.verification import Plan, Verification
-
-
-class Here(contextlib.nullcontext):
-    """A sandbox that is none: what is patched in this process is what runs."""
-
-    def call(self, function, *args):
-        """Call it, failures being the sandbox's."""
-        try:
-            return function(*args)
-        except Exception as error:
-            raise SandboxError(f"raised {error}") from error
-
-    def __enter__(self):
-        return self
 
 
 def check(*names, case_names=("odd",), dtypes=("float32",), configs=(), **settings):
     """Verify in this process; return the verification."""
     chosen = tuple(cases.select(tuple(case_names))) if case_names else ()
     work = Verification(Plan(names, chosen, configs, dtypes, **settings))
-    work.execute(sandbox=Here())
+    work.execute(sandbox=InProcess())
     return work
 
 

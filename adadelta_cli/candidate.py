@@ -1,0 +1,243 @@
+"""A user's own kernel: found by its name, called as documented, and watched while it works.
+
+The kernel gets copies in buffers of their own, with a guard zone before and after each, aligned to
+an element and not to a vector, as a view of a larger array would be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import operator
+import sys
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli import implementations
+from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError
+from adadelta_cli.implementations import Bounds, Implementation
+from adadelta_cli.sandbox import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import ModuleType
+
+    from adadelta_cli.implementations import Step
+    from adadelta_cli.update import Hyperparameters, Parameter
+
+FORMS = "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+SIGNATURE = (
+    "step(weight, grad, acc_grad, acc_delta, *, learning_rate, rho, epsilon, wd, rescale_grad, "
+    "clip_gradient)"
+)
+STATES = ("weight", "acc_grad", "acc_delta")
+# For any order of the operations, contracted or not; derived in docs/own-kernels.md.
+ALLOWED = Bounds(weight=21.0, acc_grad=16.0, acc_delta=42.0)
+GUARD_BYTES = 4096
+GUARD = 0x3F  # as a float of any size an ordinary positive number, so that an update changes it
+
+
+# --- finding it -----------------------------------------------------------------------------------
+
+
+def implementation(name: str) -> Implementation:
+    """Return the implementation that a name stands for; its file is imported when it is bound."""
+    return _implementation(name, partial(_bind_named, name))
+
+
+@contextlib.contextmanager
+def known(kernel: Callable[..., Any]) -> Iterator[str]:
+    """Make a function an implementation for a while, in this process; yields its name."""
+    name = getattr(kernel, "__qualname__", type(kernel).__qualname__)
+    name = f"{name} (in Python)"
+    implementations.IMPLEMENTATIONS[name] = _implementation(name, partial(_bind, kernel))
+    try:
+        yield name
+    finally:
+        del implementations.IMPLEMENTATIONS[name]
+
+
+def _implementation(name: str, bind: Callable[..., Step]) -> Implementation:
+    return Implementation(
+        name, "numpy", fused=False, bind=bind, unfused="numpy", dtypes=("float32", "float64"),
+        sandbox=name, allowed=ALLOWED,
+    )  # fmt: skip
+
+
+def problem(name: str) -> AdadeltaError | None:
+    """Say why a kernel cannot be found; None when it can. Imports it: to be called in a sandbox."""
+    try:
+        load(name)
+    except AdadeltaError as error:
+        return error
+    return None
+
+
+@cache
+def load(name: str) -> Callable[..., Any]:
+    """Import a kernel.
+
+    Raises:
+        UsageError: there is no such file, module or function, or it cannot be imported.
+        UnavailableError: it imports a library that is not here.
+    """
+    place, _, path = name.rpartition(":")
+    if not place or not path:
+        raise UsageError(f"--impl is {name!r}; a kernel of your own is named {FORMS}")
+    module = _imported(name, place)
+    try:
+        found = operator.attrgetter(path)(module)
+    except AttributeError:
+        own = [key for key, each in vars(module).items() if inspect.isroutine(each)]
+        raise UsageError(
+            f"--impl {name}: there is no {path} in {place}; its functions are "
+            f"{', '.join(own) or 'none'}"
+        ) from None
+    if not callable(found):
+        raise UsageError(f"--impl {name}: {path} is {found!r}; expected a function {SIGNATURE}")
+    return found
+
+
+def _imported(name: str, place: str) -> ModuleType:
+    try:
+        return (_import_file if place.endswith(".py") else _import_module)(place)
+    except AdadeltaError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and f"{place}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"--impl {name}: there is no module {error.name}, looked for in "
+                f"{Path.cwd()} and on Python's path; expected {FORMS}"
+            ) from None
+        raise UnavailableError(f"--impl {name}: it cannot be imported here: {error}") from error
+    except ImportError as error:
+        raise UnavailableError(f"--impl {name}: it cannot be imported here: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"--impl {name}: importing {place} raised {type(error).__name__}: {error}; expected a "
+            "file that can be imported; mend it and try again"
+        ) from error
+
+
+def _import_file(place: str) -> ModuleType:
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise UsageError(f"--impl: there is no file {path}; expected {FORMS}")
+    sys.path.insert(0, str(path.parent))  # as `python FILE.py` would
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--impl: {path} is no Python file; expected {FORMS}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(place: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m MODULE` would
+    return importlib.import_module(place)
+
+
+# --- calling it -----------------------------------------------------------------------------------
+
+
+def _bind_named(name: str, *arguments: Any) -> Step:
+    return _bind(load(name), *arguments)
+
+
+def _bind(
+    kernel: Callable[..., Any],
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    lr_mults: Sequence[float],
+    wd_mults: Sequence[float],
+) -> Step:
+    settings = [
+        vars(hyper) | {"learning_rate": hyper.learning_rate * lr_mult, "wd": hyper.wd * wd_mult}
+        for lr_mult, wd_mult in zip(lr_mults, wd_mults, strict=True)
+    ]
+    _check_signature(kernel, vars(hyper))
+
+    def step() -> None:
+        for number, (p, keywords) in enumerate(zip(parameters, settings, strict=True)):
+            _call(kernel, p, keywords, number)
+
+    return step
+
+
+def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(kernel)
+    except (TypeError, ValueError):
+        return  # some functions written in C do not tell
+    try:
+        signature.bind(*range(4), **keywords)
+    except TypeError as error:
+        raise Finding(
+            f"wrong signature: it is {signature}, which cannot be called as {SIGNATURE}: {error}"
+        ) from None
+
+
+def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], number: int) -> None:
+    guarded = {
+        name: _Guarded(getattr(p, name), shift=number % 4)
+        for name in ("weight", "grad", "acc_grad", "acc_delta")
+    }
+    returned = kernel(*(each.array for each in guarded.values()), **keywords)
+    for name, each in guarded.items():
+        outside = each.written_outside()
+        if outside:
+            raise Finding(f"wrote outside {name} of shape {list(p.weight.shape)}: {outside}")
+    results = {name: each.array for name, each in guarded.items()}
+    if returned is not None:
+        results |= zip(STATES, _checked(returned, p), strict=True)
+    for name, values in results.items():
+        getattr(p, name)[...] = values
+
+
+def _checked(returned: Any, p: Parameter) -> list[np.ndarray]:
+    """Take what a functional kernel returned."""
+    if not isinstance(returned, (tuple, list)) or len(returned) != len(STATES):
+        what = f"{len(returned)} values" if isinstance(returned, (tuple, list)) else repr(returned)
+        raise Finding(
+            f"returned {what[:200]}; allowed are None, after an update in place, or the new "
+            "(weight, acc_grad, acc_delta)"
+        )
+    arrays = [np.asarray(each) for each in returned]
+    for name, array in zip(STATES, arrays, strict=True):
+        if (array.shape, array.dtype) != (p.weight.shape, p.weight.dtype):
+            raise Finding(
+                f"returned {name} as {array.dtype}{list(array.shape)}; expected "
+                f"{p.weight.dtype}{list(p.weight.shape)}"
+            )
+    return arrays
+
+
+class _Guarded:
+    """A copy of an array between two guard zones.
+
+    Args:
+        values: what is copied.
+        shift: how many elements the copy lies behind a multiple of 64 bytes.
+    """
+
+    def __init__(self, values: np.ndarray, shift: int) -> None:
+        room = values.nbytes + 2 * GUARD_BYTES + 64 + shift * values.itemsize
+        self._buffer = np.full(room, GUARD, np.uint8)
+        self._begin = GUARD_BYTES + -self._buffer.ctypes.data % 64 + shift * values.itemsize
+        self._end = self._begin + values.nbytes
+        inner = self._buffer[self._begin : self._end]
+        self.array = inner.view(values.dtype).reshape(values.shape)
+        self.array[...] = values
+
+    def written_outside(self) -> str:
+        """Say what was written outside; empty when nothing was."""
+        zones = {"before its start": self._buffer[: self._begin],
+                 "after its end": self._buffer[self._end :]}  # fmt: skip
+        changed = {where: int((zone != GUARD).sum()) for where, zone in zones.items()}
+        return ", ".join(f"{count} bytes {where}" for where, count in changed.items() if count)
