@@ -257,15 +257,15 @@ def verify(
     adadelta verify
     adadelta verify --impl mxnet-fused --dtype float32 --case special
     adadelta verify mlp --seed 7
+    adadelta verify --self-test
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
-    adadelta verify --self-test
     """
     from adadelta_cli import cases, config, report, verification
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
-        if any((configs, names, case_names, full, sizes, steps, dtypes, peers, replay)):
+        if any((configs, names, case_names, full, peers, replay, sizes, steps, dtypes)):
             raise UsageError(
                 "--self-test chooses implementations, cases and dtypes itself; leave them out, or "
                 "leave out --self-test"
@@ -292,7 +292,7 @@ def verify(
         training_steps=None if full else verification.TRAINING_STEPS,
         seed=seed,
         timeout=timeout,
-        judged=names or ("numpy",),
+        judged=names or (() if peers else ("numpy",)),
         oracle_budget=500 if full else 250,
     )
     work = verification.Verification(plan)

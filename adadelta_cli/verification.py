@@ -43,10 +43,10 @@ class Row:
 
     `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
     `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
-    exact result, given the same inputs) or `drift` (all steps together, against the exact
-    trajectory or, of an implementation that is not ours, against the reference: reported, not
-    bounded). The errors are those of `Difference`; None where there was nothing to compare.
-    `passed` is None where the case was skipped; `note` says why.
+    exact result, given the same inputs) or `drift` (all steps, against the exact trajectory, or
+    that of the array update for one that is not ours). The errors are those of `Difference`; None
+    where there was nothing to compare. `passed` is None where the case was skipped; `note` says
+    why.
     """
 
     check: str
@@ -209,6 +209,18 @@ def compare(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Ite
         yield Row(**subject, tensor=tensor, **errors, passed=passed, note=note)
 
 
+def _judgement(subject: dict[str, Any], verdict: oracle.Verdict) -> Row:
+    """Make a row of what the oracle says of one tensor."""
+    errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
+    notes = [verdict.worst] if verdict.passed is False else []
+    if verdict.left_out:
+        notes.append(f"{verdict.left_out} left out: beyond the theory of rounding")
+    return Row(
+        **subject, tensor=verdict.tensor, **errors, allowed_ulp=verdict.allowed_ulp,
+        passed=verdict.passed, note="; ".join(notes),
+    )  # fmt: skip
+
+
 def _bounded(subject: dict[str, Any], verdict: parity.Verdict, *, unchanged: bool) -> Row:
     errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
     note = "changed nothing and returned nothing: update in place, or return the new arrays; "
@@ -225,18 +237,6 @@ def _unchanged(got: Trajectory, wanted: Trajectory) -> bool:
         for name, states in got.tensors.items()
         for after, before in zip(states[1:], wanted.tensors[name], strict=False)
     )
-
-
-def _judgement(subject: dict[str, Any], verdict: oracle.Verdict) -> Row:
-    """Make a row of what the oracle says of one tensor."""
-    errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
-    notes = [verdict.worst] if verdict.passed is False else []
-    if verdict.left_out:
-        notes.append(f"{verdict.left_out} left out: beyond the theory of rounding")
-    return Row(
-        **subject, tensor=verdict.tensor, **errors, allowed_ulp=verdict.allowed_ulp,
-        passed=verdict.passed, note="; ".join(notes),
-    )  # fmt: skip
 
 
 def _scale(tensor: str, states: list[np.ndarray]) -> np.ndarray:
@@ -275,12 +275,12 @@ class Plan:
         seed: everything random derives from it.
         timeout: seconds that one case of one implementation may take.
         overrides: `key=value` settings for the configs.
-        absent: implementations that were asked for where they are, and are not here: name, reason.
-        named: the cases were asked for, so each is put to all implementations that can take it.
         judged: the names to put before the oracle; what differs from one of them in no bit needs
             no judgement of its own.
         oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
             microseconds for one.
+        absent: implementations that were asked for where they are, and are not here: name, reason.
+        named: the cases were asked for, so each is put to all implementations that can take it.
     """
 
     implementations: tuple[str, ...]
@@ -292,10 +292,10 @@ class Plan:
     seed: int = 0
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
-    absent: tuple[tuple[str, str], ...] = ()
-    named: bool = False
     judged: tuple[str, ...] = ()
     oracle_budget: int = 250
+    absent: tuple[tuple[str, str], ...] = ()
+    named: bool = False
 
 
 def choose(
@@ -480,9 +480,31 @@ class Verification:
             else:
                 self._compare(subject, trajectory, case.elements * case.steps)
         for name in self.plan.judged:
-            chosen = implementations.implementation(name)
-            if case.elements and not _skipped(chosen, case, dtype, named=self.plan.named):
-                self._judge(case, name, dtype, trajectory)
+            self._judge(case, name, dtype, trajectory)
+
+    def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
+        """Put an implementation's trajectory before the oracle: step by step, and as a whole.
+
+        The bounds are those of our order of operations: what is not ours is told its distance.
+        """
+        chosen = implementations.implementation(name)
+        skipped = name in self._hung or _skipped(chosen, case, dtype, named=self.plan.named)
+        if skipped or not case.elements:
+            return
+        try:
+            tensors = trajectory(name).tensors
+        except SandboxError:
+            return  # which the rows of the steps have told
+        sample = oracle.Sample(case, dtype, self.plan.seed, self.plan.oracle_budget)
+        subject = self._subject("oracle", case.name, name, dtype, case.steps)
+        subject["reference"] = "oracle"
+        rows = [_judgement(subject, verdict) for verdict in oracle.one_step(sample, tensors)]
+        if chosen.allowed:
+            self.rows += [replace(row, allowed_ulp=None, passed=True) for row in rows]
+            return
+        subject["check"] = "drift"
+        self.rows += rows
+        self.rows += [_judgement(subject, verdict) for verdict in oracle.drift(sample, tensors)]
 
     def _compare_steps(
         self, subject: dict[str, Any], case: Case, allowed: Bounds, trajectory: Any,
@@ -503,19 +525,6 @@ class Verification:
         self._note_gradient(subject, got, case.elements * case.steps)
         reported: dict[str, Any] = {"allowed_ulp": None, "passed": True, "note": ""}
         self.rows += [replace(row, **reported) for row in drift if case.steps > 1]
-
-    def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
-        """Put an implementation's trajectory before the oracle: step by step, and as a whole."""
-        sample = oracle.Sample(case, dtype, self.plan.seed, self.plan.oracle_budget)
-        for check, question in {"oracle": oracle.one_step, "drift": oracle.drift}.items():
-            subject = self._subject(check, case.name, name, dtype, case.steps)
-            subject["reference"] = "oracle"
-            try:
-                tensors = trajectory(name).tensors
-            except SandboxError as error:
-                self._fail(subject, error)
-                return
-            self.rows += [_judgement(subject, verdict) for verdict in question(sample, tensors)]
 
     def _compare(self, subject: dict[str, Any], trajectory: Any, grads: int = 0) -> None:
         name = subject["implementation"]

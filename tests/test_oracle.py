@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import fractions
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, HERE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,3 +185,14 @@ def test_where_everything_is_left_out_there_is_no_verdict():
     tensors = {name: [nothing, nothing] for name in TENSORS}
     for verdict in oracle.one_step(Sample(case, "float32", 0, 100), tensors):
         assert verdict.passed is None and verdict.left_out == 9
+
+
+def test_the_page_shows_the_bounds_and_errors_within_them():
+    """docs/accuracy.md has the bound of each dtype and tensor, and a smaller worst error."""
+    text = (HERE.parent / "docs" / "accuracy.md").read_text()
+    lines = re.findall(r"^\| (float\d\d) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| `", text, re.MULTILINE)
+    assert len(lines) == 10
+    for dtype, tensor, bound, worst in lines:
+        half = (dtype, tensor) == ("float16", "weight")
+        assert float(bound) == (oracle.HALF_BOUND if half else oracle.BOUNDS[tensor])
+        assert 0 < float(worst) < float(bound)
