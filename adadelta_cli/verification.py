@@ -34,7 +34,7 @@ REFERENCES = {
 }
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 DTYPES = ("float32", "float64", "float16")
-TRAINING_STEPS = 200  # of a training in the default set; `--full` goes to the end
+TRAINING_STEPS = 100  # of a training in the default set; `--full` goes to the end
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class Plan:
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
     judged: tuple[str, ...] = ()
-    oracle_budget: int = 250
+    oracle_budget: int = 150
     absent: tuple[tuple[str, str], ...] = ()
     named: bool = False
 
