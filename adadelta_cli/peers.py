@@ -69,8 +69,7 @@ def bind_torch(*, foreach: bool, compiled: bool = False) -> Callable[..., Step]:
         optimizer = _torch_optimizer(torch, parameters, hyper, lr_mults, foreach=foreach)
         update = optimizer.step
         if compiled:
-            torch._dynamo.reset()  # noqa: SLF001 - else the eighth case is no longer compiled
-            update = torch.compile(update)
+            update = _compiled(torch, update)
 
         def step() -> None:
             seen = []
@@ -84,6 +83,14 @@ def bind_torch(*, foreach: bool, compiled: bool = False) -> Callable[..., Step]:
         return step
 
     return bind
+
+
+def _compiled(torch: Any, update: Callable[[], Any]) -> Callable[[], Any]:
+    from torch._inductor import config
+
+    config.compile_threads = 1  # no worker processes, which would outlive a sandbox that is killed
+    torch._dynamo.reset()  # noqa: SLF001 - else the eighth case is no longer compiled
+    return torch.compile(update)
 
 
 def _torch_optimizer(

@@ -34,7 +34,7 @@ REFERENCES = {
 }
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 DTYPES = ("float32", "float64", "float16")
-TRAINING_STEPS = 300  # of a training in the default set; `--full` goes to the end
+TRAINING_STEPS = 200  # of a training in the default set; `--full` goes to the end
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,13 @@ def step_through(
         for number in range(1, case.steps + 1):
             grads = case.grads(dtype, seed, number)
             for parameter, grad in zip(parameters, grads, strict=True):
-                _put(backend, parameter.grad, grad)
+                backend.assign(parameter.grad, grad)
             if starts is not None:
                 _restart(backend, parameters, case, {n: v[number - 1] for n, v in starts.items()})
             step()
             states.append(_snapshot(backend, parameters))
             changes += _changes(backend, parameters, grads)
     return Trajectory(_transposed(states), changes)
-
-
-def _put(backend: Any, array: Any, values: np.ndarray) -> None:
-    array[() if values.ndim == 0 else slice(None)] = backend.array(values)
 
 
 def _restart(
@@ -154,7 +150,7 @@ def _restart(
     for name, flat in state.items():
         parts = zip(parameters, np.split(flat, ends), case.shapes, strict=True)
         for parameter, part, shape in parts:
-            _put(backend, getattr(parameter, name), part.reshape(shape))
+            backend.assign(getattr(parameter, name), part.reshape(shape))
 
 
 def train(
