@@ -44,6 +44,10 @@ class NumpyBackend:
         """Copy to an array of this library, same shape and dtype."""
         return np.array(values, order="C", copy=True)
 
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array[() if values.ndim == 0 else slice(None)] = values  # MXNet takes no other for either
+
     def numpy(self, array: Any) -> np.ndarray:
         """Copy to NumPy, once whatever is pending is done."""
         return np.array(array, copy=True)
@@ -87,6 +91,10 @@ class TorchBackend(NumpyBackend):
         """Copy to an array of this library, same shape and dtype."""
         return self.torch.from_numpy(super().array(values))
 
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array[()] = self.array(values)
+
     def numpy(self, array: Any) -> np.ndarray:
         """Copy to NumPy, once whatever is pending is done."""
         return super().numpy(array.detach().numpy())
@@ -97,14 +105,6 @@ class Box:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-    @property
-    def ndim(self) -> int:
-        """Count the dimensions."""
-        return self.value.ndim
-
-    def __setitem__(self, _whole: Any, box: Box) -> None:
-        self.value = box.value
 
 
 class JaxBackend(NumpyBackend):
@@ -120,6 +120,10 @@ class JaxBackend(NumpyBackend):
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of this library, same shape and dtype."""
         return Box(self.jax.numpy.array(values))
+
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array.value = self.jax.numpy.array(values)
 
     def numpy(self, array: Any) -> np.ndarray:
         """Copy to NumPy, once whatever is pending is done."""

@@ -232,18 +232,23 @@ def _recording(path: Path, steps: int | None, *, alone: bool) -> Any:
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
     metavar="S", help="Seconds that one case of one implementation may take.",
 )  # fmt: skip
+@click.option(
+    "--self-test", is_flag=True,
+    help="Plant mistakes that people make into the sources, one by one, and see each one caught.",
+)  # fmt: skip
 @threads_option
 @shared_options("verify")
 def verify(
     configs: tuple[str, ...], names: tuple[str, ...], case_names: tuple[str, ...], full: bool,
     peers: bool, replay: Path | None,
     sizes: tuple[int, ...], steps: int | None, dtypes: tuple[str, ...], timeout: float,
+    self_test: bool,
     ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001
     as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Check implementations against each other, bit for bit.
 
-    Each takes the steps of a catalogue of cases, and 300 steps of each training; weight, states
+    Each takes the steps of a catalogue of cases, and 200 steps of each training; weight, states
     and master weights are compared. CONFIG is a problem to train, a YAML file or one of
     rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves out the rest.
     Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 when a bit differs.
@@ -252,12 +257,20 @@ def verify(
     adadelta verify
     adadelta verify --impl mxnet-fused --dtype float32 --case special
     adadelta verify mlp --seed 7
+    adadelta verify --self-test
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
     """
     from adadelta_cli import cases, config, report, verification
 
     screen = terminal(as_json, quiet, verbose)
+    if self_test:
+        if any((configs, names, case_names, full, peers, replay, sizes, steps, dtypes)):
+            raise UsageError(
+                "--self-test chooses implementations, cases and dtypes itself; leave them out, or "
+                "leave out --self-test"
+            )
+        _self_test(screen, out, seed)
     chosen: list[cases.Case] = cases.select(case_names, full=full, steps=steps, sizes=sizes)
     for reference in configs:
         config.load(reference)
@@ -279,6 +292,8 @@ def verify(
         training_steps=None if full else verification.TRAINING_STEPS,
         seed=seed,
         timeout=timeout,
+        judged=names or (() if peers else ("numpy",)),
+        oracle_budget=500 if full else 250,
     )
     work = verification.Verification(plan)
     try:
@@ -291,6 +306,21 @@ def verify(
         screen.text(line)
     screen.document(report.verification_document(work))
     screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
+    click.get_current_context().exit(work.exit_code)
+
+
+def _self_test(screen: Terminal, out: Path, seed: int) -> None:
+    from adadelta_cli import report, selftest
+
+    work = selftest.SelfTest(seed=seed)
+    try:
+        with screen.progress("self-test") as tick:
+            work.execute(tick)
+    finally:
+        report.write_self_test(out, work.rows)
+    screen.table(report.self_test_table(work.rows))
+    screen.document(report.self_test_document(work.rows))
+    screen.note(f"Files: {out}/selftest.csv, self-test.md")
     click.get_current_context().exit(work.exit_code)
 
 

@@ -18,6 +18,8 @@ from adadelta_cli.errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from adadelta_cli.update import Hyperparameters
+
 
 def is_installed() -> bool:
     """Tell whether there is an MXNet to import, without importing it."""
@@ -99,9 +101,15 @@ def quiesce() -> bool:
     One wait for all costs less than a wait for each array (0.2 us when nothing is pending), and
     cannot dead-lock when two arrays are views of one, as `MXEnginePushSyncND` with both named does.
     """
-    base = load().base
-    base.check_call(base._LIB.MXNDArrayWaitAll())  # noqa: SLF001 - the C interface has no other name
+    wait, check = _waiting()
+    check(wait())
     return _flushes_subnormals()
+
+
+@cache
+def _waiting() -> tuple[Any, Any]:
+    base = load().base
+    return base._LIB.MXNDArrayWaitAll, base.check_call  # noqa: SLF001 - it has no other name
 
 
 @cache
@@ -171,20 +179,52 @@ class Inspected(NamedTuple):
     sizes: np.ndarray
 
 
-def inspect(tensors: Sequence[Sequence[Any]]) -> Inspected:
+def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Collect the handles of the arrays of tensors, as `kernels.handles` takes them."""
+    rows = [[array.handle.value for array in arrays] for arrays in tensors]
+    return np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
+
+
+def inspect(handles: np.ndarray) -> Inspected:
     """Ask MXNet for dtypes, shapes, devices and addresses of the arrays of tensors.
 
     To be asked at each step, after `quiesce`: an operator may move an array to oneDNN's layout;
     asking for its address moves it back to the plain one.
+    """
+    from adadelta_cli.kernels import handles as compiled
+
+    count = len(handles)
+    found = Inspected(np.empty(count, int), np.empty((count, 5), np.uint64), np.empty(count, int))
+    load().base.check_call(compiled.inspect(_inspector(), handles, *found))
+    return found
+
+
+def fused_step(
+    handles: np.ndarray, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters,
+    kind: int, *, flush: bool,
+) -> bool:  # fmt: skip
+    """Take a step on tensors of one kind, if they are; one call, for calls are what costs.
 
     Args:
-        tensors: the NDArrays of each tensor, as `Parameter.arrays`.
-    """
-    from adadelta_cli.kernels import handles
+        handles: from `handles_of`.
+        rates: float64[tensors].
+        decays: float64[tensors].
+        hyper: their common hyper-parameters.
+        kind: which, a place in `kernels.handles.KIND_KEYS`.
+        flush: compute with subnormals taken as zero.
 
-    count = len(tensors)
-    rows = [[array.handle.value for array in arrays] for arrays in tensors]
-    table = np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
-    found = Inspected(np.empty(count, int), np.empty((count, 5), np.uint64), np.empty(count, int))
-    load().base.check_call(handles.inspect(_inspector(), table, *found))
-    return found
+    Returns:
+        Whether they were of that kind; if not, nothing was done.
+    """
+    from numba import get_num_threads
+
+    from adadelta_cli.kernels import cpu
+    from adadelta_cli.kernels import handles as compiled
+
+    zeros = cpu.KINDS[compiled.KIND_KEYS[kind]].zeros
+    arguments = (_inspector(), handles, rates, decays, hyper.doubles, zeros, kind, flush)
+    with cpu.launching:
+        code = compiled.step(*arguments, get_num_threads())
+    if code != compiled.OTHER_KIND:
+        load().base.check_call(code)
+    return code == 0

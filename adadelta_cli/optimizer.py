@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from adadelta_cli import engine
 from adadelta_cli.update import Hyperparameters, Parameter, checked, update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 mx = engine.load()
 
@@ -64,6 +65,8 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         >>> optimizer.update([0], [weight], [grad], [state])
     """
 
+    _kind = 0  # of the tensors of the last step, a place in kernels.handles.KIND_KEYS
+
     def __init__(
         self,
         learning_rate: float | None = 1.0,
@@ -80,7 +83,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         self.allow_np_array = True  # both interfaces, whichever was on when it was made
         self.rho = rho
         self.epsilon = epsilon
-        self._hyperparameters()  # raises what is outside its range
+        Hyperparameters(1.0, rho, epsilon, self.wd, self.rescale_grad, self.clip_gradient)
 
     def create_state(self, index: int, weight: Any) -> State:  # noqa: ARG002 - MXNet's signature
         """Make `(acc_grad, acc_delta)` for a weight: zeros of its shape, on its device.
@@ -165,10 +168,9 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
     def _hyperparameters(self) -> Hyperparameters:
         """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
-        return Hyperparameters(
-            rho=self.rho, epsilon=self.epsilon, wd=self.wd,
-            rescale_grad=self.rescale_grad, clip_gradient=self.clip_gradient,
-        )  # fmt: skip
+        return _hyperparameters(
+            self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
+        )
 
     def _count(self, index: int) -> tuple[float, float]:
         """Count an update; return the tensor's own rate and decay.
@@ -197,17 +199,26 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
                 update(mx.np, views, hyper.scalars(views.acc_grad.dtype), learning_rate, wd)
 
     def _fused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
-        from adadelta_cli.kernels import cpu  # Numba, only for the fused step
-
         if not parameters:
             return
         hyper = self._hyperparameters()
-        flush_subnormals = engine.quiesce()
-        found = engine.inspect([parameter.arrays for parameter in parameters])
-        if found.kinds.min() < 0:
-            raise next(filter(None, map(_what_is_wrong, parameters)))
-        tables = _tables(found, *self._count_all(indices))
-        cpu.launch_tables(tables, hyper, flush_subnormals=flush_subnormals)
+        flush = engine.quiesce()
+        handles = engine.handles_of([parameter.arrays for parameter in parameters])
+        rates, decays = self._count_all(indices)
+        # All tensors are of one kind, as at the last step: nearly always.
+        if not engine.fused_step(handles, rates, decays, hyper, self._kind, flush=flush):
+            found = engine.inspect(handles)
+            if found.kinds.min() < 0:
+                raise next(filter(None, map(_what_is_wrong, parameters)))
+            self._kind = int(found.kinds[0])
+            _launch_mixed(found, rates, decays, hyper, flush=flush)
+
+
+@lru_cache(maxsize=64, typed=True)
+def _hyperparameters(*values: Any) -> Hyperparameters:
+    """Check them once, not at each step."""
+    rho, epsilon, wd, rescale_grad, clip_gradient = values
+    return Hyperparameters(1.0, rho, epsilon, wd, rescale_grad, clip_gradient)
 
 
 def _plain(
@@ -232,16 +243,21 @@ def _sparse_error(what: str, array: Any) -> TypeError:
     )
 
 
-def _tables(found: engine.Inspected, rates: np.ndarray, decays: np.ndarray) -> Iterator[Any]:
-    """Arrange tensors by their kind, as the kernel takes them."""
+def _launch_mixed(
+    found: engine.Inspected, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters,
+    *, flush: bool,
+) -> None:  # fmt: skip
+    """Take a step on tensors of several kinds, a launch for each."""
     from adadelta_cli.kernels import cpu, handles
 
-    for number in dict.fromkeys(found.kinds.tolist()):
-        kind = cpu.KINDS[handles.KIND_KEYS[number]]
-        columns = (found.addresses, found.sizes, rates, decays)
+    def table(number: int) -> cpu.Table:
         chosen = found.kinds == number
-        every = bool(chosen.all())  # nearly always
-        yield cpu.Table(kind, *(each if every else each[chosen] for each in columns))
+        columns = (found.addresses, found.sizes, rates, decays)
+        kind = cpu.KINDS[handles.KIND_KEYS[number]]
+        return cpu.Table(kind, *(each[chosen] for each in columns))
+
+    tables = [table(number) for number in dict.fromkeys(found.kinds.tolist())]
+    cpu.launch_tables(tables, hyper, flush_subnormals=flush)
 
 
 def _what_is_wrong(parameter: Parameter) -> Exception | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from adadelta_cli import selftest
     from adadelta_cli.config import Config
     from adadelta_cli.training import Result
     from adadelta_cli.verification import Summary, Trace, Verification
@@ -261,6 +262,7 @@ CHECKS = {
     "training": "whole trainings",
     "gradient": "gradient left alone",
     "replay": "recorded gradients",
+    "oracle": "single steps, within the proved bound",
     "drift": "whole trajectories",
 }
 
@@ -293,12 +295,13 @@ def verification_table(verification: Verification) -> Table:
 
     table = Table(
         title="adadelta verify: do the bits agree?", title_justify="left",
-        caption="A case is put in each dtype. ULP: units in the last place.",
+        caption="A case is put in each dtype. ULP: units in the last place; scaled: of the largest "
+        "operand of the final addition.",
         caption_justify="left",
     )  # fmt: skip
     for name in ("implementation", "compared with", "over", "cases", "numbers compared",
-                 "of these differ", "largest ULP", "verdict"):  # fmt: skip
-        right = name in {"cases", "numbers compared", "of these differ", "largest ULP"}
+                 "of these differ", "largest ULP", "scaled", "verdict"):  # fmt: skip
+        right = name not in {"implementation", "compared with", "over", "verdict"}
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     before = ""
     for each in summaries(verification.rows):
@@ -306,6 +309,7 @@ def verification_table(verification: Verification) -> Table:
             each.implementation if each.implementation != before else "",
             each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
             f"{each.mismatches:,}", f"{each.max_ulp:g}" if each.check != "gradient" else "",
+            f"{each.scaled_ulp:.2g}" if each.check != "gradient" else "",
             f"[red]{each.failed} FAILED[/]" if each.failed else "[green]passed[/]",
         )  # fmt: skip
         before = each.implementation
@@ -333,15 +337,16 @@ def verification_figure(verification: Verification) -> Figure:
     """Draw the verdict on each case, and the losses of the trainings."""
     from matplotlib.figure import Figure
 
+    rows = [row for row in verification.rows if row.reference != "oracle"]
     traces = [trace for trace in verification.traces if trace.dtype == "float32"]
     traces = list({trace.problem: trace for trace in traces}.values())
-    cases = list(dict.fromkeys((row.check, row.case) for row in verification.rows))
-    lines = list(dict.fromkeys((row.implementation, row.dtype) for row in verification.rows))
+    cases = list(dict.fromkeys((row.check, row.case) for row in rows))
+    lines = list(dict.fromkeys((row.implementation, row.dtype) for row in rows))
     height = 2.2 + 0.24 * len(lines) + (3.4 if traces else 0)
     figure = Figure(figsize=(max(9.0, 3.0 + 0.24 * len(cases)), height), layout="constrained")
     parts = figure.subfigures(2 if traces else 1, 1, squeeze=False, height_ratios=(
         [2.2 + 0.24 * len(lines), 3.4] if traces else None))[:, 0]  # fmt: skip
-    _plot_verdicts(parts[0].subplots(), verification.rows, cases, lines)
+    _plot_verdicts(parts[0].subplots(), rows, cases, lines)
     if traces:
         for panel, trace in zip(parts[1].subplots(1, len(traces), squeeze=False)[0], traces,
                                 strict=True):  # fmt: skip
@@ -393,6 +398,95 @@ def _plot_trace(panel: Axes, trace: Trace) -> None:
     panel.set_ylabel("training loss")
     panel.grid(alpha=0.3)
     panel.legend()
+
+
+# --- verify --self-test ---------------------------------------------------------------------------
+
+SELF_TEST_PAGE = """# Planted faults
+
+`adadelta verify --self-test` plants each of these mistakes into the one source that it belongs to,
+the array update or the scalar kernel, and sees to it that `verify` catches it. It wrote this page.
+
+The case is the smallest of `verify`'s own that catches the fault; `adadelta verify --case` puts it
+to any implementation. The last two columns say whether the test procedure of MXNet or of PyTorch,
+as its repository has it, would have caught the same mistake, with the right update as reference:
+
+* MXNet's: one step from zero accumulators on three small tensors, uniform in [0, 1); relative
+  tolerance 1e-4, absolute 1e-5, over a grid of hyper-parameters, float32 and float16.
+* PyTorch's: seven steps of two small linear layers in float64, a relative and absolute tolerance
+  of 1e-7, over rates, decays and rho. It has neither rescaling nor clipping to go wrong.
+
+{counts}
+
+| fault | what it is | source | smallest case | MXNet's test | PyTorch's test |
+|---|---|---|---|---|---|
+{lines}
+"""
+
+
+def write_self_test(folder: Path, rows: Sequence[selftest.Row]) -> None:
+    """Write selftest.csv and the page self-test.md."""
+    if rows:
+        write_csv(folder / "selftest.csv", rows)
+        write_bytes(folder / "self-test.md", self_test_page(rows).encode())
+
+
+def self_test_document(rows: Sequence[selftest.Row]) -> dict[str, Any]:
+    """Arrange a self-test for `--json`."""
+    return {"passed": all(row.passed for row in rows), "rows": jsonable(list(rows))}
+
+
+def _planted(rows: Sequence[selftest.Row]) -> list[selftest.Row]:
+    return [row for row in rows if row.fault != "unchanged"]
+
+
+def _self_test_counts(rows: Sequence[selftest.Row]) -> str:
+    faults = _planted(rows)
+    caught, mxnet, pytorch = (
+        sum(getattr(row, name) for row in faults)
+        for name in ("caught", "mxnet_test", "pytorch_test")
+    )
+    return (
+        f"Of {len(faults)} faults, `verify` catches {caught}, MXNet's test {mxnet}, "
+        f"PyTorch's {pytorch}."
+    )
+
+
+def self_test_page(rows: Sequence[selftest.Row]) -> str:
+    """Write the page of the documentation that lists the faults."""
+    lines = [
+        f"| `{row.fault}` | {row.about} | `{row.source}` | `{row.case}` {row.dtype} | "
+        f"{_caught(row.mxnet_test)} | {_caught(row.pytorch_test)} |"
+        for row in _planted(rows)
+    ]
+    return SELF_TEST_PAGE.format(counts=_self_test_counts(rows), lines="\n".join(lines))
+
+
+def _caught(caught: bool) -> str:
+    return "catches it" if caught else "lets it pass"
+
+
+def self_test_table(rows: Sequence[selftest.Row]) -> Table:
+    """Lay out what caught each fault."""
+    from rich.table import Table
+
+    table = Table(
+        title="adadelta verify --self-test: is every planted fault caught?", title_justify="left",
+        caption=_self_test_counts(rows).replace("`", ""), caption_justify="left",
+    )  # fmt: skip
+    for name in ("fault", "what it is", "smallest case that catches it", "shows in",
+                 "MXNet's test", "PyTorch's test", "verdict"):  # fmt: skip
+        table.add_column(name)
+    for row in rows:
+        verdict = {True: "caught", False: "SLIPPED THROUGH"}
+        if row.fault == "unchanged":
+            verdict = {True: "no false alarm", False: "FALSE ALARM"}
+        table.add_row(
+            row.fault, row.about, f"{row.case} {row.dtype}",
+            row.tensor, _caught(row.mxnet_test), _caught(row.pytorch_test),
+            f"[{'green' if row.passed else 'red'}]{verdict[row.passed]}[/]",
+        )  # fmt: skip
+    return table
 
 
 # --- bench ----------------------------------------------------------------------------------------

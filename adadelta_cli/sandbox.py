@@ -101,7 +101,7 @@ class Sandbox:
             raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
         try:
             failure, result = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise SandboxError(f"crashed: {self._cause_of_death()}") from None
         if failure:
             raise SandboxError(failure)
@@ -111,7 +111,7 @@ class Sandbox:
         """End the child, and those of the groups."""
         for sandbox in self._groups.values():
             sandbox.close()
-        if self._process is not None:
+        if self._process is not None and self._process.pid is not None:
             self._process.kill()
             self._process.join()
         self._process = self._connection = None

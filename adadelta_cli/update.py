@@ -78,14 +78,17 @@ class Hyperparameters:
             checked("clip_gradient", self.clip_gradient, allowed)
             checked("clip_gradient", self.clip_gradient, allowed, ok=self.clip_gradient >= 0)
 
+    @property
+    def doubles(self) -> tuple[float, float, float, float, float]:
+        """The values of `Scalars` before they are rounded; 1 - rho is taken here, in double."""
+        clip = math.inf if self.clip_gradient is None else self.clip_gradient
+        return self.rescale_grad, clip, self.rho, 1.0 - self.rho, self.epsilon
+
     def scalars(self, dtype: Any) -> Scalars:
-        """Round each to `dtype`, once; `1 - rho` is taken in double before it is rounded."""
+        """Round each to `dtype`, once."""
         real = np.dtype(dtype).type
         with np.errstate(over="ignore"):  # a clip beyond the largest float32 clips nothing
-            clip = real(np.inf if self.clip_gradient is None else self.clip_gradient)
-        return Scalars(
-            real(self.rescale_grad), clip, real(self.rho), real(1.0 - self.rho), real(self.epsilon)
-        )
+            return Scalars(*map(real, self.doubles))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, engine, implementations, parity, peers
+from adadelta_cli import backends, candidate, engine, implementations, oracle, parity, peers
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
@@ -34,7 +34,7 @@ REFERENCES = {
 }
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 DTYPES = ("float32", "float64", "float16")
-TRAINING_STEPS = 300  # of a training in the default set; `--full` goes to the end
+TRAINING_STEPS = 200  # of a training in the default set; `--full` goes to the end
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,11 @@ class Row:
     """A row of verify.csv: one tensor of one case, all steps together.
 
     `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
-    `gradient` (it was left alone), `replay` (recorded gradients) or `drift` (of one that is not
-    ours, over all steps: reported, not bounded). The errors are those of `Difference`; None where
-    there was nothing to compare. `passed` is None where the case was skipped; `note` says why.
+    `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
+    exact result, given the same inputs) or `drift` (all steps, against the exact trajectory, or
+    that of the array update for one that is not ours). The errors are those of `Difference`; None
+    where there was nothing to compare. `passed` is None where the case was skipped; `note` says
+    why.
     """
 
     check: str
@@ -132,17 +134,13 @@ def step_through(
         for number in range(1, case.steps + 1):
             grads = case.grads(dtype, seed, number)
             for parameter, grad in zip(parameters, grads, strict=True):
-                _put(backend, parameter.grad, grad)
+                backend.assign(parameter.grad, grad)
             if starts is not None:
                 _restart(backend, parameters, case, {n: v[number - 1] for n, v in starts.items()})
             step()
             states.append(_snapshot(backend, parameters))
             changes += _changes(backend, parameters, grads)
     return Trajectory(_transposed(states), changes)
-
-
-def _put(backend: Any, array: Any, values: np.ndarray) -> None:
-    array[() if values.ndim == 0 else slice(None)] = backend.array(values)
 
 
 def _restart(
@@ -152,7 +150,7 @@ def _restart(
     for name, flat in state.items():
         parts = zip(parameters, np.split(flat, ends), case.shapes, strict=True)
         for parameter, part, shape in parts:
-            _put(backend, getattr(parameter, name), part.reshape(shape))
+            backend.assign(getattr(parameter, name), part.reshape(shape))
 
 
 def train(
@@ -211,6 +209,18 @@ def compare(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Ite
         yield Row(**subject, tensor=tensor, **errors, passed=passed, note=note)
 
 
+def _judgement(subject: dict[str, Any], verdict: oracle.Verdict) -> Row:
+    """Make a row of what the oracle says of one tensor."""
+    errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
+    notes = [verdict.worst] if verdict.passed is False else []
+    if verdict.left_out:
+        notes.append(f"{verdict.left_out} left out: beyond the theory of rounding")
+    return Row(
+        **subject, tensor=verdict.tensor, **errors, allowed_ulp=verdict.allowed_ulp,
+        passed=verdict.passed, note="; ".join(notes),
+    )  # fmt: skip
+
+
 def _bounded(subject: dict[str, Any], verdict: parity.Verdict, *, unchanged: bool) -> Row:
     errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
     note = "changed nothing and returned nothing: update in place, or return the new arrays; "
@@ -265,6 +275,10 @@ class Plan:
         seed: everything random derives from it.
         timeout: seconds that one case of one implementation may take.
         overrides: `key=value` settings for the configs.
+        judged: the names to put before the oracle; what differs from one of them in no bit needs
+            no judgement of its own.
+        oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
+            microseconds for one.
         absent: implementations that were asked for where they are, and are not here: name, reason.
         named: the cases were asked for, so each is put to all implementations that can take it.
     """
@@ -278,6 +292,8 @@ class Plan:
     seed: int = 0
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
+    oracle_budget: int = 250
     absent: tuple[tuple[str, str], ...] = ()
     named: bool = False
 
@@ -339,13 +355,14 @@ class Summary:
 
     Attributes:
         implementation, reference: who was compared with whom.
-        check: `step`, `training` or `gradient`.
+        check: as in `Row`.
         cases: how many cases, each in its dtypes.
         skipped: how many of them could not be put to it.
         failed: how many did not pass.
         elements: how many numbers were compared.
         mismatches: how many of them differ in a bit.
         max_ulp: the largest distance.
+        scaled_ulp: the largest error in ULPs of the largest operand of the final addition.
     """
 
     implementation: str
@@ -357,6 +374,7 @@ class Summary:
     elements: int
     mismatches: int
     max_ulp: float
+    scaled_ulp: float
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -381,6 +399,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
         elements=sum(row.elements for row in rows),
         mismatches=sum(row.mismatches or 0 for row in rows),
         max_ulp=max(row.max_ulp or 0.0 for row in rows),
+        scaled_ulp=max(row.scaled_ulp or 0.0 for row in rows),
     )
 
 
@@ -460,6 +479,32 @@ class Verification:
                 self._compare_steps(subject, case, chosen.allowed, trajectory, place)
             else:
                 self._compare(subject, trajectory, case.elements * case.steps)
+        for name in self.plan.judged:
+            self._judge(case, name, dtype, trajectory)
+
+    def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
+        """Put an implementation's trajectory before the oracle: step by step, and as a whole.
+
+        The bounds are those of our order of operations: what is not ours is told its distance.
+        """
+        chosen = implementations.implementation(name)
+        skipped = name in self._hung or _skipped(chosen, case, dtype, named=self.plan.named)
+        if skipped or not case.elements:
+            return
+        try:
+            tensors = trajectory(name).tensors
+        except SandboxError:
+            return  # which the rows of the steps have told
+        sample = oracle.Sample(case, dtype, self.plan.seed, self.plan.oracle_budget)
+        subject = self._subject("oracle", case.name, name, dtype, case.steps)
+        subject["reference"] = "oracle"
+        rows = [_judgement(subject, verdict) for verdict in oracle.one_step(sample, tensors)]
+        if chosen.allowed:
+            self.rows += [replace(row, allowed_ulp=None, passed=True) for row in rows]
+            return
+        subject["check"] = "drift"
+        self.rows += rows
+        self.rows += [_judgement(subject, verdict) for verdict in oracle.drift(sample, tensors)]
 
     def _compare_steps(
         self, subject: dict[str, Any], case: Case, allowed: Bounds, trajectory: Any,

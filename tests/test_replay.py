@@ -129,7 +129,8 @@ def test_the_command_replays(recorded, tmp_path):
     assert json.loads(done.stdout)["plan"]["cases"] == [str(path)]
     with (tmp_path / "verify.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["check"] for row in rows] == ["replay"] * 3 + ["gradient"]
+    checks = ["replay"] * 3 + ["gradient"] + ["oracle"] * 3 + ["drift"] * 3
+    assert [row["check"] for row in rows] == checks
     assert {(row["dtype"], row["steps"], row["passed"]) for row in rows} == {
         ("float32", "5", "true")
     }

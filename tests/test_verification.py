@@ -254,9 +254,13 @@ def test_files_and_json(tmp_path):
         reader = csv.DictReader(file)
         rows = list(reader)
     assert reader.fieldnames == COLUMNS
-    assert [row["tensor"] for row in rows] == ["weight", "acc_grad", "acc_delta", "grad"]
+    tensors = ["weight", "acc_grad", "acc_delta"]
+    assert [row["tensor"] for row in rows] == [*tensors, "grad", *tensors, *tensors]
+    checks = ["step"] * 3 + ["gradient"] + ["oracle"] * 3 + ["drift"] * 3
+    assert [row["check"] for row in rows] == checks
     assert {row["passed"] for row in rows} == {"true"} and rows[0]["mismatches"] == "0"
-    assert len(json.loads((out / "verify.json").read_text())["rows"]) == 4
+    assert rows[4]["reference"] == "oracle" and 0 < float(rows[4]["scaled_ulp"]) < 13.7
+    assert len(json.loads((out / "verify.json").read_text())["rows"]) == 10
     assert (out / "verify.png").read_bytes().startswith(b"\x89PNG")
 
 

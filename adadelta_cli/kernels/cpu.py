@@ -46,7 +46,7 @@ ON_X86 = platform.machine() in {"x86_64", "AMD64"}
 
 binding.initialize_native_asmparser()  # for the two instructions that reach MXCSR
 
-_launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
+launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
 
 
 # --- what Numba has no words for -----------------------------------------------------------------
@@ -144,6 +144,7 @@ def _load(bits): ...
 def _store(value, like): ...
 def _view(address, offset, size, like): ...
 def _cut(array, low, high): ...
+def _rounded(value, like): ...
 
 
 @overload(_load, inline="always")
@@ -176,6 +177,14 @@ def _cut_overload(array, low, high):
     if isinstance(array, types.NoneType):
         return lambda array, low, high: None
     return lambda array, low, high: array[low:high]
+
+
+@overload(_rounded, inline="always")
+def _rounded_overload(value, like):
+    """Round a float64 to the type of `like`, once."""
+    if like == types.float32:
+        return lambda value, like: np.float32(value)
+    return lambda value, like: value
 
 
 # --- the update -----------------------------------------------------------------------------------
@@ -240,7 +249,7 @@ def _update_stream(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, h
 
 
 @compiled
-def _update_range(table, starts, rates, decays, hyper, kind, low, high):
+def _update_range(addresses, starts, rates, decays, hyper, kind, low, high):
     """Step over the elements [low, high) of all tensors laid end to end."""
     weight0, grad0, state0, half0 = kind
     t = np.searchsorted(starts, low, side="right") - 1
@@ -249,13 +258,13 @@ def _update_range(table, starts, rates, decays, hyper, kind, low, high):
         size = min(high, starts[t + 1]) - low
         if size > 0:
             _update_stream(
-                _view(table[t, 0], at, size, weight0),
-                _view(table[t, 1], at, size, grad0),
-                _view(table[t, 2], at, size, state0),
-                _view(table[t, 3], at, size, state0),
-                _view(table[t, 4], at, size, half0),
-                rates[t],
-                decays[t],
+                _view(addresses[t, 0], at, size, weight0),
+                _view(addresses[t, 1], at, size, grad0),
+                _view(addresses[t, 2], at, size, state0),
+                _view(addresses[t, 3], at, size, state0),
+                _view(addresses[t, 4], at, size, half0),
+                _rounded(rates[t], state0),
+                _rounded(decays[t], state0),
                 hyper,
             )
         low += size
@@ -263,24 +272,47 @@ def _update_range(table, starts, rates, decays, hyper, kind, low, high):
 
 
 @compiled
-def _update_range_in_mode(table, starts, rates, decays, hyper, kind, flush, low, high):
+def _update_range_in_mode(addresses, starts, rates, decays, hyper, kind, flush, low, high):
     """Set the thread's subnormal mode, step, and put the mode back."""
     before = read_mxcsr()
     both = np.uint32(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO)
     write_mxcsr((before | both) if flush else (before & ~both))
-    _update_range(table, starts, rates, decays, hyper, kind, low, high)
+    _update_range(addresses, starts, rates, decays, hyper, kind, low, high)
     write_mxcsr(before)
 
 
+@compiled
+def _starts(sizes):
+    """Say at which element of the line each tensor begins, and where the line ends."""
+    starts = np.zeros(sizes.size + 1, np.int64)
+    for t in range(sizes.size):
+        starts[t + 1] = starts[t] + sizes[t]
+    return starts
+
+
+@compiled
+def _hyper(doubles, like):
+    """Round the hyper-parameters to the element type."""
+    rescale_grad, clip, rho, one_minus_rho, epsilon = doubles
+    return (
+        _rounded(rescale_grad, like),
+        _rounded(clip, like),
+        _rounded(rho, like),
+        _rounded(one_minus_rho, like),
+        _rounded(epsilon, like),
+    )
+
+
 @compiled_parallel
-def _launch(table, starts, rates, decays, hyper, kind, flush, parts):
+def _launch(addresses, sizes, rates, decays, doubles, kind, flush, parts):
+    starts, hyper = _starts(sizes), _hyper(doubles, kind[2])
     total = starts[-1]
     if parts == 1:  # in this thread, without waking the others
-        _update_range_in_mode(table, starts, rates, decays, hyper, kind, flush, 0, total)
+        _update_range_in_mode(addresses, starts, rates, decays, hyper, kind, flush, 0, total)
     else:
         for part in prange(parts):
             low, high = total * part // parts, total * (part + 1) // parts
-            _update_range_in_mode(table, starts, rates, decays, hyper, kind, flush, low, high)
+            _update_range_in_mode(addresses, starts, rates, decays, hyper, kind, flush, low, high)
 
 
 # --- what Python calls ----------------------------------------------------------------------------
@@ -288,21 +320,22 @@ def _launch(table, starts, rates, decays, hyper, kind, flush, parts):
 
 @dataclass(frozen=True, eq=False)  # zeros of all types are equal: a kind is only itself
 class Kind:
-    """The element types of a tensor's arrays, each given by a zero; float16 by its bits."""
+    """The element types of a tensor's arrays, each given by a zero; float16 by its bits.
 
-    weight: Any
-    grad: Any
-    state: Any
-    half: Any
+    Attributes:
+        zeros: of weight, gradient and states; and of the float16 weight beside a master, else None.
+    """
+
+    zeros: tuple[Any, Any, Any, Any]
 
 
 _single, _double, _half = np.float32(0), np.float64(0), np.uint16(0)
 # By the dtype of the weight and whether there is a float32 master.
 KINDS = {
-    ("float32", False): Kind(_single, _single, _single, None),
-    ("float64", False): Kind(_double, _double, _double, None),
-    ("float16", False): Kind(_half, _half, _single, None),
-    ("float16", True): Kind(_single, _half, _single, _half),
+    ("float32", False): Kind((_single, _single, _single, None)),
+    ("float64", False): Kind((_double, _double, _double, None)),
+    ("float16", False): Kind((_half, _half, _single, None)),
+    ("float16", True): Kind((_single, _half, _single, _half)),
 }
 
 
@@ -356,7 +389,7 @@ class Prepared:
 
     def __call__(self) -> None:
         """Take the step; safe from several threads: calls take turns."""
-        with _launching:
+        with launching:
             for arguments in self.launches:
                 _launch(*arguments)
 
@@ -412,15 +445,8 @@ def tabulate(operands: Iterable[Operand]) -> list[Table]:
 def _arguments(
     table: Table, hyper: Hyperparameters, flush: bool, parts: int | None
 ) -> tuple[Any, ...]:
-    kind = table.kind
-    starts = np.zeros(len(table.sizes) + 1, dtype=np.int64)
-    np.cumsum(table.sizes, out=starts[1:])
-    real = kind.state.dtype
-    rates, decays = table.learning_rates.astype(real), table.decays.astype(real)
-    parts = parts or parts_for(int(starts[-1]))
-    zeros = (kind.weight, kind.grad, kind.state, kind.half)
-    scalars = tuple(hyper.scalars(real))
-    return table.addresses, starts, rates, decays, scalars, zeros, flush, parts
+    parts = parts or parts_for(int(table.sizes.sum()))
+    return *table[1:], hyper.doubles, table.kind.zeros, flush, parts
 
 
 def launch_tables(
@@ -473,7 +499,7 @@ def kind_of(weight: Any, grad: Any, state: Any, has_master: bool) -> Kind:
     """
     names = [np.dtype(dtype).name for dtype in (weight, grad, state)]
     kind = KINDS.get((names[0], has_master))
-    if kind is None or names[1] != names[0] or names[2] != kind.state.dtype.name:
+    if kind is None or names[1] != names[0] or names[2] != kind.zeros[2].dtype.name:
         raise TypeError(
             f"weight, gradient and states are {', '.join(names)}"
             f"{' with a master' if has_master else ''}; the fused step takes float32 or float64 "

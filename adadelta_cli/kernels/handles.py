@@ -14,11 +14,12 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from adadelta_cli.kernels.cpu import _pointer, compiled
+from adadelta_cli.kernels.cpu import SERIAL_ELEMENTS, _launch, _pointer, compiled
 
 # The kinds of tensors, as `inspect` numbers them: keys of `kernels.cpu.KINDS`.
 KIND_KEYS = (("float32", False), ("float64", False), ("float16", False), ("float16", True))
 NO_KIND = -1
+OTHER_KIND = 1  # what `step` returns, where MXNet's codes are 0 and -1
 # MXNet's numbers: dtypes (3rdparty/mshadow/mshadow/base.h), devices (include/mxnet/base.h: cpu,
 # cpu_pinned, cpu_shared), the dense storage type (include/mxnet/ndarray.h).
 FLOAT32, FLOAT64, FLOAT16 = 0, 1, 2
@@ -124,3 +125,35 @@ def inspect(functions, handles, kinds, addresses, sizes):  # noqa: ANN201 - Numb
             else NO_KIND
         )
     return failed
+
+
+@compiled
+def step(functions, handles, rates, decays, doubles, zeros, number, flush, threads):  # noqa: ANN201
+    """Take one step on tensors that are all of one kind; nothing where one of them is not.
+
+    Args:
+        functions: as `inspect` takes them.
+        handles: likewise.
+        rates: float64[tensors].
+        decays: float64[tensors].
+        doubles: `Hyperparameters.doubles`.
+        zeros: of the kind, `kernels.cpu.Kind.zeros`.
+        number: its place in `KIND_KEYS`.
+        flush: compute with subnormals taken as zero.
+        threads: to be used where there is enough to do.
+
+    Returns:
+        0; OTHER_KIND; or MXNet's error code.
+    """
+    count = handles.shape[0]
+    kinds, sizes = np.empty(count, np.int64), np.empty(count, np.int64)
+    addresses = np.empty((count, 5), np.uint64)
+    failed = inspect(functions, handles, kinds, addresses, sizes)
+    if failed != 0:
+        return failed
+    for kind in kinds:
+        if kind != number:
+            return OTHER_KIND
+    parts = 1 if sizes.sum() < SERIAL_ELEMENTS else threads
+    _launch(addresses, sizes, rates, decays, doubles, zeros, flush, parts)
+    return 0
