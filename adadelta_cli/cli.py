@@ -304,6 +304,8 @@ def verify(
     screen.table(report.verification_table(work))
     for line in report.verification_failures(work, most=1000 if verbose else 10):
         screen.text(line)
+    for name, lack in absent:
+        screen.note(f"Skipped {name}: {lack}")
     screen.document(report.verification_document(work))
     screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
     click.get_current_context().exit(work.exit_code)
