@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Bind = Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
 ARRAY_UPDATE = implementations.IMPLEMENTATIONS["numpy"]
 DTYPES = ("float32", "float64", "float16")
-TIMEOUT_S = 120.0
+TIMEOUT_S = 600.0  # of one fault: some seconds, more on a busy machine
 
 
 @dataclass(frozen=True)
