@@ -71,6 +71,7 @@ class Row:
     allowed_ulp: float | None = 0.0
     passed: bool | None = None
     note: str = ""
+    seed: int = 0
 
     @property
     def replay(self) -> str:
