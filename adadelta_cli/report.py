@@ -259,7 +259,7 @@ def _plot_metric(panel: Axes, result: Result, metric: str) -> None:
 
 CHECKS = {
     "step": "steps on synthetic inputs",
-    "training": "whole trainings",
+    "training": "trainings",
     "gradient": "gradient left alone",
     "replay": "recorded gradients",
     "oracle": "single steps, within the proved bound",
@@ -346,7 +346,8 @@ def verification_figure(verification: Verification) -> Figure:
 
     rows = [row for row in verification.rows if row.check in DRAWN and row.reference != "oracle"]
     traces = [trace for trace in verification.traces if trace.dtype == "float32"]
-    traces = list({trace.problem: trace for trace in traces}.values())
+    longest = sorted(traces, key=lambda trace: len(trace.fused))
+    traces = list({trace.problem: trace for trace in longest}.values())
     cases = list(dict.fromkeys((row.check, row.case) for row in rows))
     lines = list(dict.fromkeys((row.implementation, row.dtype) for row in rows))
     height = 2.2 + 0.24 * len(lines) + (3.4 if traces else 0)
@@ -389,7 +390,7 @@ def _plot_verdicts(
     panel.set_title(
         f"{differing:,} of {compared:,} numbers differ from the reference in a bit\n"
         "green: all bits equal, or within the bounds of what is not ours   red: not so   "
-        "white: cannot be put there", fontsize=10,
+        "white: not put there", fontsize=10,
     )  # fmt: skip
 
 

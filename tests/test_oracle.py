@@ -196,3 +196,23 @@ def test_the_page_shows_the_bounds_and_errors_within_them():
         half = (dtype, tensor) == ("float16", "weight")
         assert float(bound) == (oracle.HALF_BOUND if half else oracle.BOUNDS[tensor])
         assert 0 < float(worst) < float(bound)
+
+
+def test_the_error_is_from_the_exact_result_and_not_from_the_nearest_double():
+    """The nearest float64 of a number 0.4 ULP away has that error."""
+    one = np.ones(1)
+    exact = Exact(one, one * 0.4 * 2.0**-52, one, one == 1)
+    assert exact.difference(one).scaled_ulp == pytest.approx(0.4)
+    assert exact.difference(one).mismatches == 0
+
+
+def test_a_gradient_that_cancels_wholly_is_left_out():
+    """Of x = p + q = 0 nothing is certain; of p = q = 0 all is."""
+    k = Constants.of(Hyperparameters(wd=1.0), 1.0, 1.0, "float32")
+    state = State(Decimal(3), Decimal(1), Decimal(1))
+    zero = State(Decimal(0), Decimal(1), Decimal(1))
+    with decimal.localcontext(oracle.CONTEXT):
+        assert not oracle.advance(state, Decimal(-3), k).ordinary
+        assert not oracle.advance(state, Decimal("-2.99999999"), k).ordinary
+        assert oracle.advance(state, Decimal(-2), k).ordinary
+        assert oracle.advance(zero, Decimal(0), k).ordinary
