@@ -95,11 +95,11 @@ class Sandbox:
             SandboxError: it raised, took longer than the timeout, or its process died.
         """
         connection = self._connected()
-        connection.send((function, args))
-        if not connection.poll(self.timeout):
-            self.close()
-            raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
         try:
+            connection.send((function, args))
+            if not connection.poll(self.timeout):
+                self.close()
+                raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
             failure, result = connection.recv()
         except (EOFError, OSError):
             raise SandboxError(f"crashed: {self._cause_of_death()}") from None

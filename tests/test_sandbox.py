@@ -47,3 +47,25 @@ def test_nothing_reaches_stdout(capfd):
         sandbox.call(os.write, 1, b"chatter")
     out, err = capfd.readouterr()
     assert out == "" and "chatter" in err
+
+
+def test_a_process_that_died_between_two_calls_is_told_and_replaced():
+    """Sending to it is a crash like any other, and no error of the pipe."""
+    with Sandbox() as sandbox:
+        sandbox.call(abs, -1)
+        sandbox._process.kill()
+        sandbox._process.join()
+        with pytest.raises(SandboxError, match="crashed: killed by SIGKILL"):
+            sandbox.call(abs, -1)
+        assert sandbox.call(abs, -2) == 2
+
+
+def test_groups_have_processes_of_their_own():
+    """One for each name, kept from call to call, and ended with the sandbox."""
+    with Sandbox() as sandbox:
+        own, torch, jax = (sandbox.of(group).call(os.getpid) for group in ("", "torch", "jax"))
+        assert len({own, torch, jax, os.getpid()}) == 4
+        assert sandbox.of("torch").call(os.getpid) == torch and sandbox.call(os.getpid) == own
+    for pid in (own, torch, jax):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
