@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check format clean
+# The CPU build of PyTorch that the parity table was measured with.
+TORCH  ?= torch==2.13.0
+
+.PHONY: run test test-peers check format clean
 
 run: $(VENV)/installed
 	$(BIN)/adadelta verify --ctx cpu
@@ -12,6 +15,11 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
+
+# With PyTorch and JAX beside it: what needs one of them, which `make test` skips.
+test-peers: $(VENV)/installed-peers
+	$(BIN)/python -m pytest -n 2 tests/test_peers.py tests/test_user_kernels.py
+	$(BIN)/adadelta verify --peers --out results/peers
 
 check: $(VENV)/installed-check
 	$(BIN)/ruff check .
@@ -30,6 +38,11 @@ $(BIN)/python:
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-peers: pyproject.toml $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[torch,jax]'
 	touch $@
 
 $(VENV)/installed-%: pyproject.toml $(VENV)/installed

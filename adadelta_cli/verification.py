@@ -78,7 +78,8 @@ class Row:
         """The command that repeats just this."""
         whats = {"training": self.case, "replay": f"--replay {self.case}"}
         what = whats.get(self.check, f"--case {self.case}")
-        return f"adadelta verify {what} --impl {self.implementation} --dtype {self.dtype}"
+        seed = f" --seed {self.seed}" if self.seed else ""
+        return f"adadelta verify {what} --impl {self.implementation} --dtype {self.dtype}{seed}"
 
 
 @dataclass(frozen=True)
@@ -590,7 +591,7 @@ class Verification:
         return {
             "check": check, "case": case, "implementation": name,
             "reference": REFERENCES.get(name, "numpy"),
-            "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps,
+            "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps, "seed": self.plan.seed,
         }  # fmt: skip
 
     def _skip(self, subject: dict[str, Any], reason: str) -> None:

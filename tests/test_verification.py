@@ -140,6 +140,8 @@ def test_planted_faults_are_caught(monkeypatch, fault):
     (row,) = (row for row in work.failures if row.tensor == tensor)
     assert row.mismatches > 0
     assert row.replay == f"adadelta verify --case {case} --impl numpy-fused --dtype float32"
+    (row,) = (row for row in check("numpy-fused", case_names=(case,), seed=7).failures[:1])
+    assert row.replay.endswith(" --dtype float32 --seed 7")
 
 
 def test_the_first_mismatch_is_named_exactly(monkeypatch):
@@ -220,7 +222,7 @@ def test_summaries_add_up(monkeypatch):
 COLUMNS = [
     "check", "case", "implementation", "reference", "backend", "ctx", "dtype", "tensor", "elements",
     "steps", "mismatches", "max_abs", "max_rel", "relative_l2", "p999_ulp", "max_ulp", "scaled_ulp",
-    "allowed_ulp", "passed", "note",
+    "allowed_ulp", "passed", "note", "seed",
 ]  # fmt: skip
 
 
