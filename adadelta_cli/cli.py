@@ -466,6 +466,8 @@ def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], lay
         screen.text(report.bench_markdown(rows))
     else:
         screen.table(report.bench_table(rows))
+        for line in report.bench_notes(rows):
+            screen.text(line)
     screen.document(report.bench_document(results, about))
     for doubt in dict.fromkeys(doubt for result in results for doubt in result.doubts):
         screen.note(f"Warning: {doubt}")

@@ -258,12 +258,12 @@ def _plot_metric(panel: Axes, result: Result, metric: str) -> None:
 # --- verify ---------------------------------------------------------------------------------------
 
 CHECKS = {
-    "step": "steps on synthetic inputs",
+    "step": "synthetic steps",
     "training": "trainings",
-    "gradient": "gradient left alone",
-    "replay": "recorded gradients",
-    "oracle": "single steps, within the proved bound",
-    "drift": "whole trajectories",
+    "gradient": "gradient kept",
+    "replay": "recorded steps",
+    "oracle": "single steps",
+    "drift": "trajectories",
 }
 DRAWN = {"step", "training", "replay"}  # the checks that the picture shows
 
@@ -292,25 +292,25 @@ def verification_document(verification: Verification, *, rows: bool = False) -> 
 
 def verification_table(verification: Verification) -> Table:
     """Lay out the verdicts, one row for each check of each implementation."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(
         title="adadelta verify: do the bits agree?", title_justify="left",
-        caption="A case is put in each dtype. ULP: units in the last place; scaled: of the largest "
-        "operand of the final addition.",
-        caption_justify="left",
+        caption="cases: each in every dtype (n/a: cannot be put there)   numbers: compared, all steps"
+        "\nULP: largest error in units in the last place of the largest operand",
+        caption_justify="left", box=SIMPLE_HEAD,
     )  # fmt: skip
-    for name in ("implementation", "compared with", "over", "cases", "numbers compared",
-                 "of these differ", "largest ULP", "scaled", "verdict"):  # fmt: skip
-        right = name not in {"implementation", "compared with", "over", "verdict"}
+    for name in ("implementation", "against", "over", "cases", "numbers", "differ", "ULP",
+                 "verdict"):  # fmt: skip
+        right = name in {"cases", "numbers", "differ", "ULP"}
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     before = ""
     for each in summaries(verification.rows):
         table.add_row(
             each.implementation if each.implementation != before else "",
             each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
-            f"{each.mismatches:,}", f"{each.max_ulp:g}" if each.check != "gradient" else "",
-            f"{each.scaled_ulp:.2g}" if each.check != "gradient" else "",
+            f"{each.mismatches:,}", f"{each.scaled_ulp:.2g}" if each.check != "gradient" else "",
             _verdict(each),
         )  # fmt: skip
         before = each.implementation
@@ -324,7 +324,7 @@ def _verdict(summary: Summary) -> str:
 
 
 def _case_count(summary: Summary) -> str:
-    skipped = f" ({summary.skipped} skipped)" if summary.skipped else ""
+    skipped = f" ({summary.skipped} n/a)" if summary.skipped else ""
     return f"{summary.cases - summary.skipped}{skipped}"
 
 
@@ -509,7 +509,7 @@ IMPLEMENTATION_COLOURS = {
 }
 BENCH_HEADINGS = (
     "workload", "dtype", "threads", "implementation", "a step (95 % interval)", "GB/s",
-    "of the ceiling", "roof", "speed-up", "extra memory", "note",
+    "of the ceiling", "roof", "speed-up", "memory", "note",
 )  # fmt: skip
 
 
@@ -534,7 +534,7 @@ def _duration(seconds: float | None, low: float | None, high: float | None) -> s
     if seconds is None or low is None or high is None:
         return ""
     unit, name = next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
-    return f"{seconds / unit:.3g} {name} ({low / unit:.3g} to {high / unit:.3g})"
+    return f"{seconds / unit:.3g} {name} ({low / unit:.3g}-{high / unit:.3g})"
 
 
 def _interval(
@@ -542,26 +542,45 @@ def _interval(
 ) -> str:
     if value is None:
         return ""
-    return f"{value:{digits}}{unit} ({low:{digits}} to {high:{digits}})"
+    return f"{value:{digits}}{unit} ({low:{digits}}-{high:{digits}})"
 
 
 def _memory(count: int | None) -> str:
-    return "" if count is None else f"{count / 1e6:.3g} MB"
+    return "" if count is None else f"{count / 1e6:.2f} MB"
 
 
 def bench_table(rows: Sequence[Any]) -> Table:
-    """Lay out rows of bench.csv for a terminal, a rule between workloads."""
+    """Lay out rows of bench.csv for a terminal, a rule between workloads, all but their notes.
+
+    What all rows have in common stands in the title.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD)
-    for heading in BENCH_HEADINGS:
-        table.add_column(heading, overflow="fold")
+    common = {
+        heading: {cells[k] for cells in map(bench_cells, rows)}
+        for k, heading in enumerate(BENCH_HEADINGS)
+        if heading in {"dtype", "threads"}
+    }
+    shared = {heading: cells.pop() for heading, cells in common.items() if len(cells) == 1}
+    about = ", ".join(
+        f"{value} threads" if k == "threads" else value for k, value in shared.items()
+    )
+    table = Table(box=SIMPLE_HEAD, title=f"adadelta bench: {about}", title_justify="left")
+    shown = [k for k, name in enumerate(BENCH_HEADINGS) if name not in {*shared, "note"}]
+    for k in shown:
+        table.add_column(BENCH_HEADINGS[k], overflow="fold")
     groups = [(row.workload, row.dtype, row.threads) for row in rows]
     for number, row in enumerate(rows):
         last = groups[number] not in groups[number + 1 :]
-        table.add_row(*bench_cells(row), end_section=last)
+        cells = bench_cells(row)
+        table.add_row(*(cells[k] for k in shown), end_section=last)
     return table
+
+
+def bench_notes(rows: Sequence[Any]) -> list[str]:
+    """Write what is to be known before believing a row."""
+    return [f"{row.workload} {row.implementation}: {row.note}" for row in rows if row.note]
 
 
 def bench_markdown(rows: Sequence[Any]) -> str:

@@ -591,7 +591,8 @@ class Verification:
         return {
             "check": check, "case": case, "implementation": name,
             "reference": REFERENCES.get(name, "numpy"),
-            "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps, "seed": self.plan.seed,
+            "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps,
+            "seed": self.plan.seed,
         }  # fmt: skip
 
     def _skip(self, subject: dict[str, Any], reason: str) -> None:
