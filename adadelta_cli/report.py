@@ -297,7 +297,7 @@ def verification_table(verification: Verification) -> Table:
 
     table = Table(
         title="adadelta verify: do the bits agree?", title_justify="left",
-        caption="cases: each in every dtype (n/a: cannot be put there)   numbers: compared, all steps"
+        caption="cases: each in every dtype (n/a: cannot be put there)   numbers: over all steps"
         "\nULP: largest error in units in the last place of the largest operand",
         caption_justify="left", box=SIMPLE_HEAD,
     )  # fmt: skip

@@ -548,7 +548,7 @@ class Verification:
             self._hung[subject["implementation"]] = subject["case"]
 
     def _note_gradient(self, subject: dict[str, Any], got: Trajectory, grads: int) -> None:
-        subject = {**subject, "check": "gradient", "reference": "itself before the step"}
+        subject = {**subject, "check": "gradient", "reference": "itself"}
         self.rows.append(
             Row(
                 **subject, tensor="grad", elements=grads, mismatches=got.grad_changes,

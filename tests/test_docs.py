@@ -26,11 +26,11 @@ def shown():
     """List every command line that a page, a help text or a config shows."""
     texts = [page.read_text() for page in PAGES] + HELP
     texts += [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
-    lines = re.findall(
-        r"^(?:\s{2,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", "\n".join(texts), re.MULTILINE
-    )
+    joined = "\n".join(texts).replace("\\\n", "")  # a command may go on in the next line
+    lines = re.findall(r"^(?:\s{2,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", joined, re.MULTILINE)
+    lines = [re.sub(r"\s{8,}--", " --", line) for line in lines]
     commands = {re.split(r"\s{3,}|\s#|\s>", line)[0].strip() for line in lines}
-    return sorted(c for c in commands if not re.search(r"\[|:$|does|NAME|FILE|,\s", c))
+    return sorted(c for c in commands if not re.search(r"\[|:$|: |does|NAME|FILE|,\s", c))
 
 
 def test_there_are_commands_to_check():
