@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import report
+from adadelta_cli import files
 from adadelta_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Checkpoint:
         text = np.array(json.dumps(document))
         content = io.BytesIO()
         np.savez(content, document=text, **self.arrays)
-        report.write_bytes(path, content.getvalue())
+        files.write_bytes(path, content.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint | None:

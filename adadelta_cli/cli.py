@@ -170,9 +170,9 @@ def schema() -> None:
     \b
     adadelta schema > schema.json
     """
-    from adadelta_cli import config, report
+    from adadelta_cli import config, files
 
-    click.echo(report.json_text(config.schema()), nl=False)
+    click.echo(files.json_text(config.schema()), nl=False)
 
 
 # --- verify

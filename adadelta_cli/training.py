@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import config as configs
-from adadelta_cli import implementations, interruption, problems, report
+from adadelta_cli import files, implementations, interruption, problems, report
 from adadelta_cli.checkpoint import Checkpoint
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.errors import ExitCode, UsageError
@@ -295,7 +295,7 @@ class Recorder:
         texts = {name: np.array(text) for name, text in self._texts.items()}
         content = io.BytesIO()
         np.savez(content, **self._weights, **grads, **texts)
-        report.write_bytes(self.path, content.getvalue())
+        files.write_bytes(self.path, content.getvalue())
 
 
 class Run:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from conftest import HERE
 
-from adadelta_cli import cases, implementations, report, selftest
+from adadelta_cli import cases, files, implementations, report, selftest
 from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.faults import FAULTS, SOURCES, Fault
 from adadelta_cli.selftest import Row, SelfTest
@@ -134,7 +134,7 @@ def test_files(tmp_path):
     page = (tmp_path / "self-test.md").read_text()
     assert "| `bad` | a mistake | `update.py` | `odd` float32 | lets it pass | catches it |" in page
     assert "Of 1 faults, `verify` catches 1, MXNet's test 0, PyTorch's 1." in page
-    assert json.loads(report.json_text(report.self_test_document([row])))["passed"] is True
+    assert json.loads(files.json_text(report.self_test_document([row])))["passed"] is True
 
 
 def test_it_takes_no_choice(tmp_path):
