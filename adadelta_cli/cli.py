@@ -261,7 +261,7 @@ def verify(
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
     """
-    from adadelta_cli import cases, config, report, verification
+    from adadelta_cli import cases, conduct, config, report, verification
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
@@ -285,6 +285,7 @@ def verify(
         else verification.choose((*names, *here), backend, ctx, timeout),
         absent=absent,
         named=bool(full or only[1]),
+        watched=frozenset(case_names or (conduct.FULL if full else conduct.CASES)),
         cases=() if only == (True, False) else tuple(chosen),
         configs=() if only == (False, True) else tuple(configs or config.shipped()),
         dtypes=dtypes or verification.DTYPES,

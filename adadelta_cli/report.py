@@ -264,7 +264,11 @@ CHECKS = {
     "replay": "recorded gradients",
     "oracle": "single steps, within the proved bound",
     "drift": "whole trajectories",
+    "guard": "nothing written outside",
+    "repeat": "run again, otherwise",
+    "saved": "states saved and loaded",
 }
+COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks that have no distances
 DRAWN = {"step", "training", "replay"}  # the checks that the picture shows
 
 
@@ -309,8 +313,8 @@ def verification_table(verification: Verification) -> Table:
         table.add_row(
             each.implementation if each.implementation != before else "",
             each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
-            f"{each.mismatches:,}", f"{each.max_ulp:g}" if each.check != "gradient" else "",
-            f"{each.scaled_ulp:.2g}" if each.check != "gradient" else "",
+            f"{each.mismatches:,}", f"{each.max_ulp:g}" if each.check not in COUNTED else "",
+            f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
             _verdict(each),
         )  # fmt: skip
         before = each.implementation

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, engine, implementations, oracle, parity, peers
+from adadelta_cli import backends, candidate, conduct, implementations, oracle, parity, peers
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
 from adadelta_cli.sandbox import HungError, InProcess, Sandbox, SandboxError
+from adadelta_cli.trajectory import Trajectory, step_through, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,8 +45,9 @@ class Row:
 
     `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
     `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
-    exact result, given the same inputs) or `drift` (all steps, against the exact trajectory, or
-    that of the array update for one that is not ours). The errors are those of `Difference`; None
+    exact result, given the same inputs), `drift` (all steps, against the exact trajectory, or that
+    of the array update for one that is not ours), or how it behaves, compared with itself: `guard`,
+    `repeat`, `saved` (`conduct`). The errors are those of `Difference`; None
     where there was nothing to compare. `passed` is None where the case was skipped; `note` says
     why.
     """
@@ -83,22 +84,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """What an implementation made of a case or a training.
-
-    Attributes:
-        tensors: for weight, acc_grad, acc_delta, and master where there is one: the elements of all
-            tensors end to end, an array for the start and for each recorded step.
-        grad_changes: elements of the gradients that a step changed.
-        losses: (step, loss) at each recorded step; of a training only.
-    """
-
-    tensors: dict[str, list[np.ndarray]]
-    grad_changes: int = 0
-    losses: list[tuple[int, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Trace:
     """The losses of one training with the fused and with the unfused step, for the picture."""
 
@@ -107,96 +92,6 @@ class Trace:
     dtype: str
     fused: list[tuple[int, float]]
     unfused: list[tuple[int, float]]
-
-
-# --- running: in the sandbox ----------------------------------------------------------------------
-
-
-def step_through(
-    name: str, case: Case, dtype: str, seed: int, starts: dict[str, list[np.ndarray]] | None = None
-) -> Trajectory:
-    """Let an implementation take a case's steps.
-
-    Args:
-        name: the implementation.
-        case: what to put to it.
-        dtype: in which element type.
-        seed: from which the case draws its numbers.
-        starts: a trajectory's tensors; each step is taken from its state before that step, and not
-            from where the last step led.
-    """
-    warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
-    implementation = implementations.implementation(name)
-    backend = backends.backend(implementation.backend)
-    parameters = [
-        implementations.parameter(backend, v.weight, np.zeros_like(v.weight), *v[1:], dtype=dtype)
-        for v in case.start(dtype, seed)
-    ]
-    with engine.flushing(case.flush) if backend.name == "mxnet" else contextlib.nullcontext():
-        step = implementation.bind(parameters, case.hyper, case.lr_mults, case.wd_mults)
-        states, changes = [_snapshot(backend, parameters)], 0
-        for number in range(1, case.steps + 1):
-            grads = case.grads(dtype, seed, number)
-            for parameter, grad in zip(parameters, grads, strict=True):
-                backend.assign(parameter.grad, grad)
-            if starts is not None:
-                _restart(backend, parameters, case, {n: v[number - 1] for n, v in starts.items()})
-            step()
-            states.append(_snapshot(backend, parameters))
-            changes += _changes(backend, parameters, grads)
-    return Trajectory(_transposed(states), changes)
-
-
-def _restart(
-    backend: Any, parameters: Sequence[Any], case: Case, state: dict[str, np.ndarray]
-) -> None:
-    ends = np.cumsum([int(np.prod(shape)) for shape in case.shapes])[:-1]
-    for name, flat in state.items():
-        parts = zip(parameters, np.split(flat, ends), case.shapes, strict=True)
-        for parameter, part, shape in parts:
-            backend.assign(getattr(parameter, name), part.reshape(shape))
-
-
-def train(
-    reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int, steps: int | None
-) -> Trajectory:
-    """Train a config with an implementation, `steps` at most; keep every recorded step."""
-    from adadelta_cli import config, training
-
-    implementation = implementations.implementation(name)
-    backend = backends.backend(implementation.backend)
-    settings = config.load(reference, list(overrides))
-    run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
-    end = min(run.total, steps or run.total)
-    parameters = list(run.parameters.values())
-    every = settings.training.record_every or run.steps_per_epoch
-    states, losses = [_snapshot(backend, parameters)], [(0, run.measure().loss)]
-    while run.step < end:
-        run.advance()
-        if run.step % every == 0 or run.step == end:
-            states.append(_snapshot(backend, parameters))
-            losses.append((run.step, run.measure().loss))
-    return Trajectory(_transposed(states), losses=losses)
-
-
-def _snapshot(backend: Any, parameters: Sequence[Any]) -> dict[str, np.ndarray]:
-    names = ("weight", "acc_grad", "acc_delta", "master")
-    return {
-        name: np.concatenate([backend.numpy(getattr(p, name)).ravel() for p in parameters])
-        for name in names
-        if getattr(parameters[0], name) is not None
-    }
-
-
-def _transposed(states: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    return {name: [state[name] for state in states] for name in states[0]}
-
-
-def _changes(backend: Any, parameters: Sequence[Any], grads: Sequence[np.ndarray]) -> int:
-    return sum(
-        Difference.between(backend.numpy(parameter.grad), grad, grad).mismatches
-        for parameter, grad in zip(parameters, grads, strict=True)
-    )
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -286,6 +181,7 @@ class Plan:
             microseconds for one.
         absent: implementations that were asked for where they are, and are not here: name, reason.
         named: the cases were asked for, so each is put to all implementations that can take it.
+        watched: the names of the cases that are put again to see how an implementation behaves.
     """
 
     implementations: tuple[str, ...]
@@ -301,6 +197,7 @@ class Plan:
     oracle_budget: int = 150
     absent: tuple[tuple[str, str], ...] = ()
     named: bool = False
+    watched: frozenset[str] = conduct.CASES
 
 
 def choose(
@@ -484,8 +381,32 @@ class Verification:
                 self._compare_steps(subject, case, chosen.allowed, trajectory, place)
             else:
                 self._compare(subject, trajectory, case.elements * case.steps)
+            if case.name in self.plan.watched and not reason:
+                self._watch(case, chosen, dtype, sandbox.of(chosen.sandbox))
         for name in self.plan.judged:
             self._judge(case, name, dtype, trajectory)
+
+    def _watch(
+        self, case: Case, chosen: Implementation, dtype: str, place: Sandbox | InProcess
+    ) -> None:
+        """See how an implementation behaves on our arrays; what failed at once is not run again."""
+        last = self.rows[-1]
+        crashed = last.passed is False and not last.elements
+        if chosen.name in self._hung or crashed or chosen.backend in backends.PEERS:
+            return
+        runs = [conduct.behaviour, conduct.saved] if chosen.optimizer else [conduct.behaviour]
+        subject = self._subject("repeat", case.name, chosen.name, dtype, case.steps)
+        subject["reference"] = "itself"
+        try:
+            found = [each for run in runs for each in place.call(
+                run, chosen.name, case, dtype, self.plan.seed)]  # fmt: skip
+        except SandboxError as error:
+            self._fail(subject, error)
+            return
+        self.rows += [
+            Row(**subject | vars(each), passed=not each.mismatches, allowed_ulp=None)
+            for each in found
+        ]
 
     def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
         """Put an implementation's trajectory before the oracle: step by step, and as a whole.
@@ -591,7 +512,8 @@ class Verification:
         return {
             "check": check, "case": case, "implementation": name,
             "reference": REFERENCES.get(name, "numpy"),
-            "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps, "seed": self.plan.seed,
+            "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps,
+            "seed": self.plan.seed,
         }  # fmt: skip
 
     def _skip(self, subject: dict[str, Any], reason: str) -> None:
