@@ -2,8 +2,8 @@
 
 Three questions, each answered in a sandbox with small rows:
 
-* guard: does it write outside its tensors? Each buffer lies between guard zones, on MXNet too, whose
-  arrays are made on memory of ours.
+* guard: does it write outside its tensors? Each buffer lies between guard zones, on MXNet too,
+  whose arrays are made on memory of ours.
 * repeat: does a step give the same bits again, at other memory alignments, on one thread, in other
   cuttings? An element that is left unwritten in a new array shows here too, for the memory that new
   arrays are likely to get is poisoned with another number before each run; one left unwritten in
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adadelta_cli.trajectory import Trajectory
     from adadelta_cli.update import Hyperparameters, Parameter
 
-CASES = frozenset({"lengths", "many"})  # those that are put here in the default set
+CASES = frozenset({"length-4097", "multipliers"})  # the default: cheap, and long enough to be cut
 FULL = frozenset(case.name for case in cases.DEFAULT)  # and with --full
 BUFFERS = ("weight", "grad", "acc_grad", "acc_delta", "master")
 

@@ -52,6 +52,8 @@ def step_through(
         seed: from which the case draws its numbers.
         starts: a trajectory's tensors; each step is taken from its state before that step, and not
             from where the last step led.
+        backend: makes the arrays, in place of the implementation's own.
+        bind: makes the step, in place of the implementation's own.
     """
     warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
     implementation = implementations.implementation(name)

@@ -389,10 +389,11 @@ class Verification:
     def _watch(
         self, case: Case, chosen: Implementation, dtype: str, place: Sandbox | InProcess
     ) -> None:
-        """See how an implementation behaves on our arrays; what failed at once is not run again."""
+        """See how one behaves on our arrays, if it is ours or a user's; not after a failed run."""
         last = self.rows[-1]
         crashed = last.passed is False and not last.elements
-        if chosen.name in self._hung or crashed or chosen.backend in backends.PEERS:
+        theirs = chosen.backend in backends.PEERS or not chosen.keeps_grad
+        if chosen.name in self._hung or crashed or theirs:
             return
         runs = [conduct.behaviour, conduct.saved] if chosen.optimizer else [conduct.behaviour]
         subject = self._subject("repeat", case.name, chosen.name, dtype, case.steps)
@@ -585,6 +586,8 @@ def verify(
         raise UsageError(f"step is {step!r}; expected a function {candidate.SIGNATURE}")
     chosen = tuple(select(tuple(cases), full=full, steps=steps))
     with candidate.known(step) as name, warnings.catch_warnings():
-        work = Verification(Plan((name,), chosen, dtypes=tuple(dtypes), seed=seed))
+        watched = frozenset(cases or (conduct.FULL if full else conduct.CASES))
+        plan = Plan((name,), chosen, dtypes=tuple(dtypes), seed=seed, watched=watched)
+        work = Verification(plan)
         work.execute(sandbox=InProcess())
     return work.rows

@@ -466,7 +466,7 @@ _cuts = 0
 
 
 def cuts() -> int:
-    """Say into how many parts long work is cut: as many as there are threads, or as `cutting` says."""
+    """Say into how many parts long work is cut: one a thread, or as `cutting` says."""
     return _cuts or numba.get_num_threads()
 
 
