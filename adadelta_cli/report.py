@@ -264,6 +264,7 @@ CHECKS = {
     "replay": "recorded gradients",
     "oracle": "single steps, within the proved bound",
     "drift": "whole trajectories",
+    "drawn": "cases drawn from the seed",
     "guard": "nothing written outside",
     "repeat": "run again, otherwise",
     "saved": "states saved and loaded",

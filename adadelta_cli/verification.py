@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, conduct, implementations, oracle, parity, peers
+from adadelta_cli import backends, candidate, conduct, draw, implementations, oracle, parity, peers
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
@@ -47,7 +47,8 @@ class Row:
     `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
     exact result, given the same inputs), `drift` (all steps, against the exact trajectory, or that
     of the array update for one that is not ours), or how it behaves, compared with itself: `guard`,
-    `repeat`, `saved` (`conduct`). The errors are those of `Difference`; None
+    `repeat`, `saved` (`conduct`); or `drawn`, of all cases that `draw` drew from the seed, or of
+    the smallest that failed. The errors are those of `Difference`; None
     where there was nothing to compare. `passed` is None where the case was skipped; `note` says
     why.
     """
@@ -181,6 +182,8 @@ class Plan:
             microseconds for one.
         absent: implementations that were asked for where they are, and are not here: name, reason.
         named: the cases were asked for, so each is put to all implementations that can take it.
+        drawn: how many cases to draw from the seed for each implementation that is compared to the
+            bit; of those that are not fused only when `named`.
         watched: the names of the cases that are put again to see how an implementation behaves.
     """
 
@@ -197,6 +200,7 @@ class Plan:
     oracle_budget: int = 150
     absent: tuple[tuple[str, str], ...] = ()
     named: bool = False
+    drawn: int = 0
     watched: frozenset[str] = conduct.CASES
 
 
@@ -343,6 +347,11 @@ class Verification:
             for case in plan.cases
         ]
         jobs += [
+            (f"drawn {dtype}", partial(self._check_drawn, dtype))
+            for dtype in plan.dtypes
+            if plan.drawn
+        ]
+        jobs += [
             (f"training {config} {dtype}", partial(self._check_training, config, dtype))
             for config in plan.configs
             for dtype in plan.training_dtypes
@@ -385,6 +394,32 @@ class Verification:
                 self._watch(case, chosen, dtype, sandbox.of(chosen.sandbox))
         for name in self.plan.judged:
             self._judge(case, name, dtype, trajectory)
+
+    def _check_drawn(self, dtype: str, sandbox: Sandbox | InProcess) -> None:
+        for name in self.plan.implementations:
+            chosen = implementations.implementation(name)
+            wanted = chosen.fused or self.plan.named
+            if wanted and not chosen.allowed and dtype in chosen.dtypes and name not in self._hung:
+                self._draw(self._subject("drawn", draw.ALL, name, dtype, 0), sandbox)
+
+    def _draw(self, subject: dict[str, Any], place: Sandbox | InProcess) -> None:
+        plan, dtype = self.plan, subject["dtype"]
+        names = subject["implementation"], subject["reference"]
+        try:
+            found = place.call(draw.examine, *names, dtype, plan.seed, plan.drawn)
+        except SandboxError as error:
+            self._fail(subject, error)
+            return
+        case = found.smallest
+        if case is None:
+            row = Row(**subject, tensor="", elements=found.elements, mismatches=0, passed=True)
+            self.rows.append(replace(row, note=f"{found.cases} cases drawn"))
+            return
+        before = len(self.rows)
+        subject |= {"case": case.name, "steps": case.steps}
+        self._compare(subject, lambda name: place.call(step_through, name, case, dtype, plan.seed))
+        told = f"the smallest of {found.cases} cases drawn and shrunk; "
+        self.rows[before:] = [replace(r, note=told + r.note) for r in self.rows[before:]]
 
     def _watch(
         self, case: Case, chosen: Implementation, dtype: str, place: Sandbox | InProcess

@@ -165,7 +165,7 @@ def test_a_users_kernel_that_does_not_repeat_is_seen():
     def step(weight, grad, acc_grad, acc_delta, **hyper):
         sound(weight, grad, acc_grad, acc_delta, **hyper)
         if weight.size > 3 and next(calls) % 2:
-            weight[3] = np.nextafter(weight[3], np.inf)
+            weight[3] = np.nextafter(weight[3], np.float32(np.inf))
 
     from examples.numpy_kernel import step as sound
 
