@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adadelta_cli.trajectory import Trajectory
     from adadelta_cli.update import Hyperparameters, Parameter
 
-CASES = frozenset({"length-4097", "multipliers"})  # the default: cheap, and long enough to be cut
+CASES = frozenset({"length-4097"})  # the default: cheap, and long enough to be cut
 FULL = frozenset(case.name for case in cases.DEFAULT)  # and with --full
 BUFFERS = ("weight", "grad", "acc_grad", "acc_delta", "master")
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 ALL = "drawn"  # the name by which `--case` asks for the drawing itself
-EXAMPLES, FULL_EXAMPLES = 20, 300  # for each implementation and dtype
+EXAMPLES, FULL_EXAMPLES = 12, 300  # for each implementation and dtype
 PREFIX = f"{ALL}:"
 SCALAR = "scalar"
 RATES = tuple(field.name for field in fields(Hyperparameters))

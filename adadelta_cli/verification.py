@@ -288,7 +288,8 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.implementation, row.check].append(row)
-    return [_summary(group) for group in groups.values()]
+    order = list(dict.fromkeys(row.implementation for row in rows))
+    return sorted(map(_summary, groups.values()), key=lambda each: order.index(each.implementation))
 
 
 def _summary(rows: Sequence[Row]) -> Summary:
