@@ -20,6 +20,7 @@ import numpy as np
 
 from adadelta_cli import implementations
 from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError
+from adadelta_cli.guard import Guarded, poison
 from adadelta_cli.implementations import Bounds, Implementation
 from adadelta_cli.sandbox import Finding
 
@@ -38,8 +39,6 @@ SIGNATURE = (
 STATES = ("weight", "acc_grad", "acc_delta")
 # For any order of the operations, contracted or not; derived in docs/own-kernels.md.
 ALLOWED = Bounds(weight=22.0, acc_grad=16.0, acc_delta=44.0)
-GUARD_BYTES = 4096
-GUARD = 0x3F  # as a float of any size an ordinary positive number, so that an update changes it
 
 
 # --- finding it -----------------------------------------------------------------------------------
@@ -184,10 +183,12 @@ def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> No
 
 
 def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], number: int) -> None:
+    # As far off as the array that is copied, for who wants to see the kernel at other alignments.
     guarded = {
-        name: _Guarded(getattr(p, name), shift=number % 4)
-        for name in ("weight", "grad", "acc_grad", "acc_delta")
+        name: Guarded(array, shift=number % 4 + array.ctypes.data % 16 // array.itemsize)
+        for name, array in zip(("weight", "grad", "acc_grad", "acc_delta"), p.arrays, strict=True)
     }
+    poison(count=4, nbytes=p.weight.nbytes)
     returned = kernel(*(each.array for each in guarded.values()), **keywords)
     for name, each in guarded.items():
         outside = each.written_outside()
@@ -216,28 +217,3 @@ def _checked(returned: Any, p: Parameter) -> list[np.ndarray]:
                 f"{p.weight.dtype}{list(p.weight.shape)}"
             )
     return arrays
-
-
-class _Guarded:
-    """A copy of an array between two guard zones.
-
-    Args:
-        values: what is copied.
-        shift: how many elements the copy lies behind a multiple of 64 bytes.
-    """
-
-    def __init__(self, values: np.ndarray, shift: int) -> None:
-        room = values.nbytes + 2 * GUARD_BYTES + 64 + shift * values.itemsize
-        self._buffer = np.full(room, GUARD, np.uint8)
-        self._begin = GUARD_BYTES + -self._buffer.ctypes.data % 64 + shift * values.itemsize
-        self._end = self._begin + values.nbytes
-        inner = self._buffer[self._begin : self._end]
-        self.array = inner.view(values.dtype).reshape(values.shape)
-        self.array[...] = values
-
-    def written_outside(self) -> str:
-        """Say what was written outside; empty when nothing was."""
-        zones = {"before its start": self._buffer[: self._begin],
-                 "after its end": self._buffer[self._end :]}  # fmt: skip
-        changed = {where: int((zone != GUARD).sum()) for where, zone in zones.items()}
-        return ", ".join(f"{count} bytes {where}" for where, count in changed.items() if count)

@@ -61,6 +61,11 @@ class Case:
     check: ClassVar[str] = "step"  # what `Row.check` calls it
 
     @property
+    def key(self) -> str:
+        """From which its numbers derive, with dtype and seed."""
+        return self.name
+
+    @property
     def elements(self) -> int:
         """Count the elements of all tensors."""
         return sum(int(np.prod(shape)) for shape in self.shapes)
@@ -92,7 +97,7 @@ class Case:
             ]
 
     def _generator(self, dtype: str, seed: int, step: int) -> np.random.Generator:
-        return np.random.default_rng([seed, zlib.crc32(f"{self.name} {dtype}".encode()), step])
+        return np.random.default_rng([seed, zlib.crc32(f"{self.key} {dtype}".encode()), step])
 
 
 def _state(dtype: str) -> str:
@@ -303,16 +308,19 @@ def select(
     Raises:
         UsageError: there is no case of a name.
     """
-    unknown = [name for name in names if name not in CASES]
+    from adadelta_cli import draw
+
+    known = CASES | {name: draw.read(name) for name in names if name.startswith(draw.PREFIX)}
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(
             f"--case is {unknown[0]!r}, and there is no case of that name; known are "
-            f"{', '.join(CASES)}"
+            f"{', '.join((*CASES, draw.ALL))}"
         )
     if sizes:
         chosen = [_single(size) for size in sizes]
     elif names:
-        chosen = [CASES[name] for name in names]
+        chosen = [known[name] for name in names]
     else:
         chosen = list(CASES.values()) if full else list(DEFAULT)
     return [replace(case, steps=steps) for case in chosen] if steps else chosen

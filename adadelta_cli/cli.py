@@ -261,7 +261,7 @@ def verify(
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
     """
-    from adadelta_cli import cases, config, report, verification
+    from adadelta_cli import cases, conduct, config, draw, report, verification
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
@@ -271,7 +271,10 @@ def verify(
                 "leave out --self-test"
             )
         _self_test(screen, out, seed)
-    chosen: list[cases.Case] = cases.select(case_names, full=full, steps=steps, sizes=sizes)
+    fixed = tuple(name for name in case_names if name != draw.ALL)
+    chosen: list[cases.Case] = cases.select(fixed, full=full, steps=steps, sizes=sizes)
+    if case_names and not fixed:
+        chosen = []
     for reference in configs:
         config.load(reference)
     if replay:
@@ -285,6 +288,8 @@ def verify(
         else verification.choose((*names, *here), backend, ctx, timeout),
         absent=absent,
         named=bool(full or only[1]),
+        drawn=draw.count(case_names, full=full, alone=any(only)),
+        watched=frozenset(case_names or (conduct.FULL if full else conduct.CASES)),
         cases=() if only == (True, False) else tuple(chosen),
         configs=() if only == (False, True) else tuple(configs or config.shipped()),
         dtypes=dtypes or verification.DTYPES,

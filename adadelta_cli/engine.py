@@ -216,15 +216,13 @@ def fused_step(
     Returns:
         Whether they were of that kind; if not, nothing was done.
     """
-    from numba import get_num_threads
-
     from adadelta_cli.kernels import cpu
     from adadelta_cli.kernels import handles as compiled
 
     zeros = cpu.KINDS[compiled.KIND_KEYS[kind]].zeros
     arguments = (_inspector(), handles, rates, decays, hyper.doubles, zeros, kind, flush)
     with cpu.launching:
-        code = compiled.step(*arguments, get_num_threads())
+        code = compiled.step(*arguments, cpu.cuts())
     if code != compiled.OTHER_KIND:
         load().base.check_call(code)
     return code == 0

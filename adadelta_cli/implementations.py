@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adadelta_cli.backends import NumpyBackend
 
 Step = Callable[[], None]
+Bind = Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
 
 
 class Bounds(NamedTuple):
@@ -47,12 +48,14 @@ class Implementation:
         allowed: how far it may be from the array update; None: not in a bit.
         lacks: says why it cannot take a step with some hyper-parameters; empty when it can.
         cases: the cases that it is put to unless others are named; None for all.
+        optimizer: of one that keeps its states in an MXNet Updater, what makes it: from
+            hyper-parameters, and whether there are float32 masters.
     """
 
     name: str
     backend: str
     fused: bool
-    bind: Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
+    bind: Bind
     unfused: str
     keeps_grad: bool = True
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
@@ -60,6 +63,7 @@ class Implementation:
     allowed: Bounds | None = None
     lacks: Callable[[Hyperparameters], str] = _lacks_nothing
     cases: frozenset[str] | None = None
+    optimizer: Callable[[Hyperparameters, bool], Any] | None = None
 
 
 def _bind_numpy(
@@ -93,7 +97,7 @@ def _bind_numpy_fused(
     return cpu.prepared_update(parameters, hyper, rates, decays)
 
 
-def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any], *, classic: bool = False) -> Any:
+def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any], *, classic: bool = False) -> Bind:
     """Bind an MXNet optimizer: `make` builds it, given whether there are float32 masters.
 
     `classic` hands it `mx.nd` views of the `mx.np` arrays: all that the stock optimizer takes.
@@ -115,7 +119,7 @@ def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any], *, classic: bo
             parameters = [Parameter(*(a.as_nd_ndarray() for a in p.arrays)) for p in parameters]
         weights = [p.weight for p in parameters]
         grads = [p.grad for p in parameters]
-        states = [_state(p) for p in parameters]
+        states = [state_of(p) for p in parameters]
         wait = engine.load().nd.waitall
 
         def step() -> None:
@@ -127,7 +131,7 @@ def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any], *, classic: bo
     return bind
 
 
-def _state(parameter: Parameter) -> tuple[Any, ...]:
+def state_of(parameter: Parameter) -> tuple[Any, ...]:
     """Arrange a parameter's states as `create_state_multi_precision` does."""
     state = (parameter.acc_grad, parameter.acc_delta)
     return state if parameter.master is None else (parameter.master, state)
@@ -207,8 +211,14 @@ IMPLEMENTATIONS = {
     for implementation in (
         Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
         Implementation("numpy-fused", "numpy", True, _bind_numpy_fused, "numpy"),
-        Implementation("mxnet", "mxnet", False, _unfused_mxnet, "mxnet"),
-        Implementation("mxnet-fused", "mxnet", True, _fused_mxnet, "mxnet"),
+        Implementation(
+            "mxnet", "mxnet", False, _unfused_mxnet, "mxnet",
+            optimizer=_own_optimizer(fused=False),
+        ),
+        Implementation(
+            "mxnet-fused", "mxnet", True, _fused_mxnet, "mxnet",
+            optimizer=_own_optimizer(fused=True),
+        ),
         Implementation(
             "mxnet-stock", "mxnet", False, _stock_mxnet, "mxnet",
             keeps_grad=False, dtypes=("float16", "float32"),

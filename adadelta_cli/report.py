@@ -175,7 +175,12 @@ CHECKS = {
     "replay": "recorded steps",
     "oracle": "single steps",
     "drift": "trajectories",
+    "drawn": "drawn cases",
+    "guard": "guard zones",
+    "repeat": "run again",
+    "saved": "saved states",
 }
+COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks that have no distances
 DRAWN = {"step", "training", "replay"}  # the checks that the picture shows
 
 
@@ -221,7 +226,7 @@ def verification_table(verification: Verification) -> Table:
         table.add_row(
             each.implementation if each.implementation != before else "",
             each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
-            f"{each.mismatches:,}", f"{each.scaled_ulp:.2g}" if each.check != "gradient" else "",
+            f"{each.mismatches:,}", f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
             _verdict(each),
         )  # fmt: skip
         before = each.implementation

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import cases, implementations, machine, verification
+from adadelta_cli import cases, implementations, machine, trajectory, verification
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.faults import FAULTS, SOURCES, Fault
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from adadelta_cli.cases import Case
-    from adadelta_cli.verification import Trajectory
+    from adadelta_cli.trajectory import Trajectory
 
 Bind = Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
 ARRAY_UPDATE = implementations.IMPLEMENTATIONS["numpy"]
@@ -202,12 +202,12 @@ def candidates() -> list[Case]:
 
 @lru_cache(maxsize=128)  # the small ones, which every fault is put to
 def _wanted_small(case: Case, dtype: str, seed: int) -> Trajectory:
-    return verification.step_through("numpy", case, dtype, seed)
+    return trajectory.step_through("numpy", case, dtype, seed)
 
 
 def _wanted(case: Case, dtype: str, seed: int) -> Trajectory:
     if case.elements * case.steps > 100_000:
-        return verification.step_through("numpy", case, dtype, seed)
+        return trajectory.step_through("numpy", case, dtype, seed)
     return _wanted_small(case, dtype, seed)
 
 
@@ -217,7 +217,7 @@ def differing(name: str, case: Case, dtype: str, seed: int) -> tuple[str, int] |
     Returns:
         The tensor where it shows first and how many numbers of it differ; None where none does.
     """
-    got, wanted = verification.step_through(name, case, dtype, seed), _wanted(case, dtype, seed)
+    got, wanted = trajectory.step_through(name, case, dtype, seed), _wanted(case, dtype, seed)
     subject = {
         "check": "step", "case": case.name, "implementation": name, "reference": "numpy",
         "backend": "numpy", "ctx": "cpu", "dtype": dtype, "steps": case.steps,

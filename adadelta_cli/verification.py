@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, engine, implementations, oracle, parity, peers
+from adadelta_cli import backends, candidate, conduct, draw, implementations, oracle, parity, peers
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
 from adadelta_cli.sandbox import HungError, InProcess, Sandbox, SandboxError
+from adadelta_cli.trajectory import Trajectory, step_through, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,8 +45,10 @@ class Row:
 
     `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
     `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
-    exact result, given the same inputs) or `drift` (all steps, against the exact trajectory, or
-    that of the array update for one that is not ours). The errors are those of `Difference`; None
+    exact result, given the same inputs), `drift` (all steps, against the exact trajectory, or that
+    of the array update for one that is not ours), or how it behaves, compared with itself: `guard`,
+    `repeat`, `saved` (`conduct`); or `drawn`, of all cases that `draw` drew from the seed, or of
+    the smallest that failed. The errors are those of `Difference`; None
     where there was nothing to compare. `passed` is None where the case was skipped; `note` says
     why.
     """
@@ -83,22 +85,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """What an implementation made of a case or a training.
-
-    Attributes:
-        tensors: for weight, acc_grad, acc_delta, and master where there is one: the elements of all
-            tensors end to end, an array for the start and for each recorded step.
-        grad_changes: elements of the gradients that a step changed.
-        losses: (step, loss) at each recorded step; of a training only.
-    """
-
-    tensors: dict[str, list[np.ndarray]]
-    grad_changes: int = 0
-    losses: list[tuple[int, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Trace:
     """The losses of one training with the fused and with the unfused step, for the picture."""
 
@@ -107,96 +93,6 @@ class Trace:
     dtype: str
     fused: list[tuple[int, float]]
     unfused: list[tuple[int, float]]
-
-
-# --- running: in the sandbox ----------------------------------------------------------------------
-
-
-def step_through(
-    name: str, case: Case, dtype: str, seed: int, starts: dict[str, list[np.ndarray]] | None = None
-) -> Trajectory:
-    """Let an implementation take a case's steps.
-
-    Args:
-        name: the implementation.
-        case: what to put to it.
-        dtype: in which element type.
-        seed: from which the case draws its numbers.
-        starts: a trajectory's tensors; each step is taken from its state before that step, and not
-            from where the last step led.
-    """
-    warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
-    implementation = implementations.implementation(name)
-    backend = backends.backend(implementation.backend)
-    parameters = [
-        implementations.parameter(backend, v.weight, np.zeros_like(v.weight), *v[1:], dtype=dtype)
-        for v in case.start(dtype, seed)
-    ]
-    with engine.flushing(case.flush) if backend.name == "mxnet" else contextlib.nullcontext():
-        step = implementation.bind(parameters, case.hyper, case.lr_mults, case.wd_mults)
-        states, changes = [_snapshot(backend, parameters)], 0
-        for number in range(1, case.steps + 1):
-            grads = case.grads(dtype, seed, number)
-            for parameter, grad in zip(parameters, grads, strict=True):
-                backend.assign(parameter.grad, grad)
-            if starts is not None:
-                _restart(backend, parameters, case, {n: v[number - 1] for n, v in starts.items()})
-            step()
-            states.append(_snapshot(backend, parameters))
-            changes += _changes(backend, parameters, grads)
-    return Trajectory(_transposed(states), changes)
-
-
-def _restart(
-    backend: Any, parameters: Sequence[Any], case: Case, state: dict[str, np.ndarray]
-) -> None:
-    ends = np.cumsum([int(np.prod(shape)) for shape in case.shapes])[:-1]
-    for name, flat in state.items():
-        parts = zip(parameters, np.split(flat, ends), case.shapes, strict=True)
-        for parameter, part, shape in parts:
-            backend.assign(getattr(parameter, name), part.reshape(shape))
-
-
-def train(
-    reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int, steps: int | None
-) -> Trajectory:
-    """Train a config with an implementation, `steps` at most; keep every recorded step."""
-    from adadelta_cli import config, training
-
-    implementation = implementations.implementation(name)
-    backend = backends.backend(implementation.backend)
-    settings = config.load(reference, list(overrides))
-    run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
-    end = min(run.total, steps or run.total)
-    parameters = list(run.parameters.values())
-    every = settings.training.record_every or run.steps_per_epoch
-    states, losses = [_snapshot(backend, parameters)], [(0, run.measure().loss)]
-    while run.step < end:
-        run.advance()
-        if run.step % every == 0 or run.step == end:
-            states.append(_snapshot(backend, parameters))
-            losses.append((run.step, run.measure().loss))
-    return Trajectory(_transposed(states), losses=losses)
-
-
-def _snapshot(backend: Any, parameters: Sequence[Any]) -> dict[str, np.ndarray]:
-    names = ("weight", "acc_grad", "acc_delta", "master")
-    return {
-        name: np.concatenate([backend.numpy(getattr(p, name)).ravel() for p in parameters])
-        for name in names
-        if getattr(parameters[0], name) is not None
-    }
-
-
-def _transposed(states: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    return {name: [state[name] for state in states] for name in states[0]}
-
-
-def _changes(backend: Any, parameters: Sequence[Any], grads: Sequence[np.ndarray]) -> int:
-    return sum(
-        Difference.between(backend.numpy(parameter.grad), grad, grad).mismatches
-        for parameter, grad in zip(parameters, grads, strict=True)
-    )
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -286,6 +182,9 @@ class Plan:
             microseconds for one.
         absent: implementations that were asked for where they are, and are not here: name, reason.
         named: the cases were asked for, so each is put to all implementations that can take it.
+        drawn: how many cases to draw from the seed for each implementation that is compared to the
+            bit; of those that are not fused only when `named`.
+        watched: the names of the cases that are put again to see how an implementation behaves.
     """
 
     implementations: tuple[str, ...]
@@ -301,6 +200,8 @@ class Plan:
     oracle_budget: int = 150
     absent: tuple[tuple[str, str], ...] = ()
     named: bool = False
+    drawn: int = 0
+    watched: frozenset[str] = conduct.CASES
 
 
 def choose(
@@ -387,7 +288,8 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.implementation, row.check].append(row)
-    return [_summary(group) for group in groups.values()]
+    order = list(dict.fromkeys(row.implementation for row in rows))
+    return sorted(map(_summary, groups.values()), key=lambda each: order.index(each.implementation))
 
 
 def _summary(rows: Sequence[Row]) -> Summary:
@@ -446,6 +348,11 @@ class Verification:
             for case in plan.cases
         ]
         jobs += [
+            (f"drawn {dtype}", partial(self._check_drawn, dtype))
+            for dtype in plan.dtypes
+            if plan.drawn
+        ]
+        jobs += [
             (f"training {config} {dtype}", partial(self._check_training, config, dtype))
             for config in plan.configs
             for dtype in plan.training_dtypes
@@ -484,8 +391,59 @@ class Verification:
                 self._compare_steps(subject, case, chosen.allowed, trajectory, place)
             else:
                 self._compare(subject, trajectory, case.elements * case.steps)
+            if case.name in self.plan.watched and not reason:
+                self._watch(case, chosen, dtype, sandbox.of(chosen.sandbox))
         for name in self.plan.judged:
             self._judge(case, name, dtype, trajectory)
+
+    def _check_drawn(self, dtype: str, sandbox: Sandbox | InProcess) -> None:
+        for name in self.plan.implementations:
+            chosen = implementations.implementation(name)
+            wanted = chosen.fused or self.plan.named
+            if wanted and not chosen.allowed and dtype in chosen.dtypes and name not in self._hung:
+                self._draw(self._subject("drawn", draw.ALL, name, dtype, 0), sandbox)
+
+    def _draw(self, subject: dict[str, Any], place: Sandbox | InProcess) -> None:
+        plan, dtype = self.plan, subject["dtype"]
+        names = subject["implementation"], subject["reference"]
+        try:
+            found = place.call(draw.examine, *names, dtype, plan.seed, plan.drawn)
+        except SandboxError as error:
+            self._fail(subject, error)
+            return
+        case = found.smallest
+        if case is None:
+            row = Row(**subject, tensor="", elements=found.elements, mismatches=0, passed=True)
+            self.rows.append(replace(row, note=f"{found.cases} cases drawn"))
+            return
+        before = len(self.rows)
+        subject |= {"case": case.name, "steps": case.steps}
+        self._compare(subject, lambda name: place.call(step_through, name, case, dtype, plan.seed))
+        told = f"the smallest of {found.cases} cases drawn and shrunk; "
+        self.rows[before:] = [replace(r, note=told + r.note) for r in self.rows[before:]]
+
+    def _watch(
+        self, case: Case, chosen: Implementation, dtype: str, place: Sandbox | InProcess
+    ) -> None:
+        """See how one behaves on our arrays, if it is ours or a user's; not after a failed run."""
+        last = self.rows[-1]
+        crashed = last.passed is False and not last.elements
+        theirs = chosen.backend in backends.PEERS or not chosen.keeps_grad
+        if chosen.name in self._hung or crashed or theirs:
+            return
+        runs = [conduct.behaviour, conduct.saved] if chosen.optimizer else [conduct.behaviour]
+        subject = self._subject("repeat", case.name, chosen.name, dtype, case.steps)
+        subject["reference"] = "itself"
+        try:
+            found = [each for run in runs for each in place.call(
+                run, chosen.name, case, dtype, self.plan.seed)]  # fmt: skip
+        except SandboxError as error:
+            self._fail(subject, error)
+            return
+        self.rows += [
+            Row(**subject | vars(each), passed=not each.mismatches, allowed_ulp=None)
+            for each in found
+        ]
 
     def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
         """Put an implementation's trajectory before the oracle: step by step, and as a whole.
@@ -664,6 +622,8 @@ def verify(
         raise UsageError(f"step is {step!r}; expected a function {candidate.SIGNATURE}")
     chosen = tuple(select(tuple(cases), full=full, steps=steps))
     with candidate.known(step) as name, warnings.catch_warnings():
-        work = Verification(Plan((name,), chosen, dtypes=tuple(dtypes), seed=seed))
+        watched = frozenset(cases or (conduct.FULL if full else conduct.CASES))
+        plan = Plan((name,), chosen, dtypes=tuple(dtypes), seed=seed, watched=watched)
+        work = Verification(plan)
         work.execute(sandbox=InProcess())
     return work.rows

@@ -257,12 +257,15 @@ def test_files_and_json(tmp_path):
         rows = list(reader)
     assert reader.fieldnames == COLUMNS
     tensors = ["weight", "acc_grad", "acc_delta"]
-    assert [row["tensor"] for row in rows] == [*tensors, "grad", *tensors, *tensors]
-    checks = ["step"] * 3 + ["gradient"] + ["oracle"] * 3 + ["drift"] * 3
+    buffers = ["weight", "grad", *tensors[1:]]
+    wanted = [*tensors, "grad", *buffers, *tensors, *tensors, *tensors]
+    assert [row["tensor"] for row in rows] == wanted
+    checks = ["step"] * 3 + ["gradient"] + ["guard"] * 4 + ["repeat"] * 3
+    checks += ["oracle"] * 3 + ["drift"] * 3
     assert [row["check"] for row in rows] == checks
     assert {row["passed"] for row in rows} == {"true"} and rows[0]["mismatches"] == "0"
-    assert rows[4]["reference"] == "oracle" and 0 < float(rows[4]["scaled_ulp"]) < 13.7
-    assert len(json.loads((out / "verify.json").read_text())["rows"]) == 10
+    assert rows[11]["reference"] == "oracle" and 0 < float(rows[11]["scaled_ulp"]) < 13.7
+    assert len(json.loads((out / "verify.json").read_text())["rows"]) == 17
     assert (out / "verify.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -11,6 +11,7 @@ for zero, without which the loop does not vectorise.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import threading
 from collections import defaultdict
@@ -27,7 +28,7 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from adadelta_cli.update import Hyperparameters, Parameter
 
@@ -458,7 +459,26 @@ def launch_tables(
 
 def parts_for(elements: int) -> int:
     """Choose into how many parts a step over so many elements is cut."""
-    return 1 if elements < SERIAL_ELEMENTS else numba.get_num_threads()
+    return 1 if elements < SERIAL_ELEMENTS else cuts()
+
+
+_cuts = 0
+
+
+def cuts() -> int:
+    """Say into how many parts long work is cut: one a thread, or as `cutting` says."""
+    return _cuts or numba.get_num_threads()
+
+
+@contextlib.contextmanager
+def cutting(parts: int) -> Iterator[None]:
+    """Cut long work into so many parts, whatever the number of threads; no result depends on it."""
+    global _cuts  # noqa: PLW0603 - as numba.set_num_threads, which it stands beside
+    before, _cuts = _cuts, parts
+    try:
+        yield
+    finally:
+        _cuts = before
 
 
 def operand(parameter: Parameter, learning_rate: float, wd: float) -> Operand:

@@ -1,0 +1,126 @@
+"""Cases that Hypothesis draws: the same from the same seed, named by what they are, shrunk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import HAS_MXNET, assert_same_bits
+from hypothesis import given
+
+from adadelta_cli import cases, draw, implementations, verification
+from adadelta_cli import update as formula
+from adadelta_cli.errors import UsageError
+from adadelta_cli.sandbox import InProcess
+
+
+def drawn(*names, dtypes=("float32",), examples=60, **more):
+    """Verify drawn cases in this process; return the rows."""
+    plan = verification.Plan(names, (), dtypes=dtypes, drawn=examples, **more)
+    work = verification.Verification(plan)
+    work.execute(sandbox=InProcess())
+    return work.rows
+
+
+@given(draw.strategy())
+def test_a_name_is_the_case(case):
+    """What a drawn case is named by gives it back: the same tensors, gradients, settings."""
+    again = draw.read(case.name)
+    assert again == case
+    assert_same_bits(again.start("float32", 3)[0], case.start("float32", 3)[0])
+    assert " " not in case.name and "'" not in case.name  # it needs no quotes in a shell
+
+
+def test_ours_hold_on_drawn_cases():
+    """Fused and unfused, on NumPy and on MXNet, in every dtype."""
+    names = ("numpy-fused", "mxnet-fused") if HAS_MXNET else ("numpy-fused",)
+    rows = drawn(*names, dtypes=verification.DTYPES)
+    assert len(rows) == 3 * len(names)
+    assert all(row.passed and row.elements > 100 and "cases drawn" in row.note for row in rows)
+
+
+def plant(monkeypatch, wrong):
+    """Put a wrong update in the place of the fused one; `wrong` changes a parameter after it."""
+
+    def bind(parameters, hyper, lr_mults, wd_mults):
+        rates = [hyper.learning_rate * mult for mult in lr_mults]
+        decays = [hyper.wd * mult for mult in wd_mults]
+
+        def act():
+            with np.errstate(all="ignore"):
+                for p, rate, decay in zip(parameters, rates, decays, strict=True):
+                    formula.update(np, p, hyper.scalars(p.acc_grad.dtype), rate, decay)
+                    wrong(p, hyper)
+
+        return act
+
+    planted = replace(implementations.IMPLEMENTATIONS["numpy-fused"], bind=bind)
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "numpy-fused", planted)
+
+
+def test_what_fails_is_shrunk_and_can_be_repeated(monkeypatch):
+    """A fault that needs 10 elements and weight decay leaves a tensor of 10 and a round decay."""
+
+    def wrong(p, hyper):
+        if p.weight.size >= 10 and hyper.wd:
+            p.acc_grad.reshape(-1)[9] += 1
+
+    plant(monkeypatch, wrong)
+    rows = drawn("numpy-fused", examples=300)
+    (row,) = (row for row in rows if row.passed is False and row.tensor == "acc_grad")
+    case = draw.read(row.case)
+    assert case.elements == 10 and case.steps == 1 and case.hyper.wd == round(case.hyper.wd)
+    assert replace(case.hyper, wd=0.0) == formula.Hyperparameters()
+    assert "the smallest of" in row.note and "first at step 1, element 9" in row.note
+    command = f"adadelta verify --case {row.case} --impl numpy-fused --dtype float32"
+    assert row.replay == command
+    work = verification.Verification(
+        verification.Plan(("numpy-fused",), tuple(cases.select((row.case,))), dtypes=("float32",))
+    )
+    work.execute(sandbox=InProcess())
+    assert "acc_grad" in {row.tensor for row in work.failures}
+    assert row.case == drawn("numpy-fused", examples=300)[0].case  # the same seed, the same case
+
+
+def test_what_raises_is_shrunk_too(monkeypatch):
+    """To one tensor; the row says what was raised."""
+
+    def wrong(p, _hyper):
+        if p.weight.ndim == 2:
+            raise RuntimeError("no matrices!")
+
+    plant(monkeypatch, wrong)
+    (row,) = drawn("numpy-fused", examples=200)
+    assert row.passed is False and "no matrices!" in row.note
+    assert draw.read(row.case).shapes == ((0, 0),)
+
+
+def test_seeds_draw_other_cases():
+    """And one seed the same ones."""
+
+    def seen(seed):
+        names = []
+        draw.search(lambda case: names.append(case.name) or False, seed, 20)
+        return names
+
+    assert seen(1) == seen(1) != seen(2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["drawn:", "drawn:rho=0.9", "drawn:shapes=-3", "drawn:shapes=3,rho=2", "drawn:shapes=3,size=3",
+     "drawn:shapes=3,fill=odd", "drawn:shapes=3,steps=0"],
+)  # fmt: skip
+def test_a_name_that_is_no_case_is_wrong_usage(name):
+    """The message shows the form."""
+    with pytest.raises(UsageError, match="expected drawn:shapes="):
+        cases.select((name,))
+
+
+def test_how_many_are_drawn():
+    """Some by default, many with --full or by name, none where something else is named."""
+    assert draw.count((), full=False, alone=False) == draw.EXAMPLES
+    assert draw.count((), full=True, alone=False) == draw.FULL_EXAMPLES
+    assert draw.count(("drawn",), full=False, alone=True) == draw.FULL_EXAMPLES
+    assert draw.count(("odd",), full=True, alone=True) == 0
