@@ -12,6 +12,7 @@ run: $(VENV)/installed
 	$(BIN)/adadelta verify --ctx cpu
 	$(BIN)/adadelta run mlp
 	@echo 'The plots: results/verify/verify.png and results/run/mlp/loss.png'
+	@echo 'More: . $(BIN)/activate, then adadelta --help'
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2

@@ -23,7 +23,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise TerminatedError
 
 
-FINISHED = "what was finished is on disk"
+FINISHED = "what was finished, if anything, is on disk"
 # The first kind that fits; a bug is what fits none.
 OUTCOMES: dict[type[BaseException], tuple[ExitCode, str]] = {
     KeyboardInterrupt: (ExitCode.INTERRUPTED, f"interrupted; {FINISHED}"),
@@ -33,7 +33,7 @@ OUTCOMES: dict[type[BaseException], tuple[ExitCode, str]] = {
         ExitCode.BROKEN,
         "memory ran out ({error}); free some, or ask for less at a time",
     ),
-    OSError: (ExitCode.BROKEN, f"{{error}}; {FINISHED}"),
+    OSError: (ExitCode.BROKEN, "{error}; the disk or a file failed, see that it can be written"),
     BaseException: (
         ExitCode.BROKEN,
         "{kind}: {error}. This is a bug: report it, with the traceback that ADADELTA_DEBUG=1 shows",

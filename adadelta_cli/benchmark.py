@@ -442,7 +442,7 @@ def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Meas
 
 
 def _timed(blank: Row, known: Sequence[np.ndarray], time_s: Estimate) -> Row:
-    q1, q3 = np.percentile(np.concatenate(known), [25, 75])
+    q1, q3 = np.median([np.percentile(each, [25, 75]) for each in known], axis=0)
     return replace(
         blank,
         processes=len(known),

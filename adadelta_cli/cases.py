@@ -317,6 +317,8 @@ def select(
             f"--case is {unknown[0]!r}, and there is no case of that name; known are "
             f"{', '.join((*CASES, draw.ALL))}"
         )
+    if names and sizes:
+        raise UsageError("--sizes takes the place of the cases; leave out --case or --sizes")
     if sizes:
         chosen = [_single(size) for size in sizes]
     elif names:

@@ -54,6 +54,13 @@ def _threads(_context: click.Context, _parameter: click.Parameter, count: int | 
     return count
 
 
+def _folder(_context: click.Context, _parameter: click.Parameter, folder: Path) -> Path:
+    """Refuse an empty name, which means this folder to Python and a slip to its writer."""
+    if folder == Path():
+        raise UsageError("--out is empty or '.'; name a folder of its own")
+    return folder
+
+
 def shared_options(command: str) -> Callable[[Any], Any]:
     """Add the options that every command has; `command` names the default output folder."""
     options = (
@@ -71,7 +78,7 @@ def shared_options(command: str) -> Callable[[Any], Any]:
         ),
         click.option(
             "--out", default=f"results/{command}", show_default=True,
-            type=click.Path(path_type=Path, file_okay=False),
+            type=click.Path(path_type=Path, file_okay=False), callback=_folder,
             help="Where the files go; made if missing.",
         ),
         click.option(
@@ -146,12 +153,13 @@ def run(
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
     """
-    from adadelta_cli import report, training
+    from adadelta_cli import files, report, training
     from adadelta_cli.backends import backend as array_library
 
     screen = terminal(as_json, quiet, verbose)
     library = array_library(backend, ctx)
     runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
+    files.prepare(out)
     results = []
     for each in runs:
         with screen.progress(f"run {each.name}") as tick:
@@ -261,7 +269,7 @@ def verify(
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
     """
-    from adadelta_cli import cases, conduct, config, draw, report, verification
+    from adadelta_cli import cases, conduct, config, draw, files, report, verification
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
@@ -300,6 +308,7 @@ def verify(
         judged=names or (() if peers else ("numpy",)),
         oracle_budget=500 if full else 250,
     )
+    files.prepare(out)
     work = verification.Verification(plan)
     try:
         with screen.progress("verify") as tick:
@@ -439,7 +448,7 @@ def bench(
     adadelta bench --sizes 1e6,1e7 --model resnet50 --threads 1,2
     adadelta bench --train mlp --format markdown
     """
-    from adadelta_cli import benchmark, machine, report, workloads
+    from adadelta_cli import benchmark, files, machine, report, workloads
 
     screen = terminal(as_json, quiet, verbose)
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
@@ -449,6 +458,7 @@ def bench(
         max_time_s=how.pop("max_time"),
         **how,
     )
+    files.prepare(out)
     about = machine.describe()
     results: list[benchmark.Result] = []
     try:
@@ -456,9 +466,9 @@ def bench(
             results.extend(benchmark.results(plan, train, tick))
     finally:
         if results:
-            files = report.write_bench(out, results, about)
             _show_bench(screen, results, about, layout)
-            screen.note(f"written: {', '.join(map(str, files))}")
+            written = report.write_bench(out, results, about)
+            screen.note(f"written: {', '.join(map(str, written))}")
     wrong = any(each.wrong for result in results for each in result.measurements)
     return ExitCode.CHECK_FAILED if wrong else ExitCode.OK
 

@@ -100,6 +100,7 @@ def quiesce() -> bool:
     After it, memory of MXNet's arrays can be read and written until the next operation is pushed.
     One wait for all costs less than a wait for each array (0.2 us when nothing is pending), and
     cannot dead-lock when two arrays are views of one, as `MXEnginePushSyncND` with both named does.
+    Its price: a thread that never lets the engine run dry holds up all others here.
     """
     wait, check = _waiting()
     check(wait())

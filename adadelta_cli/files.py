@@ -14,10 +14,28 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from adadelta_cli.errors import BrokenError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.figure import Figure
+
+
+def prepare(folder: Path) -> None:
+    """Make a folder and see that it takes files, before work that is to end there.
+
+    Raises:
+        BrokenError: it cannot be made, or takes none.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BrokenError(
+            f"--out {folder} cannot be made or written to ({error.strerror}); name one that can"
+        ) from error
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -140,8 +140,9 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
     ) -> None:  # fmt: skip
         """Take one step on all tensors in one pass over memory; the same bits as `step`.
 
-        It waits for MXNet's engine first, and computes in the subnormal mode that MXNet is in.
-        Arguments as in `step`.
+        It waits until MXNet's engine has nothing left to do, work of other threads included, and
+        computes in the subnormal mode that MXNet is in. No two tensors may share memory that the
+        step writes. Arguments as in `step`.
 
         Raises:
             TypeError: a gradient or a weight is sparse, not on a CPU, or of an unknown dtype.
@@ -298,6 +299,8 @@ def _aggregate_num(given: float | None, fused: bool) -> int:
     """
     if given is None:
         return sys.maxsize if fused else 1
+    if not given >= 1:
+        raise ValueError(f"aggregate_num is {given!r}; allowed is a number from 1 on, or infinity")
     return sys.maxsize if math.isinf(given) else int(given)
 
 

@@ -73,9 +73,10 @@ RUN_COLUMNS = (
 
 def run_table(results: Sequence[Result]) -> Table:
     """Lay out what came of each run, one row a metric."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="adadelta run: does it train?", title_justify="left")
+    table = Table(title="adadelta run: does it train?", title_justify="left", box=SIMPLE_HEAD)
     numeric = {"steps", "time", "at the start", "at the end"}
     for name in RUN_COLUMNS:
         table.add_column(name, justify="right" if name in numeric else "left", no_wrap=True)
@@ -213,7 +214,7 @@ def verification_table(verification: Verification) -> Table:
 
     table = Table(
         title="adadelta verify: do the bits agree?", title_justify="left",
-        caption="cases: each in every dtype (n/a: cannot be put there)   numbers: over all steps"
+        caption="cases: each in every dtype (n/a: not put there)   numbers: over all steps"
         "\nULP: largest error in units in the last place of the largest operand",
         caption_justify="left", box=SIMPLE_HEAD,
     )  # fmt: skip
@@ -236,7 +237,9 @@ def verification_table(verification: Verification) -> Table:
 def _verdict(summary: Summary) -> str:
     if summary.failed:
         return f"[red]{summary.failed} FAILED[/]"
-    return "skipped" if summary.skipped == summary.cases else "[green]passed[/]"
+    if summary.skipped == summary.cases:
+        return "skipped"
+    return "[green]passed[/]" if summary.bounded else "reported"
 
 
 def _case_count(summary: Summary) -> str:
@@ -424,7 +427,7 @@ IMPLEMENTATION_COLOURS = {
     "numpy": "#6aa84f",
 }
 BENCH_HEADINGS = (
-    "workload", "dtype", "threads", "implementation", "a step (95 % interval)", "GB/s",
+    "workload", "dtype", "threads", "implementation", "a step (interval)", "GB/s",
     "of the ceiling", "roof", "speed-up", "memory", "note",
 )  # fmt: skip
 
@@ -485,7 +488,7 @@ def bench_table(rows: Sequence[Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, title=f"adadelta bench: {about}", title_justify="left")
     shown = [k for k, name in enumerate(BENCH_HEADINGS) if name not in {*shared, "note"}]
     for k in shown:
-        table.add_column(BENCH_HEADINGS[k], overflow="fold")
+        table.add_column(BENCH_HEADINGS[k], no_wrap=True)
     groups = [(row.workload, row.dtype, row.threads) for row in rows]
     for number, row in enumerate(rows):
         last = groups[number] not in groups[number + 1 :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,6 +128,10 @@ class Sandbox:
         return self._connection
 
     def _cause_of_death(self) -> str:
+        ends = time.monotonic() + 1  # it may have closed its end and live on; join would wait
+        while self._process.exitcode is None and time.monotonic() < ends:
+            time.sleep(0.01)
+        self._process.kill()
         self._process.join()
         code = self._process.exitcode
         self._process = self._connection = None

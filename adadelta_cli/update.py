@@ -16,6 +16,7 @@ the result. The order here is that of MXNet; the one-pass kernels keep to it.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class Scalars(NamedTuple):
 def checked(name: str, value: Any, allowed: str, *, ok: bool = True) -> float:
     """Return `value` as a float, or raise a ValueError that says what is allowed."""
     number = isinstance(value, (Real, np.number)) and not isinstance(value, bool)
-    if not number or not math.isfinite(float(value)) or not ok:
+    if not number or not ok or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} is {value!r}; allowed is {allowed}")
     return float(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -220,6 +221,11 @@ def choose(
         UnavailableError: the device, the backend or an implementation is not to be had here.
     """
     chosen_backend = backends.backend(backend, ctx).name
+    if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend != "numpy":
+        raise UnavailableError(
+            "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
+            "subnormals, and NumPy, the reference, with it; unset it, or use --backend numpy"
+        )
     if names:
         for name in names:
             _check_available(implementations.implementation(name), ctx, timeout)
@@ -269,6 +275,7 @@ class Summary:
         mismatches: how many of them differ in a bit.
         max_ulp: the largest distance.
         scaled_ulp: the largest error in ULPs of the largest operand of the final addition.
+        bounded: an error of some size would have failed.
     """
 
     implementation: str
@@ -281,6 +288,7 @@ class Summary:
     mismatches: int
     max_ulp: float
     scaled_ulp: float
+    bounded: bool = True
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -306,6 +314,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
         elements=sum(row.elements for row in rows),
         mismatches=sum(row.mismatches or 0 for row in rows),
         max_ulp=max(row.max_ulp or 0.0 for row in rows),
+        bounded=any(row.allowed_ulp is not None for row in rows) or not rows[0].max_ulp,
         scaled_ulp=max(row.scaled_ulp or 0.0 for row in rows),
     )
 
@@ -331,8 +340,10 @@ class Verification:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Say with what the command ends: 1 when any row did not pass."""
-        return ExitCode.CHECK_FAILED if self.failures else ExitCode.OK
+        """Say with what the command ends: 1 when any row did not pass, or nothing was compared."""
+        nothing = bool(self.rows) and not any(row.passed for row in self.rows)
+        empty = nothing and not self.plan.absent  # of peers that are not here, that is known
+        return ExitCode.CHECK_FAILED if self.failures or empty else ExitCode.OK
 
     def execute(self, tick: Tick = no_tick, sandbox: Sandbox | InProcess | None = None) -> None:
         """Do all of it; `rows` has what was finished, should it be interrupted.

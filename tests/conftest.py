@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ from adadelta_cli import backends, engine
 # Before any library is loaded, here and in what the tests start: the two pytest workers share two
 # cores, and pictures are drawn without a screen.
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# Started in the background by a shell, the tests inherit an ignored Ctrl-C, and so would all that
+# they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden.json").read_text())["cases"]

@@ -437,7 +437,7 @@ def test_pickled_optimizers_are_themselves():
     [
         {"rho": 1.0}, {"rho": -0.5}, {"epsilon": 0}, {"epsilon": -1}, {"learning_rate": "fast"},
         {"learning_rate": float("nan")}, {"clip_gradient": -0.1}, {"rho": "0.9"}, {"wd": None},
-        {"rho": [0.9]},
+        {"rho": [0.9]}, {"aggregate_num": 0}, {"aggregate_num": -1}, {"learning_rate": 10**400},
     ],
     ids=str,
 )  # fmt: skip
@@ -470,6 +470,9 @@ def test_unknown_dtypes_are_refused(mxnet):
         optimizer.update([0], [weight], [mxnet.nd.ones(3, dtype="float64")], [state])
     with pytest.raises(ValueError, match="one shape"):
         optimizer.update([0], [weight], [mxnet.nd.ones(4)], [state])
+    wide, narrow = mxnet.nd.ones((1, 1_000_004)), mxnet.nd.ones((2, 1))
+    with pytest.raises(ValueError, match="one shape"):
+        optimizer.update([0], [wide], [narrow], [optimizer.create_state(0, wide)])
     odd = (state[0], state[1].astype("float64"))
     with pytest.raises(TypeError, match="float32, float32, float32, float64"):
         optimizer.update([0], [weight], [weight], [odd])

@@ -41,6 +41,14 @@ def test_failures_are_told_apart_and_survived(function, args, told):
         assert sandbox.call(abs, -2) == 2
 
 
+def test_work_that_closes_the_pipe_and_lives_on_is_ended():
+    """It counts as a crash, and is not waited for."""
+    with Sandbox(timeout=60) as sandbox:
+        sandbox.call(abs, -1)
+        with pytest.raises(SandboxError, match="crashed"):
+            sandbox.call(exec, "import os, time; os.closerange(3, 200); time.sleep(3600)")
+
+
 def test_nothing_reaches_stdout(capfd):
     """What the work prints goes to stderr: stdout may be a JSON document."""
     with Sandbox() as sandbox:

@@ -207,6 +207,12 @@ def test_choosing_implementations():
         verification.choose(("nonesuch",), "auto", "cpu")
 
 
+def test_nothing_compared_is_no_success():
+    """A run in which every case was skipped ends with 1: an empty check must not pass in CI."""
+    work = check("numpy-fused", case_names=("flushed",))
+    assert work.failures == [] and work.exit_code is ExitCode.CHECK_FAILED
+
+
 def test_summaries_add_up(monkeypatch):
     """Cases, skips, failures, elements and mismatches of the rows, by implementation and check."""
     plant(monkeypatch, no_wd)
@@ -269,6 +275,23 @@ def test_files_and_json(tmp_path):
     assert (out / "verify.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
+    """Exit code 4 at once, not after all of it."""
+    (tmp_path / "file").write_text("")
+    done = adadelta("verify", "--full", "--backend", "numpy", "--out", tmp_path / "file" / "out")
+    assert done.returncode == 4 and "cannot be made" in done.stderr
+    assert adadelta("verify", "--out", "").returncode == 2
+
+
+def test_the_naive_engine_is_refused(tmp_path):
+    """It makes the reference flush subnormals as well."""
+    environment = {**os.environ, "MXNET_ENGINE_TYPE": "NaiveEngine"}
+    done = adadelta("verify", "--case", "odd", "--backend", "mxnet", "--out", tmp_path / "x",
+                    env=environment)  # fmt: skip
+    assert done.returncode == 3
+    assert "NaiveEngine" in done.stderr or not HAS_MXNET
+
+
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
@@ -281,6 +304,7 @@ def test_files_and_json(tmp_path):
         (["--ctx", "tpu"], 2, "gpu:N"),
         (["--backend", "cupy"], 3, "--backend"),
         (["--timeout", "0"], 2, "--timeout"),
+        (["--case", "odd", "--sizes", "5"], 2, "leave out"),
     ],
 )
 def test_wrong_usage_has_an_answer(tmp_path, args, code, told):

@@ -56,13 +56,14 @@ _call_2, _call_3 = _calling(2), _calling(3)
 
 
 @compiled
-def _shape(dimensions, pointer):
-    """Return the number of elements, and a number that tells shapes apart."""
-    size, told = np.int64(1), np.int64(dimensions)
-    for length in carray(_pointer(pointer, 0, np.int64(0)), (dimensions,)):
-        size *= length
-        told = told * np.int64(1_000_003) + length
-    return size, told
+def _same(lengths, others):
+    """Tell whether two shapes are one."""
+    if lengths.size != others.size:
+        return False
+    for k in range(lengths.size):
+        if lengths[k] != others[k]:
+            return False
+    return True
 
 
 @compiled
@@ -99,7 +100,7 @@ def inspect(functions, handles, kinds, addresses, sizes):  # noqa: ANN201 - Numb
     failed = 0
     for t in range(handles.shape[0]):
         has_master = handles[t, 4] != 0
-        fits, first = True, np.int64(0)
+        fits, shape = True, np.zeros(0, np.int64)
         for k in range(5 if has_master else 4):
             handle = handles[t, k]
             failed |= _call_2(functions[0], handle, to_small)
@@ -109,9 +110,10 @@ def inspect(functions, handles, kinds, addresses, sizes):  # noqa: ANN201 - Numb
             failed |= _call_3(functions[2], handle, to_small, to_small + np.uint64(4))
             fits &= small[0] in CPUS
             failed |= _call_3(functions[3], handle, to_small, to_word)
-            sizes[t], shape = _shape(small[0], word[0])
-            first = shape if k == 0 else first
-            fits &= shape == first
+            lengths = carray(_pointer(word[0], 0, np.int64(0)), (small[0],))
+            if k == 0:
+                sizes[t], shape = lengths.prod(), lengths.copy()
+            fits &= _same(lengths, shape)
             if fits:  # a sparse array has no address
                 failed |= _call_2(functions[4], handle, to_word)
                 addresses[t, k] = word[0]

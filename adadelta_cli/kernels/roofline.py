@@ -1,10 +1,10 @@
-"""The two roofs that no AdaDelta step on this machine can pierce, timed as kernels.
+"""The two roofs of an AdaDelta step on this machine, timed as kernels.
 
 S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for
 multicore architectures", CACM 52(4), 2009. The memory roof moves AdaDelta's own traffic, four
 arrays read and three written, with next to no arithmetic. The arithmetic roof does AdaDelta's own
-arithmetic, as many elements of it, on data that never leaves the first-level cache. A step cannot
-be faster than the slower of the two.
+arithmetic, as many elements of it, on data that never leaves the first-level cache. A step is
+held up by the slower of the two; kernels stand for the limits, so a share of 1 has their noise.
 """
 
 from __future__ import annotations

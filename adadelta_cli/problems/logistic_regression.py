@@ -152,7 +152,8 @@ def _features(path: Path, table: Any) -> np.ndarray:
     wrong = np.argwhere(~np.isfinite(numbers))
     if len(wrong):
         row, column = wrong[0]
-        got = table.iloc[row, column]
+        cell = table.iloc[row, column]
+        got = cell if isinstance(cell, str) else float(cell)
         raise UsageError(
             f"{path}, line {row + 2}: {table.columns[column]} is {got!r}; features must be finite "
             "numbers"
