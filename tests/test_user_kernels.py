@@ -63,7 +63,7 @@ def test_steps_are_bounded_and_the_drift_is_reported():
     allowed = {row.tensor: row.allowed_ulp for row in rows if row.check == "step"}
     assert allowed == candidate.ALLOWED._asdict()
     assert {row.allowed_ulp for row in rows if row.check == "drift"} == {None}
-    assert {row.check for row in rows} == {"step", "gradient", "drift"}
+    assert {row.check for row in rows} == {"step", "gradient", "drift", "repeat"}
     assert {row.reference for row in rows if row.check == "step"} == {"numpy"}
 
 
