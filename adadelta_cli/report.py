@@ -357,8 +357,9 @@ def verification_figure(verification: Verification) -> Figure:
         height = 2.2 + 0.24 * len(lines)
         panels.append((height, lambda part: _plot_verdicts(part.subplots(), rows, cases, lines)))
     errors = [row for row in verification.rows if row.allowed_ulp and row.scaled_ulp is not None]
-    if errors:
-        panels.append((4.0, lambda part: _plot_errors(part.subplots(), errors)))
+    for name in dict.fromkeys(row.implementation for row in errors):
+        own = [row for row in errors if row.implementation == name]
+        panels.append((4.0, lambda part, own=own: _plot_errors(part.subplots(), own)))  # type: ignore[misc]
     drifts = _longest(verification.drifts)
     if drifts:
         panels.append((3.4, lambda part: _plot_drifts(part, drifts)))
@@ -396,10 +397,12 @@ DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
 def _plot_errors(panel: Axes, rows: Sequence[Row]) -> None:
     """Draw each tensor's largest error by case, and its bound."""
     cases = list(dict.fromkeys(row.case for row in rows))
-    for tensor, color in TENSOR_COLORS.items():
+    for k, (tensor, color) in enumerate(TENSOR_COLORS.items()):
         own = [row for row in rows if row.tensor == tensor]
         for dtype, mark in DTYPE_MARKS.items():
-            points = [(cases.index(row.case), row.scaled_ulp) for row in own if row.dtype == dtype]
+            points = [
+                (cases.index(row.case) + k / 5, row.scaled_ulp) for row in own if row.dtype == dtype
+            ]
             if points:
                 label = f"{tensor} {dtype}"
                 xs, ys = zip(*points, strict=True)
@@ -411,10 +414,9 @@ def _plot_errors(panel: Axes, rows: Sequence[Row]) -> None:
     panel.set_xlim(-1, len(cases))
     panel.set_xticks(range(len(cases)), cases, rotation=90, fontsize=8)
     panel.set_ylabel("error in ULPs")
-    who = ", ".join(dict.fromkeys(f"{row.implementation} against {row.reference}" for row in rows))
     panel.set_title(
-        f"One step's largest error, in ULPs of the largest operand: {who}\n"
-        "dotted: the bound of each tensor", fontsize=10,
+        f"{rows[0].implementation}: largest error of one step against {rows[0].reference}, in ULPs "
+        "of the largest operand\ndotted: the bound of each tensor", fontsize=10,
     )  # fmt: skip
     panel.grid(alpha=0.3)
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
