@@ -10,8 +10,12 @@ from adadelta_cli.files import jsonable, write_bytes, write_csv, write_json, wri
 from adadelta_cli.verification import Row, summaries
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from collections.abc import Sequence
     from pathlib import Path
+=======
+    from collections.abc import Callable, Sequence
+>>>>>>> 77537076c4be3f001a40bd6fc42757e3cd2cc12e
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from adadelta_cli import selftest
     from adadelta_cli.config import Config
     from adadelta_cli.training import Result
-    from adadelta_cli.verification import Summary, Trace, Verification
+    from adadelta_cli.verification import Drift, Summary, Trace, Verification
 
 
 # --- run: history, summary, loss plot -------------------------------------------------------------
@@ -260,25 +264,102 @@ def verification_failures(verification: Verification, most: int) -> list[str]:
 
 
 def verification_figure(verification: Verification) -> Figure:
-    """Draw the verdict on each case, and the losses of the trainings."""
+    """Draw the verdict on each case, errors and drift of what may have some, and the trainings."""
     from matplotlib.figure import Figure
 
     rows = [row for row in verification.rows if row.check in DRAWN and row.reference != "oracle"]
-    traces = [trace for trace in verification.traces if trace.dtype == "float32"]
-    longest = sorted(traces, key=lambda trace: len(trace.fused))
-    traces = list({trace.problem: trace for trace in longest}.values())
     cases = list(dict.fromkeys((row.check, row.case) for row in rows))
     lines = list(dict.fromkeys((row.implementation, row.dtype) for row in rows))
-    height = 2.2 + 0.24 * len(lines) + (3.4 if traces else 0)
-    figure = Figure(figsize=(max(9.0, 3.0 + 0.24 * len(cases)), height), layout="constrained")
-    parts = figure.subfigures(2 if traces else 1, 1, squeeze=False, height_ratios=(
-        [2.2 + 0.24 * len(lines), 3.4] if traces else None))[:, 0]  # fmt: skip
-    _plot_verdicts(parts[0].subplots(), rows, cases, lines)
+    panels: list[tuple[float, Callable[[Any], None]]] = []
+    if rows:
+        height = 2.2 + 0.24 * len(lines)
+        panels.append((height, lambda part: _plot_verdicts(part.subplots(), rows, cases, lines)))
+    errors = [row for row in verification.rows if row.allowed_ulp and row.scaled_ulp is not None]
+    for name in dict.fromkeys(row.implementation for row in errors):
+        own = [row for row in errors if row.implementation == name]
+        panels.append((4.0, lambda part, own=own: _plot_errors(part.subplots(), own)))  # type: ignore[misc]
+    drifts = _longest(verification.drifts)
+    if drifts:
+        panels.append((3.4, lambda part: _plot_drifts(part, drifts)))
+    traces = _traces(verification)
     if traces:
-        for panel, trace in zip(parts[1].subplots(1, len(traces), squeeze=False)[0], traces,
-                                strict=True):  # fmt: skip
-            _plot_trace(panel, trace)
+        panels.append((3.4, lambda part: _plot_traces(part, traces)))
+    heights = [height for height, _ in panels] or [2.2]
+    width = max(9.0, 3.0 + 0.24 * max(len(cases), len({row.case for row in errors})))
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, (_, draw) in zip(parts, panels, strict=False):
+        draw(part)
     return figure
+
+
+def _traces(verification: Verification) -> list[Trace]:
+    """Choose one training of each problem, the longest."""
+    traces = [trace for trace in verification.traces if trace.dtype == "float32"]
+    longest = sorted(traces, key=lambda trace: len(trace.fused))
+    return list({trace.problem: trace for trace in longest}.values())
+
+
+def _longest(drifts: Sequence[Drift]) -> list[Drift]:
+    """Choose the case of the most steps of each implementation and tensor, in its first dtype."""
+    dtype = {d.implementation: d.dtype for d in reversed(drifts)}
+    some = [d for d in drifts if d.dtype == dtype[d.implementation] and len(d.relative_l2) > 1]
+    ordered = sorted(some, key=lambda d: len(d.relative_l2))
+    return list({(d.implementation, d.tensor): d for d in ordered}.values())
+
+
+TENSOR_COLORS = {"weight": "C0", "acc_grad": "C1", "acc_delta": "C2", "master": "C3"}
+DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
+
+
+def _plot_errors(panel: Axes, rows: Sequence[Row]) -> None:
+    """Draw each tensor's largest error by case, and its bound."""
+    cases = list(dict.fromkeys(row.case for row in rows))
+    for k, (tensor, color) in enumerate(TENSOR_COLORS.items()):
+        own = [row for row in rows if row.tensor == tensor]
+        for dtype, mark in DTYPE_MARKS.items():
+            points = [
+                (cases.index(row.case) + k / 5, row.scaled_ulp) for row in own if row.dtype == dtype
+            ]
+            if points:
+                label = f"{tensor} {dtype}"
+                xs, ys = zip(*points, strict=True)
+                panel.scatter(xs, ys, s=14, color=color, marker=mark, label=label, alpha=0.8)
+        for bound in sorted({row.allowed_ulp or 0.0 for row in own}):
+            panel.axhline(bound, color=color, linestyle=":", linewidth=1)
+    panel.set_yscale("symlog", linthresh=1)
+    panel.set_ylim(bottom=0)
+    panel.set_xlim(-1, len(cases))
+    panel.set_xticks(range(len(cases)), cases, rotation=90, fontsize=8)
+    panel.set_ylabel("error in ULPs")
+    panel.set_title(
+        f"{rows[0].implementation}: largest error of one step against {rows[0].reference}, in ULPs "
+        "of the largest operand\ndotted: the bound of each tensor", fontsize=10,
+    )  # fmt: skip
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _plot_drifts(part: Any, drifts: Sequence[Drift]) -> None:
+    """Draw how the errors of all steps add up, a panel for each implementation."""
+    names = list(dict.fromkeys(drift.implementation for drift in drifts))
+    for panel, name in zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for drift in (each for each in drifts if each.implementation == name):
+            steps = range(1, len(drift.relative_l2) + 1)
+            color = TENSOR_COLORS[drift.tensor]
+            panel.plot(steps, drift.relative_l2, color=color, label=drift.tensor)
+        panel.set_title(f"drift of {name}: {drift.case}, {drift.dtype}", fontsize=10)
+        panel.set_xlabel("step")
+        panel.set_ylabel("relative 2-norm of the error")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+
+
+def _plot_traces(part: Any, traces: Sequence[Trace]) -> None:
+    panels = part.subplots(1, len(traces), squeeze=False)[0]
+    for panel, trace in zip(panels, traces, strict=True):
+        _plot_trace(panel, trace)
 
 
 def _plot_verdicts(

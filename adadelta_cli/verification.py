@@ -96,6 +96,17 @@ class Trace:
     unfused: list[tuple[int, float]]
 
 
+@dataclass(frozen=True)
+class Drift:
+    """How far a tensor of a case is from the reference's after each step, for the picture."""
+
+    implementation: str
+    case: str
+    dtype: str
+    tensor: str
+    relative_l2: list[float]
+
+
 # --- comparing ------------------------------------------------------------------------------------
 
 
@@ -152,6 +163,14 @@ def _scale(tensor: str, states: list[np.ndarray]) -> np.ndarray:
     before = np.concatenate(states[:-1])
     with np.errstate(all="ignore"):
         return np.maximum(np.abs(before), np.abs(after - before))
+
+
+def _drifts(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Iterator[Drift]:
+    who = (subject["implementation"], subject["case"], subject["dtype"])
+    for tensor, states in wanted.tensors.items():
+        pairs = zip(got.tensors[tensor][1:], states[1:], strict=True)
+        errors = [Difference.between(a, b, np.abs(b)).relative_l2 for a, b in pairs]
+        yield Drift(*who, tensor, errors)
 
 
 def _first(index: int, got: np.ndarray, wanted: np.ndarray, size: int) -> str:
@@ -325,12 +344,14 @@ class Verification:
     Attributes:
         rows: all rows so far.
         traces: the losses of the trainings so far.
+        drifts: how far what is not ours drifted in each case so far.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rows: list[Row] = []
         self.traces: list[Trace] = []
+        self.drifts: list[Drift] = []
         self._hung: dict[str, str] = {}  # implementation: the case that it hung in
 
     @property
@@ -493,6 +514,7 @@ class Verification:
         except SandboxError as error:
             self._fail(subject, error)
             return
+        self.drifts += _drifts(subject, trajectory(name), wanted)
         unchanged = _unchanged(got, wanted)
         for verdict in parity.verdicts(case, dtype, seed, wanted.tensors, got.tensors, allowed):
             self.rows.append(_bounded(subject, verdict, unchanged=unchanged))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adadelta_cli
-from adadelta_cli import cases, conduct, guard, implementations
+from adadelta_cli import candidate, cases, conduct, guard, implementations, report
 from adadelta_cli.kernels import cpu
 from adadelta_cli.sandbox import InProcess
 from adadelta_cli.verification import Plan, Verification
@@ -190,3 +190,20 @@ def test_cutting_is_undone():
         _ = (cpu.cuts(), cpu.parts_for(10_000), cpu.parts_for(5)) == (7, 7, 1) and 1 / 0
     assert cpu.cuts() == before
     assert set(cases.CASES) >= conduct.CASES
+
+
+def test_the_picture_shows_errors_and_drift():
+    """Of a kernel of one's own: a panel of errors with bounds, and one of the drift by step."""
+    from examples.numpy_kernel import step
+
+    with candidate.known(step) as name:
+        plan = Plan((name,), tuple(cases.select(("odd", "defaults"))), dtypes=("float32",))
+        work = Verification(plan)
+        work.execute(sandbox=InProcess())
+    assert {(len(each.relative_l2), each.case) for each in work.drifts} == {
+        (10, "odd"),
+        (5, "defaults"),
+    }
+    titles = [axes.get_title() for axes in report.verification_figure(work).get_axes()]
+    assert len(titles) == 3
+    assert "largest error of one step against numpy" in titles[1] and ": odd" in titles[2]
