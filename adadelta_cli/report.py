@@ -10,12 +10,8 @@ from adadelta_cli.files import jsonable, write_bytes, write_csv, write_json, wri
 from adadelta_cli.verification import Row, summaries
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from collections.abc import Sequence
-    from pathlib import Path
-=======
     from collections.abc import Callable, Sequence
->>>>>>> 77537076c4be3f001a40bd6fc42757e3cd2cc12e
+    from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
