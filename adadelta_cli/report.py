@@ -270,7 +270,8 @@ def verification_figure(verification: Verification) -> Figure:
     if rows:
         height = 2.2 + 0.24 * len(lines)
         panels.append((height, lambda part: _plot_verdicts(part.subplots(), rows, cases, lines)))
-    errors = [row for row in verification.rows if row.allowed_ulp and row.scaled_ulp is not None]
+    bounded = [row for row in verification.rows if row.allowed_ulp and row.check != "drift"]
+    errors = [row for row in bounded if row.scaled_ulp is not None]
     for name in dict.fromkeys(row.implementation for row in errors):
         own = [row for row in errors if row.implementation == name]
         panels.append((4.0, lambda part, own=own: _plot_errors(part.subplots(), own)))  # type: ignore[misc]
