@@ -326,8 +326,9 @@ def verify(
 
 
 def _self_test(screen: Terminal, out: Path, seed: int) -> None:
-    from adadelta_cli import report, selftest
+    from adadelta_cli import files, report, selftest
 
+    files.prepare(out)
     work = selftest.SelfTest(seed=seed)
     try:
         with screen.progress("self-test") as tick:
