@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from adadelta_cli.cases import FILLS, Case, Shape
+from adadelta_cli.cases import DRAWN_FILLS, Case, Shape
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import UsageError
 from adadelta_cli.trajectory import step_through
@@ -30,7 +30,7 @@ RATES = tuple(field.name for field in fields(Hyperparameters))
 FORM = "drawn:shapes=3x4+7+scalar,fill=FILL,steps=N,draw=N,varied=1 and hyper-parameters"
 READERS: dict[str, Callable[[str], Any]] = {
     "shapes": lambda text: tuple(map(_shape, text.split("+"))),
-    "fill": lambda text: _allowed("fill", text, tuple(FILLS)),
+    "fill": lambda text: _allowed("fill", text, DRAWN_FILLS),
     "steps": lambda text: _allowed("steps", int(text), range(1, 1001)),
     "draw": int, "varied": lambda text: bool(int(text)),
     **dict.fromkeys(RATES, float),
@@ -125,7 +125,7 @@ def strategy() -> SearchStrategy[Drawn]:
         clip_gradient=st.none() | st.floats(0, 1e3),
     )
     return st.builds(
-        drawn, shapes, hyper, fill=st.sampled_from(sorted(FILLS, key="usual".__ne__)),
+        drawn, shapes, hyper, fill=st.sampled_from(sorted(DRAWN_FILLS, key="usual".__ne__)),
         steps=st.integers(1, 4), varied=st.booleans(), draw=st.integers(0, 2**32 - 1),
     )  # fmt: skip
 
