@@ -306,7 +306,7 @@ def verify(
         seed=seed,
         timeout=timeout,
         judged=names or (() if peers else ("numpy",)),
-        oracle_budget=500 if full else 250,
+        oracle_budget=500 if full else verification.ORACLE_BUDGET,
     )
     files.prepare(out)
     work = verification.Verification(plan)
