@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
@@ -100,13 +102,19 @@ def _case_count(summary: Summary) -> str:
 def verification_failures(verification: Verification, most: int) -> list[str]:
     """Describe each failure with the command that repeats it, the first `most` of them."""
     lines = [
-        f"FAILED {row.check} {row.case} {row.dtype} {row.implementation} {row.tensor}: "
+        f"FAILED {_place(row)}: "
         + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
         + f"{row.note}\n  repeat it: {row.replay}"
         for row in verification.failures
     ]
     more = len(lines) - most
     return lines[:most] + ([f"... and {more} more, in verify.csv"] if more > 0 else [])
+
+
+def _place(row: Row) -> str:
+    """Say where a row failed; a row of a case that gave no result has no tensor."""
+    parts = (row.check, row.case, row.dtype, row.implementation, row.tensor)
+    return " ".join(filter(None, parts))
 
 
 def verification_figure(verification: Verification) -> Figure:
@@ -232,13 +240,28 @@ def _plot_verdicts(
     panel.set_yticks([y - 0.5 for y in range(1, len(lines))], minor=True)
     panel.grid(which="minor", color="white", linewidth=1)
     panel.tick_params(which="both", length=0)
-    differing = sum(row.mismatches or 0 for row in rows)
-    compared = sum(row.elements for row in rows)
     panel.set_title(
-        f"{differing:,} of {compared:,} numbers differ from the reference in a bit\n"
+        f"{_outcome(rows)}\n"
         "green: all bits equal, or within the bounds of what is not ours   red: not so   "
         "white: not put there", fontsize=10,
     )  # fmt: skip
+
+
+def _outcome(rows: Sequence[Row]) -> str:
+    """Say how many numbers differ, and what happened where there are none to compare."""
+    compared = sum(row.elements for row in rows)
+    differing = sum(row.mismatches or 0 for row in rows)
+    lines = []
+    if compared:
+        lines.append(f"{differing:,} of {compared:,} numbers differ from the reference in a bit")
+    broken = Counter(row.note for row in rows if row.passed is False and row.mismatches is None)
+    if broken:
+        (note, _), *others = broken.most_common()
+        more = f", and {len(others)} more kinds of failure" if others else ""
+        told = shorten(note, 90, placeholder=" ...") + more
+        count = sum(broken.values())
+        lines.append(f"no result of {count} case{'s' * (count > 1)}: {told}")
+    return "\n".join(lines or ["nothing was compared: all were skipped"])
 
 
 def _plot_trace(panel: Axes, trace: Trace) -> None:
