@@ -363,81 +363,68 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 
 @adadelta.command()
 @click.option(
-    "--sizes",
-    metavar="LIST",
+    "--sizes", metavar="LIST",
     help="Elements of one tensor, a list: 1e5,2.5M,10k. Default 1e5,1e6,1e7, where neither --model "
     "nor --train is given.",
-)
+)  # fmt: skip
 @click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME",
+    "--model", "models", multiple=True, metavar="NAME",
     help="The parameters of a network, all in one step: mlp, resnet50, bert-base, gpt2-small, "
     "many-small; repeatable.",
-)
+)  # fmt: skip
 @click.option(
-    "--train",
-    type=click.Choice(["mlp"]),
+    "--train", type=click.Choice(["mlp"]),
     help="Whole training steps (forward, backward, update) of a network.",
-)
+)  # fmt: skip
 @click.option(
-    "--impl",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    help="What to time; repeatable; default all that are here.",
-)
+    "--impl", "names", multiple=True, metavar="NAME",
+    help="What to time, also torch, torch-foreach, torch-compile, optax, torch-adam-fused, or "
+    "FILE.py:FUNCTION, a kernel of your own; repeatable; default all of ours that are here.",
+)  # fmt: skip
+@click.option("--peers", is_flag=True, help="Time the other frameworks that are installed, too.")
 @click.option(
-    "--dtype",
-    "dtypes",
-    multiple=True,
-    type=click.Choice(["float32", "float64", "float16"]),
-    default=["float32"],
-    show_default=True,
+    "--warm", "cache", flag_value="warm", default="warm",
+    help="Step on the same tensors again and again (default).",
+)  # fmt: skip
+@click.option(
+    "--cold", "cache", flag_value="cold",
+    help="Step on tensors that are in no cache, as a training finds them.",
+)  # fmt: skip
+@click.option(
+    "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16"]),
+    default=["float32"], show_default=True,
     help="Element type; repeatable. float16 has float32 master weights.",
-)
+)  # fmt: skip
 @click.option(
-    "--threads",
-    callback=_thread_counts,
-    metavar="LIST",
+    "--threads", callback=_thread_counts, metavar="LIST",
     help="CPU threads of every implementation, a list: 1,2; default all available cores.",
-)
+)  # fmt: skip
 @click.option(
-    "--precision",
-    type=POSITIVE,
-    default=0.02,
-    show_default=True,
+    "--precision", type=POSITIVE, default=0.02, show_default=True,
     help="Half the width of a median's 95 % interval, as a share of it, that suffices.",
-)
+)  # fmt: skip
 @click.option(
-    "--max-time",
-    type=POSITIVE,
-    default=4.0,
-    show_default=True,
-    metavar="S",
+    "--max-time", type=POSITIVE, default=4.0, show_default=True, metavar="S",
     help="Seconds of sampling for one workload, at most.",
-)
+)  # fmt: skip
 @click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
+    "--processes", type=click.IntRange(min=1), default=6, show_default=True,
     help="How many fresh processes measure each workload.",
-)
+)  # fmt: skip
 @click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "markdown"]),
-    default="table",
-    show_default=True,
-    help="How the summary is laid out.",
-)
+    "--against", metavar="PYTHON",
+    help="The Python of another environment, whose installed version is timed in turn with this "
+    "one; exit 1 when this one is slower.",
+)  # fmt: skip
+@click.option(
+    "--format", "layout", type=click.Choice(["table", "markdown"]), default="table",
+    show_default=True, help="How the summary is laid out.",
+)  # fmt: skip
 @shared_options("bench")
 def bench(
     sizes: str | None, models: tuple[str, ...], train: str | None, names: tuple[str, ...],
-    layout: str, ctx: str, backend: str, out: Path, as_json: bool, quiet: bool, verbose: bool,
-    **how: Any,
+    peers: bool, cache: str, layout: str, ctx: str, backend: str, out: Path, as_json: bool,
+    quiet: bool, verbose: bool, **how: Any,
 ) -> int:  # fmt: skip
     """Time one optimizer step against what the machine allows.
 
@@ -448,20 +435,26 @@ def bench(
     adadelta bench
     adadelta bench --sizes 1e6,1e7 --model resnet50 --threads 1,2
     adadelta bench --train mlp --format markdown
+    adadelta bench --sizes 1e7 --impl numpy-fused --peers
+    adadelta bench --sizes 1e6 --against ../main/.venv/bin/python
     """
-    from adadelta_cli import benchmark, files, machine, report, workloads
+    from adadelta_cli import benchmark, files, machine, measurement, report, workloads
 
     screen = terminal(as_json, quiet, verbose)
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
+    own = benchmark.choose(names, backend, ctx, fused_only=bool(how["against"]))
+    here, absent = benchmark.choose_peers() if peers else ((), ())
     plan = benchmark.Plan(
         (*workloads.sizes(wanted), *map(workloads.model, models)),
-        benchmark.choose(names, backend, ctx),
+        tuple(dict.fromkeys((*own, *here))),
         max_time_s=how.pop("max_time"),
+        caches=(cache,),
+        absent=absent,
         **how,
     )
     files.prepare(out)
     about = machine.describe()
-    results: list[benchmark.Result] = []
+    results: list[measurement.Result] = []
     try:
         with screen.progress("bench") as tick:
             results.extend(benchmark.results(plan, train, tick))
