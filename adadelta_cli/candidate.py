@@ -6,12 +6,14 @@ an element and not to a vector, as a view of a larger array would be.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
 import inspect
 import operator
 import sys
+import warnings
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,9 +112,7 @@ def load(name: str) -> Callable[..., Any]:
         UsageError: there is no such file, module or function, or it cannot be imported.
         UnavailableError: it imports a library that is not here.
     """
-    place, _, path = name.rpartition(":")
-    if not place or not path:
-        raise UsageError(f"--impl is {name!r}; a kernel of your own is named {FORMS}")
+    place, path = _parts(name)
     module = _imported(name, place)
     try:
         found = operator.attrgetter(path)(module)
@@ -125,6 +125,46 @@ def load(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"--impl {name}: {path} is {found!r}; expected a function {SIGNATURE}")
     return found
+
+
+def check_form(name: str) -> None:
+    """See whether a name has its two parts; nothing is imported.
+
+    Raises:
+        UsageError: it has not.
+    """
+    _parts(name)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Cut a name into the file or module, and the function."""
+    place, _, path = name.rpartition(":") if ":" in name else (name, "", "")
+    if place and path:
+        return place, path
+    if not place:
+        raise UsageError(f"--impl is {name!r}; a kernel of your own is named {FORMS}")
+    raise UsageError(
+        f"--impl is {name!r}: FUNCTION is missing; a kernel of your own is named {FORMS}; "
+        f"{_offer(place)}"
+    )
+
+
+def _offer(place: str) -> str:
+    """Say which functions a file defines, as far as that is known without importing it."""
+    path = Path(place)
+    if not path.is_file():
+        return f"and there is no file {path.resolve()}" if place.endswith(".py") else "add it"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of invalid escapes, which its import tells
+            body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"and {place} cannot be read as Python: {error}"
+    names = [each.name for each in body if isinstance(each, ast.FunctionDef)]
+    best = "step" if "step" in names else next(iter(names), "")
+    if not best:
+        return f"and {place} defines no function"
+    return f"the functions of {place} are {', '.join(names)}: try --impl {place}:{best}"
 
 
 def _imported(name: str, place: str) -> ModuleType:

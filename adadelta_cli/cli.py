@@ -153,8 +153,9 @@ def run(
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
     """
-    from adadelta_cli import files, report, training
+    from adadelta_cli import files, training
     from adadelta_cli.backends import backend as array_library
+    from adadelta_cli.report import run as report
 
     screen = terminal(as_json, quiet, verbose)
     library = array_library(backend, ctx)
@@ -269,7 +270,8 @@ def verify(
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
     """
-    from adadelta_cli import cases, conduct, config, draw, files, report, verification
+    from adadelta_cli import cases, conduct, config, draw, files, verification
+    from adadelta_cli.report import verification as report
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
@@ -326,7 +328,8 @@ def verify(
 
 
 def _self_test(screen: Terminal, out: Path, seed: int) -> None:
-    from adadelta_cli import files, report, selftest
+    from adadelta_cli import files, selftest
+    from adadelta_cli.report import selftest as report
 
     files.prepare(out)
     work = selftest.SelfTest(seed=seed)
@@ -438,7 +441,8 @@ def bench(
     adadelta bench --sizes 1e7 --impl numpy-fused --peers
     adadelta bench --sizes 1e6 --against ../main/.venv/bin/python
     """
-    from adadelta_cli import benchmark, files, machine, measurement, report, workloads
+    from adadelta_cli import benchmark, files, machine, measurement, workloads
+    from adadelta_cli.report import bench as report
 
     screen = terminal(as_json, quiet, verbose)
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
@@ -468,7 +472,7 @@ def bench(
 
 
 def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], layout: str) -> None:
-    from adadelta_cli import report
+    from adadelta_cli.report import bench as report
 
     rows = [each.row for result in results for each in result.measurements]
     if layout == "markdown":

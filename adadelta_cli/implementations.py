@@ -251,9 +251,10 @@ def implementation(name: str) -> Implementation:
     """
     if name in IMPLEMENTATIONS:
         return IMPLEMENTATIONS[name]
-    if ":" in name:
+    if ":" in name or name.endswith(".py"):
         from adadelta_cli import candidate
 
+        candidate.check_form(name)
         return candidate.implementation(name)
     raise UsageError(
         f"--impl is {name!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of your own as "

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from conftest import HAS_MXNET
 
-from adadelta_cli import cases, implementations, report, verification
+from adadelta_cli import cases, implementations, verification
 from adadelta_cli import update as formula
 from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.report import verification as report
 from adadelta_cli.sandbox import InProcess
 from adadelta_cli.verification import Plan, Verification
 
