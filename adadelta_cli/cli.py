@@ -495,17 +495,25 @@ def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], lay
 # --- compare
 
 
+def _threshold(_context: click.Context, _parameter: click.Parameter, threshold: float) -> float:
+    """Refuse what would judge nothing: 5 for 5 %, NaN."""
+    if not 0 < threshold < 1:
+        raise UsageError(
+            f"--threshold is {threshold:g}; allowed is a share above 0 and below 1: 0.05 is 5 %"
+        )
+    return threshold
+
+
+threshold_option = click.option(
+    "--threshold", type=float, default=0.05, show_default=True, callback=_threshold, metavar="X",
+    help="The smallest difference that counts, as a share: 0.05 is 5 %.",
+)  # fmt: skip
+
+
 @adadelta.command()
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.05,
-    show_default=True,
-    metavar="X",
-    help="The smallest difference that counts, as a share: 0.05 is 5 %.",
-)
+@threshold_option
 @click.option(
     "--format",
     "layout",
