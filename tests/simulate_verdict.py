@@ -70,10 +70,14 @@ def rates(noise: Noise, processes: int, tables: int = 1000, seed: int = 0) -> np
     return found / tables
 
 
+def line(noise: Noise, processes: int) -> str:
+    """Write a line of the table."""
+    cells = [" / ".join(f"{100 * x:.1f}" for x in each) for each in rates(noise, processes)]
+    return f"| {noise.name} | {processes} | {' | '.join(cells)} |"
+
+
 if __name__ == "__main__":
-    print("| noise of a process | processes | `--against` | `compare` |")  # noqa: T201
-    print("|---|---|---|---|")  # noqa: T201
+    print("| noise of a process | processes | `--against` | `compare` |\n|---|---|---|---|")  # noqa: T201
     for noise in NOISES:
         for processes in PROCESSES:
-            cells = [" / ".join(f"{100 * x:.1f}" for x in each) for each in rates(noise, processes)]
-            print(f"| {noise.name} | {processes} | {' | '.join(cells)} |", flush=True)  # noqa: T201
+            print(line(noise, processes), flush=True)  # noqa: T201

@@ -391,7 +391,7 @@ def test_compare_csv_only_where_asked_for(results, tmp_path, monkeypatch):
 @pytest.mark.parametrize("threshold", ["0", "1", "5", "-0.1", "nan"])
 def test_the_threshold_is_a_share(threshold, results):
     """5 is no 5 %."""
-    with pytest.raises(UsageError, match="--threshold is .*; allowed is a share above 0"):
+    with pytest.raises(UsageError, match=r"--threshold is .*; allowed is a share above 0"):
         compare(results["old"], results["slow"], "--threshold", threshold)
 
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import simulate_verdict
+from conftest import HERE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -210,6 +211,12 @@ def test_false_alarms_are_rare_and_slow_rows_found():
         assert false == 0
         assert found >= 0.97
         assert same >= 0.97
+
+
+def test_the_page_has_the_rates_that_the_script_gives():
+    """One line of docs/benchmarks.md, computed again."""
+    page = (HERE.parent / "docs" / "benchmarks.md").read_text()
+    assert simulate_verdict.line(simulate_verdict.NOISES[0], 6) in page.splitlines()
 
 
 def test_noise_makes_rows_unclear_not_slower():
