@@ -91,6 +91,7 @@ def test_shares_come_first():
     row = only(content(), new)
     assert row.verdict is Verdict.SAME
     assert row.note == "the ceiling itself was 50 GB/s and is 25"
+    assert only(content(ceiling=False), new).note == ""  # seconds, whatever the ceiling does
 
 
 def test_shares_carry_over_to_another_host_seconds_do_not():
@@ -234,6 +235,14 @@ def test_a_training_that_became_wrong_is_slower():
     new = content(slower=0.5)
     new["rows"][1]["note"] = "loss 0.2, wrong: not that of mxnet-stock"
     assert judged(content(), new).rows[1].verdict is Verdict.SLOWER
+
+
+def test_a_training_that_was_wrong_gives_no_time_to_compare_with():
+    """The old time is one of another computation."""
+    old = content()
+    old["rows"][1]["note"] = "loss 0.2, wrong: not that of mxnet-stock"
+    row = judged(old, content(slower=2.0)).rows[1]
+    assert row.verdict is Verdict.UNCLEAR and row.ratio is None
 
 
 @pytest.mark.parametrize(
