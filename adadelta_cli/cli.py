@@ -37,6 +37,7 @@ def adadelta(context: click.Context) -> None:
     adadelta run mlp                 does it train?
     adadelta verify                  is every bit right?
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
+    adadelta compare OLD NEW         is it slower than it was?
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -54,7 +55,9 @@ def _threads(_context: click.Context, _parameter: click.Parameter, count: int | 
     return count
 
 
-def _folder(_context: click.Context, _parameter: click.Parameter, folder: Path) -> Path:
+def _folder(
+    _context: click.Context, _parameter: click.Parameter, folder: Path | None
+) -> Path | None:
     """Refuse an empty name, which means this folder to Python and a slip to its writer."""
     if folder == Path():
         raise UsageError("--out is empty or '.'; name a folder of its own")
@@ -484,3 +487,77 @@ def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], lay
     screen.document(report.bench_document(results, about))
     for doubt in dict.fromkeys(doubt for result in results for doubt in result.doubts):
         screen.note(f"Warning: {doubt}")
+
+
+# --- compare
+
+
+def _threshold(_context: click.Context, _parameter: click.Parameter, threshold: float) -> float:
+    """Refuse what would judge nothing: 5 for 5 %, NaN."""
+    if not 0 < threshold < 1:
+        raise UsageError(
+            f"--threshold is {threshold:g}; allowed is a share above 0 and below 1: 0.05 is 5 %"
+        )
+    return threshold
+
+
+threshold_option = click.option(
+    "--threshold", type=float, default=0.05, show_default=True, callback=_threshold, metavar="X",
+    help="The smallest difference that counts, as a share: 0.05 is 5 %.",
+)  # fmt: skip
+
+
+@adadelta.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@threshold_option
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "markdown"]),
+    default="table",
+    show_default=True,
+    help="How the verdicts are laid out.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=_folder,
+    help="Write compare.csv there; default: no file.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The summary as one JSON document on stdout, and nothing else there.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Less.")
+@click.option("-v", "--verbose", is_flag=True, help="More.")
+def compare(
+    old: Path, new: Path, threshold: float, layout: str, out: Path | None,
+    as_json: bool, quiet: bool, verbose: bool,
+) -> int:  # fmt: skip
+    """Judge one result of bench against another: FASTER, SLOWER, SAME or UNCLEAR.
+
+    OLD and NEW are each a bench.json, or the folder that it is in. Exit code 1 if a row is SLOWER:
+    by more than the threshold, and significantly.
+
+    \b
+    adadelta compare main/bench.json results/bench/bench.json
+    adadelta compare main results/bench --threshold 0.1 --format markdown
+    """
+    from adadelta_cli import comparison, files, report_comparison
+
+    screen = terminal(as_json, quiet, verbose)
+    found = comparison.judge(comparison.read(old), comparison.read(new), threshold)
+    if out:
+        files.prepare(out)
+        screen.note(f"written: {report_comparison.write_comparison(out, found)}")
+    if layout == "markdown":
+        screen.text(report_comparison.comparison_markdown(found))
+    else:
+        screen.table(report_comparison.comparison_table(found))
+        for line in report_comparison.comparison_remarks(found):
+            screen.text(line)
+    screen.document(report_comparison.comparison_document(found))
+    return found.exit_code
