@@ -272,13 +272,7 @@ def _check_available(chosen: Implementation, ctx: str, timeout: float | None) ->
         if lack:
             raise UnavailableError(f"--impl {chosen.name}: {lack}")
     elif chosen.allowed:
-        with Sandbox(timeout) as sandbox:
-            try:
-                problem = sandbox.call(candidate.problem, chosen.name)
-            except SandboxError as error:
-                raise UsageError(f"--impl {chosen.name}: importing it {error}") from None
-        if problem:
-            raise problem
+        candidate.check(chosen.name, timeout)
     else:
         backends.backend(chosen.backend, ctx)
 
