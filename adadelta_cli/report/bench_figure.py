@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.benchmark import held_bytes
+from adadelta_cli.measurement import held_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from adadelta_cli.benchmark import Measurement, Row
+    from adadelta_cli.measurement import Measurement, Row
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 LOOKS = {
@@ -43,6 +43,8 @@ CACHE: dict[str, Any] = {
     "label": "the arrays of a step fill this cache", "color": "grey", "linestyle": ":",
     "linewidth": 1.2,
 }  # fmt: skip
+FEWEST_BARS = 5  # that a panel has room for: one bar is not to fill it
+LEGEND_IN = 2.4  # of width for a column of the legend, in inches
 TITLE_PAD = 20  # points, above the names of the caches
 LARGEST_IN = 150.0  # of a figure's height, in inches: beyond, a picture takes gigabytes of memory
 
@@ -122,13 +124,22 @@ def _empty(title: str) -> Figure:
     return figure
 
 
-def _plain(axis: Any, *, steps: Sequence[float] = (1, 2, 5)) -> None:
-    """Label a logarithmic axis with plain numbers."""
+def _label(axis: Any, write: Callable[[float], str], *, steps: Sequence[float] = (1, 2, 5)) -> None:
+    """Label a logarithmic axis at these steps of each decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=steps, numticks=30))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.6g}"
+
+
+def _scientific(value: float) -> str:
+    """Write a size as workloads are named: 2e6."""
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 # --- bench.png ------------------------------------------------------------------------------------
@@ -146,7 +157,7 @@ def bench_figure(measurements: Sequence[Measurement], machine: Mapping[str, Any]
     }
     styles = looks(each.row for each in measurements)
     lines = [_panels(rows, machine["cache_bytes"], styles) for rows in settings.values()]
-    heights = [max(5.0, 1.8 + 0.26 * sum(map(_has_gain, rows))) for rows in settings.values()]
+    heights = [max(each.height for each in panels) for panels in lines]
     width = max(9.0, *(1 + sum(each.width for each in panels) for panels in lines))
     size = (width, min(sum(heights) + 1, LARGEST_IN))
     figure = Figure(figsize=size, layout="constrained")
@@ -170,16 +181,16 @@ def _draw_legend(figure: Figure) -> None:
             handles.setdefault(label, handle)
     labels = sorted(handles, key=lambda label: label not in {CEILING["label"], CACHE["label"]})
     if labels:
-        figure.legend(
-            [handles[label] for label in labels], labels, loc="outside lower center", ncols=6,
-            fontsize=9,
-        )  # fmt: skip
+        columns = int(figure.get_size_inches()[0] / LEGEND_IN)
+        chosen = [handles[label] for label in labels]
+        figure.legend(chosen, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 class Panel(NamedTuple):
-    """A panel to be drawn, and its width in inches."""
+    """A panel to be drawn, and its size in inches."""
 
     width: float
+    height: float
     draw: Callable[[Axes], None]
 
 
@@ -192,13 +203,16 @@ def _panels(
     networks = [row for row in fast if row.tensors > 1]
     gains = [row for row in rows if _has_gain(row)]
     names = {row.workload for row in networks}
+    tall = 1.8 + 0.26 * max(len(gains), FEWEST_BARS)
     scale = partial(_scale_throughput, rows=fast)
     panels = {
-        Panel(6.5, lambda axes: scale(_draw_sizes(axes, sizes, caches, styles))): sizes,
-        Panel(1.5 + len(names), lambda axes: scale(_draw_networks(axes, networks, styles))): names,
-        Panel(7.5, lambda axes: _draw_gains(axes, gains, rows, styles)): gains,
+        Panel(6.5, 5, lambda axes: scale(_draw_sizes(axes, sizes, caches, styles))): sizes,
+        Panel(
+            1.5 + len(names), 5, lambda axes: scale(_draw_networks(axes, networks, styles))
+        ): names,
+        Panel(7.5, tall, lambda axes: _draw_gains(axes, gains, rows, styles)): gains,
     }
-    return [panel for panel, some in panels.items() if some] or [Panel(7.5, _draw_nothing)]
+    return [panel for panel, some in panels.items() if some] or [Panel(7.5, 1.5, _draw_nothing)]
 
 
 def _draw_nothing(axes: Axes) -> None:
@@ -212,7 +226,7 @@ def _scale_throughput(axes: Axes, rows: Sequence[Row]) -> None:
     top = max(values + [row.ceiling_gigabytes_per_s or 0.0 for row in rows]) * 1.5
     axes.set_yscale("log")
     axes.set_ylim(min(min(values) / 1.5, top / 15), top)
-    _plain(axes.yaxis)
+    _label(axes.yaxis, _plain)
     axes.grid(which="both", alpha=0.2)
     axes.set_ylabel("GB/s: bytes a step has to move / its time")
 
@@ -232,6 +246,7 @@ def _draw_sizes(
     low, high = min(row.elements for row in rows), max(row.elements for row in rows)
     margin = max(1.6, (30 * low / high) ** 0.5)
     axes.set_xlim(low / margin, high * margin)
+    _label(axes.xaxis, _scientific, steps=(1, 2, 5) if high / low < 10 else (1,))
     if rows[0].cache == "warm":  # cold arrays come from memory, whatever their size
         _mark_caches(axes, caches, rows[0])
     axes.set_title("Throughput by size: higher is better", pad=TITLE_PAD)
@@ -329,12 +344,12 @@ def _draw_gains(
     labels = [f"{row.workload}  {styles[row.implementation].label}{_reference(row, rows)}"
               for row in gains]  # fmt: skip
     axes.set_yticks(places, labels, fontsize=8)
-    axes.set_ylim(max(len(gains), 8) - 0.4, -0.6)
+    axes.set_ylim(max(len(gains), FEWEST_BARS) - 0.4, -0.6)
     _separate(axes, [row.workload for row in gains])
     axes.set_xscale("log")
     axes.set_xlim(min(0.8, lows.min() / 2), max(1.6, highs.max() * 1.6))
     wide = float(np.ptp(np.log10(axes.get_xlim()))) > 0.8
-    _plain(axes.xaxis, steps=(1, 2, 5) if wide else (1, 1.2, 1.5, 2, 3, 5, 8))
+    _label(axes.xaxis, _plain, steps=(1, 2, 5) if wide else (1, 1.2, 1.5, 2, 3, 5, 8))
     axes.axvline(1, color="black", linewidth=1)
     axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.2)
@@ -352,8 +367,8 @@ def _separate(axes: Axes, workloads: Sequence[str]) -> None:
 
 SAMPLES_HELP = (
     "a dot: one sample   a lane of dots: one process, its samples from top to bottom as they were "
-    "taken, and a tick at its median\ngrey: 95 % interval of the row's median   "
-    "7 \N{RIGHTWARDS ARROW} 2.5: seven samples beyond the right edge, up to 2.5 times the median"
+    "taken, and a tick at its median\ngrey: 95 % interval of the row's median   beyond: samples "
+    "to the right of what is shown, and the slowest of them"
 )
 TIMES = (0.2, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10)
 NARROW_IN = 0.55  # least height of a row, in inches
@@ -388,14 +403,14 @@ def samples_figure(measurements: Sequence[Measurement], machine: Mapping[str, An
 
 def _relative(measurement: Measurement) -> list[np.ndarray]:
     median = measurement.row.median_s or math.nan
-    return [np.array(samples) / median for samples in measurement.samples_s]
+    return [np.array(samples) / median for samples in measurement.samples_s if samples]
 
 
 def _limits(measurements: Sequence[Measurement]) -> tuple[float, float]:
-    """Choose what the axis shows: all but the slowest hundredth of the samples of most rows."""
-    timed = [np.concatenate(_relative(each)) for each in measurements if each.samples_s]
+    """Choose what the axis shows: of each row all samples but its slowest twentieth."""
+    timed = [np.concatenate(_relative(each)) for each in measurements if each.row.median_s]
     low = min((float(each.min()) for each in timed), default=1.0)
-    high = float(np.percentile([np.percentile(each, 98) for each in timed] or [1.0], 90))
+    high = max((float(np.percentile(each, 95)) for each in timed), default=1.0)
     return min(0.93, low / 1.02), min(10.0, max(1.1, high * 1.05))
 
 
@@ -408,11 +423,18 @@ def _draw_samples(
     axes.set_ylim(len(measurements), 0)
     axes.axvline(1, color="black", linewidth=0.8, alpha=0.5)
     for place, each in enumerate(measurements):
-        if each.samples_s and each.row.median_s:
+        if each.row.median_s:
             _draw_row(axes, place, each, styles[each.row.implementation].color, limits)
         else:
             told = f"not timed: {shorten(each.row.note, 100, placeholder=' ...')}"
-            axes.text(0.02, place + 0.5, told, transform=axes.get_yaxis_transform(), va="center")
+            axes.text(
+                0.02,
+                place + 0.5,
+                told,
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=9,
+            )
     rows = [each.row for each in measurements]
     labels = [f"{row.workload}  {styles[row.implementation].label}" for row in rows]
     axes.set_yticks([place + 0.5 for place in range(len(rows))], labels, fontsize=9)
@@ -440,21 +462,17 @@ def _draw_row(
             alpha=max(0.45, min(0.9, 60 / len(samples))),
         )  # fmt: skip
         axes.vlines(np.median(samples), top, top + lane, color="black", linewidth=1.4)
-    count = sum(map(len, processes))
-    told = f"median {_duration(median)}\n{count:,} samples"
     axes.annotate(
-        told, (1, place + 0.5), xycoords=axes.get_yaxis_transform(), xytext=(6, 0),
-        textcoords="offset points", va="center", fontsize=7.5,
+        _told(median, np.concatenate(processes), limits[1]), (1, place + 0.5), xytext=(6, 0),
+        xycoords=axes.get_yaxis_transform(), textcoords="offset points", va="center", fontsize=7.5,
     )  # fmt: skip
-    every = np.concatenate(processes)
-    beyond = int((every > limits[1]).sum())
-    if beyond:
-        axes.annotate(
-            f"{beyond} \N{RIGHTWARDS ARROW} {every.max():.3g}", (1, place + 0.5),
-            xycoords=axes.get_yaxis_transform(), xytext=(-4, 0), textcoords="offset points",
-            ha="right", va="center", fontsize=7.5,
-            bbox={"boxstyle": "square,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
-        )  # fmt: skip
+
+
+def _told(median_s: float, samples: np.ndarray, limit: float) -> str:
+    """Write what stands beside a row: its median, how many samples, and those that are not seen."""
+    beyond = int((samples > limit).sum())
+    lines = [f"median {_duration(median_s)}", f"{len(samples):,} samples"]
+    return "\n".join(lines + [f"{beyond} beyond, to {samples.max():.3g}"] * bool(beyond))
 
 
 def _mark_times(axes: Axes, limits: tuple[float, float]) -> None:
