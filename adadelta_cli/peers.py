@@ -7,13 +7,11 @@ update, and its own weight decay is 0. What is compared is then the optimizer al
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends
+from adadelta_cli import backends, machine
 from adadelta_cli.sandbox import Finding
 
 if TYPE_CHECKING:
@@ -47,8 +45,7 @@ def lack(peer: Implementation) -> str:
     missing = backends.missing(peer.backend)
     if missing or peer.name != "torch-compile":
         return missing
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if any(name and shutil.which(name) for name in compilers):
+    if machine.compiler():
         return ""
     return "torch.compile needs a C++ compiler, and there is none; install g++, or set CXX"
 
