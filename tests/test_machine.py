@@ -133,7 +133,7 @@ MEMORY = {"proc/meminfo": "MemAvailable: 1000000 kB"}
     ("contents", "quota", "available"),
     [
         ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "150000 100000",
-          "sys/fs/cgroup/a/b/cpu.max": "max 100000", "sys/fs/cgroup/a/b/memory.max": "5000",
+          "sys/fs/cgroup/a/b/cpu.max": "400000 100000", "sys/fs/cgroup/a/b/memory.max": "5000",
           "sys/fs/cgroup/a/b/memory.current": "3000",
           "sys/fs/cgroup/a/b/memory.stat": "anon 1\ninactive_file 500\n"}, 1.5, 2500),
         ({"proc/self/cgroup": "4:memory:/x\n1:cpu,cpuacct:/not/shown/here",
