@@ -1,41 +1,37 @@
 """How fast a step is, and how far from what the machine allows: `bench`.
 
-What is timed is one finished `AdaDelta.update` (`mxnet*`), or one call on arrays (`numpy*`). Each
-workload is timed in several fresh processes (worker.py); in each, all implementations and both
-roofs take turns, so that whatever else the machine does hits them alike. Ratios are of samples of
-one round, and every interval knows about the processes (estimate.py).
+What is timed is one finished `AdaDelta.update` (`mxnet*`), one call on arrays (`numpy*`), or the
+step of another framework's optimizer. Everything is timed in several passes, each with fresh
+processes (crew.py), in which all implementations and both roofs take turns.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, engine, machine
+from adadelta_cli import backends, candidate, engine, implementations, machine, peers
 from adadelta_cli.console import Tick, no_tick
+from adadelta_cli.crew import Columns, Crew, Role, Worker
 from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
-from adadelta_cli.estimate import Estimate, estimate, ratio
-from adadelta_cli.implementations import IMPLEMENTATIONS, implementation
-from adadelta_cli.worker import ARITHMETIC, MEMORY
+from adadelta_cli.implementations import IMPLEMENTATIONS, timeable
+from adadelta_cli.measurement import Group, Result, Samples, held_bytes, result, trained
+from adadelta_cli.tensors import state_dtype
+from adadelta_cli.worker import cold_copies
 from adadelta_cli.workloads import Workload, model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SLICE_S = 0.25  # how long a process takes samples before it is asked whether they suffice
 TRAINED = {"mlp": ("mxnet-stock", "mxnet", "mxnet-fused")}  # by network; the first is the reference
+CACHES = ("warm", "cold")
+OLD = "old: "  # the prefix of what the other version times
 
 
 @dataclass(frozen=True)
@@ -47,163 +43,52 @@ class Plan:
         implementations: their names.
         dtypes: float32, float64, float16 (with float32 masters).
         threads: numbers of CPU threads, one after the other.
-        seed: of the tensors' values and of the bootstrap.
+        caches: of `CACHES`.
+        seed: of the tensors' values and of the order in a round.
         precision: half the width of the median's 95 % interval, as a share of it, that suffices.
         max_time_s: how long samples of one workload are taken at most, all processes together.
         processes: how many times everything is timed afresh.
+        absent: implementations that were asked for where they are, and are not here: name, reason.
+        against: another environment's interpreter, whose version is timed in the same rounds.
     """
 
     workloads: tuple[Workload, ...]
     implementations: tuple[str, ...]
     dtypes: tuple[str, ...] = ("float32",)
     threads: tuple[int, ...] = (1,)
+    caches: tuple[str, ...] = ("warm",)
     seed: int = 0
     precision: float = 0.02
     max_time_s: float = 4.0
-    processes: int = 3
+    processes: int = 6
+    absent: tuple[tuple[str, str], ...] = ()
+    against: str | None = None
 
-    @property
+    @cached_property
     def groups(self) -> list[Group]:
-        """What is timed together: each workload with each dtype and number of threads."""
+        """What is timed together: each workload with each dtype, number of threads and cache."""
+        settings = itertools.product(self.threads, self.workloads, self.dtypes, self.caches)
         return [
-            Group(self, *each)
-            for each in itertools.product(self.workloads, self.dtypes, self.threads)
+            Group(workload, self.implementations, dtype, threads, cache, self.precision)
+            for threads, workload, dtype, cache in settings
         ]
 
-
-@dataclass(frozen=True)
-class Group:
-    """The implementations that are timed together, in one process after the other."""
-
-    plan: Plan
-    workload: Workload
-    dtype: str
-    threads: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """The time of one implementation's step on one workload: a row of bench.csv.
-
-    A share or a speed-up is the median of the ratios within rounds, with its own interval. None:
-    not measured, and `note` says why.
-    """
-
-    implementation: str
-    backend: str
-    ctx: str
-    dtype: str
-    workload: str
-    tensors: int
-    elements: int
-    threads: int
-    cache: str = "warm"
-    processes: int = 0
-    samples: int = 0
-    median_s: float | None = None
-    ci_low_s: float | None = None
-    ci_high_s: float | None = None
-    q1_s: float | None = None
-    q3_s: float | None = None
-    elements_per_s: float | None = None
-    gigabytes_per_s: float | None = None
-    ceiling_gigabytes_per_s: float | None = None
-    ceiling_fraction: float | None = None
-    ceiling_fraction_low: float | None = None
-    ceiling_fraction_high: float | None = None
-    bound: str | None = None
-    speedup: float | None = None
-    speedup_low: float | None = None
-    speedup_high: float | None = None
-    peak_extra_bytes: int | None = None
-    note: str = ""
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
-Samples = dict[str, list[np.ndarray]]
-"""By entry, an array for each process; a round in which the entry had no turn is a NaN."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A row, and the samples behind it.
-
-    Attributes:
-        row: what bench.csv has.
-        samples_s: the samples of each process, in seconds a step, in the order they were taken.
-        wrong: this implementation's bits are not those of the array update.
-    """
-
-    row: Row
-    samples_s: list[list[float]]
-    wrong: bool = False
-
-
-# --- bytes ----------------------------------------------------------------------------------------
-
-
-def traffic_bytes(dtype: str) -> int:
-    """Count the bytes that a step has to move for each element: reads of four, writes of three.
-
-    A float16 weight adds its own write to the three of the float32 master and states, and is never
-    read; its gradient is float16 too.
-
-    >>> [traffic_bytes(dtype) for dtype in ("float32", "float64", "float16")]
-    [28, 56, 28]
-    """
-    stored, state = _itemsizes(dtype)
-    reads = 3 * state + stored
-    writes = 3 * state + (stored if dtype == "float16" else 0)
-    return reads + writes
-
-
-def held_bytes(dtype: str) -> int:
-    """Count the bytes that the arrays of a step hold for each element.
-
-    >>> [held_bytes(dtype) for dtype in ("float32", "float64", "float16")]
-    [16, 32, 16]
-    """
-    stored, state = _itemsizes(dtype)
-    return 2 * stored + (3 if dtype == "float16" else 2) * state
-
-
-def _itemsizes(dtype: str) -> tuple[int, int]:
-    return np.dtype(dtype).itemsize, 4 if dtype == "float16" else np.dtype(dtype).itemsize
-
-
-TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured
-
-
-def needed_bytes(group: Group) -> int:
-    """Count the bytes that timing a workload allocates."""
-    temporaries = 0
-    if any(not implementation(name).fused for name in group.plan.implementations):
-        temporaries = TEMPORARIES * _itemsizes(group.dtype)[1]
-    return group.workload.elements * (held_bytes(group.dtype) + temporaries)
-
-
-def check_memory(plan: Plan) -> None:
-    """Compare what the largest workload needs with what is free, before anything is allocated.
-
-    Raises:
-        UnavailableError: it does not fit.
-    """
-    largest = max(plan.groups, key=needed_bytes)
-    needed, available = needed_bytes(largest), machine.available_bytes()
-    if available is not None and needed > available:
-        raise UnavailableError(
-            f"{largest.workload.name} in {largest.dtype} needs {needed / 1e9:.1f} GB "
-            f"({needed} bytes) and {available / 1e9:.1f} GB ({available} bytes) are available; "
-            "ask for a smaller --sizes, or for fused steps only (--impl numpy-fused), which need "
-            "no temporary arrays"
-        )
+    @cached_property
+    def roles(self) -> list[Role]:
+        """Who times what: ours and the roofs together, everything else in a process of its own."""
+        ours = tuple(name for name in self.implementations if not timeable(name).sandbox)
+        others = [name for name in self.implementations if timeable(name).sandbox]
+        roles = [Role(ours, roofs=True), *(Role((name,), foreign=True) for name in others)]
+        return [*roles, Role(ours, OLD, self.against)] if self.against else roles
 
 
 # --- the choice of implementations ----------------------------------------------------------------
 
 
-def choose(names: Sequence[str], backend: str, ctx: str) -> tuple[str, ...]:
-    """Return the implementations to time: those named, or all that there are here.
+def choose(
+    names: Sequence[str], backend: str, ctx: str, *, fused_only: bool = False
+) -> tuple[str, ...]:
+    """Return the implementations to time: those named, or all of ours that there are here.
 
     Raises:
         UsageError: a name is unknown, or belongs to another backend.
@@ -216,92 +101,80 @@ def choose(names: Sequence[str], backend: str, ctx: str) -> tuple[str, ...]:
     for name in names:
         _check_choice(name, backend)
     chosen = tuple(dict.fromkeys(names)) or tuple(
-        each.name for each in IMPLEMENTATIONS.values() if each.backend in wanted
+        each.name
+        for each in IMPLEMENTATIONS.values()
+        if each.backend in wanted and (each.fused or not fused_only)
     )
-    if any(implementation(name).backend == "mxnet" for name in chosen):
+    if any(timeable(name).backend == "mxnet" for name in chosen):
         engine.is_installed() or engine.load()  # which says what is missing
     return chosen
 
 
 def _check_choice(name: str, backend: str) -> None:
-    found = implementation(name).backend
-    if backend not in ("auto", found):
+    found = timeable(name)
+    if backend not in ("auto", found.backend):
         raise UsageError(
-            f"--impl {name} computes on {found} and --backend is {backend}; leave --backend out, "
-            f"or make it {found}"
+            f"--impl {name} computes on {found.backend} and --backend is {backend}; leave "
+            f"--backend out, or make it {found.backend}"
         )
+    if found.backend in backends.PEERS:
+        lack = peers.lack(found)
+        if lack:
+            raise UnavailableError(f"--impl {name}: {lack}")
+    elif found.sandbox:
+        candidate.check(name)
 
 
-# --- processes ------------------------------------------------------------------------------------
+def choose_peers() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the names of the peers and yardsticks that are here; the others, with their lack."""
+    all_peers = implementations.PEERS | implementations.YARDSTICKS
+    lacks = {name: peers.lack(peer) for name, peer in all_peers.items()}
+    here = tuple(name for name, lack in lacks.items() if not lack)
+    return here, tuple((name, lack) for name, lack in lacks.items() if lack)
 
 
-class Worker:
-    """A process that takes samples; see worker.py for what is said to it.
+def _unable(name: str, group: Group) -> str:
+    """Say why a group cannot be put to an implementation; empty when it can."""
+    chosen = timeable(name)
+    if group.dtype not in chosen.dtypes:
+        return f"skipped: {name} has no {group.dtype}"
+    if group.cache == "cold" and name == "torch-compile":
+        return "skipped: it would be compiled once for each copy of the tensors"
+    return ""
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured
+
+
+def needed_bytes(plan: Plan, group: Group) -> int:
+    """Count the bytes that timing a workload allocates, in all processes that do at once."""
+    held = group.workload.elements * held_bytes(group.dtype)
+    copies, ballast = cold_copies(held) if group.cache == "cold" else (1, 0)
+    temporaries = group.workload.elements * TEMPORARIES * state_dtype(group.dtype).itemsize
+    unfused = [any(not timeable(name).fused for name in r.implementations) for r in plan.roles]
+    return sum(held * copies + ballast + temporaries * each for each in unfused)
+
+
+def check_memory(plan: Plan) -> None:
+    """Compare what the largest workload needs with what is free, before anything is allocated.
 
     Raises:
-        BrokenError: it ended.
+        UnavailableError: it does not fit.
     """
-
-    def __init__(self, threads: int, **environment: str) -> None:
-        path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        limits = machine.thread_environment(threads) | environment
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - __exit__ closes it
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "adadelta_cli.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **limits, "PYTHONPATH": os.pathsep.join(filter(None, path))},
-        )
-
-    def __enter__(self) -> Worker:  # noqa: PYI034 - Python 3.10 has no Self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def ask(self, **order: Any) -> dict[str, Any]:
-        """Send an order, first what to work on, then for how many seconds; return the answer."""
-        orders, replies = (
-            cast("IO[str]", self._process.stdin),
-            cast("IO[str]", self._process.stdout),
-        )
-        try:
-            orders.write(json.dumps(order) + "\n")
-            orders.flush()
-            return json.loads(replies.readline())
-        except (BrokenPipeError, json.JSONDecodeError) as error:
-            raise self._broken() from error
-
-    def _broken(self) -> BrokenError:
-        code = self._process.wait()
-        self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
-        return BrokenError(
-            f"a process that takes samples ended with {code}: {last}; if that is -9, the system "
-            "ran out of memory: ask for smaller --sizes"
+    needed, largest = max(((needed_bytes(plan, g), g) for g in plan.groups), key=lambda p: p[0])
+    available = machine.available_bytes()
+    if available is not None and needed > available:
+        raise UnavailableError(
+            f"{largest.workload.name} in {largest.dtype} needs {needed / 1e9:.1f} GB "
+            f"({needed} bytes) and {available / 1e9:.1f} GB ({available} bytes) are available; "
+            "ask for a smaller --sizes, or for fused steps only (--impl numpy-fused), which need "
+            "no temporary arrays"
         )
 
 
 # --- measuring ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of timing a group.
-
-    Attributes:
-        measurements: one for each implementation.
-        roofs_s: the samples of both roofs, by process, NaN-free.
-        doubts: why these numbers should not be trusted, each with what to do about it.
-    """
-
-    measurements: list[Measurement]
-    roofs_s: dict[str, list[list[float]]]
-    doubts: list[str]
 
 
 def results(plan: Plan, train: str | None, tick: Tick = no_tick) -> Iterator[Result]:
@@ -312,63 +185,96 @@ def results(plan: Plan, train: str | None, tick: Tick = no_tick) -> Iterator[Res
         yield from train_steps(train, plan, tick)
 
 
+class _Pass:
+    """What the passes over a group have brought together."""
+
+    def __init__(self) -> None:
+        self.samples: Samples = defaultdict(list)
+        self.faults: dict[str, str] = {}
+
+    def add(self, columns: Columns, faults: dict[str, str]) -> None:
+        """Add what fresh processes found."""
+        self.faults |= {name: fault for name, fault in faults.items() if fault}
+        for name, values in columns.items():
+            self.samples[name].append(values)
+
+    @property
+    def faultless(self) -> Samples:
+        """The samples of what was right in every process."""
+        return {name: each for name, each in self.samples.items() if name not in self.faults}
+
+
 def measure(plan: Plan, tick: Tick = no_tick) -> Iterator[Result]:
-    """Time all of a plan, group by group.
+    """Time all of a plan; what was timed until it is interrupted, too.
 
     Raises:
         UnavailableError: the memory does not suffice; nothing was allocated.
         BrokenError: a process broke off.
     """
     check_memory(plan)
-    total = len(plan.groups) * plan.processes + 1
-    tick(0, total, "memory")
-    peaks = _peaks(plan)
-    for number, group in enumerate(plan.groups):
-        samples: Samples = {}
-        for process in range(plan.processes):
-            tick(
-                number * plan.processes + process + 1, total, f"{group.workload.name} {group.dtype}"
-            )
+    found = {group: _Pass() for group in plan.groups}
+    peaks: dict[tuple[Group, str], int | None] = {}
+    ended: BaseException | None = None
+    try:
+        peaks |= _peaks(plan, tick)
+        for number, threads in itertools.product(range(plan.processes), plan.threads):
+            _pass(plan, number, threads, found, tick)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again below
+        ended = error
+    for group, each in found.items():
+        if each.samples:
+            yield _of_group(plan, group, each, peaks)
+    if ended:
+        raise ended
+
+
+def _of_group(
+    plan: Plan, group: Group, found: _Pass, peaks: dict[tuple[Group, str], int | None]
+) -> Result:
+    reasons = {name: _unable(name, group) for name in plan.implementations}
+    absent = {name: f"skipped: {lack}" for name, lack in plan.absent}
+    everyone = replace(group, implementations=(*plan.implementations, *absent))
+    own = {name: peaks.get((group, name)) for name in plan.implementations}
+    return result(everyone, found.faultless, reasons | absent | found.faults, own, old=OLD)
+
+
+def _pass(plan: Plan, number: int, threads: int, found: dict[Group, _Pass], tick: Tick) -> None:
+    """Time all groups of a number of threads in fresh processes, one group after the other."""
+    groups = [group for group in plan.groups if group.threads == threads]
+    total = plan.processes * len(plan.groups)
+    place = number * len(plan.groups) + plan.groups.index(groups[0])
+    what = f"process {number + 1} of {plan.processes}"
+    tick(place, total, what)
+    with Crew(plan.roles, threads, seed=plan.seed + number) as crew:
+        for k, group in enumerate(groups):
+            tick(place + k, total, f"{group.workload.name} {group.dtype} {group.cache}, {what}")
+            crew.prepare(_able(plan, group), **_spec(plan, group))
             budget_s = plan.max_time_s / plan.processes
-            faults = _time_once(group, samples, budget_s)
-        peak = {name: peaks.get((group, name)) for name in plan.implementations}
-        yield _result(group, samples, faults, peak)
+            columns = crew.sample(budget_s, lambda seen: _suffice(seen, plan.precision))
+            found[group].add(columns, crew.faults)
 
 
-def _spec(group: Group, task: str) -> dict[str, Any]:
+def _able(plan: Plan, group: Group) -> list[str]:
+    return [name for name in plan.implementations if not _unable(name, group)]
+
+
+def _spec(plan: Plan, group: Group) -> dict[str, Any]:
     return {
-        "task": task,
         "dtype": group.dtype,
-        "seed": group.plan.seed,
+        "seed": plan.seed,
         "shapes": group.workload.shapes,
-        "implementations": group.plan.implementations,
+        "cold": group.cache == "cold",
     }
 
 
-def _time_once(group: Group, samples: Samples, budget_s: float) -> dict[str, str]:
-    """Add the samples of a fresh process; return what is wrong with each implementation."""
-    found: dict[str, list[float | None]] = {}
-    with Worker(group.threads) as worker:
-        faults = worker.ask(**_spec(group, "time"))["faults"]
-        until = time.monotonic() + budget_s
-        while not found or (
-            time.monotonic() < until and not _suffices(found, group.plan.precision)
-        ):
-            for name, values in worker.ask(seconds=SLICE_S)["samples"].items():
-                found.setdefault(name, []).extend(values)
-    for name, values in found.items():
-        samples.setdefault(name, []).append(np.array(values, dtype=np.float64))
-    return faults
-
-
-def _suffices(found: dict[str, list[float | None]], precision: float) -> bool:
+def _suffice(found: Columns, precision: float) -> bool:
     """Tell whether every median is known well enough within this process.
 
     By order statistics: the ranks n/2 -+ 0.98 sqrt(n) enclose the median in 95 % of cases. Half the
     precision is asked for, since the processes differ too.
     """
     for values in found.values():
-        known = np.sort([value for value in values if value is not None])
+        known = np.sort(values[~np.isnan(values)])
         reach = math.ceil(0.98 * math.sqrt(len(known)))
         low, high = len(known) // 2 - reach, len(known) // 2 + reach
         if low < 0 or high >= len(known):
@@ -378,147 +284,33 @@ def _suffices(found: dict[str, list[float | None]], precision: float) -> bool:
     return True
 
 
-def _peaks(plan: Plan) -> dict[tuple[Group, str], int | None]:
+def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
     """Measure the extra memory of each implementation, in a process of its own."""
     found: dict[tuple[Group, str], int | None] = {}
     ascending = sorted(plan.groups, key=lambda group: group.workload.elements)
-    for name, dtype, threads in itertools.product(plan.implementations, plan.dtypes, plan.threads):
-        groups = [each for each in ascending if (each.dtype, each.threads) == (dtype, threads)]
-        spec = _spec(groups[0], "peak") | {"implementations": [name]}
-        spec["workloads"] = [group.workload.shapes for group in groups]
-        # Without its pool, MXNet's temporaries are given back, and seen again when they return.
-        with Worker(threads, MXNET_CPU_MEM_POOL_TYPE="Unpooled") as worker:
-            peaks = worker.ask(**spec)["peak_extra_bytes"]
-        found |= {(group, name): peak for group, peak in zip(groups, peaks, strict=True)}
+    kinds = itertools.product(plan.implementations, plan.dtypes, plan.threads)
+    for name, dtype, threads in kinds:
+        groups = [g for g in ascending if (g.dtype, g.threads) == (dtype, threads)]
+        able = [group for group in groups if not _unable(name, group)]
+        if able and not plan.against:
+            tick(0, plan.processes * len(plan.groups), f"memory of {name}")
+            found |= zip(((group, name) for group in able), _peak(plan, able, name), strict=True)
     return found
 
 
-# --- from samples to rows -------------------------------------------------------------------------
-
-
-def _result(
-    group: Group, samples: Samples, faults: dict[str, str], peaks: dict[str, int | None]
-) -> Result:
-    bound = max((MEMORY, ARITHMETIC), key=lambda roof: estimate(_known(samples[roof])).median)
-    measurements = [
-        _measurement(_blank(group, name, faults[name], peaks[name]), group, samples, bound)
-        for name in group.plan.implementations
-    ]
-    roofs = {
-        roof: [each.tolist() for each in _known(samples[roof])] for roof in (MEMORY, ARITHMETIC)
-    }
-    return Result(measurements, roofs, doubts(group, samples))
-
-
-def _blank(group: Group, name: str, fault: str, peak: int | None) -> Row:
-    workload = group.workload
-    return Row(
-        implementation=name, backend=implementation(name).backend, ctx="cpu", dtype=group.dtype,
-        workload=workload.name, tensors=workload.tensors, elements=workload.elements,
-        threads=group.threads, peak_extra_bytes=peak, note=fault,
-    )  # fmt: skip
-
-
-def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Measurement:
-    """Fill a row from the samples; an implementation that is wrong has none."""
-    name = blank.implementation
-    if name not in samples:
-        return Measurement(blank, [], wrong=blank.note.startswith("wrong"))
-    known, moved = _known(samples[name]), blank.elements * traffic_bytes(blank.dtype)
-    time_s, ceiling_s = estimate(known), estimate(_known(samples[bound]))
-    share = _ratio(samples[bound], samples[name])
-    unfused = samples.get(implementation(name).unfused)
-    row = replace(
-        _timed(blank, known, time_s),
-        gigabytes_per_s=moved / time_s.median / 1e9,
-        ceiling_gigabytes_per_s=moved / ceiling_s.median / 1e9,
-        ceiling_fraction=share.median,
-        ceiling_fraction_low=share.low,
-        ceiling_fraction_high=share.high,
-        bound=bound.split(maxsplit=1)[0],
-        note="; ".join(_notes(name, group, samples, time_s)),
-    )
-    return Measurement(_sped_up(row, unfused, samples[name]), [each.tolist() for each in known])
-
-
-def _timed(blank: Row, known: Sequence[np.ndarray], time_s: Estimate) -> Row:
-    q1, q3 = np.median([np.percentile(each, [25, 75]) for each in known], axis=0)
-    return replace(
-        blank,
-        processes=len(known),
-        samples=sum(map(len, known)),
-        median_s=time_s.median,
-        ci_low_s=time_s.low,
-        ci_high_s=time_s.high,
-        q1_s=float(q1),
-        q3_s=float(q3),
-        elements_per_s=blank.elements / time_s.median,
-    )
-
-
-def _sped_up(row: Row, reference: list[np.ndarray] | None, own: list[np.ndarray]) -> Row:
-    if reference is None:
-        return row
-    gain = _ratio(reference, own)
-    return replace(row, speedup=gain.median, speedup_low=gain.low, speedup_high=gain.high)
-
-
-def _ratio(over: Sequence[np.ndarray], under: Sequence[np.ndarray]) -> Estimate:
-    return estimate(ratio(over, under))
-
-
-def _known(processes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [each[~np.isnan(each)] for each in processes]
-
-
-# --- what to make of it ---------------------------------------------------------------------------
-
-STOCK = "mxnet-stock"
-FEW_SAMPLES = 10
-PROCESSES_DISAGREE = 0.10
-CORES_SHARED = 0.10
-
-
-def _notes(name: str, group: Group, samples: Samples, time_s: Estimate) -> Iterator[str]:
-    """Say how well a row is known, and how it compares with the stock optimizer."""
-    reached, wanted = time_s.precision, group.plan.precision
-    known = _known(samples[name])
-    if reached > wanted:
-        yield f"+-{reached:.1%} when time was up"
-    if sum(map(len, known)) < FEW_SAMPLES:
-        yield f"only {sum(map(len, known))} samples"
-    medians = [float(np.median(each)) for each in known]
-    if max(medians) > (1 + PROCESSES_DISAGREE) * min(medians):
-        yield f"processes disagree by {max(medians) / min(medians) - 1:.0%}"
-    if name == "mxnet-fused" and STOCK in samples:
-        gain = _ratio(samples[STOCK], samples[name])
-        yield f"{gain.median:.1f} x {STOCK} ({gain.low:.1f} to {gain.high:.1f})"
-
-
-def doubts(group: Group, samples: Samples) -> list[str]:
-    """Say why the numbers of a group should not be trusted, and what to do about it."""
-    return [*_too_many_threads(group), *_shared_cores(group, samples)]
-
-
-def _too_many_threads(group: Group) -> Iterator[str]:
-    cores = machine.available_cores()
-    if group.threads > cores:
-        yield (
-            f"{group.threads} threads on {cores} cores wait for each other, which no ceiling "
-            f"accounts for; use --threads {cores} or less"
-        )
-
-
-def _shared_cores(group: Group, samples: Samples) -> Iterator[str]:
-    """Look at the arithmetic roof, which needs nothing but its cores, so it should not vary."""
-    known = np.concatenate(_known(samples[ARITHMETIC]))
-    spread = float(np.percentile(known, 75) / np.min(known)) - 1
-    if spread > CORES_SHARED:
-        yield (
-            f"{group.workload.name} {group.dtype}, {group.threads} threads: arithmetic that stays "
-            f"in the first-level cache took {spread:.0%} longer in a quarter of its samples than "
-            "in the best, so other work shares the cores; end it, or measure again later"
-        )
+def _peak(plan: Plan, groups: Sequence[Group], name: str) -> list[int | None]:
+    spec = _spec(plan, groups[0]) | {"implementations": [name], "task": "peak"}
+    spec["workloads"] = [group.workload.shapes for group in groups]
+    # Without its pool, MXNet's temporaries are given back, and seen again when they return.
+    foreign = bool(timeable(name).sandbox)
+    with Worker(groups[0].threads, foreign=foreign, MXNET_CPU_MEM_POOL_TYPE="Unpooled") as worker:
+        try:
+            worker.greet()
+            return worker.ask(**spec)["peak_extra_bytes"]
+        except BrokenError:
+            if not foreign:
+                raise
+            return [None] * len(groups)  # the samples' process tells the same
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -532,62 +324,17 @@ def train_steps(name: str, plan: Plan, tick: Tick = no_tick) -> Iterator[Result]
     """
     if not engine.is_installed():
         engine.load()
+    workload = replace(model(name), name=f"train:{name}")
+    roles = [Role((each,), f"{each} ", task="train") for each in TRAINED[name]]
     for threads in plan.threads:
-        group = Group(plan, replace(model(name), name=f"train:{name}"), "float32", threads)
-        yield _train(group, TRAINED[name], tick)
-
-
-def _train(group: Group, names: Sequence[str], tick: Tick) -> Result:
-    plan = group.plan
-    steps: Samples = {name: [] for name in names}
-    updates: Samples = {name: [] for name in names}
-    slices: Samples = {name: [] for name in names}
-    for process in range(plan.processes):
-        tick(process, plan.processes, group.workload.name)
-        losses, found = _train_once(group, names, plan.max_time_s / plan.processes)
-        for name in names:
-            steps[name].append(np.concatenate([each["step"] for each in found[name]]))
-            updates[name].append(np.concatenate([each["update"] for each in found[name]]))
-            slices[name].append(np.array([np.median(each["step"]) for each in found[name]]))
-    return Result(
-        [_trained(group, name, steps, updates, slices, losses) for name in names], {}, [],
-    )  # fmt: skip
-
-
-def _train_once(
-    group: Group, names: Sequence[str], budget_s: float
-) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
-    """Let a fresh process for each optimizer take samples in turn; return losses and samples."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(group.threads)) for name in names}
-        losses = {
-            name: worker.ask(**_spec(group, "train") | {"implementations": [name]})["loss"]
-            for name, worker in workers.items()
-        }
-        until = time.monotonic() + budget_s
-        while time.monotonic() < until:
-            for name, worker in workers.items():
-                found[name].append(worker.ask(seconds=SLICE_S / len(names))["samples"])
-    return losses, found
-
-
-def _trained(
-    group: Group, name: str, steps: Samples, updates: Samples, slices: Samples,
-    losses: dict[str, float],
-) -> Measurement:  # fmt: skip
-    reference = next(iter(losses))
-    time_s = estimate(steps[name])
-    share = estimate(updates[name]).median / time_s.median
-    right = losses[name] == losses[reference]
-    verdict = "the same as" if right else "wrong: not that of"
-    note = (
-        f"the update is {share:.0%} of it; loss {losses[name]!r}, {verdict} {reference}, "
-        "against which the speed-up is"
-    )
-    row = _timed(_blank(group, name, note, None), steps[name], time_s)
-    return Measurement(
-        _sped_up(row, slices[reference], slices[name]),
-        [each.tolist() for each in steps[name]],
-        wrong=not right,
-    )
+        group = Group(workload, TRAINED[name], "float32", threads, "warm", plan.precision)
+        samples, losses = _Pass(), {}
+        for number in range(plan.processes):
+            tick(number, plan.processes, f"{workload.name}, process {number + 1}")
+            with Crew(roles, threads, seed=plan.seed + number) as crew:
+                answers = crew.prepare(TRAINED[name], seed=plan.seed)
+                losses = {each: a["loss"] for each, a in zip(TRAINED[name], answers, strict=True)}
+                budget_s = plan.max_time_s / plan.processes
+                columns = crew.sample(budget_s, lambda seen: _suffice(seen, plan.precision))
+                samples.add(columns, crew.faults)
+        yield trained(group, samples.samples, losses)

@@ -6,12 +6,14 @@ an element and not to a vector, as a view of a larger array would be.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
 import inspect
 import operator
 import sys
+import warnings
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ from adadelta_cli import implementations
 from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError
 from adadelta_cli.guard import Guarded, poison
 from adadelta_cli.implementations import Bounds, Implementation
-from adadelta_cli.sandbox import Finding
+from adadelta_cli.sandbox import Finding, Sandbox, SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +39,7 @@ SIGNATURE = (
     "clip_gradient)"
 )
 STATES = ("weight", "acc_grad", "acc_delta")
+IMPORT_S = 120.0  # that the import of a kernel may take
 # For any order of the operations, contracted or not; derived in docs/own-kernels.md.
 ALLOWED = Bounds(weight=22.0, acc_grad=16.0, acc_delta=44.0)
 
@@ -46,7 +49,7 @@ ALLOWED = Bounds(weight=22.0, acc_grad=16.0, acc_delta=44.0)
 
 def implementation(name: str) -> Implementation:
     """Return the implementation that a name stands for; its file is imported when it is bound."""
-    return _implementation(name, partial(_bind_named, name))
+    return _implementation(name, partial(_bind_named, name), partial(_time_named, name))
 
 
 @contextlib.contextmanager
@@ -54,21 +57,45 @@ def known(kernel: Callable[..., Any]) -> Iterator[str]:
     """Make a function an implementation for a while, in this process; yields its name."""
     name = getattr(kernel, "__qualname__", type(kernel).__qualname__)
     name = f"{name} (in Python)"
-    implementations.IMPLEMENTATIONS[name] = _implementation(name, partial(_bind, kernel))
+    implementations.IMPLEMENTATIONS[name] = _implementation(
+        name, partial(_bind, kernel), partial(_time, kernel)
+    )
     try:
         yield name
     finally:
         del implementations.IMPLEMENTATIONS[name]
 
 
-def _implementation(name: str, bind: Callable[..., Step]) -> Implementation:
+def _implementation(
+    name: str, bind: Callable[..., Step], timed: Callable[..., Step]
+) -> Implementation:
     return Implementation(
         name, "numpy", fused=False, bind=bind, unfused="numpy", dtypes=("float32", "float64"),
-        sandbox=name, allowed=ALLOWED,
+        sandbox=name, allowed=ALLOWED, timed=timed, timed_on="boxed",
     )  # fmt: skip
 
 
-def problem(name: str) -> AdadeltaError | None:
+def check(name: str, timeout: float | None = IMPORT_S) -> None:
+    """See, in a process of its own, that a kernel can be found.
+
+    Args:
+        name: as `--impl` has it.
+        timeout: seconds that its import may take.
+
+    Raises:
+        UsageError: there is no such file, module or function, or it cannot be imported.
+        UnavailableError: it imports a library that is not here.
+    """
+    with Sandbox(timeout) as sandbox:
+        try:
+            wrong = sandbox.call(_problem, name)
+        except SandboxError as error:
+            raise UsageError(f"--impl {name}: importing it {error}") from None
+    if wrong:
+        raise wrong
+
+
+def _problem(name: str) -> AdadeltaError | None:
     """Say why a kernel cannot be found; None when it can. Imports it: to be called in a sandbox."""
     try:
         load(name)
@@ -85,9 +112,7 @@ def load(name: str) -> Callable[..., Any]:
         UsageError: there is no such file, module or function, or it cannot be imported.
         UnavailableError: it imports a library that is not here.
     """
-    place, _, path = name.rpartition(":")
-    if not place or not path:
-        raise UsageError(f"--impl is {name!r}; a kernel of your own is named {FORMS}")
+    place, path = _parts(name)
     module = _imported(name, place)
     try:
         found = operator.attrgetter(path)(module)
@@ -100,6 +125,46 @@ def load(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"--impl {name}: {path} is {found!r}; expected a function {SIGNATURE}")
     return found
+
+
+def check_form(name: str) -> None:
+    """See whether a name has its two parts; nothing is imported.
+
+    Raises:
+        UsageError: it has not.
+    """
+    _parts(name)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Cut a name into the file or module, and the function."""
+    place, _, path = name.rpartition(":") if ":" in name else (name, "", "")
+    if place and path:
+        return place, path
+    if not place:
+        raise UsageError(f"--impl is {name!r}; a kernel of your own is named {FORMS}")
+    raise UsageError(
+        f"--impl is {name!r}: FUNCTION is missing; a kernel of your own is named {FORMS}; "
+        f"{_offer(place)}"
+    )
+
+
+def _offer(place: str) -> str:
+    """Say which functions a file defines, as far as that is known without importing it."""
+    path = Path(place)
+    if not path.is_file():
+        return f"and there is no file {path.resolve()}" if place.endswith(".py") else "add it"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of invalid escapes, which its import tells
+            body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"and {place} cannot be read as Python: {error}"
+    names = [each.name for each in body if isinstance(each, ast.FunctionDef)]
+    best = "step" if "step" in names else next(iter(names), "")
+    if not best:
+        return f"and {place} defines no function"
+    return f"the functions of {place} are {', '.join(names)}: try --impl {place}:{best}"
 
 
 def _imported(name: str, place: str) -> ModuleType:
@@ -149,17 +214,27 @@ def _bind_named(name: str, *arguments: Any) -> Step:
     return _bind(load(name), *arguments)
 
 
+def _time_named(name: str, *arguments: Any) -> Step:
+    return _time(load(name), *arguments)
+
+
+def _keywords(
+    hyper: Hyperparameters, lr_mults: Sequence[float], wd_mults: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return the keywords that a kernel gets for each tensor."""
+    return [
+        vars(hyper) | {"learning_rate": hyper.learning_rate * lr_mult, "wd": hyper.wd * wd_mult}
+        for lr_mult, wd_mult in zip(lr_mults, wd_mults, strict=True)
+    ]
+
+
 def _bind(
     kernel: Callable[..., Any],
     parameters: Sequence[Parameter],
     hyper: Hyperparameters,
-    lr_mults: Sequence[float],
-    wd_mults: Sequence[float],
+    *mults: Sequence[float],
 ) -> Step:
-    settings = [
-        vars(hyper) | {"learning_rate": hyper.learning_rate * lr_mult, "wd": hyper.wd * wd_mult}
-        for lr_mult, wd_mult in zip(lr_mults, wd_mults, strict=True)
-    ]
+    settings = _keywords(hyper, *mults)
     _check_signature(kernel, vars(hyper))
 
     def step() -> None:
@@ -167,6 +242,31 @@ def _bind(
             _call(kernel, p, keywords, number)
 
     return step
+
+
+def _time(
+    kernel: Callable[..., Any],
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    *mults: Sequence[float],
+) -> Step:
+    """Bind a kernel to arrays in boxes, where what a functional one returns replaces them."""
+    pairs = list(zip(parameters, _keywords(hyper, *mults), strict=True))
+    _check_signature(kernel, vars(hyper))
+
+    def step() -> None:
+        for p, keywords in pairs:
+            returned = kernel(*(box.value for box in p.arrays), **keywords)
+            if returned is not None:
+                p.weight.value, p.acc_grad.value, p.acc_delta.value = map(_finished, returned)
+
+    return step
+
+
+def _finished(array: Any) -> Any:
+    """Wait for an array that is computed asynchronously, as JAX's are."""
+    wait = getattr(array, "block_until_ready", None)
+    return array if wait is None else wait()
 
 
 def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> None:

@@ -301,7 +301,11 @@ FULL = (
     Case("longer", "1000 steps", ((257,),), ODD, steps=1000),
     Case("million", "where one element may be off", ((1_000_003,),), ODD, steps=2),
     Case(
-        "beyond-2^24", "more elements than float32 can count", ((2**24 + 1,),), ODD, steps=1,
+        "beyond-2^24",
+        "more elements than float32 can count",
+        ((2**24 + 1,),),
+        ODD,
+        steps=1,
         fill="repeated",
     ),
 )

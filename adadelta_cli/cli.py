@@ -37,6 +37,8 @@ def adadelta(context: click.Context) -> None:
     adadelta run mlp                 does it train?
     adadelta verify                  is every bit right?
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
+    adadelta compare OLD NEW         is it slower than it was?
+    adadelta doctor                  what works here, and what would disturb a measurement?
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -54,7 +56,9 @@ def _threads(_context: click.Context, _parameter: click.Parameter, count: int | 
     return count
 
 
-def _folder(_context: click.Context, _parameter: click.Parameter, folder: Path) -> Path:
+def _folder(
+    _context: click.Context, _parameter: click.Parameter, folder: Path | None
+) -> Path | None:
     """Refuse an empty name, which means this folder to Python and a slip to its writer."""
     if folder == Path():
         raise UsageError("--out is empty or '.'; name a folder of its own")
@@ -161,8 +165,9 @@ def run(
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
     """
-    from adadelta_cli import files, report, training
+    from adadelta_cli import files, training
     from adadelta_cli.backends import backend as array_library
+    from adadelta_cli.report import run as report
 
     screen = terminal(as_json, quiet, verbose)
     library = array_library(backend, ctx)
@@ -277,7 +282,8 @@ def verify(
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
     """
-    from adadelta_cli import cases, conduct, config, draw, files, report, verification
+    from adadelta_cli import cases, conduct, config, draw, files, verification
+    from adadelta_cli.report import verification as report
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
@@ -314,7 +320,7 @@ def verify(
         seed=seed,
         timeout=timeout,
         judged=names or (() if peers else ("numpy",)),
-        oracle_budget=500 if full else 250,
+        oracle_budget=500 if full else verification.ORACLE_BUDGET,
     )
     files.prepare(out)
     work = verification.Verification(plan)
@@ -334,7 +340,8 @@ def verify(
 
 
 def _self_test(screen: Terminal, out: Path, seed: int) -> None:
-    from adadelta_cli import files, report, selftest
+    from adadelta_cli import files, selftest
+    from adadelta_cli.report import selftest as report
 
     files.prepare(out)
     work = selftest.SelfTest(seed=seed)
@@ -365,17 +372,18 @@ def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
     adadelta doctor
     adadelta doctor --json > machine.json
     """
-    from adadelta_cli import doctor, report_doctor
+    from adadelta_cli import doctor
+    from adadelta_cli.report import doctor as report
 
     screen = terminal(as_json, quiet, verbose)
     with screen.progress("doctor") as tick:
         found = doctor.examine(tick)
-    for table in report_doctor.doctor_tables(found, screen.verbosity):
+    for table in report.doctor_tables(found, screen.verbosity):
         screen.table(table)
-    screen.document(report_doctor.doctor_document(found))
+    screen.document(report.doctor_document(found))
     if found.exit_code:
-        raise UnavailableError(report_doctor.verdict(found))
-    screen.text(report_doctor.verdict(found))
+        raise UnavailableError(report.verdict(found))
+    screen.text(report.verdict(found))
 
 
 # --- bench
@@ -400,81 +408,68 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 
 @adadelta.command()
 @click.option(
-    "--sizes",
-    metavar="LIST",
+    "--sizes", metavar="LIST",
     help="Elements of one tensor, a list: 1e5,2.5M,10k. Default 1e5,1e6,1e7, where neither --model "
     "nor --train is given.",
-)
+)  # fmt: skip
 @click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME",
+    "--model", "models", multiple=True, metavar="NAME",
     help="The parameters of a network, all in one step: mlp, resnet50, bert-base, gpt2-small, "
     "many-small; repeatable.",
-)
+)  # fmt: skip
 @click.option(
-    "--train",
-    type=click.Choice(["mlp"]),
+    "--train", type=click.Choice(["mlp"]),
     help="Whole training steps (forward, backward, update) of a network.",
-)
+)  # fmt: skip
 @click.option(
-    "--impl",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    help="What to time; repeatable; default all that are here.",
-)
+    "--impl", "names", multiple=True, metavar="NAME",
+    help="What to time, also torch, torch-foreach, torch-compile, optax, torch-adam-fused, or "
+    "FILE.py:FUNCTION, a kernel of your own; repeatable; default all of ours that are here.",
+)  # fmt: skip
+@click.option("--peers", is_flag=True, help="Time the other frameworks that are installed, too.")
 @click.option(
-    "--dtype",
-    "dtypes",
-    multiple=True,
-    type=click.Choice(["float32", "float64", "float16"]),
-    default=["float32"],
-    show_default=True,
+    "--warm", "cache", flag_value="warm", default="warm",
+    help="Step on the same tensors again and again (default).",
+)  # fmt: skip
+@click.option(
+    "--cold", "cache", flag_value="cold",
+    help="Step on tensors that are in no cache, as a training finds them.",
+)  # fmt: skip
+@click.option(
+    "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16"]),
+    default=["float32"], show_default=True,
     help="Element type; repeatable. float16 has float32 master weights.",
-)
+)  # fmt: skip
 @click.option(
-    "--threads",
-    callback=_thread_counts,
-    metavar="LIST",
+    "--threads", callback=_thread_counts, metavar="LIST",
     help="CPU threads of every implementation, a list: 1,2; default all available cores.",
-)
+)  # fmt: skip
 @click.option(
-    "--precision",
-    type=POSITIVE,
-    default=0.02,
-    show_default=True,
+    "--precision", type=POSITIVE, default=0.02, show_default=True,
     help="Half the width of a median's 95 % interval, as a share of it, that suffices.",
-)
+)  # fmt: skip
 @click.option(
-    "--max-time",
-    type=POSITIVE,
-    default=4.0,
-    show_default=True,
-    metavar="S",
+    "--max-time", type=POSITIVE, default=4.0, show_default=True, metavar="S",
     help="Seconds of sampling for one workload, at most.",
-)
+)  # fmt: skip
 @click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
+    "--processes", type=click.IntRange(min=1), default=6, show_default=True,
     help="How many fresh processes measure each workload.",
-)
+)  # fmt: skip
 @click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "markdown"]),
-    default="table",
-    show_default=True,
-    help="How the summary is laid out.",
-)
+    "--against", metavar="PYTHON",
+    help="The Python of another environment, whose installed version is timed in turn with this "
+    "one; exit 1 when this one is slower.",
+)  # fmt: skip
+@click.option(
+    "--format", "layout", type=click.Choice(["table", "markdown"]), default="table",
+    show_default=True, help="How the summary is laid out.",
+)  # fmt: skip
 @shared_options("bench")
 def bench(
     sizes: str | None, models: tuple[str, ...], train: str | None, names: tuple[str, ...],
-    layout: str, ctx: str, backend: str, out: Path, as_json: bool, quiet: bool, verbose: bool,
-    **how: Any,
+    peers: bool, cache: str, layout: str, ctx: str, backend: str, out: Path, as_json: bool,
+    quiet: bool, verbose: bool, **how: Any,
 ) -> int:  # fmt: skip
     """Time one optimizer step against what the machine allows.
 
@@ -485,20 +480,27 @@ def bench(
     adadelta bench
     adadelta bench --sizes 1e6,1e7 --model resnet50 --threads 1,2
     adadelta bench --train mlp --format markdown
+    adadelta bench --sizes 1e7 --impl numpy-fused --peers
+    adadelta bench --sizes 1e6 --against ../main/.venv/bin/python
     """
-    from adadelta_cli import benchmark, files, machine, report, workloads
+    from adadelta_cli import benchmark, files, machine, measurement, workloads
+    from adadelta_cli.report import bench as report
 
     screen = terminal(as_json, quiet, verbose)
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
+    own = benchmark.choose(names, backend, ctx, fused_only=bool(how["against"]))
+    here, absent = benchmark.choose_peers() if peers else ((), ())
     plan = benchmark.Plan(
         (*workloads.sizes(wanted), *map(workloads.model, models)),
-        benchmark.choose(names, backend, ctx),
+        tuple(dict.fromkeys((*own, *here))),
         max_time_s=how.pop("max_time"),
+        caches=(cache,),
+        absent=absent,
         **how,
     )
     files.prepare(out)
     about = machine.describe()
-    results: list[benchmark.Result] = []
+    results: list[measurement.Result] = []
     try:
         with screen.progress("bench") as tick:
             results.extend(benchmark.results(plan, train, tick))
@@ -512,7 +514,7 @@ def bench(
 
 
 def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], layout: str) -> None:
-    from adadelta_cli import report
+    from adadelta_cli.report import bench as report
 
     rows = [each.row for result in results for each in result.measurements]
     if layout == "markdown":
@@ -524,3 +526,77 @@ def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], lay
     screen.document(report.bench_document(results, about))
     for doubt in dict.fromkeys(doubt for result in results for doubt in result.doubts):
         screen.note(f"Warning: {doubt}")
+
+
+# --- compare
+
+
+def _threshold(_context: click.Context, _parameter: click.Parameter, threshold: float) -> float:
+    """Refuse what would judge nothing: 5 for 5 %, NaN."""
+    if not 0 < threshold < 1:
+        raise UsageError(
+            f"--threshold is {threshold:g}; allowed is a share above 0 and below 1: 0.05 is 5 %"
+        )
+    return threshold
+
+
+threshold_option = click.option(
+    "--threshold", type=float, default=0.05, show_default=True, callback=_threshold, metavar="X",
+    help="The smallest difference that counts, as a share: 0.05 is 5 %.",
+)  # fmt: skip
+
+
+@adadelta.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@threshold_option
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "markdown"]),
+    default="table",
+    show_default=True,
+    help="How the verdicts are laid out.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=_folder,
+    help="Write compare.csv there; default: no file.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The summary as one JSON document on stdout, and nothing else there.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Less.")
+@click.option("-v", "--verbose", is_flag=True, help="More.")
+def compare(
+    old: Path, new: Path, threshold: float, layout: str, out: Path | None,
+    as_json: bool, quiet: bool, verbose: bool,
+) -> int:  # fmt: skip
+    """Judge one result of bench against another: FASTER, SLOWER, SAME or UNCLEAR.
+
+    OLD and NEW are each a bench.json, or the folder that it is in. Exit code 1 if a row is SLOWER:
+    by more than the threshold, and significantly.
+
+    \b
+    adadelta compare main/bench.json results/bench/bench.json
+    adadelta compare main results/bench --threshold 0.1 --format markdown
+    """
+    from adadelta_cli import comparison, files, report_comparison
+
+    screen = terminal(as_json, quiet, verbose)
+    found = comparison.judge(comparison.read(old), comparison.read(new), threshold)
+    if out:
+        files.prepare(out)
+        screen.note(f"written: {report_comparison.write_comparison(out, found)}")
+    if layout == "markdown":
+        screen.text(report_comparison.comparison_markdown(found))
+    else:
+        screen.table(report_comparison.comparison_table(found))
+        for line in report_comparison.comparison_remarks(found):
+            screen.text(line)
+    screen.document(report_comparison.comparison_document(found))
+    return found.exit_code

@@ -315,7 +315,7 @@ AFRESH = (
 )
 PIECES = (
     Piece("fused kernel", "run, verify, bench", AFRESH, _try_kernel, required=True),
-    Piece("configs and plots", "run, verify", AFRESH, _try_configs, required=True),
+    Piece("configs and plots", "run, verify, bench", AFRESH, _try_configs, required=True),
     Piece(
         "MXNet", "--backend mxnet, and AdaDelta for gluon.Trainer", _mend_of_mxnet(), _try_mxnet,
         _lack("mxnet"), required=True,
@@ -437,7 +437,8 @@ def _virtual(here: Machine) -> Iterator[Finding]:
             Level.NOTE,
             f"this is a virtual machine (hypervisor: {here.hypervisor})",
             "others on the same host take memory bandwidth and cache, which no counter here shows",
-            "measure with --processes 6, and again at another hour; believe what agrees",
+            "compare two versions with bench --against, which times them in turn; for other "
+            "numbers, measure with --processes 6, again at another hour, and believe what agrees",
         )
 
 

@@ -48,6 +48,8 @@ class Implementation:
         allowed: how far it may be from the array update; None: not in a bit.
         lacks: says why it cannot take a step with some hyper-parameters; empty when it can.
         cases: the cases that it is put to unless others are named; None for all.
+        timed: as `bind`, of the step alone, nothing pre-processed or watched; None: `bind`.
+        timed_on: the kind of arrays that `timed` takes, where it is not the backend's.
         optimizer: of one that keeps its states in an MXNet Updater, what makes it: from
             hyper-parameters, and whether there are float32 masters.
     """
@@ -63,6 +65,8 @@ class Implementation:
     allowed: Bounds | None = None
     lacks: Callable[[Hyperparameters], str] = _lacks_nothing
     cases: frozenset[str] | None = None
+    timed: Bind | None = None
+    timed_on: str = ""
     optimizer: Callable[[Hyperparameters, bool], Any] | None = None
 
 
@@ -159,19 +163,15 @@ _fused_mxnet = _bind_optimizer(_own_optimizer(fused=True))
 _stock_mxnet = _bind_optimizer(_stock_optimizer, classic=True)
 
 
-def _bind_torch(**how: bool) -> Callable[..., Step]:
+def _bind_peer(maker: str, **how: bool) -> Bind:
+    """Bind by a function of `peers` that makes a bind; imported when it is needed."""
+
     def bind(*arguments: Any) -> Step:
         from adadelta_cli import peers
 
-        return peers.bind_torch(**how)(*arguments)
+        return getattr(peers, maker)(**how)(*arguments)
 
     return bind
-
-
-def _bind_optax(*arguments: Any) -> Step:
-    from adadelta_cli import peers
-
-    return peers.bind_optax(*arguments)
 
 
 def _torch_lacks(hyper: Hyperparameters) -> str:
@@ -187,23 +187,38 @@ _OPTAX = Bounds(weight=7.0, acc_grad=2.0, acc_delta=15.0)
 _SLOW = frozenset({"defaults", "odd", "special", "subnormal-odd", "overflow"})
 
 
-def _peer(name: str, library: str, bind: Any, allowed: Bounds, **more: Any) -> Implementation:
+def _peer(name: str, maker: str, how: dict[str, bool], **more: Any) -> Implementation:
     return Implementation(
-        name, library, False, bind, name,
-        dtypes=("float32", "float64"), allowed=allowed, **{"sandbox": library, **more},
+        name, fused=False, bind=_bind_peer(maker, **how), unfused=name,
+        timed=_bind_peer(maker, **how, timed=True), dtypes=("float32", "float64"),
+        **{"sandbox": more["backend"], **more},
     )  # fmt: skip
+
+
+def _torch(name: str, *, foreach: bool, compiled: bool = False, **more: Any) -> Implementation:
+    how = {"foreach": foreach, "compiled": compiled}
+    return _peer(
+        name, "bind_torch", how, backend="torch", allowed=_TORCH, lacks=_torch_lacks, **more
+    )
 
 
 PEERS = {
     peer.name: peer
     for peer in (
-        _peer("torch", "torch", _bind_torch(foreach=False), _TORCH, lacks=_torch_lacks),
-        _peer("torch-foreach", "torch", _bind_torch(foreach=True), _TORCH, lacks=_torch_lacks),
-        _peer(
-            "torch-compile", "torch", _bind_torch(foreach=True, compiled=True), _TORCH,
-            lacks=_torch_lacks, cases=_SLOW, sandbox="torch-compile",
+        _torch("torch", foreach=False),
+        _torch("torch-foreach", foreach=True),
+        _torch(
+            "torch-compile", foreach=True, compiled=True, cases=_SLOW, sandbox="torch-compile",
         ),
-        _peer("optax", "jax", _bind_optax, _OPTAX),
+        _peer("optax", "bind_optax", {}, backend="jax", allowed=_OPTAX),
+    )
+}  # fmt: skip
+# Optimizers of another formula that moves the same bytes: `bench` times them, for scale.
+YARDSTICKS = {
+    "torch-adam-fused": Implementation(
+        "torch-adam-fused", "torch", fused=True, bind=_bind_peer("bind_torch_adam"),
+        unfused="torch-adam-fused", dtypes=("float32", "float64"), sandbox="torch",
+        allowed=Bounds(8.0, 8.0, 8.0),
     )
 }  # fmt: skip
 IMPLEMENTATIONS = {
@@ -236,14 +251,24 @@ def implementation(name: str) -> Implementation:
     """
     if name in IMPLEMENTATIONS:
         return IMPLEMENTATIONS[name]
-    if ":" in name:
+    if ":" in name or name.endswith(".py"):
         from adadelta_cli import candidate
 
+        candidate.check_form(name)
         return candidate.implementation(name)
     raise UsageError(
         f"--impl is {name!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of your own as "
         "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
     )
+
+
+def timeable(name: str) -> Implementation:
+    """Look up what `bench` can time: an implementation, or a yardstick.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    return YARDSTICKS.get(name) or implementation(name)
 
 
 def own(backend: NumpyBackend, *, fused: bool) -> Implementation:

@@ -146,7 +146,6 @@ class Machine:
 
 def examine() -> Machine:
     """Find out all that is known; nothing is imported, nothing is measured."""
-    caches = _caches()
     return Machine(
         host=platform.node(),
         processor=_fields("proc/cpuinfo").get("model name", platform.processor()),
@@ -157,8 +156,8 @@ def examine() -> Machine:
         cores_available=available_cores(),
         cores_available_physical=_physical(f"cpu{core}" for core in affinity()),
         cpu_quota_cores=cpu_quota(),
-        cache_bytes={level: size for level, (size, _) in caches.items()},
-        cache_shared_by={level: shared for level, (_, shared) in caches.items()},
+        cache_bytes=cache_bytes(),
+        cache_shared_by={level: shared for level, (_, shared) in _caches().items()},
         memory_bytes=_memory_bytes(),
         memory_available_bytes=available_bytes(),
         swap_used_bytes=_swap_used(),
@@ -213,6 +212,11 @@ def _physical(cpus: Iterable[str]) -> int | None:
     names = ("physical_package_id", "core_id")
     pairs = {tuple(_text(f"{CPUS}/{cpu}/topology/{name}") for name in names) for cpu in cpus}
     return len(pairs - {("", "")}) or None
+
+
+def cache_bytes() -> dict[str, int]:
+    """Return the sizes of the data caches that a core sees, by level."""
+    return {level: size for level, (size, _) in _caches().items()}
 
 
 def _caches() -> dict[str, tuple[int, int]]:

@@ -3,11 +3,14 @@
 They have no rescaling and no clipping, and decay differs; so each gets its gradient pre-processed,
 `clip(g * rescale_grad, clip_gradient) + wd * w`, in the dtype and with the roundings of our own
 update, and its own weight decay is 0. What is compared is then the optimizer alone.
+
+What is timed is the optimizer's own step, on gradients as they are: the hyper-parameters of `bench`
+leave nothing to pre-process.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +56,9 @@ def lack(peer: Implementation) -> str:
 # --- PyTorch --------------------------------------------------------------------------------------
 
 
-def bind_torch(*, foreach: bool, compiled: bool = False) -> Callable[..., Step]:
+def bind_torch(
+    *, foreach: bool, compiled: bool = False, timed: bool = False
+) -> Callable[..., Step]:
     """Bind `torch.optim.Adadelta`; a group of parameters for each rate."""
 
     def bind(
@@ -64,9 +69,9 @@ def bind_torch(*, foreach: bool, compiled: bool = False) -> Callable[..., Step]:
     ) -> Step:
         torch = backends.installed("torch")
         optimizer = _torch_optimizer(torch, parameters, hyper, lr_mults, foreach=foreach)
-        update = optimizer.step
-        if compiled:
-            update = _compiled(torch, update)
+        update = _compiled(torch, optimizer.step) if compiled else optimizer.step
+        if timed:
+            return _given(parameters, update)
 
         def step() -> None:
             seen = []
@@ -80,6 +85,54 @@ def bind_torch(*, foreach: bool, compiled: bool = False) -> Callable[..., Step]:
         return step
 
     return bind
+
+
+def _given(parameters: Sequence[Parameter], update: Step) -> Step:
+    """Give PyTorch's optimizer the gradients as they are, once for all steps."""
+    for p in parameters:
+        p.weight.grad = p.grad
+    return update
+
+
+def bind_torch_adam() -> Callable[..., Step]:
+    """Bind `torch.optim.Adam(fused=True)`, which moves as many bytes as AdaDelta: a yardstick."""
+
+    def bind(parameters: Sequence[Parameter], *_: Any) -> Step:
+        torch = backends.installed("torch")
+        weights = [p.weight for p in parameters]
+        optimizer = torch.optim.Adam(
+            weights, ADAM.learning_rate, (ADAM.beta1, ADAM.beta2), ADAM.epsilon, fused=True
+        )
+        for p in parameters:
+            optimizer.state[p.weight] = {
+                "step": torch.tensor(0.0), "exp_avg": p.acc_delta, "exp_avg_sq": p.acc_grad,
+            }  # fmt: skip
+        return _given(parameters, optimizer.step)
+
+    return bind
+
+
+class Adam(NamedTuple):
+    """The hyper-parameters of the yardstick: PyTorch's defaults."""
+
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+ADAM = Adam()
+
+
+def adam(p: Parameter) -> None:
+    """Take the first step of Adam in place: D. P. Kingma, J. Ba, arXiv:1412.6980, algorithm 1.
+
+    Its first moment is in `acc_delta`, its second in `acc_grad`; NumPy arrays of float64.
+    """
+    p.acc_delta[...] = ADAM.beta1 * p.acc_delta + (1 - ADAM.beta1) * p.grad
+    p.acc_grad[...] = ADAM.beta2 * p.acc_grad + (1 - ADAM.beta2) * p.grad**2
+    first, second = p.acc_delta / (1 - ADAM.beta1), p.acc_grad / (1 - ADAM.beta2)
+    p.weight[...] -= ADAM.learning_rate * first / (np.sqrt(second) + ADAM.epsilon)
 
 
 def _compiled(torch: Any, update: Callable[[], Any]) -> Callable[[], Any]:
@@ -121,35 +174,48 @@ def _check_kept(grads: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> No
 # --- JAX ------------------------------------------------------------------------------------------
 
 
-def bind_optax(
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    lr_mults: Sequence[float],
-    wd_mults: Sequence[float],
-) -> Step:
+def bind_optax(*, timed: bool = False) -> Callable[..., Step]:
     """Bind `optax.adadelta` under `jax.jit` with donated buffers; an optimizer for each rate."""
-    rates = [hyper.learning_rate * mult for mult in lr_mults]
-    groups = [[k for k, each in enumerate(rates) if each == rate] for rate in dict.fromkeys(rates)]
-    jax = backends.installed("jax")
-    updates = [_optax_update(jax, hyper, rates[group[0]]) for group in groups]
 
-    def step() -> None:
-        for update, group in zip(updates, groups, strict=True):
-            chosen = [parameters[k] for k in group]
-            decays = [hyper.wd * wd_mults[k] for k in group]
-            grads = [
-                jax.numpy.array(preprocessed(*_seen(p), hyper, decay))
-                for p, decay in zip(chosen, decays, strict=True)
+    def bind(
+        parameters: Sequence[Parameter],
+        hyper: Hyperparameters,
+        lr_mults: Sequence[float],
+        wd_mults: Sequence[float],
+    ) -> Step:
+        rates = [hyper.learning_rate * mult for mult in lr_mults]
+        groups = [
+            [k for k, each in enumerate(rates) if each == one] for one in dict.fromkeys(rates)
+        ]
+        jax = backends.installed("jax")
+        updates = [_optax_update(jax, hyper, rates[group[0]]) for group in groups]
+
+        def grads(group: list[int]) -> list[Any]:
+            if timed:
+                return [parameters[k].grad.value for k in group]
+            return [
+                jax.numpy.array(preprocessed(*_seen(parameters[k]), hyper, hyper.wd * wd_mults[k]))
+                for k in group
             ]
-            states = (
-                [getattr(p, name).value for p in chosen]
-                for name in ("weight", "acc_grad", "acc_delta")
-            )
-            new = update(*states, grads)
-            for p, weight, acc_grad, acc_delta in zip(chosen, *new, strict=True):
-                p.weight.value, p.acc_grad.value, p.acc_delta.value = weight, acc_grad, acc_delta
 
-    return step
+        def step() -> None:
+            for update, group in zip(updates, groups, strict=True):
+                _replace([parameters[k] for k in group], update, grads(group))
+            if timed:
+                jax.block_until_ready([p.weight.value for p in parameters])
+
+        return step
+
+    return bind
+
+
+def _replace(chosen: Sequence[Parameter], update: Any, grads: list[Any]) -> None:
+    """Put the new arrays of a functional update into the boxes of the old."""
+    names = ("weight", "acc_grad", "acc_delta")
+    new = update(*([getattr(p, name).value for p in chosen] for name in names), grads)
+    for name, values in zip(names, new, strict=True):
+        for p, value in zip(chosen, values, strict=True):
+            getattr(p, name).value = value
 
 
 def _seen(p: Parameter) -> tuple[np.ndarray, np.ndarray]:

@@ -51,6 +51,9 @@ class InProcess:
         """Return itself."""
         return self
 
+    def begin(self, function: Callable[..., None], *args: Any) -> None:
+        """Do nothing: there is no other process that could make itself ready meanwhile."""
+
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)` here.
 
@@ -78,6 +81,7 @@ class Sandbox:
         self._process: Any = None
         self._connection: Connection | None = None
         self._groups: dict[str, Sandbox] = {}
+        self._pending = False
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +93,11 @@ class Sandbox:
         """Return the sandbox of a group of libraries that disturb others: a process of its own."""
         return self._groups.setdefault(group, Sandbox(self.timeout)) if group else self
 
+    def begin(self, function: Callable[..., None], *args: Any) -> None:
+        """Call `function(*args)` in the child without waiting; what comes of it is not told."""
+        self._connected().send((function, args))
+        self._pending = True
+
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)` in the child and return what it returns.
 
@@ -97,6 +106,9 @@ class Sandbox:
         """
         connection = self._connected()
         try:
+            if self._pending:
+                self._pending = False
+                connection.recv()
             connection.send((function, args))
             if not connection.poll(self.timeout):
                 self.close()

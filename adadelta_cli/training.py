@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import config as configs
-from adadelta_cli import files, implementations, interruption, problems, report
+from adadelta_cli import files, implementations, interruption, problems
 from adadelta_cli.checkpoint import Checkpoint
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.problems.problem import gradient
+from adadelta_cli.report import run as report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

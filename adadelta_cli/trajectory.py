@@ -39,6 +39,11 @@ class Trajectory:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
+def make_ready(backend: str) -> None:
+    """Import what steps on a backend need."""
+    backends.backend(backend)
+
+
 def step_through(
     name: str, case: Case, dtype: str, seed: int, starts: dict[str, list[np.ndarray]] | None = None,
     *, backend: NumpyBackend | None = None, bind: Bind | None = None,

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, conduct, draw, implementations, oracle, parity, peers
+from adadelta_cli import (
+    backends,
+    candidate,
+    conduct,
+    draw,
+    implementations,
+    oracle,
+    parity,
+    peers,
+)
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
 from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
 from adadelta_cli.sandbox import HungError, InProcess, Sandbox, SandboxError
-from adadelta_cli.trajectory import Trajectory, step_through, train
+from adadelta_cli.trajectory import Trajectory, make_ready, step_through, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +47,7 @@ DTYPES = ("float32", "float64", "float16")
 # Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
 # NumPy, and with `--full` on both, a training goes to its end.
 TRAINING_STEPS = 100
+ORACLE_BUDGET = 150  # see `Plan.oracle_budget`; with --full, 500
 
 
 @dataclass(frozen=True)
@@ -217,7 +227,7 @@ class Plan:
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
     judged: tuple[str, ...] = ()
-    oracle_budget: int = 150
+    oracle_budget: int = ORACLE_BUDGET
     absent: tuple[tuple[str, str], ...] = ()
     named: bool = False
     drawn: int = 0
@@ -262,13 +272,7 @@ def _check_available(chosen: Implementation, ctx: str, timeout: float | None) ->
         if lack:
             raise UnavailableError(f"--impl {chosen.name}: {lack}")
     elif chosen.allowed:
-        with Sandbox(timeout) as sandbox:
-            try:
-                problem = sandbox.call(candidate.problem, chosen.name)
-            except SandboxError as error:
-                raise UsageError(f"--impl {chosen.name}: importing it {error}") from None
-        if problem:
-            raise problem
+        candidate.check(chosen.name, timeout)
     else:
         backends.backend(chosen.backend, ctx)
 
@@ -392,6 +396,10 @@ class Verification:
         for name, lack in plan.absent:
             self._skip(self._subject("step", "", name, "", 0), lack)
         with sandbox or Sandbox(plan.timeout) as place:
+            if any(_backend(name) == "mxnet" for name in plan.implementations):
+                place.of(FLUSHING).begin(
+                    make_ready, "mxnet"
+                )  # a second that passes beside the first cases
             for done, (what, check) in enumerate(jobs):
                 tick(done, len(jobs), what)
                 check(place)
@@ -403,7 +411,7 @@ class Verification:
         def trajectory(name: str) -> Trajectory:
             if name not in known:
                 try:
-                    place = sandbox.of(implementations.implementation(name).sandbox)
+                    place = sandbox.of(_group(implementations.implementation(name), case))
                     known[name] = place.call(step_through, name, case, dtype, self.plan.seed)
                 except SandboxError as error:
                     known[name] = error
@@ -419,12 +427,12 @@ class Verification:
             if reason or name in self._hung:
                 self._skip(subject, reason or f"it hung in case {self._hung[name]}")
             elif chosen.allowed:
-                place = sandbox.of(chosen.sandbox)
+                place = sandbox.of(_group(chosen, case))
                 self._compare_steps(subject, case, chosen.allowed, trajectory, place)
             else:
                 self._compare(subject, trajectory, case.elements * case.steps)
             if case.name in self.plan.watched and not reason:
-                self._watch(case, chosen, dtype, sandbox.of(chosen.sandbox))
+                self._watch(case, chosen, dtype, sandbox.of(_group(chosen, case)))
         for name in self.plan.judged:
             self._judge(case, name, dtype, trajectory)
 
@@ -558,7 +566,8 @@ class Verification:
                 plan = self.plan
                 limit = plan.training_steps if fused.backend == "mxnet" else None
                 arguments = (config, plan.overrides, name, dtype, plan.seed, limit)
-                found[name] = sandbox.call(train, *arguments)
+                place = sandbox.of(FLUSHING if fused.backend == "mxnet" else "")
+                found[name] = place.call(train, *arguments)
                 return found[name]
 
             subject = self._subject("training", config, fused.name, dtype, 0)
@@ -578,17 +587,32 @@ class Verification:
         self.rows[before:] = [Row(**{**vars(row), "steps": steps}) for row in self.rows[before:]]
 
     def _subject(self, check: str, case: str, name: str, dtype: str, steps: int) -> dict[str, Any]:
-        backend = implementations.implementation(name).backend
         return {
             "check": check, "case": case, "implementation": name,
             "reference": REFERENCES.get(name, "numpy"),
-            "backend": backend, "ctx": "cpu", "dtype": dtype, "steps": steps,
+            "backend": _backend(name), "ctx": "cpu", "dtype": dtype, "steps": steps,
             "seed": self.plan.seed,
         }  # fmt: skip
 
     def _skip(self, subject: dict[str, Any], reason: str) -> None:
         note = f"skipped: {reason}"
         self.rows.append(Row(**subject, tensor="", elements=0, allowed_ulp=None, note=note))
+
+
+# MXNet's OpenMP threads keep the subnormal mode that the engine's thread had when it first needed
+# them, whatever is set later; so each mode has a process of its own, in which it is set first.
+# Trainings leave MXNet's mode as it is, which is to flush.
+FLUSHING = "mxnet, flushing"
+
+
+def _backend(name: str) -> str:
+    return implementations.implementation(name).backend
+
+
+def _group(implementation: Implementation, case: Case) -> str:
+    """Name the sandbox that a case is put in."""
+    flushing = case.flush and implementation.backend == "mxnet"
+    return FLUSHING if flushing else implementation.sandbox
 
 
 def _skipped(implementation: Implementation, case: Case, dtype: str, *, named: bool = False) -> str:

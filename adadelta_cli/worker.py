@@ -1,7 +1,9 @@
 """A process that takes steps and times them: `python -m adadelta_cli.worker`, led by `bench`.
 
-Its leader writes one line of JSON and gets one back, again and again: first what to work on, then
-for how long to take samples. It ends when its stdin does, so it never outlives its leader.
+It says who it is, in a line of JSON; then it gets lines of JSON and answers each with one: what to
+work on (`task`), or what to take a sample of (`sample`), again and again. It ends when its stdin
+does, so it never outlives its leader. The leader may be of another version of this package, so what
+is said is a contract: `PROTOCOL` counts its changes.
 """
 
 from __future__ import annotations
@@ -15,104 +17,34 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.backends import BACKENDS
-from adadelta_cli.implementations import Implementation, implementation
+from adadelta_cli import machine
+from adadelta_cli.backends import BACKENDS, PEERS, Box, installed
+from adadelta_cli.cases import Case
+from adadelta_cli.implementations import YARDSTICKS, Implementation, timeable
+from adadelta_cli.tensors import Tensors
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+PROTOCOL = 1
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
 SETTLED = 0.97  # warm-up is over when a step takes no less than this share of the best so far
 WARM_UP_S = 0.3
-LEAST_ROUNDS = 5
 UNTIMED_BELOW_S = 50e-3  # a step shorter than this is taken once, untimed, before each sample
-ALIGNMENT_BYTES = 64  # a cache line
-PAGE_BYTES = 4096
 CHECKED_ELEMENTS = 4096  # of each tensor, spread over all of it
 MEMORY, ARITHMETIC = "memory roof", "arithmetic roof"
 
 HYPER = Hyperparameters()
 
 
-# --- tensors --------------------------------------------------------------------------------------
-
-
-def state_dtype(dtype: str) -> np.dtype[Any]:
-    """Return the dtype of the states, and of the masters of float16 weights."""
-    return np.dtype("float32" if dtype == "float16" else dtype)
-
-
-@dataclass(frozen=True)
-class Tensors:
-    """The tensors of a workload, and the lines of memory that they are cut from.
-
-    Attributes:
-        line: all tensors laid end to end, each array of one dimension.
-        parameters: views of `line`, each beginning at a cache line.
-    """
-
-    line: Parameter
-    parameters: list[Parameter]
-
-    @classmethod
-    def allocate(cls, shapes: Sequence[Sequence[int]], dtype: str, seed: int) -> Tensors:
-        """Make tensors whose values stay normal numbers however many steps are taken.
-
-        The gradients stay as they are, normally distributed with nothing below 1e-3, so that
-        acc_grad goes to their square and acc_delta grows slowly, never beyond it.
-        """
-        real = state_dtype(dtype)
-        starts = _starts(shapes, np.dtype(dtype).itemsize)
-        total = starts.pop()
-        values = np.random.default_rng(seed).standard_normal(min(total, 1_000_003))
-        values += np.copysign(1e-3, values)
-        line = Parameter(
-            weight=_line(0, np.sign(values), total, dtype),
-            grad=_line(1, values, total, dtype),
-            acc_grad=_line(2, values**2, total, real),
-            acc_delta=_line(3, values**2 * 1e-3, total, real),
-            master=_line(4, np.sign(values), total, real) if dtype == "float16" else None,
-        )
-        cuts = [(at, math.prod(shape), shape) for at, shape in zip(starts, shapes, strict=True)]
-        parameters = [
-            Parameter(*(array[at : at + size].reshape(shape) for array in line.arrays))
-            for at, size, shape in cuts
-        ]
-        return cls(line, parameters)
-
-    def on(self, backend: str) -> list[Parameter]:
-        """Hand the same memory to arrays of a backend, so that all are placed alike."""
-        wrap = _WRAPPED[backend]
-        return [Parameter(*map(wrap, each.arrays)) for each in self.parameters]
-
-
-def _starts(shapes: Sequence[Sequence[int]], itemsize: int) -> list[int]:
-    """Say at which element each tensor begins, and where the last one's cache line ends."""
-    step = ALIGNMENT_BYTES // itemsize
-    sizes = [-(-math.prod(shape) // step) * step for shape in shapes]
-    return [0, *np.cumsum(sizes).tolist()]
-
-
-def _line(number: int, values: np.ndarray, total: int, dtype: Any) -> np.ndarray:
-    """Repeat values over a line of memory.
-
-    Each line begins a fifth of a page after the one before, modulo pages: a load whose address
-    differs from a pending store's by whole pages waits for it in vain ("4K aliasing").
-    """
-    size = total * np.dtype(dtype).itemsize
-    room = np.empty(size + 2 * PAGE_BYTES, dtype=np.uint8)
-    offset = number * (PAGE_BYTES // 5 // ALIGNMENT_BYTES * ALIGNMENT_BYTES)
-    start = -room.ctypes.data % PAGE_BYTES + offset
-    line = room[start : start + size].view(dtype)
-    for at in range(0, total, values.size):
-        line[at : at + values.size] = values[: total - at]
-    return line
+# --- arrays ---------------------------------------------------------------------------------------
 
 
 def _mxnet_array(array: np.ndarray) -> Any:
@@ -122,61 +54,182 @@ def _mxnet_array(array: np.ndarray) -> Any:
     return engine.load().nd.from_numpy(array.view(), zero_copy=True).as_np_ndarray()
 
 
-_WRAPPED: dict[str, Callable[[np.ndarray], Any]] = {
+def _torch_array(array: np.ndarray) -> Any:
+    return installed("torch").from_numpy(array)
+
+
+def _jax_array(array: np.ndarray) -> Any:
+    return PEERS["jax"]().array(array)
+
+
+# All but JAX's are views of the same memory, so that all are placed alike.
+WRAPPED: dict[str, Callable[[np.ndarray], Any]] = {
     "numpy": lambda array: array,
+    "boxed": Box,
     "mxnet": _mxnet_array,
+    "torch": _torch_array,
+    "jax": _jax_array,
 }
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An implementation's step on tensors.
+
+    Attributes:
+        step: takes one.
+        parameters: the tensors, in the arrays that the step takes.
+        tensors: the same as they were allocated.
+    """
+
+    step: Callable[[], Any]
+    parameters: list[Parameter]
+    tensors: Tensors
+
+    @classmethod
+    def to(cls, chosen: Implementation, tensors: Tensors) -> Bound:
+        """Bind an implementation, with a rate and a decay multiplier of one for each tensor."""
+        wrap = WRAPPED[chosen.timed_on or chosen.backend]
+        parameters = [Parameter(*map(wrap, each.arrays)) for each in tensors.parameters]
+        ones = [1.0] * len(parameters)
+        bind = chosen.timed or chosen.bind
+        return cls(bind(parameters, HYPER, ones, ones), parameters, tensors)
+
+    @property
+    def values(self) -> list[Parameter]:
+        """The tensors as they are now, in NumPy's arrays, not copied."""
+        return [
+            Parameter(*(np.asarray(box.value) for box in taken.arrays))
+            if isinstance(taken.weight, Box)
+            else own
+            for taken, own in zip(self.parameters, self.tensors.parameters, strict=True)
+        ]
 
 
 # --- is it right? ---------------------------------------------------------------------------------
 
 
-def fault_of(step: Callable[[], None], tensors: Tensors) -> str:
-    """Take one step and compare it, bit for bit, with the array update; say what is wrong.
+def fault_of(chosen: Implementation, bound: Bound) -> str:
+    """Take one step and compare it with the array update; say what is wrong with it.
 
-    Of each tensor some thousand elements are compared, spread over all of it.
+    Of each tensor some thousand elements are compared, spread over all of it: in every bit, or
+    within the bounds of what is not ours.
     """
-    spread = [slice(None, None, -(-p.weight.size // CHECKED_ELEMENTS)) for p in tensors.parameters]
-    expected = [_copy(each, some) for each, some in zip(tensors.parameters, spread, strict=True)]
-    for each in expected:
-        update(np, each, HYPER.scalars(each.acc_grad.dtype), HYPER.learning_rate, HYPER.wd)
+    spread = [slice(None, None, -(-p.weight.size // CHECKED_ELEMENTS)) for p in bound.values]
+    before = _copies(bound, spread)
     try:
-        step()
-    except (TypeError, ValueError) as error:
+        bound.step()
+    except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
         return f"cannot take this step: {type(error).__name__}: {error}"
-    wrong = sum(
-        _differing(now, then)
-        for each, some, right in zip(tensors.parameters, spread, expected, strict=True)
-        for now, then in zip(_copy(each, some).arrays, right.arrays, strict=True)
-    )
-    compared = sum(array.size for each in expected for array in each.arrays)
+    after = _copies(bound, spread)
+    if any(
+        now.grad.tobytes() != then.grad.tobytes() and chosen.keeps_grad
+        for now, then in zip(after, before, strict=True)
+    ):
+        return "wrong: it changed the gradient"
+    compare = _difference if chosen.allowed is None else _excess
+    return compare(chosen, before, after)
+
+
+def _copies(bound: Bound, spread: Sequence[slice]) -> list[Parameter]:
+    return [
+        Parameter(*(array.reshape(-1)[some].copy() for array in p.arrays))
+        for p, some in zip(bound.values, spread, strict=True)
+    ]
+
+
+def _difference(
+    _chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]
+) -> str:
+    for each in before:
+        update(np, each, HYPER.scalars(each.acc_grad.dtype), HYPER.learning_rate, HYPER.wd)
+    pairs = [
+        (now, right)
+        for own, each in zip(after, before, strict=True)
+        for now, right in zip(own.arrays, each.arrays, strict=True)
+    ]
+    wrong = sum(int(np.count_nonzero(_bits(now) != _bits(right))) for now, right in pairs)
+    compared = sum(right.size for _, right in pairs)
     return f"wrong: {wrong} of {compared} values differ from the array update" if wrong else ""
 
 
-def _copy(parameter: Parameter, some: slice) -> Parameter:
-    return Parameter(*(array.reshape(-1)[some].copy() for array in parameter.arrays))
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.view(f"u{array.itemsize}")
 
 
-def _differing(one: np.ndarray, other: np.ndarray) -> int:
-    bits = f"u{one.itemsize}"
-    return int(np.count_nonzero(one.view(bits) != other.view(bits)))
+@dataclass(frozen=True)
+class _Taken(Case):
+    """The step that was taken: one tensor, all others behind it."""
+
+    taken: Any = None
+
+    def grads(self, dtype: str, seed: int, step: int) -> list[np.ndarray]:  # type: ignore[override] # noqa: ARG002
+        return [self.taken]
+
+
+def _excess(chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]) -> str:
+    """Compare within bounds."""
+    then, now = (
+        {name: np.concatenate([getattr(p, name) for p in each]) for name in _FLOATS}
+        for each in (before, after)
+    )
+    judge = _adam_errors if chosen.name in YARDSTICKS else _adadelta_errors
+    wrong = [
+        f"{tensor} is off by {error:.3g} ULPs, allowed are {getattr(chosen.allowed, tensor):g}"
+        for tensor, error in judge(chosen, then, now)
+        if not error <= getattr(chosen.allowed, tensor)
+    ]
+    return f"wrong: {'; '.join(wrong)}" if wrong else ""
+
+
+_FLOATS = ("weight", "grad", "acc_grad", "acc_delta")
+_Flat = dict[str, np.ndarray]
+
+
+def _adadelta_errors(
+    chosen: Implementation, then: _Flat, now: _Flat
+) -> Iterator[tuple[str, float]]:
+    from adadelta_cli import parity
+
+    grad = then["grad"]
+    case = _Taken("timed", "the step that is timed", (grad.shape,), HYPER, 1, taken=grad)
+    right = Parameter(*(then[name].copy() for name in _FLOATS))
+    update(np, right, HYPER.scalars(grad.dtype), HYPER.learning_rate, HYPER.wd)
+    reference = {name: [then[name], getattr(right, name)] for name in parity.TENSORS}
+    got = {name: [then[name], now[name]] for name in parity.TENSORS}
+    allowed: Any = chosen.allowed
+    for each in parity.verdicts(case, str(grad.dtype), 0, reference, got, allowed):
+        yield each.tensor, each.difference.scaled_ulp
+
+
+def _adam_errors(_chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, float]]:
+    from adadelta_cli import parity, peers
+    from adadelta_cli.difference import Difference
+
+    right = Parameter(*(then[name].astype(np.float64) for name in _FLOATS))
+    peers.adam(right)
+    for name in parity.TENSORS:
+        wanted = getattr(right, name).astype(now[name].dtype)
+        operand = np.maximum(abs(then[name]), abs(wanted - then[name]))
+        yield name, Difference.between(now[name], wanted, operand).scaled_ulp
 
 
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def _seconds(step: Callable[[], None], loops: int = 1) -> float:
+def _seconds(steps: Sequence[Callable[[], Any]]) -> float:
+    """Return the seconds of a step, the mean of these."""
     start = time.perf_counter_ns()
-    for _ in range(loops):
+    for step in steps:
         step()
-    return (time.perf_counter_ns() - start) / loops * 1e-9
+    return (time.perf_counter_ns() - start) / len(steps) * 1e-9
 
 
-def _warmed_up(step: Callable[[], None]) -> float:
+def _warmed_up(step: Callable[[], Any]) -> float:
     """Take steps until they get no faster, twice in a row; return the seconds of the best."""
     start, best, settled = time.monotonic(), math.inf, 0
     while settled < 2 and time.monotonic() - start < WARM_UP_S:
-        taken = _seconds(step)
+        taken = _seconds([step])
         settled = settled + 1 if taken > SETTLED * best else 0
         best = min(best, taken)
     return best
@@ -186,115 +239,128 @@ class Entry:
     """Something that is timed, in samples of enough steps each.
 
     Args:
-        step: what is called.
-        steps: how many steps a call takes.
-
-    Attributes:
-        spent_s: how long its samples took so far.
+        steps: what is called, in turn: one, or as many as there are copies of the tensors.
+        together: how many steps one call takes.
+        evict: empties the caches, before each sample; then a sample is one turn of all.
     """
 
-    def __init__(self, step: Callable[[], None], steps: int = 1) -> None:
-        self._step, self._steps = step, steps
-        cost = _warmed_up(step)
-        self._loops = max(1, math.ceil(SAMPLE_S / cost))
+    def __init__(
+        self, steps: Sequence[Callable[[], Any]], together: int = 1,
+        evict: Callable[[], Any] | None = None,
+    ) -> None:  # fmt: skip
+        self._turn, self._together, self._evict = itertools.cycle(steps), together, evict
+        cost = _warmed_up(self._next)
+        self._loops = len(steps) if evict else max(1, math.ceil(SAMPLE_S / cost))
         self._untimed = cost < UNTIMED_BELOW_S
-        self.spent_s = 0.0
+
+    def _next(self) -> None:
+        next(self._turn)()
 
     def sample(self) -> float:
         """Return the seconds of one step, the mean of a sample."""
-        start = time.monotonic()
-        if self._untimed:
-            self._step()  # brings back to the caches what others left there
-        taken = _seconds(self._step, self._loops)
-        self.spent_s += time.monotonic() - start
-        return taken / self._steps
-
-
-def rounds(entries: dict[str, Entry], seconds: float) -> Iterator[dict[str, float | None]]:
-    """Take samples of all entries in turn until the time is up, `LEAST_ROUNDS` at least.
-
-    In one round an entry is sampled once, or not at all (None) when it already had more than its
-    share of the time: slow ones get fewer samples.
-    """
-    start = time.monotonic()
-    for number in itertools.count(1):
-        fair = sum(entry.spent_s for entry in entries.values()) / len(entries)
-        yield {
-            name: entry.sample() if entry.spent_s <= fair else None
-            for name, entry in entries.items()
-        }
-        if number >= LEAST_ROUNDS and time.monotonic() - start >= seconds:
-            return
-
-
-def _columns(rows: Iterator[dict[str, float | None]]) -> dict[str, list[float | None]]:
-    found = list(rows)
-    return {name: [row[name] for row in found] for name in found[0]}
+        if self._evict:
+            self._evict()
+        elif self._untimed:
+            self._next()  # brings back to the caches what others left there
+        steps = list(itertools.islice(self._turn, self._loops))
+        return _seconds(steps) / self._together
 
 
 # --- tasks: the first reply, then the samples -----------------------------------------------------
 
+COPIES = 1024  # of tensors that are timed cold, at most
+EVICTED_TIMES = 2  # the last-level cache's size is passed over so often
+
 
 class Timing:
-    """Time steps of several implementations, and the two roofs, on the tensors of a workload."""
+    """Time steps of implementations, and the two roofs, on the tensors of a workload."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
+        shapes, dtype, seed = spec["shapes"], spec["dtype"], spec["seed"]
+        size = 4 * np.dtype(dtype).itemsize * sum(map(math.prod, shapes))
+        copies, other = cold_copies(size) if spec["cold"] else (1, 0)
+        self._tensors = Tensors.allocate(shapes, dtype, seed, copies)
+        ballast = np.zeros(other, np.uint8)
+        self._evict = partial(np.add, ballast, 1, out=ballast) if other else None
+        self.faults: dict[str, str] = {}
+        self.entries: dict[str, Callable[[], float]] = {}
+        for name in spec["implementations"]:
+            self._add(name)
+        if spec["roofs"]:
+            self._add_roofs(dtype, seed)
+
+    def _add(self, name: str) -> None:
+        try:
+            bounds = [Bound.to(timeable(name), each) for each in self._tensors]
+        except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
+            self.faults[name] = f"cannot be bound: {type(error).__name__}: {error}"
+            return
+        self.faults[name] = fault_of(timeable(name), bounds[0])
+        if not self.faults[name]:
+            steps = [bound.step for bound in bounds]
+            self.entries[name] = Entry(steps, evict=self._evict).sample
+
+    def _add_roofs(self, dtype: str, seed: int) -> None:
         from adadelta_cli.kernels import roofline
 
-        tensors = Tensors.allocate(spec["shapes"], spec["dtype"], spec["seed"])
-        self.faults: dict[str, str] = {}
-        self._entries: dict[str, Entry] = {}
-        for name in spec["implementations"]:
-            step = _bound(implementation(name), tensors)
-            self.faults[name] = fault_of(step, tensors)
-            if not self.faults[name]:
-                self._entries[name] = Entry(step)
-        small = [(roofline.cached_elements(tensors.line),)]
-        cached = Tensors.allocate(small, spec["dtype"], spec["seed"])
-        roofs = roofline.Roofs(tensors.line, cached.line, HYPER)
-        self._entries |= {
-            MEMORY: Entry(roofs.memory),
-            ARITHMETIC: Entry(roofs.arithmetic, roofs.steps),
+        small = [(roofline.cached_elements(self._tensors[0].line),)]
+        (cached,) = Tensors.allocate(small, dtype, seed)
+        roofs = [roofline.Roofs(each.line, cached.line, HYPER) for each in self._tensors]
+        self.entries |= {
+            MEMORY: Entry([each.memory for each in roofs], evict=self._evict).sample,
+            ARITHMETIC: Entry([roofs[0].arithmetic], roofs[0].steps).sample,
         }
-        self._layer = roofline.threading_layer()
 
     def ready(self) -> dict[str, Any]:
         """Say what is wrong with each implementation; only the faultless ones are timed."""
-        return {"faults": self.faults, "threading_layer": self._layer}
+        return {"faults": self.faults, "entries": list(self.entries)}
 
-    def go_on(self, seconds: float) -> dict[str, Any]:
-        """Return the samples of so many seconds, by entry and round."""
-        return {"samples": _columns(rounds(self._entries, seconds))}
+    def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return the seconds of a step, and how long the sample took in all, by entry."""
+        return {name: _spent(self.entries[name]) for name in names}
 
 
-def _bound(chosen: Implementation, tensors: Tensors) -> Callable[[], None]:
-    ones = [1.0] * len(tensors.parameters)
-    return chosen.bind(tensors.on(chosen.backend), HYPER, ones, ones)
+def _spent(sample: Callable[[], float]) -> list[float]:
+    start = time.monotonic()
+    return [sample(), time.monotonic() - start]
+
+
+def cold_copies(size: int) -> tuple[int, int]:
+    """Say how many copies of tensors of so many bytes are timed in turn, to find them cold.
+
+    Each copy was pushed out of the caches by the others before its turn comes again; where `COPIES`
+    of them are too small for that, other memory is passed over before each sample.
+
+    Returns:
+        How many copies; how many bytes of other memory, if any.
+    """
+    far = EVICTED_TIMES * max(machine.cache_bytes().values(), default=2**28)
+    copies = -(-far // size) + 1
+    return (copies, 0) if copies <= COPIES else (COPIES, far)
 
 
 class Peak:
     """Measure how far a step raises the resident set above what it was before."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        self._implementation = implementation(spec["implementations"][0])
+        self._implementation = timeable(spec["implementations"][0])
         self._peaks = [self._peak(shapes, spec) for shapes in spec["workloads"]]
 
     def _peak(self, shapes: Sequence[Sequence[int]], spec: dict[str, Any]) -> int | None:
-        tensors = Tensors.allocate(shapes, spec["dtype"], spec["seed"])
-        step = _bound(self._implementation, tensors)
-        if fault_of(step, tensors):
+        (tensors,) = Tensors.allocate(shapes, spec["dtype"], spec["seed"])
+        try:
+            bound = Bound.to(self._implementation, tensors)
+        except Exception:  # noqa: BLE001 - which the task that takes the samples tells
             return None
-        step()
+        if fault_of(self._implementation, bound):
+            return None
+        bound.step()
         gc.collect()
-        return peak_extra_bytes(step)
+        return peak_extra_bytes(bound.step)
 
     def ready(self) -> dict[str, Any]:
         """Return the bytes for each workload; None where the system does not tell."""
-        return {"peak_extra_bytes": self._peaks}
-
-    def go_on(self, _seconds: float) -> dict[str, Any]:
-        """Do nothing: there is one measurement."""
-        return {"samples": {}}
+        return {"peak_extra_bytes": self._peaks, "entries": []}
 
 
 def peak_extra_bytes(step: Callable[[], None]) -> int | None:
@@ -341,7 +407,7 @@ class Training:
         for _ in range(self.STEPS_TO_LOSS):
             self._step()
         self._loss = float(self._backward().mean().asnumpy())
-        self._whole = Entry(self._step)
+        self._entries = {"step": Entry([self._step]).sample, "update": self._update_s}
 
     def _network(self, random: np.random.Generator) -> Any:
         nn = self._mx.gluon.nn
@@ -377,16 +443,11 @@ class Training:
 
     def ready(self) -> dict[str, Any]:
         """Return the loss after a number of steps that is the same for every optimizer."""
-        return {"loss": self._loss}
+        return {"loss": self._loss, "faults": {}, "entries": list(self._entries)}
 
-    def go_on(self, seconds: float) -> dict[str, Any]:
-        """Return the seconds of whole steps, and of the update within as many others."""
-        samples: dict[str, list[float]] = {"step": [], "update": []}
-        start = time.monotonic()
-        while time.monotonic() - start < seconds or not samples["step"]:
-            samples["step"].append(self._whole.sample())
-            samples["update"].append(self._update_s())
-        return {"samples": samples}
+    def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return the seconds of a whole step, or of an update, and how long it took in all."""
+        return {name: _spent(self._entries[name]) for name in names}
 
 
 def _training_optimizer(name: str) -> Any:
@@ -404,13 +465,21 @@ TASKS: dict[str, Any] = {"time": Timing, "peak": Peak, "train": Training}
 
 
 def serve(orders: IO[str], replies: IO[str]) -> None:
-    """Work on what the first line asks for, then answer each line until there is none."""
-    spec = json.loads(orders.readline())
-    task = TASKS[spec["task"]](spec)
-    _reply(replies, task.ready())
+    """Answer each line until there is none."""
+    from adadelta_cli import __version__
+
+    _reply(replies, {"protocol": PROTOCOL, "version": __version__, "path": str(Path(__file__))})
     gc.disable()
+    task: Any = None
     for line in orders:
-        _reply(replies, task.go_on(json.loads(line)["seconds"]))
+        order = json.loads(line)
+        if "task" in order:
+            task = None  # what it holds is given back before the next is made
+            gc.collect()
+            task = TASKS[order["task"]](order)
+            _reply(replies, task.ready())
+        else:
+            _reply(replies, {"samples": task.sample(order["sample"])})
 
 
 def _reply(replies: IO[str], answer: dict[str, Any]) -> None:

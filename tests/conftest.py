@@ -15,6 +15,8 @@ from adadelta_cli import backends, engine
 # Before any library is loaded, here and in what the tests start: the two pytest workers share two
 # cores, and pictures are drawn without a screen.
 os.environ.setdefault("MPLBACKEND", "agg")
+# MXNet's own threads keep the subnormal mode that they were born in, and tests here change it.
+os.environ.setdefault("MXNET_OMP_MAX_THREADS", "1")
 
 # Started in the background by a shell, the tests inherit an ignored Ctrl-C, and so would all that
 # they start.

@@ -5,8 +5,9 @@ import json
 import re
 import subprocess
 import sys
-import time
+import venv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,11 +15,18 @@ import numpy as np
 import pytest
 from conftest import needs_mxnet
 
-from adadelta_cli import benchmark, machine, worker, workloads
+from adadelta_cli import benchmark, machine, measurement, worker, workloads
 from adadelta_cli.cli import adadelta
+from adadelta_cli.crew import Crew, Role, Worker, _period
 from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
 from adadelta_cli.estimate import estimate, ratio
-from adadelta_cli.implementations import IMPLEMENTATIONS, Implementation, implementation
+from adadelta_cli.implementations import (
+    IMPLEMENTATIONS,
+    Bounds,
+    Implementation,
+    timeable,
+)
+from adadelta_cli.tensors import Tensors
 from adadelta_cli.worker import ARITHMETIC, MEMORY
 
 COLUMNS = """
@@ -102,9 +110,10 @@ def test_ratios_are_of_one_round():
 )
 def test_bytes_of_an_element(dtype, moved, held):
     """Four reads and three writes; float16 keeps a float32 master, read and written beside it."""
-    assert benchmark.traffic_bytes(dtype) == moved
-    assert benchmark.held_bytes(dtype) == held
-    line = worker.Tensors.allocate([(100,)], dtype, seed=0).line
+    assert measurement.traffic_bytes(dtype) == moved
+    assert measurement.held_bytes(dtype) == held
+    (tensors,) = Tensors.allocate([(100,)], dtype, seed=0)
+    line = tensors.line
     assert sum(array.itemsize for array in line.arrays) == held
 
 
@@ -120,7 +129,7 @@ def samples(fused=2.0, unfused=20.0, memory=1.9, arithmetic=1.0, rounds=30):
 def rows(found, faults=("", ""), peaks=(8_000_000, 0)):
     """Turn samples into the rows of numpy and numpy-fused."""
     names = ("numpy", "numpy-fused")
-    result = benchmark._result(
+    result = measurement.result(
         GROUP, found, dict(zip(names, faults, strict=True)), dict(zip(names, peaks, strict=True))
     )
     return [each.row for each in result.measurements]
@@ -128,7 +137,7 @@ def rows(found, faults=("", ""), peaks=(8_000_000, 0)):
 
 def test_the_columns_are_those_of_the_contract():
     """Scripts read bench.csv by its columns."""
-    assert list(benchmark.COLUMNS) == COLUMNS
+    assert list(measurement.COLUMNS) == COLUMNS
 
 
 def test_a_row_from_known_samples():
@@ -170,7 +179,7 @@ def test_a_wrong_implementation_gets_no_time():
     found = samples()
     del found["numpy-fused"]
     faults = {"numpy": "", "numpy-fused": "wrong: 3 of 9 values"}
-    result = benchmark._result(GROUP, found, faults, dict.fromkeys(faults))
+    result = measurement.result(GROUP, found, faults, dict.fromkeys(faults))
     right, wrong = result.measurements
     assert wrong.wrong
     assert not right.wrong
@@ -178,49 +187,81 @@ def test_a_wrong_implementation_gets_no_time():
     assert wrong.row.note == "wrong: 3 of 9 values"
 
 
+def allocated(shapes, dtype="float32"):
+    """Make the tensors of a workload once."""
+    return Tensors.allocate(shapes, dtype, seed=0)[0]
+
+
 class TestFault:
     """Each implementation is checked before it is timed."""
 
-    tensors = staticmethod(lambda: worker.Tensors.allocate([(70_001,), (3, 5)], "float32", seed=0))
+    tensors = staticmethod(lambda: allocated([(70_001,), (3, 5)]))
+
+    def fault(self, name):
+        """Check an implementation as the task that takes the samples does."""
+        return worker.fault_of(timeable(name), worker.Bound.to(timeable(name), self.tensors()))
+
+    def fault_of_step(self, step, tensors, chosen=None):
+        """Check any function as an implementation's step."""
+        bound = worker.Bound(step, tensors.parameters, tensors)
+        return worker.fault_of(chosen or timeable("numpy"), bound)
 
     @pytest.mark.parametrize("name", ["numpy", "numpy-fused"])
     def test_ours_have_none(self, name):
         """The array update and the one-pass kernel agree in every bit."""
-        tensors = self.tensors()
-        assert worker.fault_of(worker._bound(implementation(name), tensors), tensors) == ""
+        assert self.fault(name) == ""
 
     @needs_mxnet
     @pytest.mark.parametrize("name", ["mxnet", "mxnet-fused", "mxnet-stock"])
     def test_those_on_mxnet_have_none(self, name):
         """They work on the same memory, as MXNet's arrays."""
-        tensors = self.tensors()
-        assert worker.fault_of(worker._bound(implementation(name), tensors), tensors) == ""
+        assert self.fault(name) == ""
+
+    @pytest.mark.parametrize("function", ["step", "functional"])
+    def test_a_users_kernel_has_none(self, function, tmp_path):
+        """One that updates in place, and one that returns the new arrays."""
+        assert self.fault(f"{kernels(tmp_path)}:{function}") == ""
 
     @pytest.mark.parametrize("array", ["weight", "acc_grad", "acc_delta", "grad"])
-    def test_a_planted_one_is_found(self, array):
-        """One array off by one bit in every element, or a changed gradient, is called wrong."""
-        tensors = self.tensors()
-        right = worker._bound(implementation("numpy-fused"), tensors)
+    @pytest.mark.parametrize("ulps", [0, 300])
+    def test_a_planted_one_is_found(self, array, ulps):
+        """One array off by a bit is wrong; of what is not ours, one off by more than its bound."""
+        tensors, chosen = self.tensors(), timeable("numpy")
+        right = worker.Bound.to(timeable("numpy-fused"), tensors)
+        if ulps:
+            chosen = replace(chosen, allowed=Bounds(99, 99, 99))
 
         def step():
-            right()
+            right.step()
             for parameter in tensors.parameters:
                 values = getattr(parameter, array)
-                values[...] = np.nextafter(values, np.float32(np.inf))
+                values += np.spacing(np.abs(values)) * max(1, ulps)
 
-        assert worker.fault_of(step, tensors).startswith("wrong: ")
+        assert self.fault_of_step(step, tensors, chosen).startswith("wrong: ")
+
+    def test_what_is_not_ours_may_differ_within_its_bounds(self):
+        """Off by a bit, and allowed two."""
+        tensors, chosen = self.tensors(), replace(timeable("numpy"), allowed=Bounds(2, 2, 2))
+        right = worker.Bound.to(timeable("numpy-fused"), tensors)
+
+        def step():
+            right.step()
+            for parameter in tensors.parameters:
+                parameter.acc_delta[...] += np.spacing(parameter.acc_delta)
+
+        assert self.fault_of_step(step, tensors, chosen) == ""
 
     def test_doing_nothing_is_wrong(self):
         """A step that does not step is found."""
-        assert worker.fault_of(lambda: None, self.tensors()).startswith("wrong: ")
+        assert self.fault_of_step(lambda: None, self.tensors()).startswith("wrong: ")
 
     def test_a_refusal_is_no_wrong_answer(self):
-        """An implementation that raises TypeError cannot take the step, and says why."""
+        """An implementation that raises cannot take the step, and says why."""
 
         def step():
             raise TypeError("float64 is beyond me")
 
-        assert worker.fault_of(step, self.tensors()) == (
+        assert self.fault_of_step(step, self.tensors()) == (
             "cannot take this step: TypeError: float64 is beyond me"
         )
 
@@ -228,45 +269,156 @@ class TestFault:
         """The task that takes the samples leaves a wrong implementation out."""
         lazy = Implementation("lazy", "numpy", True, lambda *_: lambda: None, "numpy")
         monkeypatch.setitem(IMPLEMENTATIONS, "lazy", lazy)
-        spec = {
-            "shapes": [[5000]],
-            "dtype": "float32",
-            "seed": 0,
-            "implementations": ["lazy", "numpy"],
-        }
-        task = worker.Timing(spec)
-        assert task.ready()["faults"]["lazy"].startswith("wrong: ")
-        assert "lazy" not in task.go_on(0)["samples"]
-        assert len(task.go_on(0)["samples"]["numpy"]) >= worker.LEAST_ROUNDS
+        ready = worker.Timing(SPEC | {"implementations": ["lazy", "numpy"]}).ready()
+        assert ready["faults"]["lazy"].startswith("wrong: ")
+        assert ready["entries"] == ["numpy", MEMORY, ARITHMETIC]
+
+
+SPEC = {"shapes": [[5000]], "dtype": "float32", "seed": 0, "cold": False, "roofs": True}
+KERNELS = """
+import numpy, os
+import numpy as np
+from adadelta_cli.update import Hyperparameters, Parameter, update
+
+def step(weight, grad, acc_grad, acc_delta, **settings):
+    hyper = Hyperparameters(**settings)
+    p = Parameter(weight, grad, acc_grad, acc_delta)
+    update(np, p, hyper.scalars(weight.dtype), hyper.learning_rate, hyper.wd)
+
+def functional(weight, grad, acc_grad, acc_delta, **settings):
+    new = weight.copy(), acc_grad.copy(), acc_delta.copy()
+    step(new[0], grad, *new[1:], **settings)
+    return new
+
+calls = 0
+
+def dies(*arrays, **settings):
+    global calls
+    calls += 1
+    if calls > 3:
+        os._exit(7)
+    step(*arrays, **settings)
+"""
+
+
+def kernels(folder):
+    """Write a file of users' kernels."""
+    path = folder / "kernels.py"
+    path.write_text(KERNELS)
+    return path
+
+
+class TestEntry:
+    """How samples are taken."""
+
+    def test_copies_are_used_in_turn(self):
+        """Every copy of the tensors gets as many steps as the others, so each is found cold."""
+        taken = []
+        steps = [partial(taken.append, k) for k in range(7)]
+        entry = worker.Entry(steps)
+        for _ in range(20):
+            entry.sample()
+        assert taken == [k % 7 for k in range(len(taken))]
+
+    def test_one_turn_after_the_caches_were_emptied(self):
+        """With copies too small to push each other out, a sample is one turn after an eviction."""
+        taken = []
+        entry = worker.Entry([partial(taken.append, k) for k in range(3)], evict=taken.clear)
+        entry.sample()
+        assert len(taken) == 3
+
+    @pytest.mark.parametrize("size", [16, 16 * 10**5, 16 * 10**8])
+    def test_cold_tensors_reach_beyond_the_last_cache(self, size, monkeypatch):
+        """All copies but one, or the memory passed over meanwhile, are twice the largest cache."""
+        monkeypatch.setattr(machine, "cache_bytes", lambda: {"L2": 10**6, "L3": 10**8})
+        copies, other = worker.cold_copies(size)
+        assert max((copies - 1) * size, other) >= 2 * 10**8
+        assert copies <= worker.COPIES
+
+
+class TestCrew:
+    """Processes that are timed in turn."""
+
+    def test_rounds_alternate_between_the_processes(self, tmp_path):
+        """Everybody has samples of the same rounds, and a ratio can be taken."""
+        own = f"{kernels(tmp_path)}:step"
+        roles = [Role(("numpy-fused",), roofs=True), Role((own,), foreign=True)]
+        with Crew(roles, threads=1) as crew:
+            crew.prepare(("numpy-fused", own), **SPEC)
+            found = crew.sample(0.1, lambda _: False)
+        assert crew.faults == {"numpy-fused": "", own: ""}
+        assert set(found) == {"numpy-fused", own, MEMORY, ARITHMETIC}
+        assert len({len(values) for values in found.values()}) == 1
+        assert np.isfinite(found["numpy-fused"] / found[own]).any()
+
+    def test_a_kernel_that_ends_its_process_is_at_fault(self, tmp_path):
+        """Not ours, it breaks off nothing but itself; the others go on, in the next task, too."""
+        dies = f"{kernels(tmp_path)}:dies"
+        roles = [Role(("numpy-fused",), roofs=True), Role((dies,), foreign=True)]
+        with Crew(roles, threads=1) as crew:
+            for _ in range(2):
+                crew.prepare(("numpy-fused", dies), **SPEC)
+                found = crew.sample(0.05, lambda _: False)
+                assert "ended with 7" in crew.faults[dies]
+                assert dies not in found
+                assert np.isfinite(found["numpy-fused"]).any()
+
+    def test_another_environments_version(self):
+        """Its entries have a name of their own; here it is this very environment."""
+        roles = [Role(("numpy-fused",)), Role(("numpy-fused",), "old: ", sys.executable)]
+        with Crew(roles, threads=1) as crew:
+            crew.prepare(("numpy-fused",), **SPEC)
+            found = crew.sample(0.05, lambda _: False)
+        assert set(found) == {"numpy-fused", "old: numpy-fused"}
+
+    def test_an_environment_without_adadelta(self, tmp_path):
+        """What was expected at the other end is said."""
+        venv.create(tmp_path / "empty", symlinks=True, with_pip=False)
+        python = str(tmp_path / "empty" / "bin" / "python")
+        with (
+            pytest.raises(UnavailableError, match="is installed"),
+            Crew([Role((), python=python)], 1),
+        ):
+            pass
+
+    def test_slow_ones_get_fewer_turns(self):
+        """In every 2^k-th round, so that the slow ones' rounds are rounds of all the others."""
+        costs = {"a": 1.0, "b": 1.0, "c": 1.1, "d": 9.0, "e": 33.0}
+        assert [_period(name, costs) for name in costs] == [1, 1, 1, 8, 16]
+        assert _period("a", {}) == 1
 
 
 def test_tensors_keep_normal_values():
     """After thousands of steps nothing is subnormal, infinite or NaN, which would cost time."""
     for dtype in ("float32", "float64", "float16"):
-        tensors = worker.Tensors.allocate([(3000,)], dtype, seed=0)
-        step = worker._bound(implementation("numpy-fused"), tensors)
+        tensors = allocated([(3000,)], dtype)
+        bound = worker.Bound.to(timeable("numpy-fused"), tensors)
         for _ in range(5000):
-            step()
+            bound.step()
         for array in tensors.line.arrays:
             assert np.isfinite(array).all()
         for array in (tensors.line.acc_grad, tensors.line.acc_delta):
             assert (array >= np.finfo(array.dtype).tiny).all()
 
 
-def test_tensors_begin_at_cache_lines():
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_tensors_begin_at_cache_lines(dtype):
     """Each tensor begins at a cache line, and no two arrays at the same place in a page."""
-    tensors = worker.Tensors.allocate([(10,), (3, 5), (1000,)], "float32", seed=0)
-    places = [array.ctypes.data for each in tensors.parameters for array in each.arrays]
-    assert all(place % 64 == 0 for place in places)
-    assert len({array.ctypes.data % 4096 for array in tensors.line.arrays}) == 4
+    for tensors in Tensors.allocate([(10,), (3, 5), (1000,)], dtype, 0, copies=3):
+        places = [array.ctypes.data for each in tensors.parameters for array in each.arrays]
+        assert all(place % 64 == 0 for place in places)
+        lines = tensors.line.arrays
+        assert len({array.ctypes.data % 4096 for array in lines}) == len(lines)
 
 
-def test_slow_ones_get_fewer_samples():
-    """What takes a hundred times as long has a turn in few rounds, and the others in all."""
-    entries = {"slow": worker.Entry(lambda: time.sleep(0.05)), "fast": worker.Entry(lambda: None)}
-    found = worker._columns(worker.rounds(entries, 0.3))
-    assert sum(value is not None for value in found["slow"]) < len(found["slow"])
-    assert len(found["fast"]) >= worker.LEAST_ROUNDS
+def test_copies_of_tensors_share_no_memory():
+    """A step on one copy leaves the others as they are."""
+    first, second = Tensors.allocate([(10,), (3, 5)], "float16", 0, copies=2)
+    before = [array.copy() for array in second.line.arrays]
+    for array in first.line.arrays:
+        array[...] = 7
+    for array, kept in zip(second.line.arrays, before, strict=True):
+        np.testing.assert_array_equal(array, kept)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
@@ -282,6 +434,7 @@ def test_peak_extra_bytes():
 def test_too_large_a_workload_is_refused_before_anything_is_allocated(monkeypatch):
     """The message has both numbers, what is needed and what is available."""
     monkeypatch.setattr(machine, "available_bytes", lambda: 3_000_000)
+    monkeypatch.setattr(benchmark, "Crew", None)
     monkeypatch.setattr(benchmark, "Worker", None)
     fused = replace(PLAN, implementations=("numpy-fused",))
     with pytest.raises(UnavailableError, match=r"16000000 bytes.*3000000 bytes.*smaller --sizes"):
@@ -290,8 +443,9 @@ def test_too_large_a_workload_is_refused_before_anything_is_allocated(monkeypatc
 
 def test_unfused_steps_need_more_memory():
     """Their temporary arrays count, too: 7 of them at most."""
-    fused = replace(PLAN, implementations=("numpy-fused",)).groups[0]
-    assert benchmark.needed_bytes(GROUP) == benchmark.needed_bytes(fused) + 7 * 4 * 10**6
+    fused = replace(PLAN, implementations=("numpy-fused",))
+    less = benchmark.needed_bytes(fused, fused.groups[0])
+    assert benchmark.needed_bytes(PLAN, GROUP) == less + 7 * 4 * 10**6
 
 
 def test_an_implementation_of_another_backend():
@@ -313,11 +467,10 @@ def test_default_implementations_are_those_of_the_backend():
 
 def test_a_process_that_breaks_says_why():
     """What a worker wrote last on stderr is in the message."""
-    with (
-        benchmark.Worker(1) as process,
-        pytest.raises(BrokenError, match=r"ended with 1: KeyError"),
-    ):
-        process.ask(task="unheard of")
+    with Worker(1) as process:
+        process.greet()
+        with pytest.raises(BrokenError, match=r"ended with 1: KeyError"):
+            process.ask(task="unheard of")
 
 
 def test_a_worker_ends_with_its_leader():
@@ -335,10 +488,10 @@ def test_doubts():
     crowded = replace(GROUP, threads=machine.available_cores() + 1)
     noisy = samples()
     noisy[ARITHMETIC] = [np.linspace(1e-3, 2e-3, 30)]
-    threads, cores = benchmark.doubts(crowded, noisy)
+    threads, cores = measurement.doubts(crowded, noisy)
     assert "wait for each other" in threads
     assert re.search("other work shares the cores; end it, or measure again later", cores)
-    assert benchmark.doubts(GROUP, samples()) == []
+    assert measurement.doubts(GROUP, samples()) == []
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -381,7 +534,7 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
     """Ctrl-C in the second workload leaves whole files with the rows of the first."""
 
     def interrupted(*_):
-        yield benchmark._result(GROUP, samples(), FAULTLESS, NO_PEAKS)
+        yield measurement.result(GROUP, samples(), FAULTLESS, NO_PEAKS)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(benchmark, "results", interrupted)
@@ -397,7 +550,7 @@ def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
     found = samples()
     del found["numpy-fused"]
     faults = {"numpy": "", "numpy-fused": "wrong: all"}
-    result = benchmark._result(GROUP, found, faults, dict.fromkeys(faults))
+    result = measurement.result(GROUP, found, faults, dict.fromkeys(faults))
     monkeypatch.setattr(benchmark, "results", lambda *_: [result])
     assert adadelta.main(["bench", "--out", str(tmp_path)], standalone_mode=False) == 1
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adadelta_cli
-from adadelta_cli import candidate, cases, conduct, guard, implementations, report
+from adadelta_cli import candidate, cases, conduct, guard, implementations
 from adadelta_cli.kernels import cpu
+from adadelta_cli.report import verification as report
 from adadelta_cli.sandbox import InProcess
 from adadelta_cli.verification import Plan, Verification
 

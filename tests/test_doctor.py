@@ -15,10 +15,11 @@ import pytest
 from conftest import HAS_MXNET
 from rich.console import Console
 
-from adadelta_cli import doctor, machine, report_doctor
+from adadelta_cli import doctor, machine
 from adadelta_cli.activity import Activity, Process
 from adadelta_cli.doctor import Examination, Level, Outcome, Piece
 from adadelta_cli.errors import ExitCode
+from adadelta_cli.report import doctor as report
 from adadelta_cli.sandbox import Sandbox
 
 QUIET = replace(
@@ -185,7 +186,7 @@ def test_the_levels_are_told_the_worst_first():
 def shown(found, verbosity=0, width=200):
     """Print the tables and return the text."""
     text = io.StringIO()
-    for table in report_doctor.doctor_tables(found, verbosity):
+    for table in report.doctor_tables(found, verbosity):
         Console(file=text, width=width).print(table)
     return text.getvalue()
 
@@ -205,7 +206,7 @@ def test_the_report_says_what_and_what_to_do():
     assert "-> pip install 'adadelta[torch]'" in text and "huge pages are off" in text
     assert "does it" not in shown(found, -1) and "adadelta[torch]" in shown(found, -1)
     assert "libgomp.so" in shown(found, 1) and "libgomp.so" not in text
-    assert "1 thing will disturb" in report_doctor.verdict(found)
+    assert "1 thing will disturb" in report.verdict(found)
     assert max(map(len, shown(found, width=60).splitlines())) <= 60
 
 

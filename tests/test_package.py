@@ -73,7 +73,9 @@ def test_the_console_script():
     assert run(script, "--version") == run(sys.executable, "-m", "adadelta_cli", "--version")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["-h"], ["run", "-h"], ["verify", "--help"], []])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["-h"], ["run", "-h"], ["verify", "--help"], ["compare", "-h"], []]
+)
 def test_help_is_light(args):
     """No heavy library is imported for a help text."""
     code = (
@@ -82,7 +84,7 @@ def test_help_is_light(args):
         "from adadelta_cli.__main__ import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'mxnet', 'numba', 'numpy', 'pandas', 'matplotlib', 'sklearn', 'rich',\n"
+        "heavy = {'mxnet', 'numba', 'numpy', 'pandas', 'matplotlib', 'sklearn', 'rich', 'scipy',\n"
         "         'pydantic', 'yaml'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )

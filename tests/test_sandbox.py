@@ -77,3 +77,11 @@ def test_groups_have_processes_of_their_own():
     for pid in (own, torch, jax):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_work_that_was_begun_is_over_before_the_next_call():
+    """What was begun is not waited for, and its outcome is not taken for the next call's."""
+    with Sandbox(30) as sandbox:
+        sandbox.begin(time.sleep, 0.01)
+        assert sandbox.call(abs, -3) == 3
+        assert sandbox.call(abs, -4) == 4

@@ -12,9 +12,10 @@ from dataclasses import replace
 import pytest
 from conftest import HERE
 
-from adadelta_cli import cases, files, implementations, report, selftest
+from adadelta_cli import cases, files, implementations, selftest
 from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.faults import FAULTS, SOURCES, Fault
+from adadelta_cli.report import selftest as report
 from adadelta_cli.selftest import Row, SelfTest
 
 PAGE = HERE.parent / "docs" / "self-test.md"

@@ -18,6 +18,7 @@ import pytest
 import adadelta_cli
 from adadelta_cli import candidate, cases, implementations, verification
 from adadelta_cli.errors import UnavailableError, UsageError
+from adadelta_cli.report import verification as report
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import Plan, Verification
 
@@ -274,13 +275,35 @@ def step(weight, grad, acc_grad, acc_delta, **settings):
         ("json:nonesuch", UsageError, "there is no nonesuch in json; its functions are .*dumps"),
         ("json:__name__", UsageError, "is 'json'; expected a function step"),
         (":step", UsageError, "a kernel of your own is named FILE.py:FUNCTION"),
-        ("kernel.py", UsageError, "known are .*FILE.py:FUNCTION"),
+        ("nonesuch.py", UsageError, "FUNCTION is missing; .*there is no file .*nonesuch.py"),
+        ("json:", UsageError, "FUNCTION is missing; .*PACKAGE.MODULE:FUNCTION; add it"),
+        ("kernel", UsageError, "known are .*FILE.py:FUNCTION"),
     ],
 )
 def test_what_cannot_be_found_is_a_usage_error(name, kind, told):
     """The message says what was looked for."""
     with pytest.raises(kind, match=told):
         candidate.load(implementations.implementation(name).name)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "def helper(): pass\ndef step(): pass\n1 / 0",
+            r"are helper, step: try --impl .*\.py:step$",
+        ),
+        ("def mine(): pass\ndef other(): pass", r"are mine, other: try --impl .*\.py:mine$"),
+        ("step = 1", "defines no function"),
+        ("def step(:", "cannot be read as Python: "),
+        (r"def step(): '\d'", "try --impl"),
+    ],
+)
+def test_a_file_without_a_function_is_told_its_functions(tmp_path, text, told):
+    """They are read, and the file is not imported."""
+    place = write(tmp_path, text).removesuffix(":step")
+    with pytest.raises(UsageError, match=f"FUNCTION is missing.*{told}"):
+        implementations.implementation(place)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +345,8 @@ def test_a_crash_is_a_row_and_the_next_case_is_checked(tmp_path, body, told):
     work.execute()
     (row,) = work.failures
     assert row.case == "length-17" and row.note == told
+    (line,) = report.verification_failures(work, most=10)
+    assert line.startswith(f"FAILED step length-17 float32 {name}: {told}\n")
     assert any(row.case == "length-0" and row.passed for row in work.rows)
 
 
@@ -335,6 +360,8 @@ def test_a_kernel_that_hangs_is_given_up(tmp_path):
     assert time.monotonic() - began < 40
     (row,) = work.failures
     assert row.note == "hung: no result within 6 s (--timeout)"
+    (title,) = [axes.get_title() for axes in report.verification_figure(work).get_axes()]
+    assert title.startswith("no result of 1 case: hung: no result within 6 s (--timeout)\ngreen")
     assert [row.note for row in work.rows if row.case == "odd"] == [
         "skipped: it hung in case length-1"
     ]

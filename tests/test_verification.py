@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from conftest import HAS_MXNET
 
-from adadelta_cli import cases, implementations, report, verification
+from adadelta_cli import cases, implementations, verification
 from adadelta_cli import update as formula
 from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.report import verification as report
 from adadelta_cli.sandbox import InProcess
 from adadelta_cli.verification import Plan, Verification
 
@@ -345,3 +346,16 @@ def test_a_failure_is_told_with_its_command(monkeypatch):
     assert text.startswith("FAILED step odd float32 numpy-fused weight:")
     assert more == f"... and {len(work.failures) - 1} more, in verify.csv"
     assert "repeat it: adadelta verify --case odd --impl numpy-fused --dtype float32" in text
+
+
+@pytest.mark.skipif(not HAS_MXNET, reason="MXNet has no wheel for this platform")
+def test_both_subnormal_modes_with_several_openmp_threads(tmp_path):
+    """MXNet's OpenMP threads keep the mode they were born in, so each mode has its own process."""
+    command = [sys.executable, "-m", "adadelta_cli", "verify", "--threads", "2", "--impl"]
+    cases = ("--case", "subnormal", "--case", "flushed", "--dtype", "float32", "--seed", "1")
+    environment = {k: v for k, v in os.environ.items() if k != "MXNET_OMP_MAX_THREADS"}
+    done = subprocess.run(
+        [*command, "mxnet-fused", *cases, "--out", str(tmp_path)],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

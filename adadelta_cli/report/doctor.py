@@ -31,7 +31,7 @@ def doctor_tables(found: Examination, verbosity: int) -> list[Table]:
     """Lay out an examination; with `-q`, only what does not work, and what was found."""
     if verbosity < 0:
         troubled = [check for check in found.checks if check.outcome is not Outcome.WORKS]
-        tables = [checks_table(troubled), findings_table(found)]
+        tables = [checks_table(troubled, "What does not work"), findings_table(found)]
     else:
         tables = [
             machine_table(found, verbose=verbosity > 0),
@@ -146,9 +146,9 @@ OUTCOMES = {
 }
 
 
-def checks_table(checks: Sequence[Check]) -> Table:
+def checks_table(checks: Sequence[Check], title: str = "What works") -> Table:
     """Lay out what was tried, and what came of it."""
-    table = _table("What works", columns=3)
+    table = _table(title, columns=3)
     for check in checks:
         table.add_row(f"[bold]{check.name}[/]", OUTCOMES[check.outcome], _came_of(check))
     return table

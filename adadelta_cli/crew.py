@@ -1,0 +1,289 @@
+"""The processes that take samples side by side, and the leader's end of what is said to them.
+
+Rounds alternate between the members of a crew: in each round every one takes its samples while all
+others rest, so that whatever else the machine does hits them alike. Other frameworks have processes
+of their own, because several OpenMP runtimes in one process ruin each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from adadelta_cli import machine
+from adadelta_cli.errors import BrokenError, UnavailableError
+from adadelta_cli.worker import PROTOCOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Sequence
+
+    from typing_extensions import Self
+
+LEAST_ROUNDS = 5
+# OpenMP's threads look out for more work for some milliseconds after they had some, on the cores
+# that the next process is about to be timed on.
+REST_S = 0.01
+# Until a process that says nothing is taken to hang: one of ours, one that is not.
+ANSWER_S = {False: 600.0, True: 120.0}
+
+Columns = dict[str, np.ndarray]
+"""By entry, the seconds of a step in each round; NaN where the entry had no turn in it."""
+
+
+class Worker:
+    """A process that takes samples; see worker.py for what is said to it.
+
+    Args:
+        threads: how many every library in it may use.
+        python: another environment's interpreter, whose installed version takes the samples.
+        foreign: what it times is not ours.
+        environment: more variables.
+
+    Attributes:
+        about: what it said of itself: protocol, version, path.
+
+    Raises:
+        BrokenError: it ended, or is silent.
+        UnavailableError: the other environment has no version that understands this one.
+    """
+
+    def __init__(
+        self, threads: int, python: str | None = None, *, foreign: bool = False, **environment: str
+    ) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - __exit__ closes it
+        self._process = subprocess.Popen(  # noqa: S603 - the user's own interpreter
+            [python or sys.executable, "-m", "adadelta_cli.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=os.sep,  # from where `-m` would take a package that lies there
+            env=_environment(threads, own=python is None) | environment,
+        )
+        self._python, self._patience_s = python, ANSWER_S[foreign]
+        self.about: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def greet(self) -> None:
+        """Hear who it is."""
+        try:
+            self.about = self._answer()
+        except BrokenError as error:
+            if self._python is None:
+                raise
+            raise UnavailableError(
+                f"--against {self._python}: {error}; expected the Python of an environment in "
+                "which a version of adadelta with bench --against is installed"
+            ) from error
+        if self.about.get("protocol") != PROTOCOL:
+            raise UnavailableError(
+                f"--against {self._python}: its version {self.about.get('version')} is led in "
+                f"another way ({self.about.get('protocol')}) than this one ({PROTOCOL}); install "
+                "a nearer version there"
+            )
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Send an order; return the answer."""
+        orders = cast("IO[str]", self._process.stdin)
+        try:
+            orders.write(json.dumps(order) + "\n")
+            orders.flush()
+        except BrokenPipeError as error:
+            raise self._broken() from error
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        replies = cast("IO[str]", self._process.stdout)
+        if not select.select([replies], [], [], self._patience_s)[0]:
+            self._process.kill()
+            raise BrokenError(
+                f"a process that takes samples hung: {self._patience_s:g} s of silence"
+            )
+        try:
+            return json.loads(replies.readline())
+        except json.JSONDecodeError as error:
+            raise self._broken() from error
+
+    def _broken(self) -> BrokenError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+        return BrokenError(
+            f"a process that takes samples ended with {code}: {last}; if that is -9, the system "
+            "ran out of memory: ask for smaller --sizes"
+        )
+
+
+def _environment(threads: int, *, own: bool) -> dict[str, str]:
+    """Return a child's variables; `own` finds this very package, wherever it lies."""
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    found = {**os.environ, **machine.thread_environment(threads)}
+    found.pop("PYTHONPATH", None)
+    return found | ({"PYTHONPATH": os.pathsep.join(filter(None, path))} if own else {})
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one member of a crew does.
+
+    Attributes:
+        implementations: those that it times.
+        prefix: put before its entries' names, to tell two members' apart.
+        python: as in `Worker`.
+        roofs: it times the roofs, too.
+        task: as worker.py knows it.
+        foreign: not ours, so it may break without breaking off the whole.
+    """
+
+    implementations: tuple[str, ...]
+    prefix: str = ""
+    python: str | None = None
+    roofs: bool = False
+    task: str = "time"
+    foreign: bool = False
+
+
+class Crew:
+    """Processes that are timed in turn.
+
+    Args:
+        roles: one process each.
+        threads: how many each of them may use.
+        seed: of the order within each round.
+
+    Attributes:
+        faults: what is wrong with an entry of the current task; empty where nothing is.
+    """
+
+    def __init__(self, roles: Sequence[Role], threads: int, seed: int = 0) -> None:
+        self._roles, self._threads = roles, threads
+        self._stack = ExitStack()
+        self._workers: dict[Role, Worker] = {}
+        self._random = np.random.default_rng(seed)
+        self._entries: dict[str, tuple[Role, str]] = {}
+        self.faults: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        for role in self._roles:  # all at once, for importing takes a second
+            self._start(role)
+        try:
+            for worker in self._workers.values():
+                worker.greet()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def about(self) -> dict[str, dict[str, Any]]:
+        """What the members said of themselves, by prefix."""
+        return {role.prefix: worker.about for role, worker in self._workers.items()}
+
+    def _start(self, role: Role) -> Worker:
+        worker = Worker(self._threads, role.python, foreign=role.foreign)
+        self._workers[role] = self._stack.enter_context(worker)
+        return worker
+
+    def prepare(self, able: Container[str], **spec: Any) -> list[dict[str, Any]]:
+        """Give all the next task; return the first answer of each role.
+
+        Args:
+            able: the implementations that can be put to it.
+            spec: what the task's own part of worker.py reads.
+        """
+        self._entries, self.faults = {}, {}
+        return [self._begun(role, able, spec) for role in self._roles]
+
+    def _begun(self, role: Role, able: Container[str], spec: dict[str, Any]) -> dict[str, Any]:
+        names = [name for name in role.implementations if name in able]
+        own = {"task": role.task, "implementations": names, "roofs": role.roofs}
+        answer = self._asked(role, **spec | own) if names or role.roofs else {}
+        faults = answer.get("faults", {})
+        self.faults |= {role.prefix + name: fault for name, fault in faults.items()}
+        self._entries |= {role.prefix + n: (role, n) for n in answer.get("entries", ())}
+        return answer
+
+    def _asked(self, role: Role, **order: Any) -> dict[str, Any]:
+        """Ask a member; if it breaks and is not ours, it is at fault, and replaced."""
+        try:
+            return self._workers[role].ask(**order)
+        except BrokenError as error:
+            if not role.foreign:
+                raise
+            lost = {role.prefix + name: f"wrong: {error}" for name in role.implementations}
+            self.faults |= lost
+            self._entries = {n: each for n, each in self._entries.items() if each[0] is not role}
+            self._start(role).greet()
+            return {}
+        finally:
+            time.sleep(REST_S * (len(self._roles) > 1))
+
+    def sample(self, seconds: float, suffices: Callable[[Columns], bool]) -> Columns:
+        """Take samples in rounds, `LEAST_ROUNDS` at least; the order changes from round to round.
+
+        Args:
+            seconds: for how long, at most.
+            suffices: asked after each round whether the samples do.
+        """
+        rounds: list[dict[str, float]] = []
+        costs: dict[str, float] = {}
+        until = time.monotonic() + seconds
+        while len(rounds) < LEAST_ROUNDS or (
+            time.monotonic() < until and not suffices(_columns(rounds, self._entries))
+        ):
+            due = {name for name in self._entries if len(rounds) % _period(name, costs) == 0}
+            rounds.append(self._round(due, costs))
+        return _columns(rounds, self._entries)
+
+    def _round(self, due: set[str], costs: dict[str, float]) -> dict[str, float]:
+        """Sample what is due; note in `costs` how long each sample took."""
+        found: dict[str, float] = {}
+        for place in self._random.permutation(len(self._roles)):
+            role = self._roles[place]
+            names = [n for full, (one, n) in self._entries.items() if one is role and full in due]
+            for name, (taken, whole) in self._taken(role, names).items():
+                found[role.prefix + name] = taken
+                costs[role.prefix + name] = whole
+        return found
+
+    def _taken(self, role: Role, due: list[str]) -> dict[str, list[float]]:
+        order = [due[place] for place in self._random.permutation(len(due))]
+        return self._asked(role, sample=order).get("samples", {}) if due else {}
+
+
+def _period(name: str, costs: dict[str, float]) -> int:
+    """Say in every which round an entry has its turn: slow ones get fewer samples.
+
+    A power of two, so that what is slow has its turns in rounds in which all others have theirs.
+    """
+    if not costs:
+        return 1
+    times = costs[name] / statistics.median(costs.values())
+    return int(2 ** math.floor(math.log2(max(1.0, times))))
+
+
+def _columns(rounds: Sequence[dict[str, float]], names: Iterable[str]) -> Columns:
+    return {name: np.array([each.get(name, math.nan) for each in rounds]) for name in names}

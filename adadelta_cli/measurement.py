@@ -1,0 +1,404 @@
+"""From the samples of a group of implementations to its rows, and what to think of them.
+
+Ratios are of samples of one round, and every interval knows about the processes (estimate.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adadelta_cli import machine
+from adadelta_cli.estimate import Estimate, estimate, ratio
+from adadelta_cli.implementations import timeable
+from adadelta_cli.tensors import state_dtype
+from adadelta_cli.worker import ARITHMETIC, MEMORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from adadelta_cli.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is timed together, in turn.
+
+    Attributes:
+        workload: the tensors of a step.
+        implementations: their names.
+        dtype: float32, float64, or float16 (with float32 masters).
+        threads: how many CPU threads.
+        cache: `warm`, the same tensors again and again; `cold`, others pushed them out of the
+            caches meanwhile.
+        precision: half the width of the median's 95 % interval, as a share of it, that suffices.
+    """
+
+    workload: Workload
+    implementations: tuple[str, ...]
+    dtype: str = "float32"
+    threads: int = 1
+    cache: str = "warm"
+    precision: float = 0.02
+
+
+@dataclass(frozen=True)
+class Row:
+    """The time of one implementation's step on one workload: a row of bench.csv.
+
+    A share or a speed-up is the median of the ratios within rounds, with its own interval. None:
+    not measured, and `note` says why.
+    """
+
+    implementation: str
+    backend: str
+    ctx: str
+    dtype: str
+    workload: str
+    tensors: int
+    elements: int
+    threads: int
+    cache: str = "warm"
+    processes: int = 0
+    samples: int = 0
+    median_s: float | None = None
+    ci_low_s: float | None = None
+    ci_high_s: float | None = None
+    q1_s: float | None = None
+    q3_s: float | None = None
+    elements_per_s: float | None = None
+    gigabytes_per_s: float | None = None
+    ceiling_gigabytes_per_s: float | None = None
+    ceiling_fraction: float | None = None
+    ceiling_fraction_low: float | None = None
+    ceiling_fraction_high: float | None = None
+    bound: str | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    peak_extra_bytes: int | None = None
+    note: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+Samples = dict[str, list[np.ndarray]]
+"""By entry, an array for each process; a round in which the entry had no turn is a NaN."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A row, and the samples behind it.
+
+    Attributes:
+        row: what bench.csv has.
+        samples_s: the samples of each process, in seconds a step, in the order they were taken.
+        by_process: of each process the median of `median_s` and of `ceiling_fraction`.
+        wrong: this implementation's step is not that of the array update.
+    """
+
+    row: Row
+    samples_s: list[list[float]] = field(default_factory=list)
+    by_process: dict[str, list[float]] = field(default_factory=dict)
+    wrong: bool = False
+
+
+def traffic_bytes(dtype: str) -> int:
+    """Count the bytes that a step has to move for each element: reads of four, writes of three.
+
+    A float16 weight adds its own write to the three of the float32 master and states, and is never
+    read; its gradient is float16 too.
+
+    >>> [traffic_bytes(dtype) for dtype in ("float32", "float64", "float16")]
+    [28, 56, 28]
+    """
+    stored, state = np.dtype(dtype).itemsize, state_dtype(dtype).itemsize
+    reads = 3 * state + stored
+    writes = 3 * state + (stored if dtype == "float16" else 0)
+    return reads + writes
+
+
+def held_bytes(dtype: str) -> int:
+    """Count the bytes that the arrays of a step hold for each element.
+
+    >>> [held_bytes(dtype) for dtype in ("float32", "float64", "float16")]
+    [16, 32, 16]
+    """
+    stored, state = np.dtype(dtype).itemsize, state_dtype(dtype).itemsize
+    return 2 * stored + (3 if dtype == "float16" else 2) * state
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An implementation in this version and in another, timed in the same rounds.
+
+    Attributes:
+        row: of this version.
+        old_s: of each process of the other version, the median seconds of a step.
+        new_s: of each process of this one.
+        ratios: of each pair of processes, the median ratio of this one's seconds to the other's in
+            the same round.
+    """
+
+    row: Row
+    old_s: list[float]
+    new_s: list[float]
+    ratios: list[float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of timing a group.
+
+    Attributes:
+        measurements: one for each implementation.
+        roofs_s: the samples of both roofs, by process, NaN-free.
+        doubts: why these numbers should not be trusted, each with what to do about it.
+        pairs: this version's steps and those of the version that `--against` names.
+    """
+
+    measurements: list[Measurement]
+    roofs_s: dict[str, list[list[float]]] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+
+
+def result(
+    group: Group,
+    samples: Samples,
+    faults: dict[str, str],
+    peaks: dict[str, int | None],
+    old: str = "old: ",
+) -> Result:
+    """Make the rows of a group from the samples of its implementations and of the roofs.
+
+    Args:
+        group: what was timed.
+        samples: by implementation and roof; what is at fault has none.
+        faults: what is wrong with each implementation; empty, or missing, where nothing is.
+        peaks: each one's peak extra memory in bytes, where it was measured.
+        old: begins the names of what another version timed.
+    """
+    bound = max((MEMORY, ARITHMETIC), key=lambda roof: estimate(_known(samples[roof])).median)
+    blanks = [
+        _blank(group, name, faults.get(name, ""), peaks.get(name)) for name in group.implementations
+    ]
+    roofs = {roof: _lists(_known(samples[roof])) for roof in (MEMORY, ARITHMETIC)}
+    measurements = [_measurement(blank, group, samples, bound) for blank in blanks]
+    rows = [each.row for each in measurements]
+    pairs = [_pair(row, samples, old) for row in rows if old + row.implementation in samples]
+    return Result(measurements, roofs, doubts(group, samples), pairs)
+
+
+def _pair(row: Row, samples: Samples, old: str) -> Pair:
+    new_s = samples.get(row.implementation, [])
+    old_s = samples[old + row.implementation]
+    ratios = ratio(new_s, old_s) if new_s else []
+    return Pair(row, _medians(_known(old_s)), _medians(_known(new_s)), _medians(ratios))
+
+
+def _lists(arrays: Sequence[np.ndarray]) -> list[list[float]]:
+    return [each.tolist() for each in arrays]
+
+
+def _blank(group: Group, name: str, fault: str, peak: int | None = None) -> Row:
+    workload = group.workload
+    return Row(
+        implementation=name, backend=timeable(name).backend, ctx="cpu", dtype=group.dtype,
+        workload=workload.name, tensors=workload.tensors, elements=workload.elements,
+        threads=group.threads, cache=group.cache, peak_extra_bytes=peak, note=fault,
+    )  # fmt: skip
+
+
+def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Measurement:
+    """Fill a row from the samples; an implementation that is wrong has none."""
+    name = blank.implementation
+    if name not in samples:
+        return Measurement(blank, wrong=blank.note.startswith("wrong"))
+    known, moved = _known(samples[name]), blank.elements * traffic_bytes(blank.dtype)
+    time_s, ceiling_s = estimate(known), estimate(_known(samples[bound]))
+    shares = ratio(samples[bound], samples[name])
+    share = estimate(shares)
+    row = replace(
+        timed(blank, known, time_s),
+        gigabytes_per_s=moved / time_s.median / 1e9,
+        ceiling_gigabytes_per_s=moved / ceiling_s.median / 1e9,
+        ceiling_fraction=share.median,
+        ceiling_fraction_low=share.low,
+        ceiling_fraction_high=share.high,
+        bound=bound.split(maxsplit=1)[0],
+        note="; ".join(_notes(name, group, samples, time_s)),
+    )
+    unfused = samples.get(timeable(name).unfused)
+    by_process = {"median_s": _medians(known), "ceiling_fraction": _medians(shares)}
+    return Measurement(sped_up(row, unfused, samples[name]), _lists(known), by_process)
+
+
+def _medians(processes: Sequence[np.ndarray]) -> list[float]:
+    return [float(np.median(each)) for each in processes if len(each)]
+
+
+def timed(blank: Row, known: Sequence[np.ndarray], time_s: Estimate) -> Row:
+    """Fill in a row's times."""
+    q1, q3 = np.median([np.percentile(each, [25, 75]) for each in known], axis=0)
+    return replace(
+        blank,
+        processes=len(known),
+        samples=sum(map(len, known)),
+        median_s=time_s.median,
+        ci_low_s=time_s.low,
+        ci_high_s=time_s.high,
+        q1_s=float(q1),
+        q3_s=float(q3),
+        elements_per_s=blank.elements / time_s.median,
+    )
+
+
+def sped_up(row: Row, reference: list[np.ndarray] | None, own: list[np.ndarray]) -> Row:
+    """Fill in a row's speed-up against samples of the same rounds, if there are any."""
+    if reference is None:
+        return row
+    gain = estimate(ratio(reference, own))
+    return replace(row, speedup=gain.median, speedup_low=gain.low, speedup_high=gain.high)
+
+
+def _known(processes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    known = [each[~np.isnan(each)] for each in processes]
+    return [each for each in known if len(each)]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def trained(group: Group, samples: Samples, losses: dict[str, float]) -> Result:
+    """Make the rows of whole training steps.
+
+    Args:
+        group: the network; its first implementation is what the others are compared with.
+        samples: of `NAME step`, a whole step, and of `NAME update`, the update in it.
+        losses: what each trained to.
+    """
+    return Result([_trained(group, name, samples, losses) for name in group.implementations])
+
+
+def _trained(group: Group, name: str, samples: Samples, losses: dict[str, float]) -> Measurement:
+    reference = group.implementations[0]
+    whole = _known(samples[f"{name} step"])
+    share = estimate(ratio(samples[f"{name} update"], samples[f"{name} step"])).median
+    right = losses[name] == losses[reference]
+    verdict = "the same as" if right else "wrong: not that of"
+    note = (
+        f"the update is {share:.0%} of it; loss {losses[name]!r}, {verdict} {reference}, "
+        "against which the speed-up is"
+    )
+    row = timed(_blank(group, name, note), whole, estimate(whole))
+    row = sped_up(row, samples[f"{reference} step"], samples[f"{name} step"])
+    return Measurement(row, _lists(whole), {"median_s": _medians(whole)}, wrong=not right)
+
+
+# --- what to make of it ---------------------------------------------------------------------------
+
+FEW_SAMPLES = 10
+DISAGREE = 0.10
+CORES_SHARED = 0.10
+FREQUENCY_CHANGED = 0.05
+SLOW_START = 0.05
+
+
+def _notes(name: str, group: Group, samples: Samples, time_s: Estimate) -> Iterator[str]:
+    """Say how well a row is known, and how it compares with what is not ours."""
+    known = _known(samples[name])
+    if time_s.precision > group.precision:
+        yield f"+-{time_s.precision:.1%} when time was up"
+    if sum(map(len, known)) < FEW_SAMPLES:
+        yield f"only {sum(map(len, known))} samples"
+    apart = max(_medians(known)) / min(_medians(known)) - 1
+    if apart > DISAGREE:
+        yield f"processes disagree by {apart:.0%}"
+    if timeable(name).fused and timeable(name).allowed is None:
+        yield from _gains(name, group, samples)
+
+
+def _gains(name: str, group: Group, samples: Samples) -> Iterator[str]:
+    theirs = [
+        other
+        for other in group.implementations
+        if other in samples and (timeable(other).allowed or not timeable(other).keeps_grad)
+    ]
+    gains = {other: estimate(ratio(samples[other], samples[name])) for other in theirs}
+    told = [f"{other} {g.median:.3g} ({g.low:.3g}-{g.high:.3g})" for other, g in gains.items()]
+    if told:
+        yield f"times as fast as {', '.join(told)}"
+
+
+def doubts(group: Group, samples: Samples) -> list[str]:
+    """Say why the numbers of a group should not be trusted, and what to do about it."""
+    known = {name: _known(each) for name, each in samples.items()}
+    found = (_too_many_threads(group), _shared_cores(known[ARITHMETIC]),
+             _frequency(known[ARITHMETIC]), _slow_start(known), _disagreement(known))  # fmt: skip
+    place = f"{group.workload.name} {group.dtype}, {group.threads} threads, {group.cache}: "
+    return [place + doubt for several in found for doubt in several]
+
+
+def _too_many_threads(group: Group) -> Iterator[str]:
+    cores = machine.available_cores()
+    if group.threads > cores:
+        yield (
+            f"{group.threads} threads on {cores} cores wait for each other, which no ceiling "
+            f"accounts for; use --threads {cores} or less"
+        )
+
+
+def _shared_cores(arithmetic: Sequence[np.ndarray]) -> Iterator[str]:
+    """Look at the arithmetic roof, which needs nothing but its cores, so it should not vary."""
+    spreads = [float(np.percentile(each, 75) / np.min(each)) - 1 for each in arithmetic]
+    spread = float(np.median(spreads))
+    if spread > CORES_SHARED:
+        yield (
+            f"arithmetic that stays in the first-level cache took {spread:.0%} longer in a quarter "
+            "of its samples than in the best, so other work shares the cores; end it, or measure "
+            "again later"
+        )
+
+
+def _frequency(arithmetic: Sequence[np.ndarray]) -> Iterator[str]:
+    best = [float(np.min(each)) for each in arithmetic]
+    change = max(best) / min(best) - 1
+    if change > FREQUENCY_CHANGED:
+        yield (
+            f"even the best time of that arithmetic differs by {change:.0%} between processes, so "
+            "the cores' frequency changed, or a neighbour on the same host took from it; fix the "
+            "frequency (adadelta doctor), or look at the shares of the ceiling only"
+        )
+
+
+def _slow_start(known: dict[str, list[np.ndarray]]) -> Iterator[str]:
+    """Compare the first tenth of each process's samples with the rest."""
+    for name, processes in known.items():
+        long = [each for each in processes if len(each) >= 2 * FEW_SAMPLES]
+        ratios = [
+            float(np.median(each[: len(each) // 10]) / np.median(each[len(each) // 10 :])) - 1
+            for each in long
+        ]
+        if ratios and min(ratios) > SLOW_START:
+            yield (
+                f"the first samples of {name} are slower by {min(ratios):.0%} or more in every "
+                "process, so it had not settled; give it a longer --max-time"
+            )
+
+
+def _disagreement(known: dict[str, list[np.ndarray]]) -> Iterator[str]:
+    apart = {
+        name: max(medians) / min(medians) - 1
+        for name, medians in ((name, _medians(each)) for name, each in known.items())
+        if medians
+    }
+    far = {name: each for name, each in apart.items() if each > DISAGREE}
+    if far:
+        worst = max(far, key=far.__getitem__)
+        yield (
+            f"processes disagree about {', '.join(far)}, about {worst} by {far[worst]:.0%}: their "
+            "memory lies elsewhere, or the machine changed meanwhile; ask for more --processes, "
+            "and look at the shares of the ceiling, which come from the same rounds"
+        )

@@ -1,0 +1,124 @@
+"""The tensors that a step is timed on, and the memory that they lie in."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli.update import Parameter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ALIGNMENT_BYTES = 64  # a cache line
+PAGE_BYTES = 4096
+HUGE_PAGE_BYTES = 2 * 1024**2
+# A load whose address differs from a pending store's by whole pages waits for it in vain ("4K
+# aliasing"), so each array begins a fifth of a page after the one before, modulo pages.
+STAGGER_BYTES = PAGE_BYTES // 5 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+DRAWN = 1_000_003  # so many values are drawn, and repeated
+
+
+def state_dtype(dtype: str) -> np.dtype[Any]:
+    """Return the dtype of the states, and of the masters of float16 weights."""
+    return np.dtype("float32" if dtype == "float16" else dtype)
+
+
+class Region:
+    """A piece of fresh memory that lines of arrays are cut from, one behind the other.
+
+    It is asked for in huge pages, where the system gives them (madvise(2)). Pages of 4 KiB lie
+    elsewhere in each process, and so do their conflicts in the second-level cache, whose sets
+    follow physical addresses.
+
+    Args:
+        size: how many bytes the lines take together.
+        lines: how many they are.
+    """
+
+    def __init__(self, size: int, lines: int) -> None:
+        self._map = mmap.mmap(-1, size + lines * 2 * PAGE_BYTES + HUGE_PAGE_BYTES)
+        advice = getattr(mmap, "MADV_HUGEPAGE", None)
+        if advice is not None:
+            self._map.madvise(advice)
+        self._bytes = np.frombuffer(self._map, dtype=np.uint8)
+        self._next = -self._bytes.ctypes.data % HUGE_PAGE_BYTES
+
+    def line(self, number: int, values: np.ndarray, total: int, dtype: Any) -> np.ndarray:
+        """Repeat values over the next `total` elements, of the array of this number."""
+        size = total * np.dtype(dtype).itemsize
+        start = -(-self._next // PAGE_BYTES) * PAGE_BYTES + number * STAGGER_BYTES
+        self._next = start + size
+        line = self._bytes[start : start + size].view(dtype)
+        for at in range(0, total, values.size):
+            line[at : at + values.size] = values[: total - at]
+        return line
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a workload, and the lines of memory that they are cut from.
+
+    Attributes:
+        line: all tensors laid end to end, each array of one dimension.
+        parameters: views of `line`, each beginning at a cache line.
+    """
+
+    line: Parameter
+    parameters: list[Parameter]
+
+    @classmethod
+    def allocate(
+        cls, shapes: Sequence[Sequence[int]], dtype: str, seed: int, copies: int = 1
+    ) -> list[Tensors]:
+        """Make tensors whose values stay normal numbers however many steps are taken.
+
+        The gradients stay as they are, normally distributed with nothing below 1e-3, so that
+        acc_grad goes to their square and acc_delta grows slowly, never beyond it.
+
+        Args:
+            shapes: of the tensors.
+            dtype: float32, float64, or float16 with float32 masters.
+            seed: of the values.
+            copies: how often to make them, each in memory of its own.
+        """
+        starts = _starts(shapes, np.dtype(dtype).itemsize)
+        total = starts.pop()
+        values = np.random.default_rng(seed).standard_normal(min(total, DRAWN))
+        values += np.copysign(1e-3, values)
+        size = total * sum(np.dtype(kind).itemsize for kind in _dtypes(dtype))
+        region = Region(copies * size, copies * len(_dtypes(dtype)))
+        lines = [_line(region, values, total, dtype) for _ in range(copies)]
+        cuts = [(at, math.prod(shape), shape) for at, shape in zip(starts, shapes, strict=True)]
+        return [cls(line, [_cut(line, *cut) for cut in cuts]) for line in lines]
+
+
+def _dtypes(dtype: str) -> list[Any]:
+    """List the dtypes of the arrays of a parameter."""
+    state = state_dtype(dtype)
+    return [dtype, dtype, state, state] + [state] * (dtype == "float16")
+
+
+def _line(region: Region, values: np.ndarray, total: int, dtype: str) -> Parameter:
+    signs = np.sign(values)
+    filled = (signs, values, values**2, values**2 * 1e-3, signs)
+    arrays = [
+        region.line(number, filled[number], total, kind)
+        for number, kind in enumerate(_dtypes(dtype))
+    ]
+    return Parameter(*arrays)
+
+
+def _cut(line: Parameter, at: int, size: int, shape: Sequence[int]) -> Parameter:
+    return Parameter(*(array[at : at + size].reshape(shape) for array in line.arrays))
+
+
+def _starts(shapes: Sequence[Sequence[int]], itemsize: int) -> list[int]:
+    """Say at which element each tensor begins, and where the last one's cache line ends."""
+    step = ALIGNMENT_BYTES // itemsize
+    sizes = [-(-math.prod(shape) // step) * step for shape in shapes]
+    return [0, *np.cumsum(sizes).tolist()]
