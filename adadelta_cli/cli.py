@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadelta_cli.console import Terminal
-from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from adadelta_cli.benchmark import Benchmark
     from adadelta_cli.comparison import Comparison
@@ -41,6 +41,7 @@ def adadelta(context: click.Context) -> None:
     adadelta verify                  is every bit right?
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
     adadelta compare OLD NEW         is it slower than it was?
+    adadelta doctor                  what works here, and what would disturb a measurement?
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -67,8 +68,27 @@ def _folder(
     return folder
 
 
+SCREEN_OPTIONS = (
+    click.option(
+        "--json", "as_json", is_flag=True,
+        help="The summary as one JSON document on stdout, and nothing else there.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Less."),
+    click.option("-v", "--verbose", is_flag=True, help="More."),
+)  # fmt: skip
+
+
+def _decorator(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def shared_options(command: str) -> Callable[[Any], Any]:
-    """Add the options that every command has; `command` names the default output folder."""
+    """Add the options of every command that computes; `command` names the default folder."""
     options = (
         click.option(
             "--ctx", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N", help="Device."
@@ -87,20 +107,9 @@ def shared_options(command: str) -> Callable[[Any], Any]:
             type=click.Path(path_type=Path, file_okay=False), callback=_folder,
             help="Where the files go; made if missing.",
         ),
-        click.option(
-            "--json", "as_json", is_flag=True,
-            help="The summary as one JSON document on stdout, and nothing else there.",
-        ),
-        click.option("-q", "--quiet", is_flag=True, help="Less."),
-        click.option("-v", "--verbose", is_flag=True, help="More."),
+        *SCREEN_OPTIONS,
     )  # fmt: skip
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
+    return _decorator(options)
 
 
 threads_option = click.option(
@@ -348,6 +357,36 @@ def _self_test(screen: Terminal, out: Path, seed: int) -> None:
     screen.document(report.self_test_document(work.rows))
     screen.note(f"Files: {out}/selftest.csv, self-test.md")
     click.get_current_context().exit(work.exit_code)
+
+
+# --- doctor
+
+
+@adadelta.command()
+@_decorator(SCREEN_OPTIONS)
+def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Examine the machine: what works, what is missing, what would disturb a measurement.
+
+    Each finding says why it matters and what mends it. The kernel and the libraries are tried, each
+    where it can crash without harm. No files are written. Exit code 3 if run, verify or bench
+    cannot do their work here; what is optional may be missing.
+
+    \b
+    adadelta doctor
+    adadelta doctor --json > machine.json
+    """
+    from adadelta_cli import doctor
+    from adadelta_cli.report import doctor as report
+
+    screen = terminal(as_json, quiet, verbose)
+    with screen.progress("doctor") as tick:
+        found = doctor.examine(tick)
+    for table in report.doctor_tables(found, screen.verbosity):
+        screen.table(table)
+    screen.document(report.doctor_document(found))
+    if found.exit_code:
+        raise UnavailableError(report.verdict(found))
+    screen.text(report.verdict(found))
 
 
 # --- bench

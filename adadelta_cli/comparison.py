@@ -30,7 +30,7 @@ THRESHOLD = 0.05  # the smallest difference that counts, where no other is asked
 KIND = ("processor", "architecture", "cores", "cores_available", "cache_bytes")
 HOST = "host"  # and without this one, seconds say nothing either
 # What is never twice the same, and is no property of the machine.
-VOLATILE = frozenset({"load_average", "memory_available_bytes"})
+VOLATILE = frozenset({"load_average", "memory_available_bytes", "swap_used_bytes"})
 UNRECORDED = "not recorded"
 WELCH = "Welch's t-test on the logarithms of what each process found"
 STUDENT = "Student's t-test on the logarithms of the ratios of processes that took turns"
