@@ -8,10 +8,11 @@ import json
 
 import pytest
 
-from adadelta_cli import comparison, report_comparison
+from adadelta_cli import comparison
 from adadelta_cli.cli import adadelta
 from adadelta_cli.comparison import COLUMNS, SECONDS, SHARE
 from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.report import comparison as report_comparison
 from adadelta_cli.verdict import Verdict
 
 MACHINE = {

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from adadelta_cli.benchmark import Benchmark
+    from adadelta_cli.comparison import Comparison
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 IMPLEMENTATION_COLOURS = {
@@ -104,28 +106,32 @@ def bench_markdown(rows: Sequence[Any]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def bench_document(results: Sequence[Any], machine: dict[str, Any]) -> dict[str, Any]:
+def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[str, Any]:
     """Arrange rows, samples, doubts and the machine as bench.json and `--json` have them."""
+    from adadelta_cli.report.comparison import comparison_document
+
     return {
-        "rows": [jsonable(each.row) for result in results for each in result.measurements],
-        "samples_s": [each.samples_s for result in results for each in result.measurements],
-        "roofs_s": [result.roofs_s for result in results],
-        "doubts": [doubt for result in results for doubt in result.doubts],
-        "machine": jsonable(machine),
+        "rows": jsonable(work.rows),
+        "by_process": jsonable([each.by_process for each in work.measurements]),
+        "samples_s": [each.samples_s for each in work.measurements],
+        "roofs_s": [result.roofs_s for result in work.results],
+        "doubts": work.doubts,
+        "comparisons": [comparison_document(each) for each in judged],
+        "settings": jsonable(work.settings),
+        "machine": jsonable(work.machine),
     }
 
 
-def write_bench(out: Path, results: Sequence[Any], machine: dict[str, Any]) -> list[Path]:
+def write_bench(out: Path, work: Benchmark) -> list[Path]:
     """Write bench.csv, bench.json and bench.png.
 
     Raises:
         OSError: one cannot be written.
     """
-    rows = [each.row for result in results for each in result.measurements]
     return [
-        write_csv(out / "bench.csv", rows),
-        write_json(out / "bench.json", bench_document(results, machine)),
-        write_plot(out / "bench.png", bench_figure(rows, machine)),
+        write_csv(out / "bench.csv", work.rows),
+        write_json(out / "bench.json", bench_document(work)),
+        write_plot(out / "bench.png", bench_figure(work.rows, work.machine)),
     ]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.comparison import COLUMNS, SECONDS
 from adadelta_cli.files import jsonable, write_csv
+from adadelta_cli.report.bench import UNITS
 from adadelta_cli.verdict import LEVEL, Verdict
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from adadelta_cli.comparison import Comparison, Row
 
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 COLOURS = {
     Verdict.FASTER: "green",
     Verdict.SLOWER: "bold red",
