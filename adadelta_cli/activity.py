@@ -110,9 +110,8 @@ def _busiest(
     before: dict[int, tuple[str, float]], after: dict[int, tuple[str, float]], seconds: float
 ) -> tuple[Process, ...]:
     found = [
-        Process(pid, name, (used - before[pid][1]) / seconds)
+        Process(pid, name, (used - before.get(pid, (name, 0.0))[1]) / seconds)
         for pid, (name, used) in after.items()
-        if pid in before
     ]
     busy = sorted((each for each in found if each.cores >= IDLE_SHARE), key=lambda p: -p.cores)
     return tuple(busy[:BUSIEST])

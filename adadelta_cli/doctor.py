@@ -414,7 +414,11 @@ def _busy(here: Machine, seen: Activity) -> Iterator[Finding]:
     yield Finding(
         Level.DISTURBS,
         f"{busy:.1f} of {here.cores_available} cores were busy {when}"
-        + (f": {who}" if who else ", with what cannot be seen from here"),
+        + (
+            f": {who}"
+            if who
+            else ", by processes that came and went, or that cannot be seen from here"
+        ),
         "what shares cores and memory bandwidth with a step slows it down, and unevenly",
         "end it, or measure when it is done",
     )

@@ -193,9 +193,10 @@ def test_steal_is_a_share_of_what_was_wanted():
 def test_a_busy_process_is_named():
     """By its number and name, as busy as it was; this one is not."""
     before = {1: ("idle", 5.0), 2: ("busy (x)", 5.0), 3: ("gone", 1.0)}
-    after = {1: ("idle", 5.0), 2: ("busy (x)", 5.4), 4: ("new", 9.0)}
+    after = {1: ("idle", 5.0), 2: ("busy (x)", 5.4), 4: ("new", 0.1)}
     assert activity._busiest(before, after, 0.5) == (
         activity.Process(2, "busy (x)", pytest.approx(0.8)),
+        activity.Process(4, "new", pytest.approx(0.2)),
     )
     assert os.getpid() not in activity._process_seconds() and os.getppid() in (
         activity._process_seconds()

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from adadelta_cli.doctor import Check, Examination
 
-NO_BREAK = "\N{NO-BREAK SPACE}"
 KEY_WIDTH = 17  # the longest name of a piece: the tables stand below each other
 TEXT_WIDTH = 80  # also where the terminal is wider: longer lines are hard to read
 
@@ -148,15 +147,16 @@ OUTCOMES = {
 
 def checks_table(checks: Sequence[Check], title: str = "What works") -> Table:
     """Lay out what was tried, and what came of it."""
-    table = _table(title, columns=3)
+    table = _table(title, columns=4)
     for check in checks:
-        table.add_row(f"[bold]{check.name}[/]", OUTCOMES[check.outcome], _came_of(check))
+        took = "" if check.outcome is Outcome.MISSING else f"[dim]{check.seconds:.1f} s[/]"
+        table.add_row(f"[bold]{check.name}[/]", OUTCOMES[check.outcome], took, _came_of(check))
     return table
 
 
 def _came_of(check: Check) -> str:
     if check.outcome is Outcome.WORKS:
-        return f"{escape(check.seen)} [dim]({check.seconds:.1f}{NO_BREAK}s)[/]"
+        return escape(check.seen)
     return f"{escape(check.seen)}; needed for {escape(check.purpose)}\n{_mend(check.mend)}"
 
 
@@ -188,15 +188,12 @@ def verdict(found: Examination) -> str:
     broken, disturbs, missing = (
         len(found.of(level)) for level in (Level.BROKEN, Level.DISTURBS, Level.MISSING)
     )
-    works = (
-        f"{_counted(broken, 'thing')} broken: mend as said above"
-        if broken
-        else "What is needed works"
-    )
-    return (
-        f"{works}; {_counted(disturbs, 'thing')} will disturb a measurement; "
-        f"{_counted(missing, 'optional piece')} missing"
-    )
+    works = "What is needed works"
+    if broken:
+        works = f"{_counted(broken, 'thing')} broken, to be mended as said above"
+    disturbed = f"{_counted(disturbs, 'thing')} will disturb a measurement"
+    parts = (works, disturbed, f"{_counted(missing, 'optional piece')} missing")
+    return "; ".join(parts)
 
 
 def _counted(number: int, what: str) -> str:
