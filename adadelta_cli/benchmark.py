@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +21,18 @@ import numpy as np
 from adadelta_cli import backends, candidate, engine, implementations, machine, peers
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.crew import Columns, Crew, Role, Worker
-from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
+from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
 from adadelta_cli.implementations import IMPLEMENTATIONS, timeable
-from adadelta_cli.measurement import Group, Result, Samples, held_bytes, result, trained
+from adadelta_cli.measurement import (
+    Group,
+    Measurement,
+    Result,
+    Row,
+    Samples,
+    held_bytes,
+    result,
+    trained,
+)
 from adadelta_cli.tensors import state_dtype
 from adadelta_cli.worker import cold_copies
 from adadelta_cli.workloads import Workload, model
@@ -177,12 +188,71 @@ def check_memory(plan: Plan) -> None:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def results(plan: Plan, train: str | None, tick: Tick = no_tick) -> Iterator[Result]:
-    """Time all of a plan, by `measure`, then the training of a network, by `train_steps`."""
-    if plan.workloads:
-        yield from measure(plan, tick)
-    if train:
-        yield from train_steps(train, plan, tick)
+class Benchmark:
+    """Carry out a plan.
+
+    Args:
+        plan: what to time.
+        train: the network whose whole training steps are timed, too, a key of `TRAINED`.
+        machine: what describes it, as `machine.describe` does.
+
+    Attributes:
+        results: what was finished so far, should it be interrupted.
+        other: what the version that `--against` names says of itself; empty without one.
+    """
+
+    def __init__(self, plan: Plan, train: str | None, machine: dict[str, Any]) -> None:
+        python = plan.against and str(Path(shutil.which(plan.against) or plan.against).absolute())
+        self.plan, self.machine = replace(plan, against=python), machine
+        self._train = train
+        self.results: list[Result] = []
+        self.other: dict[str, Any] = _greeted(python) if python else {}
+
+    def execute(self, tick: Tick = no_tick) -> None:
+        """Do all of it, by `measure`, then `train_steps`."""
+        if self.plan.workloads:
+            self.results.extend(measure(self.plan, tick))
+        if self._train:
+            self.results.extend(train_steps(self._train, self.plan, tick))
+
+    @property
+    def measurements(self) -> list[Measurement]:
+        """All of them, with a row each."""
+        return [each for result in self.results for each in result.measurements]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of bench.csv."""
+        return [each.row for each in self.measurements]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the numbers should not be trusted, each once."""
+        return list(dict.fromkeys(doubt for result in self.results for doubt in result.doubts))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on beside the machine."""
+        names = ("precision", "max_time_s", "processes", "seed", "threads")
+        return {name: getattr(self.plan, name) for name in names}
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """1 when an implementation is wrong."""
+        wrong = any(each.wrong for each in self.measurements)
+        return ExitCode.CHECK_FAILED if wrong else ExitCode.OK
+
+
+def _greeted(python: str) -> dict[str, Any]:
+    """Ask the version of another environment who it is, before anything is timed."""
+    if not Path(python).is_file():
+        raise UsageError(
+            f"--against is {python!r}, and there is no such program; expected the Python of "
+            "another environment: ../main/.venv/bin/python"
+        )
+    with Worker(1, python) as worker:
+        worker.greet()
+        return worker.about
 
 
 class _Pass:
@@ -208,10 +278,8 @@ def measure(plan: Plan, tick: Tick = no_tick) -> Iterator[Result]:
     """Time all of a plan; what was timed until it is interrupted, too.
 
     Raises:
-        UnavailableError: the memory does not suffice; nothing was allocated.
         BrokenError: a process broke off.
     """
-    check_memory(plan)
     found = {group: _Pass() for group in plan.groups}
     peaks: dict[tuple[Group, str], int | None] = {}
     ended: BaseException | None = None

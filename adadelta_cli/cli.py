@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadelta_cli.console import Terminal
-from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from adadelta_cli.benchmark import Benchmark
+    from adadelta_cli.comparison import Comparison
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -38,6 +41,7 @@ def adadelta(context: click.Context) -> None:
     adadelta verify                  is every bit right?
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
     adadelta compare OLD NEW         is it slower than it was?
+    adadelta doctor                  what works here, and what would disturb a measurement?
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -64,8 +68,27 @@ def _folder(
     return folder
 
 
+SCREEN_OPTIONS = (
+    click.option(
+        "--json", "as_json", is_flag=True,
+        help="The summary as one JSON document on stdout, and nothing else there.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Less."),
+    click.option("-v", "--verbose", is_flag=True, help="More."),
+)  # fmt: skip
+
+
+def _decorator(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def shared_options(command: str) -> Callable[[Any], Any]:
-    """Add the options that every command has; `command` names the default output folder."""
+    """Add the options of every command that computes; `command` names the default folder."""
     options = (
         click.option(
             "--ctx", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N", help="Device."
@@ -84,20 +107,9 @@ def shared_options(command: str) -> Callable[[Any], Any]:
             type=click.Path(path_type=Path, file_okay=False), callback=_folder,
             help="Where the files go; made if missing.",
         ),
-        click.option(
-            "--json", "as_json", is_flag=True,
-            help="The summary as one JSON document on stdout, and nothing else there.",
-        ),
-        click.option("-q", "--quiet", is_flag=True, help="Less."),
-        click.option("-v", "--verbose", is_flag=True, help="More."),
+        *SCREEN_OPTIONS,
     )  # fmt: skip
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
+    return _decorator(options)
 
 
 threads_option = click.option(
@@ -347,6 +359,36 @@ def _self_test(screen: Terminal, out: Path, seed: int) -> None:
     click.get_current_context().exit(work.exit_code)
 
 
+# --- doctor
+
+
+@adadelta.command()
+@_decorator(SCREEN_OPTIONS)
+def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Examine the machine: what works, what is missing, what would disturb a measurement.
+
+    Each finding says why it matters and what mends it. The kernel and the libraries are tried, each
+    where it can crash without harm. No files are written. Exit code 3 if run, verify or bench
+    cannot do their work here; what is optional may be missing.
+
+    \b
+    adadelta doctor
+    adadelta doctor --json > machine.json
+    """
+    from adadelta_cli import doctor
+    from adadelta_cli.report import doctor as report
+
+    screen = terminal(as_json, quiet, verbose)
+    with screen.progress("doctor") as tick:
+        found = doctor.examine(tick)
+    for table in report.doctor_tables(found, screen.verbosity):
+        screen.table(table)
+    screen.document(report.doctor_document(found))
+    if found.exit_code:
+        raise UnavailableError(report.verdict(found))
+    screen.text(report.verdict(found))
+
+
 # --- bench
 
 
@@ -362,6 +404,21 @@ def _thread_counts(
             f"--threads is {text!r}; allowed is a list of whole numbers from 1 on: 1,2"
         )
     return tuple(map(int, parts))
+
+
+def _threshold(_context: click.Context, _parameter: click.Parameter, threshold: float) -> float:
+    """Refuse what would judge nothing: 5 for 5 %, NaN."""
+    if not 0 < threshold < 1:
+        raise UsageError(
+            f"--threshold is {threshold:g}; allowed is a share above 0 and below 1: 0.05 is 5 %"
+        )
+    return threshold
+
+
+threshold_option = click.option(
+    "--threshold", type=float, default=0.05, show_default=True, callback=_threshold, metavar="X",
+    help="The smallest difference that counts, as a share: 0.05 is 5 %.",
+)  # fmt: skip
 
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -423,14 +480,19 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
     "one; exit 1 when this one is slower.",
 )  # fmt: skip
 @click.option(
+    "--baseline", type=click.Path(path_type=Path), metavar="FILE",
+    help="A bench.json of before; exit 1 when a row is slower than there.",
+)  # fmt: skip
+@threshold_option
+@click.option(
     "--format", "layout", type=click.Choice(["table", "markdown"]), default="table",
     show_default=True, help="How the summary is laid out.",
 )  # fmt: skip
 @shared_options("bench")
 def bench(
     sizes: str | None, models: tuple[str, ...], train: str | None, names: tuple[str, ...],
-    peers: bool, cache: str, layout: str, ctx: str, backend: str, out: Path, as_json: bool,
-    quiet: bool, verbose: bool, **how: Any,
+    peers: bool, cache: str, layout: str, baseline: Path | None, threshold: float, ctx: str,
+    backend: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **how: Any,
 ) -> int:  # fmt: skip
     """Time one optimizer step against what the machine allows.
 
@@ -444,67 +506,55 @@ def bench(
     adadelta bench --sizes 1e7 --impl numpy-fused --peers
     adadelta bench --sizes 1e6 --against ../main/.venv/bin/python
     """
-    from adadelta_cli import benchmark, files, machine, measurement, workloads
+    from adadelta_cli import benchmark, comparison, files, machine, workloads
     from adadelta_cli.report import bench as report
 
     screen = terminal(as_json, quiet, verbose)
+    before = comparison.read(baseline) if baseline else None
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
     own = benchmark.choose(names, backend, ctx, fused_only=bool(how["against"]))
     here, absent = benchmark.choose_peers() if peers else ((), ())
     plan = benchmark.Plan(
         (*workloads.sizes(wanted), *map(workloads.model, models)),
         tuple(dict.fromkeys((*own, *here))),
-        max_time_s=how.pop("max_time"),
-        caches=(cache,),
-        absent=absent,
-        **how,
-    )
+        max_time_s=how.pop("max_time"), caches=(cache,), absent=absent, **how,
+    )  # fmt: skip
+    benchmark.check_memory(plan)
+    work = benchmark.Benchmark(plan, train, machine.describe())
     files.prepare(out)
-    about = machine.describe()
-    results: list[measurement.Result] = []
     try:
         with screen.progress("bench") as tick:
-            results.extend(benchmark.results(plan, train, tick))
+            work.execute(tick)
     finally:
-        if results:
-            _show_bench(screen, results, about, layout)
-            written = report.write_bench(out, results, about)
+        if work.results:
+            _show_bench(screen, work, layout)
+            written = report.write_bench(out, work)
             screen.note(f"written: {', '.join(map(str, written))}")
-    wrong = any(each.wrong for result in results for each in result.measurements)
-    return ExitCode.CHECK_FAILED if wrong else ExitCode.OK
+    judged = [comparison.against(work, threshold)] if work.other else []
+    if before:
+        this = comparison.document(report.bench_document(work), str(out))
+        judged.append(comparison.judge(before, this, threshold))
+    for each in judged:
+        _show_comparison(screen, each, layout)
+    screen.document(report.bench_document(work, judged))
+    return max(work.exit_code, *(each.exit_code for each in judged), ExitCode.OK)
 
 
-def _show_bench(screen: Terminal, results: list[Any], about: dict[str, Any], layout: str) -> None:
+def _show_bench(screen: Terminal, work: Benchmark, layout: str) -> None:
     from adadelta_cli.report import bench as report
 
-    rows = [each.row for result in results for each in result.measurements]
+    rows = work.rows
     if layout == "markdown":
         screen.text(report.bench_markdown(rows))
     else:
         screen.table(report.bench_table(rows))
         for line in report.bench_notes(rows):
             screen.text(line)
-    screen.document(report.bench_document(results, about))
-    for doubt in dict.fromkeys(doubt for result in results for doubt in result.doubts):
+    for doubt in work.doubts:
         screen.note(f"Warning: {doubt}")
 
 
 # --- compare
-
-
-def _threshold(_context: click.Context, _parameter: click.Parameter, threshold: float) -> float:
-    """Refuse what would judge nothing: 5 for 5 %, NaN."""
-    if not 0 < threshold < 1:
-        raise UsageError(
-            f"--threshold is {threshold:g}; allowed is a share above 0 and below 1: 0.05 is 5 %"
-        )
-    return threshold
-
-
-threshold_option = click.option(
-    "--threshold", type=float, default=0.05, show_default=True, callback=_threshold, metavar="X",
-    help="The smallest difference that counts, as a share: 0.05 is 5 %.",
-)  # fmt: skip
 
 
 @adadelta.command()
@@ -546,18 +596,25 @@ def compare(
     adadelta compare main/bench.json results/bench/bench.json
     adadelta compare main results/bench --threshold 0.1 --format markdown
     """
-    from adadelta_cli import comparison, files, report_comparison
+    from adadelta_cli import comparison, files
+    from adadelta_cli.report import comparison as report
 
     screen = terminal(as_json, quiet, verbose)
     found = comparison.judge(comparison.read(old), comparison.read(new), threshold)
     if out:
         files.prepare(out)
-        screen.note(f"written: {report_comparison.write_comparison(out, found)}")
-    if layout == "markdown":
-        screen.text(report_comparison.comparison_markdown(found))
-    else:
-        screen.table(report_comparison.comparison_table(found))
-        for line in report_comparison.comparison_remarks(found):
-            screen.text(line)
-    screen.document(report_comparison.comparison_document(found))
+        screen.note(f"written: {report.write_comparison(out, found)}")
+    _show_comparison(screen, found, layout)
+    screen.document(report.comparison_document(found))
     return found.exit_code
+
+
+def _show_comparison(screen: Terminal, found: Comparison, layout: str) -> None:
+    from adadelta_cli.report import comparison as report
+
+    if layout == "markdown":
+        screen.text(report.comparison_markdown(found))
+        return
+    screen.table(report.comparison_table(found))
+    for line in report.comparison_remarks(found):
+        screen.text(line)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from adadelta_cli import verdict
+from adadelta_cli import verdict, worker
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.verdict import Difference, Verdict
 
@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from adadelta_cli import measurement
+    from adadelta_cli.benchmark import Benchmark
+
 THRESHOLD = 0.05  # the smallest difference that counts, where no other is asked for
 # Without these equal, it is another kind of machine: a share of one says nothing of the other.
 KIND = ("processor", "architecture", "cores", "cores_available", "cache_bytes")
 HOST = "host"  # and without this one, seconds say nothing either
 # What is never twice the same, and is no property of the machine.
-VOLATILE = frozenset({"load_average", "memory_available_bytes"})
+VOLATILE = frozenset({"load_average", "memory_available_bytes", "swap_used_bytes"})
 UNRECORDED = "not recorded"
 WELCH = "Welch's t-test on the logarithms of what each process found"
+STUDENT = "Student's t-test on the logarithms of the ratios of processes that took turns"
 MEASURE_AGAIN = "measure both on one machine: adadelta bench --against"
 
 
@@ -334,6 +338,32 @@ def judge(old: Document, new: Document, threshold: float = THRESHOLD) -> Compari
     rows = conclude([_match(pair, machines) for pair in pairs], threshold)
     noted = [_with_ceiling(*each, threshold) for each in zip(rows, pairs, strict=True)]
     return Comparison(tuple(noted), tuple(found), threshold, WELCH, old.source, new.source)
+
+
+def against(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
+    """Judge this version against the one that was timed in the same rounds."""
+    pairs = [pair for result in work.results for pair in result.pairs]
+    rows = conclude([_in_turn(pair) for pair in pairs], threshold)
+    about = work.other
+    same = about["path"] == str(worker.__file__)
+    old = f"{about['version']} in {about['path']}" + " (the same installation)" * same
+    return Comparison(tuple(rows), (), threshold, STUDENT, old, "this version")
+
+
+def _in_turn(pair: measurement.Pair) -> Matched:
+    """Find the difference of a pair of versions, or why there is none."""
+    row = Row(*(getattr(pair.row, name) for name in Key._fields))
+    if pair.row.note.startswith("wrong") and not pair.old_fault:
+        note = f"{pair.row.note}; the old one is right"
+        return replace(row, verdict=Verdict.SLOWER, note=note), None
+    if not pair.ratios:
+        return replace(row, note=pair.old_fault or pair.row.note or "no samples"), None
+    means = [float(np.exp(np.log(side).mean())) for side in (pair.old_s, pair.new_s)]
+    filled = replace(
+        row, compared=SECONDS, old=means[0], new=means[1],
+        processes_old=len(pair.old_s), processes_new=len(pair.new_s),
+    )  # fmt: skip
+    return filled, verdict.paired(pair.ratios)
 
 
 def _machines(found: Sequence[Change], *, known: bool) -> Machines:

@@ -70,7 +70,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            cwd=os.sep,  # from where `-m` would take a package that lies there
+            cwd=python and os.sep,  # else `-m` would take a package that lies here
             env=_environment(threads, own=python is None) | environment,
         )
         self._python, self._patience_s = python, ANSWER_S[foreign]

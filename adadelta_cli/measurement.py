@@ -139,12 +139,14 @@ class Pair:
         new_s: of each process of this one.
         ratios: of each pair of processes, the median ratio of this one's seconds to the other's in
             the same round.
+        old_fault: what is wrong with the other version's step; empty where nothing is.
     """
 
     row: Row
     old_s: list[float]
     new_s: list[float]
     ratios: list[float]
+    old_fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,15 +189,17 @@ def result(
     roofs = {roof: _lists(_known(samples[roof])) for roof in (MEMORY, ARITHMETIC)}
     measurements = [_measurement(blank, group, samples, bound) for blank in blanks]
     rows = [each.row for each in measurements]
-    pairs = [_pair(row, samples, old) for row in rows if old + row.implementation in samples]
+    known = {*samples, *faults}
+    pairs = [_pair(row, samples, faults, old) for row in rows if old + row.implementation in known]
     return Result(measurements, roofs, doubts(group, samples), pairs)
 
 
-def _pair(row: Row, samples: Samples, old: str) -> Pair:
-    new_s = samples.get(row.implementation, [])
-    old_s = samples[old + row.implementation]
-    ratios = ratio(new_s, old_s) if new_s else []
-    return Pair(row, _medians(_known(old_s)), _medians(_known(new_s)), _medians(ratios))
+def _pair(row: Row, samples: Samples, faults: dict[str, str], old: str) -> Pair:
+    then = old + row.implementation
+    new_s, old_s = samples.get(row.implementation, []), samples.get(then, [])
+    ratios = ratio(new_s, old_s) if new_s and old_s else []
+    before, now = (_medians(_known(each)) for each in (old_s, new_s))
+    return Pair(row, before, now, _medians(ratios), faults.get(then, ""))
 
 
 def _lists(arrays: Sequence[np.ndarray]) -> list[list[float]]:

@@ -10,13 +10,11 @@ leave nothing to pre-process.
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli import backends
+from adadelta_cli import backends, machine
 from adadelta_cli.sandbox import Finding
 
 if TYPE_CHECKING:
@@ -50,8 +48,7 @@ def lack(peer: Implementation) -> str:
     missing = backends.missing(peer.backend)
     if missing or peer.name != "torch-compile":
         return missing
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if any(name and shutil.which(name) for name in compilers):
+    if machine.compiler():
         return ""
     return "torch.compile needs a C++ compiler, and there is none; install g++, or set CXX"
 

@@ -466,9 +466,8 @@ TASKS: dict[str, Any] = {"time": Timing, "peak": Peak, "train": Training}
 
 def serve(orders: IO[str], replies: IO[str]) -> None:
     """Answer each line until there is none."""
-    from adadelta_cli import __version__
-
-    _reply(replies, {"protocol": PROTOCOL, "version": __version__, "path": str(Path(__file__))})
+    version = machine.versions().get("adadelta", "not installed")
+    _reply(replies, {"protocol": PROTOCOL, "version": version, "path": str(Path(__file__))})
     gc.disable()
     task: Any = None
     for line in orders:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import needs_mxnet
 
-from adadelta_cli import benchmark, machine, measurement, worker, workloads
+from adadelta_cli import benchmark, comparison, machine, measurement, worker, workloads
 from adadelta_cli.cli import adadelta
 from adadelta_cli.crew import Crew, Role, Worker, _period
 from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
@@ -27,6 +27,7 @@ from adadelta_cli.implementations import (
     timeable,
 )
 from adadelta_cli.tensors import Tensors
+from adadelta_cli.verdict import Verdict
 from adadelta_cli.worker import ARITHMETIC, MEMORY
 
 COLUMNS = """
@@ -434,11 +435,9 @@ def test_peak_extra_bytes():
 def test_too_large_a_workload_is_refused_before_anything_is_allocated(monkeypatch):
     """The message has both numbers, what is needed and what is available."""
     monkeypatch.setattr(machine, "available_bytes", lambda: 3_000_000)
-    monkeypatch.setattr(benchmark, "Crew", None)
-    monkeypatch.setattr(benchmark, "Worker", None)
     fused = replace(PLAN, implementations=("numpy-fused",))
     with pytest.raises(UnavailableError, match=r"16000000 bytes.*3000000 bytes.*smaller --sizes"):
-        list(benchmark.measure(fused))
+        benchmark.check_memory(fused)
 
 
 def test_unfused_steps_need_more_memory():
@@ -498,7 +497,7 @@ def test_doubts():
 
 
 def test_the_command_writes_its_files(tmp_path):
-    """bench.csv, bench.json and bench.png hold a row for each implementation and dtype."""
+    """bench.csv and bench.json hold a row for each implementation and dtype; two are pictures."""
     done = bench("--sizes", "2e4", "--dtype", "float32", "--dtype", "float16", out=tmp_path)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "bench.csv").open() as file:
@@ -512,7 +511,8 @@ def test_the_command_writes_its_files(tmp_path):
     assert len(document["samples_s"]) == 4
     assert set(document["roofs_s"][0]) == {MEMORY, ARITHMETIC}
     assert document["machine"]["cores_available"] == machine.available_cores()
-    assert (tmp_path / "bench.png").read_bytes()[1:4] == b"PNG"
+    for name in ("bench.png", "bench-samples.png"):
+        assert (tmp_path / name).read_bytes()[1:4] == b"PNG"
 
 
 def test_json_is_alone_on_stdout(tmp_path):
@@ -531,18 +531,27 @@ def test_markdown(tmp_path):
 
 
 def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
-    """Ctrl-C in the second workload leaves whole files with the rows of the first."""
+    """Ctrl-C in the second process leaves whole files with what the first one found."""
 
-    def interrupted(*_):
-        yield measurement.result(GROUP, samples(), FAULTLESS, NO_PEAKS)
-        raise KeyboardInterrupt
+    def interrupted(plan, number, _threads, found, _tick):
+        if number:
+            raise KeyboardInterrupt
+        found[plan.groups[0]].add({name: each[0] for name, each in samples().items()}, {})
 
-    monkeypatch.setattr(benchmark, "results", interrupted)
+    monkeypatch.setattr(benchmark, "_pass", interrupted)
+    monkeypatch.setattr(benchmark, "_peaks", lambda *_: {})
+    command = ["bench", "--sizes", "1e6,1e7", "--backend", "numpy", "--out", str(tmp_path)]
     with pytest.raises((KeyboardInterrupt, click.Abort)):
-        adadelta.main(["bench", "--out", str(tmp_path)], standalone_mode=False)
+        adadelta.main(command, standalone_mode=False)
     with (tmp_path / "bench.csv").open() as file:
-        assert [row["workload"] for row in csv.DictReader(file)] == ["1e6", "1e6"]
+        table = [(row["workload"], row["processes"]) for row in csv.DictReader(file)]
+    assert table == [("1e6", "1"), ("1e6", "1")]
     assert (tmp_path / "bench.png").exists()
+
+
+def measured(monkeypatch, *results):
+    """Let the command find these results."""
+    monkeypatch.setattr(benchmark, "measure", lambda *_: results)
 
 
 def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
@@ -550,9 +559,64 @@ def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
     found = samples()
     del found["numpy-fused"]
     faults = {"numpy": "", "numpy-fused": "wrong: all"}
-    result = measurement.result(GROUP, found, faults, dict.fromkeys(faults))
-    monkeypatch.setattr(benchmark, "results", lambda *_: [result])
+    measured(monkeypatch, measurement.result(GROUP, found, faults, {}))
     assert adadelta.main(["bench", "--out", str(tmp_path)], standalone_mode=False) == 1
+
+
+@pytest.mark.parametrize(("slower", "code"), [(1.0, 0), (1.2, 1)])
+def test_a_baseline(slower, code, tmp_path, monkeypatch, capsys):
+    """A step that takes more of the ceiling's time than it did ends with 1."""
+    for name, times in (("old", 2.0), ("new", 2.0 * slower)):
+        found = samples(fused=times)
+        found = {key: [each[0] * (1 + k / 1000) for k in range(6)] for key, each in found.items()}
+        measured(monkeypatch, measurement.result(GROUP, found, FAULTLESS, {}))
+        command = ["bench", "--out", str(tmp_path / name)]
+        command += ["--baseline", str(tmp_path / "old")] if name == "new" else []
+        ended = adadelta.main(command, standalone_mode=False)
+    assert ended == code
+    assert ("1 SLOWER" in capsys.readouterr().out) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("times", "verdict"), [(2.0, Verdict.SAME), (2.4, Verdict.SLOWER), (1.6, Verdict.FASTER)]
+)
+def test_against_another_version(times, verdict):
+    """What is timed in turn is judged by the ratios within the rounds, drift or not."""
+    drift = [np.linspace(1, 3, 30) * (1 + k / 1000) for k in range(6)]
+    found = {name: [each[0] * d for d in drift] for name, each in samples(fused=times).items()}
+    found["old: numpy-fused"] = [2e-3 * d * (1 + k / 500) for k, d in enumerate(drift)]
+    work = benchmark.Benchmark(PLAN, None, {})
+    work.results = [measurement.result(GROUP, found, FAULTLESS, {})]
+    work.other = {"version": "0.0.1", "path": "elsewhere"}
+    (row,) = comparison.against(work).rows
+    assert (row.verdict, row.implementation, row.processes_old) == (verdict, "numpy-fused", 6)
+
+
+def test_against_says_what_one_of_the_versions_lacks():
+    """New and wrong is SLOWER; what the old one cannot do is UNCLEAR, with the reason."""
+    found = {name: each for name, each in samples().items() if name != "numpy-fused"}
+    found["old: numpy-fused"] = [np.full(30, 2e-3)]
+    faults = {"numpy-fused": "wrong: all", "old: numpy": "cannot be bound: UsageError: unknown"}
+    work = benchmark.Benchmark(PLAN, None, {})
+    work.results = [measurement.result(GROUP, found, faults, {})]
+    work.other = {"version": "0.0.1", "path": "elsewhere"}
+    rows = {row.implementation: row for row in comparison.against(work).rows}
+    assert rows["numpy-fused"].verdict is Verdict.SLOWER
+    assert rows["numpy"].verdict is Verdict.UNCLEAR
+    assert "cannot be bound" in rows["numpy"].note
+
+
+def test_against_this_very_environment(tmp_path):
+    """The whole way, with a verdict in the output and in bench.json."""
+    done = bench(
+        "--sizes", "1e4", "--impl", "numpy-fused", "--against", sys.executable, "--processes", "3",
+        "--threshold", "0.9", "--json", out=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["comparisons"]
+    assert found["old"].endswith("(the same installation)")
+    assert [row["implementation"] for row in found["rows"]] == ["numpy-fused"]
+    assert found["rows"][0]["ratio"] > 0
 
 
 @pytest.mark.parametrize(
@@ -563,6 +627,9 @@ def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
         (["--threads", "0"], 2, "--threads is '0'"),
         (["--impl", "faster"], 2, "--impl is 'faster'"),
         (["--model", "alexnet"], 2, "--model is 'alexnet'"),
+        (["--against", "no-such-python"], 2, "no such program"),
+        (["--baseline", "nowhere"], 2, "cannot be read"),
+        (["--threshold", "5"], 2, "--threshold is 5"),
     ],
 )
 def test_wrong_usage(arguments, code, says, tmp_path):
@@ -578,7 +645,7 @@ def test_wrong_usage(arguments, code, says, tmp_path):
 def test_training_gives_one_loss():
     """The stock, unfused and fused optimizer train to the same loss, to the last digit."""
     plan = replace(PLAN, workloads=(), processes=1, max_time_s=0.3)
-    (result,) = benchmark.results(plan, "mlp")
+    (result,) = benchmark.train_steps("mlp", plan)
     assert [each.row.implementation for each in result.measurements] == [
         "mxnet-stock", "mxnet", "mxnet-fused",
     ]  # fmt: skip

@@ -8,10 +8,11 @@ import json
 
 import pytest
 
-from adadelta_cli import comparison, report_comparison
+from adadelta_cli import comparison
 from adadelta_cli.cli import adadelta
 from adadelta_cli.comparison import COLUMNS, SECONDS, SHARE
 from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.report import comparison as report_comparison
 from adadelta_cli.verdict import Verdict
 
 MACHINE = {
@@ -138,7 +139,8 @@ def test_another_kind_of_machine_makes_all_unclear(name, value, shown):
 
 def test_versions_and_settings_are_listed_and_forbid_nothing():
     """Another NumPy, seed or amount of memory stands in the list; the load, which varies, not."""
-    new = content(versions={"numpy": "2.0", "mxnet": "2.0.0b1"}, memory_bytes=1, load_average=9)
+    new = content(versions={"numpy": "2.0", "mxnet": "2.0.0b1"}, memory_bytes=1, load_average=9,
+                  swap_used_bytes=7)  # fmt: skip
     new["settings"]["seed"] = 1
     found = judged(content(), new)
     assert {(each.name, each.old, each.new, each.consequence) for each in found.changes} == {

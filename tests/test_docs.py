@@ -54,6 +54,7 @@ QUICK = [
     "adadelta --version",
     "adadelta --help",
     "adadelta schema",
+    "adadelta doctor",
     "adadelta run rosenbrock --backend numpy",
     "adadelta verify --impl numpy-fused --dtype float32 --case special",
 ]

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from conftest import AWKWARD, assert_same_bits, random_arrays
 
-from adadelta_cli import backends, cases, implementations, parity, peers, verification
+from adadelta_cli import (
+    backends,
+    cases,
+    implementations,
+    machine,
+    parity,
+    peers,
+    verification,
+)
 from adadelta_cli.errors import UnavailableError
 from adadelta_cli.implementations import PEERS, Bounds
 from adadelta_cli.update import Hyperparameters, Parameter, update
@@ -218,7 +226,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
 def test_torch_compile_needs_a_compiler(monkeypatch):
     """Where there is none, that is what it lacks."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
-    monkeypatch.setattr(peers.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(machine.shutil, "which", lambda _name: None)
     assert "C++ compiler" in peers.lack(PEERS["torch-compile"])
     assert peers.lack(PEERS["torch"]) == ""
 

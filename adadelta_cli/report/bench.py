@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
-from adadelta_cli.report.bench_figure import bench_figure, samples_figure, unit
+from adadelta_cli.report.bench_figure import bench_figure, samples_figure
+from adadelta_cli.report.duration import unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from adadelta_cli.benchmark import Benchmark
+    from adadelta_cli.comparison import Comparison
 
 BENCH_HEADINGS = (
     "workload", "dtype", "threads", "implementation", "a step (interval)", "GB/s",
@@ -96,28 +99,31 @@ def bench_markdown(rows: Sequence[Any]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def bench_document(results: Sequence[Any], machine: dict[str, Any]) -> dict[str, Any]:
+def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[str, Any]:
     """Arrange rows, samples, doubts and the machine as bench.json and `--json` have them."""
+    from adadelta_cli.report.comparison import comparison_document
+
     return {
-        "rows": [jsonable(each.row) for result in results for each in result.measurements],
-        "samples_s": [each.samples_s for result in results for each in result.measurements],
-        "roofs_s": [result.roofs_s for result in results],
-        "doubts": [doubt for result in results for doubt in result.doubts],
-        "machine": jsonable(machine),
+        "rows": jsonable(work.rows),
+        "by_process": jsonable([each.by_process for each in work.measurements]),
+        "samples_s": [each.samples_s for each in work.measurements],
+        "roofs_s": [result.roofs_s for result in work.results],
+        "doubts": work.doubts,
+        "comparisons": [comparison_document(each) for each in judged],
+        "settings": jsonable(work.settings),
+        "machine": jsonable(work.machine),
     }
 
 
-def write_bench(out: Path, results: Sequence[Any], machine: dict[str, Any]) -> list[Path]:
+def write_bench(out: Path, work: Benchmark) -> list[Path]:
     """Write bench.csv, bench.json, bench.png and bench-samples.png.
 
     Raises:
         OSError: one cannot be written.
     """
-    measurements = [each for result in results for each in result.measurements]
-    rows = [each.row for each in measurements]
     return [
-        write_csv(out / "bench.csv", rows),
-        write_json(out / "bench.json", bench_document(results, machine)),
-        write_plot(out / "bench.png", bench_figure(measurements, machine)),
-        write_plot(out / "bench-samples.png", samples_figure(measurements, machine)),
+        write_csv(out / "bench.csv", work.rows),
+        write_json(out / "bench.json", bench_document(work)),
+        write_plot(out / "bench.png", bench_figure(work.measurements, work.machine)),
+        write_plot(out / "bench-samples.png", samples_figure(work.measurements, work.machine)),
     ]

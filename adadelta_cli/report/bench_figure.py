@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adadelta_cli.measurement import held_bytes
+from adadelta_cli.report.duration import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from adadelta_cli.measurement import Measurement, Row
 
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 LOOKS = {
     "mxnet-fused": ("#c1272d", "o"),
     "numpy-fused": ("#e8a33d", "s"),
@@ -47,11 +47,6 @@ FEWEST_BARS = 5  # that a panel has room for: one bar is not to fill it
 LEGEND_IN = 2.4  # of width for a column of the legend, in inches
 TITLE_PAD = 20  # points, above the names of the caches
 LARGEST_IN = 150.0  # of a figure's height, in inches: beyond, a picture takes gigabytes of memory
-
-
-def unit(seconds: float) -> tuple[float, str]:
-    """Return the unit that a time is read best in: how many seconds it is, and its name."""
-    return next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
 
 
 # --- what a picture is made of --------------------------------------------------------------------
@@ -471,7 +466,7 @@ def _draw_row(
 def _told(median_s: float, samples: np.ndarray, limit: float) -> str:
     """Write what stands beside a row: its median, how many samples, and those that are not seen."""
     beyond = int((samples > limit).sum())
-    lines = [f"median {_duration(median_s)}", f"{len(samples):,} samples"]
+    lines = [f"median {duration(median_s)}", f"{len(samples):,} samples"]
     return "\n".join(lines + [f"{beyond} beyond, to {samples.max():.3g}"] * bool(beyond))
 
 
@@ -488,8 +483,3 @@ def _mark_times(axes: Axes, limits: tuple[float, float]) -> None:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="x", alpha=0.25)
-
-
-def _duration(seconds: float) -> str:
-    scale, name = unit(seconds)
-    return f"{seconds / scale:.3g} {name}"

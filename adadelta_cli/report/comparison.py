@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.comparison import COLUMNS, SECONDS
 from adadelta_cli.files import jsonable, write_csv
+from adadelta_cli.report.duration import duration
 from adadelta_cli.verdict import LEVEL, Verdict
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from adadelta_cli.comparison import Comparison, Row
 
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 COLOURS = {
     Verdict.FASTER: "green",
     Verdict.SLOWER: "bold red",
@@ -58,8 +58,7 @@ def _value(value: float | None, measure: str) -> str:
         return ""
     if measure != SECONDS:
         return f"{value:.3f}"
-    unit, name = next((each for each in UNITS if value >= each[0]), UNITS[-1])
-    return f"{value / unit:.4g} {name}"
+    return duration(value, digits=4)
 
 
 def comparison_table(comparison: Comparison) -> Table:
