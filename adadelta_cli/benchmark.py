@@ -86,11 +86,32 @@ class Plan:
 
     @cached_property
     def roles(self) -> list[Role]:
-        """Who times what: ours and the roofs together, everything else in a process of its own."""
-        ours = tuple(name for name in self.implementations if not timeable(name).sandbox)
-        others = [name for name in self.implementations if timeable(name).sandbox]
-        roles = [Role(ours, roofs=True), *(Role((name,), foreign=True) for name in others)]
-        return [*roles, Role(ours, OLD, self.against)] if self.against else roles
+        """Who times what: the fused steps and the roofs together, what disturbs them elsewhere."""
+        groups: dict[str, list[str]] = {"": []}
+        for name in self.implementations:
+            groups.setdefault(_process(name), []).append(name)
+        ours = Role(tuple(groups.pop("")), roofs=True)
+        others = [Role(tuple(names), foreign=key != APART) for key, names in groups.items()]
+        if not self.against:
+            return [ours, *others]
+        theirs = [replace(role, prefix=OLD, python=self.against) for role in (ours, *others)]
+        return [ours, *others, *(replace(role, roofs=False) for role in theirs if not role.foreign)]
+
+
+APART = "operators of MXNet"
+
+
+def _process(name: str) -> str:
+    """Say in which process an implementation is timed; empty for that of the roofs.
+
+    MXNet's own operators have OpenMP threads beside those of the kernels. Where both together are
+    more than the cores, libgomp sends idle ones to sleep at once (libgomp manual, GOMP_SPINCOUNT),
+    and waking them costs each kernel some 70 us.
+    """
+    chosen = timeable(name)
+    if chosen.sandbox:
+        return name
+    return APART if chosen.backend == "mxnet" and not chosen.fused else ""
 
 
 # --- the choice of implementations ----------------------------------------------------------------

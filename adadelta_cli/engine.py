@@ -200,30 +200,67 @@ def inspect(handles: np.ndarray) -> Inspected:
     return found
 
 
-def fused_step(
-    handles: np.ndarray, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters,
-    kind: int, *, flush: bool,
-) -> bool:  # fmt: skip
-    """Take a step on tensors of one kind, if they are; one call, for calls are what costs.
+class FusedStep:
+    """The step on tensors whose arrays stay the same objects from step to step.
 
     Args:
-        handles: from `handles_of`.
-        rates: float64[tensors].
-        decays: float64[tensors].
-        hyper: their common hyper-parameters.
-        kind: which, a place in `kernels.handles.KIND_KEYS`.
-        flush: compute with subnormals taken as zero.
+        tensors: the arrays of each: weight, gradient, acc_grad, acc_delta, and master, if any.
+            Their handles are kept, so the arrays have to live as long as this does.
 
-    Returns:
-        Whether they were of that kind; if not, nothing was done.
+    Attributes:
+        possible: there is a kernel for each of them.
     """
-    from adadelta_cli.kernels import cpu
-    from adadelta_cli.kernels import handles as compiled
 
-    zeros = cpu.KINDS[compiled.KIND_KEYS[kind]].zeros
-    arguments = (_inspector(), handles, rates, decays, hyper.doubles, zeros, kind, flush)
-    with cpu.launching:
-        code = compiled.step(*arguments, cpu.cuts())
-    if code != compiled.OTHER_KIND:
-        load().base.check_call(code)
-    return code == 0
+    def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
+        from adadelta_cli.kernels import cpu
+        from adadelta_cli.kernels import handles as compiled
+
+        self._handles = handles_of(tensors)
+        kinds = inspect(self._handles).kinds
+        self.possible = bool(kinds.min() >= 0)
+        number = int(kinds[0])
+        self._uniform = self.possible and bool((kinds == number).all())
+        zeros = cpu.KINDS[compiled.KIND_KEYS[number]].zeros
+        self._tail = zeros, number
+        self._head = _inspector(), self._handles
+        self._step, self._check = compiled.step, load().base.check_call
+        self._other, self._launching, self._cuts = compiled.OTHER_KIND, cpu.launching, cpu.cuts
+
+    def __call__(
+        self, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters, *, flush: bool
+    ) -> None:
+        """Take one, when the engine is quiet; one compiled call, for calls are what costs.
+
+        Args:
+            rates: float64[tensors].
+            decays: float64[tensors].
+            hyper: their common hyper-parameters.
+            flush: compute with subnormals taken as zero.
+        """
+        code = self._other
+        if self._uniform:
+            with self._launching:
+                code = self._step(
+                    *self._head, rates, decays, hyper.doubles, *self._tail, flush, self._cuts()
+                )
+        if code == self._other:
+            self._mixed(rates, decays, hyper, flush=flush)
+        elif code:
+            self._check(code)
+
+    def _mixed(
+        self, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters, *, flush: bool
+    ) -> None:
+        """Take a step on tensors of several kinds, a launch for each."""
+        from adadelta_cli.kernels import cpu, handles
+
+        found = inspect(self._handles)
+
+        def table(number: int) -> cpu.Table:
+            chosen = found.kinds == number
+            columns = (found.addresses, found.sizes, rates, decays)
+            kind = cpu.KINDS[handles.KIND_KEYS[number]]
+            return cpu.Table(kind, *(each[chosen] for each in columns))
+
+        tables = [table(number) for number in dict.fromkeys(found.kinds.tolist())]
+        cpu.launch_tables(tables, hyper, flush_subnormals=flush)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import sys
 import warnings
 from functools import lru_cache
@@ -65,8 +67,6 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         >>> optimizer.update([0], [weight], [grad], [state])
     """
 
-    _kind = 0  # of the tensors of the last step, a place in kernels.handles.KIND_KEYS
-
     def __init__(
         self,
         learning_rate: float | None = 1.0,
@@ -80,10 +80,20 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
         kwargs["aggregate_num"] = _aggregate_num(kwargs.get("aggregate_num"), use_fused_step)
         super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
+        self._bound: dict[int, _Bound] = {}  # by the first index of a step
         self.allow_np_array = True  # both interfaces, whichever was on when it was made
         self.rho = rho
         self.epsilon = epsilon
         Hyperparameters(1.0, rho, epsilon, self.wd, self.rescale_grad, self.clip_gradient)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what holds in this process only."""
+        return {k: v for k, v in super().__getstate__().items() if k != "_bound"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, of this class or of MXNet's own AdaDelta."""
+        super().__setstate__(state)
+        self._bound = {}
 
     def create_state(self, index: int, weight: Any) -> State:  # noqa: ARG002 - MXNet's signature
         """Make `(acc_grad, acc_delta)` for a weight: zeros of its shape, on its device.
@@ -132,7 +142,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         Raises:
             TypeError: a gradient or a weight is sparse.
         """
-        self._unfused(indices, _plain(weights, grads, states))
+        self._unfused(indices, _parameters(weights, grads, states, masters=False))
 
     def fused_step(
         self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
@@ -142,12 +152,13 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
         It waits until MXNet's engine has nothing left to do, work of other threads included, and
         computes in the subnormal mode that MXNet is in. No two tensors may share memory that the
-        step writes. Arguments as in `step`.
+        step writes. What it learns of the arrays it keeps, and the arrays with it, until it is
+        given others for the same indices. Arguments as in `step`.
 
         Raises:
             TypeError: a gradient or a weight is sparse, not on a CPU, or of an unknown dtype.
         """
-        self._fused(indices, _plain(weights, grads, states))
+        self._fused(indices, weights, grads, states, masters=False)
 
     def update_multi_precision(
         self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
@@ -158,14 +169,11 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         The fused step reads the float16 gradient and writes master and float16 weight in the same
         pass; nothing is copied.
         """
-        parameters = []
-        for weight, grad, state in zip(weights, grads, states, strict=True):
-            if self.multi_precision and weight.dtype == np.float16:
-                master, (acc_grad, acc_delta) = state
-                parameters.append(Parameter(weight, grad, acc_grad, acc_delta, master))
-            else:
-                parameters.append(Parameter(weight, grad, *state))
-        (self._fused if self.use_fused_step else self._unfused)(indices, parameters)
+        if self.use_fused_step:
+            self._fused(indices, weights, grads, states, masters=self.multi_precision)
+        else:
+            masters = self.multi_precision
+            self._unfused(indices, _parameters(weights, grads, states, masters=masters))
 
     def _hyperparameters(self) -> Hyperparameters:
         """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
@@ -199,20 +207,60 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
                 views = Parameter(*(array.as_np_ndarray() for array in parameter.arrays))
                 update(mx.np, views, hyper.scalars(views.acc_grad.dtype), learning_rate, wd)
 
-    def _fused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
-        if not parameters:
+    def _fused(
+        self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
+        states: Sequence[State], *, masters: bool,
+    ) -> None:  # fmt: skip
+        if not weights:
             return
         hyper = self._hyperparameters()
         flush = engine.quiesce()
-        handles = engine.handles_of([parameter.arrays for parameter in parameters])
+        bound = self._bound.get(indices[0])
+        if bound is None or not bound.holds(weights, grads, states, masters):
+            bound = self._bound[indices[0]] = _Bound(weights, grads, states, masters)
         rates, decays = self._count_all(indices)
-        # All tensors are of one kind, as at the last step: nearly always.
-        if not engine.fused_step(handles, rates, decays, hyper, self._kind, flush=flush):
-            found = engine.inspect(handles)
-            if found.kinds.min() < 0:
-                raise next(filter(None, map(_what_is_wrong, parameters)))
-            self._kind = int(found.kinds[0])
-            _launch_mixed(found, rates, decays, hyper, flush=flush)
+        bound.step(rates, decays, hyper, flush=flush)
+
+
+class _Bound:
+    """The tensors of a step, as long as they are given as the very same objects.
+
+    They are told apart by identity, which costs 0.1 us a tensor; so they have to be kept.
+
+    Raises:
+        TypeError: there is no kernel for one of them.
+        ValueError: the arrays of one differ in shape.
+    """
+
+    def __init__(
+        self, weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], masters: bool
+    ) -> None:
+        parameters = _parameters(weights, grads, states, masters=masters)
+        self.step = engine.FusedStep([parameter.arrays for parameter in parameters])
+        if not self.step.possible:
+            raise next(filter(None, map(_what_is_wrong, parameters)))
+        lasting = all(map(_is_lasting, states))
+        self._given = [*weights, *grads, *states] if lasting else None
+        self._masters = masters
+
+    def holds(
+        self, weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], masters: bool
+    ) -> bool:
+        """Tell whether these are the ones."""
+        count = len(weights) + len(grads) + len(states)
+        return (
+            self._given is not None
+            and count == len(self._given)
+            and masters == self._masters
+            and all(map(operator.is_, itertools.chain(weights, grads, states), self._given))
+        )
+
+
+def _is_lasting(state: Any) -> bool:
+    """Tell whether a state holds the same arrays as long as it is the same object."""
+    return not isinstance(state, list) and all(
+        _is_lasting(part) for part in (state if isinstance(state, tuple) else ())
+    )
 
 
 @lru_cache(maxsize=64, typed=True)
@@ -222,11 +270,21 @@ def _hyperparameters(*values: Any) -> Hyperparameters:
     return Hyperparameters(1.0, rho, epsilon, wd, rescale_grad, clip_gradient)
 
 
-def _plain(
-    weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State]
+def _parameters(
+    weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], *, masters: bool
 ) -> list[Parameter]:
-    """Put together what `step` and `fused_step` are given: states without masters."""
-    return [Parameter(w, g, *s) for w, g, s in zip(weights, grads, states, strict=True)]
+    """Put together what a step is given; float16 weights have float32 masters if there are any."""
+    return [
+        _with_master(weight, grad, *state)
+        if masters and weight.dtype == np.float16
+        else Parameter(weight, grad, *state)
+        for weight, grad, state in zip(weights, grads, states, strict=True)
+    ]
+
+
+def _with_master(weight: Any, grad: Any, master: Any, state: State) -> Parameter:
+    acc_grad, acc_delta = state
+    return Parameter(weight, grad, acc_grad, acc_delta, master)
 
 
 _STATE_DTYPE = {"float16": "float32", "float32": "float32", "float64": "float64"}
@@ -242,23 +300,6 @@ def _sparse_error(what: str, array: Any) -> TypeError:
         f"a {what} is sparse ({array.stype}); AdaDelta takes dense arrays: use "
         "grad_stype='default', or array.tostype('default')"
     )
-
-
-def _launch_mixed(
-    found: engine.Inspected, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters,
-    *, flush: bool,
-) -> None:  # fmt: skip
-    """Take a step on tensors of several kinds, a launch for each."""
-    from adadelta_cli.kernels import cpu, handles
-
-    def table(number: int) -> cpu.Table:
-        chosen = found.kinds == number
-        columns = (found.addresses, found.sizes, rates, decays)
-        kind = cpu.KINDS[handles.KIND_KEYS[number]]
-        return cpu.Table(kind, *(each[chosen] for each in columns))
-
-    tables = [table(number) for number in dict.fromkeys(found.kinds.tolist())]
-    cpu.launch_tables(tables, hyper, flush_subnormals=flush)
 
 
 def _what_is_wrong(parameter: Parameter) -> Exception | None:

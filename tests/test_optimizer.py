@@ -20,7 +20,6 @@ if not HAS_MXNET:
 
 import adadelta_cli
 from adadelta_cli import AdaDelta, engine
-from adadelta_cli.update import Parameter
 
 mx = engine.load()
 Stock = mx.optimizer.adadelta.AdaDelta
@@ -322,7 +321,10 @@ def test_all_parameters_in_one_call(mxnet, monkeypatch):
     monkeypatch.setattr(
         AdaDelta,
         "_fused",
-        lambda self, indices, ps: (calls.append(len(ps)), inner(self, indices, ps)),
+        lambda self, indices, *more, **how: (
+            calls.append(len(indices)),
+            inner(self, indices, *more, **how),
+        ),
     )
     net = network(mxnet)
     trainer = mxnet.gluon.Trainer(net.collect_params(), "adadelta", {"use_fused_step": True})
@@ -476,8 +478,74 @@ def test_unknown_dtypes_are_refused(mxnet):
     odd = (state[0], state[1].astype("float64"))
     with pytest.raises(TypeError, match="float32, float32, float32, float64"):
         optimizer.update([0], [weight], [weight], [odd])
-    with pytest.raises(TypeError, match="float32, float32, float32, float32, float32"):
-        AdaDelta(use_fused_step=True)._fused([0], [Parameter(weight, weight, *state, weight)])
+    half, master = weight.astype("float16"), weight.astype("float64")
+    with pytest.raises(TypeError, match="float16, float16, float32, float32, float64"):
+        AdaDelta(use_fused_step=True, multi_precision=True).update_multi_precision(
+            [0], [half], [half], [(master, state)]
+        )
+    assert optimizer.num_update == 0  # what was refused is not counted
+
+
+class TestSameArraysAgain:
+    """What the fused step keeps of the arrays it was given holds only while they are the same."""
+
+    def steps(self, mxnet, change, *, state_type=tuple):
+        """Take two steps, fused and unfused, with a change in between; return all arrays."""
+        ends = []
+        for fused in (True, False):
+            rng = np.random.default_rng(0)
+            optimizer = AdaDelta(use_fused_step=fused)
+            ones = [mxnet.np.array(rng.normal(size=50), dtype="float32") for _ in range(4)]
+            things = {"weight": ones[0], "grad": ones[1]}
+            things["state"] = state_type(abs(array) for array in ones[2:])
+            for _ in range(2):
+                optimizer.update([3], [things["weight"]], [things["grad"]], [things["state"]])
+                change(things)
+            optimizer.update([3], [things["weight"]], [things["grad"]], [things["state"]])
+            arrays = [things["weight"], things["grad"], *things["state"]]
+            ends.append([array.asnumpy() for array in arrays])
+        return ends
+
+    @pytest.mark.parametrize("name", ["weight", "grad"])
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_another_array_for_the_same_index(self, mxnet, name, dtype):
+        """It is the new one that is read and written, of another size and dtype, too."""
+
+        def change(things):
+            for key in ("weight", "grad") if dtype == "float64" else (name,):
+                things[key] = (things[key] * 2).astype(dtype)
+            if dtype == "float64":
+                things["state"] = tuple(array.astype(dtype) for array in things["state"])
+
+        assert_same_bits(*self.steps(mxnet, change))
+
+    def test_other_arrays_in_a_state_that_is_a_list(self, mxnet):
+        """A list can hold other arrays and be the same object; it is read anew each step."""
+
+        def change(things):
+            things["state"][1] = things["state"][1] * 3
+
+        assert_same_bits(*self.steps(mxnet, change, state_type=list))
+
+    def test_values_written_into_the_same_arrays(self, mxnet):
+        """In place: the arrays stay, their contents change."""
+
+        def change(things):
+            things["grad"][:] = things["grad"] * -2
+            things["state"][0][:] = 0.5
+
+        assert_same_bits(*self.steps(mxnet, change))
+
+    def test_no_pickle_has_them(self, mxnet):
+        """A saved optimizer holds no arrays, and one that was loaded steps on."""
+        weight, grad = mxnet.np.ones(3), mxnet.np.ones(3)
+        optimizer = AdaDelta(use_fused_step=True)
+        state = optimizer.create_state(0, weight)
+        optimizer.update([0], [weight], [grad], [state])
+        loaded = pickle.loads(pickle.dumps(optimizer))  # noqa: S301 - our own
+        assert "_bound" not in optimizer.__getstate__()
+        loaded.update([0], [weight], [grad], [state])
+        assert loaded.num_update == 2
 
 
 # --- the import -----------------------------------------------------------------------------------
