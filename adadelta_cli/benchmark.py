@@ -31,6 +31,7 @@ from adadelta_cli.measurement import (
     Samples,
     held_bytes,
     result,
+    told,
     trained,
 )
 from adadelta_cli.tensors import state_dtype
@@ -249,7 +250,7 @@ class Benchmark:
     @property
     def doubts(self) -> list[str]:
         """Why the numbers should not be trusted, each once."""
-        return list(dict.fromkeys(doubt for result in self.results for doubt in result.doubts))
+        return told([doubt for result in self.results for doubt in result.doubts])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -373,15 +374,22 @@ def _suffice(found: Columns, precision: float) -> bool:
     return True
 
 
+# Without its pool, MXNet's temporaries are given back, and seen again when they return; and so are
+# those of all others, if the C library asks the system for each (mallopt(3)).
+UNPOOLED = {"MXNET_CPU_MEM_POOL_TYPE": "Unpooled", "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
 def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
     """Measure the extra memory of each implementation, in a process of its own."""
+    if plan.against:
+        return {}
     found: dict[tuple[Group, str], int | None] = {}
     ascending = sorted(plan.groups, key=lambda group: group.workload.elements)
     kinds = itertools.product(plan.implementations, plan.dtypes, plan.threads)
     for name, dtype, threads in kinds:
         groups = [g for g in ascending if (g.dtype, g.threads) == (dtype, threads)]
         able = [group for group in groups if not _unable(name, group)]
-        if able and not plan.against:
+        if able:
             tick(0, plan.processes * len(plan.groups), f"memory of {name}")
             found |= zip(((group, name) for group in able), _peak(plan, able, name), strict=True)
     return found
@@ -390,9 +398,8 @@ def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
 def _peak(plan: Plan, groups: Sequence[Group], name: str) -> list[int | None]:
     spec = _spec(plan, groups[0]) | {"implementations": [name], "task": "peak"}
     spec["workloads"] = [group.workload.shapes for group in groups]
-    # Without its pool, MXNet's temporaries are given back, and seen again when they return.
     foreign = bool(timeable(name).sandbox)
-    with Worker(groups[0].threads, foreign=foreign, MXNET_CPU_MEM_POOL_TYPE="Unpooled") as worker:
+    with Worker(groups[0].threads, foreign=foreign, **UNPOOLED) as worker:
         try:
             worker.greet()
             return worker.ask(**spec)["peak_extra_bytes"]

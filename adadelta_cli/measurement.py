@@ -156,13 +156,13 @@ class Result:
     Attributes:
         measurements: one for each implementation.
         roofs_s: the samples of both roofs, by process, NaN-free.
-        doubts: why these numbers should not be trusted, each with what to do about it.
+        doubts: why these numbers should not be trusted.
         pairs: this version's steps and those of the version that `--against` names.
     """
 
     measurements: list[Measurement]
     roofs_s: dict[str, list[list[float]]] = field(default_factory=dict)
-    doubts: list[str] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
 
 
@@ -234,7 +234,7 @@ def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Meas
         bound=bound.split(maxsplit=1)[0],
         note="; ".join(_notes(name, group, samples, time_s)),
     )
-    unfused = samples.get(timeable(name).unfused)
+    unfused = None if timeable(name).allowed else samples.get(timeable(name).unfused)
     by_process = {"median_s": _medians(known), "ceiling_fraction": _medians(shares)}
     return Measurement(sped_up(row, unfused, samples[name]), _lists(known), by_process)
 
@@ -307,7 +307,7 @@ FEW_SAMPLES = 10
 DISAGREE = 0.10
 CORES_SHARED = 0.10
 FREQUENCY_CHANGED = 0.05
-SLOW_START = 0.05
+SLOW_FIRST = 0.05
 
 
 def _notes(name: str, group: Group, samples: Samples, time_s: Estimate) -> Iterator[str]:
@@ -336,73 +336,115 @@ def _gains(name: str, group: Group, samples: Samples) -> Iterator[str]:
         yield f"times as fast as {', '.join(told)}"
 
 
-def doubts(group: Group, samples: Samples) -> list[str]:
+@dataclass(frozen=True)
+class Doubt:
+    """Why numbers should not be trusted.
+
+    Attributes:
+        what: was seen.
+        advice: why it matters, and what to do about it.
+        place: which group.
+        measured: how large it was there.
+    """
+
+    what: str
+    advice: str
+    place: str
+    measured: str
+
+
+def told(doubts: Sequence[Doubt]) -> list[str]:
+    """Write doubts as sentences, one for all places where the same was seen."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for each in doubts:
+        found = f"{each.measured} at {each.place}"
+        places.setdefault((each.what, each.advice), []).append(found)
+    return [f"{what}: {', '.join(found)}; {advice}" for (what, advice), found in places.items()]
+
+
+def doubts(group: Group, samples: Samples) -> list[Doubt]:
     """Say why the numbers of a group should not be trusted, and what to do about it."""
     known = {name: _known(each) for name, each in samples.items()}
-    found = (_too_many_threads(group), _shared_cores(known[ARITHMETIC]),
-             _frequency(known[ARITHMETIC]), _slow_start(known), _disagreement(known))  # fmt: skip
-    place = f"{group.workload.name} {group.dtype}, {group.threads} threads, {group.cache}: "
-    return [place + doubt for several in found for doubt in several]
+    seen = {
+        TOO_MANY_THREADS: _too_many_threads(group),
+        SHARED_CORES: _shared_cores(known[ARITHMETIC]),
+        FREQUENCY: _frequency(known[ARITHMETIC]),
+        SLOW_START: _slow_start(known),
+        DISAGREEMENT: _disagreement(known),
+    }
+    place = f"{group.workload.name} {group.dtype}"
+    return [Doubt(*what, place, measured) for what, measured in seen.items() if measured]
 
 
-def _too_many_threads(group: Group) -> Iterator[str]:
+TOO_MANY_THREADS = (
+    "more threads than cores",
+    "they wait for each other, which no ceiling accounts for; ask for fewer --threads",
+)
+SHARED_CORES = (
+    (
+        "arithmetic that stays in the first-level cache took longer in a quarter of its samples than "
+        "in the best"
+    ),
+    "so other work shares the cores: end it, or measure again later",
+)
+FREQUENCY = (
+    "even the best time of that arithmetic differs between processes",
+    (
+        "so the cores' frequency changed, or a neighbour on the same host took from it: fix the "
+        "frequency (adadelta doctor), or look at the shares of the ceiling only"
+    ),
+)
+SLOW_START = (
+    "the first samples were slower in every process",
+    "so it had not settled: give it a longer --max-time",
+)
+DISAGREEMENT = (
+    "processes disagree",
+    (
+        "their memory lies elsewhere, or the machine changed meanwhile: ask for more --processes, and "
+        "look at the shares of the ceiling, which come from the same rounds"
+    ),
+)
+
+
+def _too_many_threads(group: Group) -> str:
     cores = machine.available_cores()
-    if group.threads > cores:
-        yield (
-            f"{group.threads} threads on {cores} cores wait for each other, which no ceiling "
-            f"accounts for; use --threads {cores} or less"
-        )
+    return f"{group.threads} on {cores}" if group.threads > cores else ""
 
 
-def _shared_cores(arithmetic: Sequence[np.ndarray]) -> Iterator[str]:
+def _shared_cores(arithmetic: Sequence[np.ndarray]) -> str:
     """Look at the arithmetic roof, which needs nothing but its cores, so it should not vary."""
-    spreads = [float(np.percentile(each, 75) / np.min(each)) - 1 for each in arithmetic]
-    spread = float(np.median(spreads))
-    if spread > CORES_SHARED:
-        yield (
-            f"arithmetic that stays in the first-level cache took {spread:.0%} longer in a quarter "
-            "of its samples than in the best, so other work shares the cores; end it, or measure "
-            "again later"
-        )
+    spread = float(np.median([np.percentile(each, 75) / np.min(each) for each in arithmetic])) - 1
+    return f"{spread:.0%}" if spread > CORES_SHARED else ""
 
 
-def _frequency(arithmetic: Sequence[np.ndarray]) -> Iterator[str]:
+def _frequency(arithmetic: Sequence[np.ndarray]) -> str:
     best = [float(np.min(each)) for each in arithmetic]
     change = max(best) / min(best) - 1
-    if change > FREQUENCY_CHANGED:
-        yield (
-            f"even the best time of that arithmetic differs by {change:.0%} between processes, so "
-            "the cores' frequency changed, or a neighbour on the same host took from it; fix the "
-            "frequency (adadelta doctor), or look at the shares of the ceiling only"
-        )
+    return f"{change:.0%}" if change > FREQUENCY_CHANGED else ""
 
 
-def _slow_start(known: dict[str, list[np.ndarray]]) -> Iterator[str]:
+def _slow_start(known: dict[str, list[np.ndarray]]) -> str:
     """Compare the first tenth of each process's samples with the rest."""
+    slow = {}
     for name, processes in known.items():
         long = [each for each in processes if len(each) >= 2 * FEW_SAMPLES]
-        ratios = [
-            float(np.median(each[: len(each) // 10]) / np.median(each[len(each) // 10 :])) - 1
-            for each in long
-        ]
-        if ratios and min(ratios) > SLOW_START:
-            yield (
-                f"the first samples of {name} are slower by {min(ratios):.0%} or more in every "
-                "process, so it had not settled; give it a longer --max-time"
-            )
+        tenths = [(each[: len(each) // 10], each[len(each) // 10 :]) for each in long]
+        ratios = [float(np.median(first) / np.median(rest)) - 1 for first, rest in tenths]
+        if ratios and min(ratios) > SLOW_FIRST:
+            slow[name] = min(ratios)
+    return _listed(slow)
 
 
-def _disagreement(known: dict[str, list[np.ndarray]]) -> Iterator[str]:
-    apart = {
-        name: max(medians) / min(medians) - 1
-        for name, medians in ((name, _medians(each)) for name, each in known.items())
-        if medians
-    }
-    far = {name: each for name, each in apart.items() if each > DISAGREE}
-    if far:
-        worst = max(far, key=far.__getitem__)
-        yield (
-            f"processes disagree about {', '.join(far)}, about {worst} by {far[worst]:.0%}: their "
-            "memory lies elsewhere, or the machine changed meanwhile; ask for more --processes, "
-            "and look at the shares of the ceiling, which come from the same rounds"
-        )
+def _disagreement(known: dict[str, list[np.ndarray]]) -> str:
+    medians = {name: _medians(each) for name, each in known.items() if each}
+    apart = {name: max(each) / min(each) - 1 for name, each in medians.items()}
+    return _listed({name: each for name, each in apart.items() if each > DISAGREE})
+
+
+def _listed(found: dict[str, float]) -> str:
+    if not found:
+        return ""
+    worst = max(found, key=found.__getitem__)
+    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[worst]:.0%} ({worst}{others})"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import subprocess
 import sys
 import venv
@@ -483,14 +482,26 @@ def test_a_worker_ends_with_its_leader():
 
 
 def test_doubts():
-    """More threads than cores, and arithmetic whose time varies, each have a sentence."""
+    """What should not be trusted has a sentence with what was seen, why it matters, what to do."""
+    noisy = {name: [each[0]] * 3 for name, each in samples().items()}
+    noisy[ARITHMETIC] = [np.linspace(1e-3, 2e-3, 30), np.linspace(1.3e-3, 3e-3, 30)]
+    noisy["numpy"] = [np.r_[np.full(3, 9.0), np.full(27, 2.0)]] * 3
+    noisy["numpy-fused"] = [np.full(30, 2e-3), np.full(30, 3e-3), np.full(30, 2e-3)]
     crowded = replace(GROUP, threads=machine.available_cores() + 1)
-    noisy = samples()
-    noisy[ARITHMETIC] = [np.linspace(1e-3, 2e-3, 30)]
-    threads, cores = measurement.doubts(crowded, noisy)
-    assert "wait for each other" in threads
-    assert re.search("other work shares the cores; end it, or measure again later", cores)
+    found = measurement.doubts(crowded, noisy)
+    whats = (measurement.TOO_MANY_THREADS, measurement.SHARED_CORES, measurement.FREQUENCY,
+             measurement.SLOW_START, measurement.DISAGREEMENT)  # fmt: skip
+    assert [(each.what, each.advice) for each in found] == list(whats)
+    measured = [each.measured for each in found]
+    assert measured[1:] == ["87%", "30%", "350% (numpy)", "50% (numpy-fused and 1 more)"]
     assert measurement.doubts(GROUP, samples()) == []
+
+
+def test_doubts_of_several_workloads_are_told_together():
+    """One sentence for all places where the same was seen."""
+    doubt = measurement.Doubt("cores shared", "end it", "1e5 float32", "13%")
+    told = measurement.told([doubt, replace(doubt, place="1e6 float32", measured="30%")])
+    assert told == ["cores shared: 13% at 1e5 float32, 30% at 1e6 float32; end it"]
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -525,7 +536,7 @@ def test_markdown(tmp_path):
     """--format markdown prints a table for a pull request."""
     done = bench("--sizes", "1e4", "--format", "markdown", out=tmp_path)
     heading, rule, *body = done.stdout.strip().splitlines()
-    assert heading.startswith("| workload | dtype | threads | implementation |")
+    assert heading.startswith("| workload | dtype | threads | cache | implementation |")
     assert set(rule) <= set("|- ")
     assert len(body) == 2
 

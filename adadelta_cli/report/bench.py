@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adadelta_cli.comparison import Comparison
 
 BENCH_HEADINGS = (
-    "workload", "dtype", "threads", "implementation", "a step (interval)", "GB/s",
+    "workload", "dtype", "threads", "cache", "implementation", "a step (interval)", "GB/s",
     "of the ceiling", "roof", "speed-up", "memory", "note",
 )  # fmt: skip
 
@@ -29,6 +29,7 @@ def bench_cells(row: Any) -> tuple[str, ...]:
         row.workload,
         row.dtype,
         str(row.threads),
+        row.cache,
         row.implementation,
         _duration(row.median_s, row.ci_low_s, row.ci_high_s),
         "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
@@ -70,7 +71,7 @@ def bench_table(rows: Sequence[Any]) -> Table:
     common = {
         heading: {cells[k] for cells in map(bench_cells, rows)}
         for k, heading in enumerate(BENCH_HEADINGS)
-        if heading in {"dtype", "threads"}
+        if heading in {"dtype", "threads", "cache"}
     }
     shared = {heading: cells.pop() for heading, cells in common.items() if len(cells) == 1}
     about = ", ".join(
@@ -80,7 +81,7 @@ def bench_table(rows: Sequence[Any]) -> Table:
     shown = [k for k, name in enumerate(BENCH_HEADINGS) if name not in {*shared, "note"}]
     for k in shown:
         table.add_column(BENCH_HEADINGS[k], no_wrap=True)
-    groups = [(row.workload, row.dtype, row.threads) for row in rows]
+    groups = [(row.workload, row.dtype, row.threads, row.cache) for row in rows]
     for number, row in enumerate(rows):
         last = groups[number] not in groups[number + 1 :]
         cells = bench_cells(row)
