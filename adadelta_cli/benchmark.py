@@ -160,10 +160,7 @@ def _check_choice(name: str, backend: str) -> None:
 
 def choose_peers() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Return the names of the peers and yardsticks that are here; the others, with their lack."""
-    all_peers = implementations.PEERS | implementations.YARDSTICKS
-    lacks = {name: peers.lack(peer) for name, peer in all_peers.items()}
-    here = tuple(name for name, lack in lacks.items() if not lack)
-    return here, tuple((name, lack) for name, lack in lacks.items() if lack)
+    return peers.present(implementations.PEERS | implementations.YARDSTICKS)
 
 
 def _unable(name: str, group: Group) -> str:

@@ -211,14 +211,6 @@ def _sizes(
     return tuple(workload.elements for workload in workloads.sizes(text)) if text else ()
 
 
-def _recording(path: Path, steps: int | None, *, alone: bool) -> Any:
-    from adadelta_cli.recording import Recording
-
-    if not alone:
-        raise UsageError("--replay goes with no CONFIG, --case, --sizes or --full; leave them out")
-    return Recording.read(path, steps)
-
-
 @adadelta.command()
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 @click.option(
@@ -263,12 +255,8 @@ def _recording(path: Path, steps: int | None, *, alone: bool) -> Any:
 @threads_option
 @shared_options("verify")
 def verify(
-    configs: tuple[str, ...], names: tuple[str, ...], case_names: tuple[str, ...], full: bool,
-    peers: bool, replay: Path | None,
-    sizes: tuple[int, ...], steps: int | None, dtypes: tuple[str, ...], timeout: float,
-    self_test: bool,
-    ctx: str, backend: str, seed: int, out: Path, threads: int | None,  # noqa: ARG001
-    as_json: bool, quiet: bool, verbose: bool,
+    names: tuple[str, ...], case_names: tuple[str, ...], self_test: bool, seed: int, out: Path,
+    threads: int | None, as_json: bool, quiet: bool, verbose: bool, **asked: Any,  # noqa: ARG001
 ) -> None:  # fmt: skip
     """Check implementations against each other, bit for bit.
 
@@ -285,46 +273,15 @@ def verify(
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
     """
-    from adadelta_cli import cases, conduct, config, draw, files, verification
+    from adadelta_cli import files, verification
     from adadelta_cli.report import verification as report
+    from adadelta_cli.selection import Request
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
-        if any((configs, names, case_names, full, peers, replay, sizes, steps, dtypes)):
-            raise UsageError(
-                "--self-test chooses implementations, cases and dtypes itself; leave them out, or "
-                "leave out --self-test"
-            )
-        _self_test(screen, out, seed)
-    fixed = tuple(name for name in case_names if name != draw.ALL)
-    chosen: list[cases.Case] = cases.select(fixed, full=full, steps=steps, sizes=sizes)
-    if case_names and not fixed:
-        chosen = []
-    for reference in configs:
-        config.load(reference)
-    if replay:
-        recording = _recording(replay, steps, alone=not (configs or case_names or sizes or full))
-        chosen, dtypes = [recording], dtypes or (recording.recorded,)
-    here, absent = verification.choose_peers() if peers else ((), ())
-    only = bool(configs), bool(case_names or sizes or replay)
-    plan = verification.Plan(
-        implementations=here
-        if peers and not names
-        else verification.choose((*names, *here), backend, ctx, timeout),
-        absent=absent,
-        named=bool(full or only[1]),
-        drawn=draw.count(case_names, full=full, alone=any(only)),
-        watched=frozenset(case_names or (conduct.FULL if full else conduct.CASES)),
-        cases=() if only == (True, False) else tuple(chosen),
-        configs=() if only == (False, True) else tuple(configs or config.shipped()),
-        dtypes=dtypes or verification.DTYPES,
-        training_dtypes=dtypes or (verification.DTYPES if full else ("float32",)),
-        training_steps=None if full else verification.TRAINING_STEPS,
-        seed=seed,
-        timeout=timeout,
-        judged=names or (() if peers else ("numpy",)),
-        oracle_budget=500 if full else verification.ORACLE_BUDGET,
-    )
+        given = names or case_names or any(asked[key] for key in CHOSEN_BY_SELF_TEST)
+        _self_test(screen, out, seed, alone=not given)
+    plan = Request(names=names, case_names=case_names, seed=seed, **asked).plan
     files.prepare(out)
     work = verification.Verification(plan)
     try:
@@ -335,17 +292,25 @@ def verify(
     screen.table(report.verification_table(work))
     for line in report.verification_failures(work, most=1000 if verbose else 10):
         screen.text(line)
-    for name, lack in absent:
+    for name, lack in plan.absent:
         screen.note(f"Skipped {name}: {lack}")
     screen.document(report.verification_document(work))
     screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
     click.get_current_context().exit(work.exit_code)
 
 
-def _self_test(screen: Terminal, out: Path, seed: int) -> None:
+CHOSEN_BY_SELF_TEST = ("configs", "full", "peers", "replay", "sizes", "steps", "dtypes")
+
+
+def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
     from adadelta_cli import files, selftest
     from adadelta_cli.report import selftest as report
 
+    if not alone:
+        raise UsageError(
+            "--self-test chooses implementations, cases and dtypes itself; leave them out, or "
+            "leave out --self-test"
+        )
     files.prepare(out)
     work = selftest.SelfTest(seed=seed)
     try:

@@ -382,8 +382,8 @@ TOO_MANY_THREADS = (
 )
 SHARED_CORES = (
     (
-        "arithmetic that stays in the first-level cache took longer in a quarter of its samples than "
-        "in the best"
+        "arithmetic that stays in the first-level cache took longer in a quarter of its samples "
+        "than in the best"
     ),
     "so other work shares the cores: end it, or measure again later",
 )
@@ -401,8 +401,8 @@ SLOW_START = (
 DISAGREEMENT = (
     "processes disagree",
     (
-        "their memory lies elsewhere, or the machine changed meanwhile: ask for more --processes, and "
-        "look at the shares of the ceiling, which come from the same rounds"
+        "their memory lies elsewhere, or the machine changed meanwhile: ask for more --processes, "
+        "and look at the shares of the ceiling, which come from the same rounds"
     ),
 )
 

@@ -18,7 +18,7 @@ from adadelta_cli import backends, machine
 from adadelta_cli.sandbox import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from adadelta_cli.implementations import Implementation, Step
     from adadelta_cli.update import Hyperparameters, Parameter
@@ -51,6 +51,15 @@ def lack(peer: Implementation) -> str:
     if machine.compiler():
         return ""
     return "torch.compile needs a C++ compiler, and there is none; install g++, or set CXX"
+
+
+def present(
+    among: Mapping[str, Implementation],
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the names of those that are here; and of the others, each with what it lacks."""
+    lacks = {name: lack(peer) for name, peer in among.items()}
+    here = tuple(name for name, missing in lacks.items() if not missing)
+    return here, tuple((name, missing) for name, missing in lacks.items() if missing)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------

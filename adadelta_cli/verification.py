@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -19,11 +18,10 @@ from adadelta_cli import (
     implementations,
     oracle,
     parity,
-    peers,
 )
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.difference import Difference
-from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
+from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.sandbox import HungError, InProcess, Sandbox, SandboxError
 from adadelta_cli.trajectory import Trajectory, make_ready, step_through, train
 
@@ -42,7 +40,6 @@ REFERENCES = {
     "mxnet-fused": "mxnet",
     "mxnet-stock": "mxnet",
 }
-DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 DTYPES = ("float32", "float64", "float16")
 # Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
 # NumPy, and with `--full` on both, a training goes to its end.
@@ -232,56 +229,6 @@ class Plan:
     named: bool = False
     drawn: int = 0
     watched: frozenset[str] = conduct.CASES
-
-
-def choose(
-    names: Sequence[str], backend: str, ctx: str, timeout: float | None = None
-) -> tuple[str, ...]:
-    """Choose the implementations: those named, or all that the backend asked for has.
-
-    Args:
-        names: of implementations.
-        backend: the array library of those that are not named.
-        ctx: the device.
-        timeout: seconds that the import of a user's kernel may take.
-
-    Raises:
-        UsageError: one of them is not known.
-        UnavailableError: the device, the backend or an implementation is not to be had here.
-    """
-    chosen_backend = backends.backend(backend, ctx).name
-    if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend != "numpy":
-        raise UnavailableError(
-            "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
-            "subnormals, and NumPy, the reference, with it; unset it, or use --backend numpy"
-        )
-    if names:
-        for name in names:
-            _check_available(implementations.implementation(name), ctx, timeout)
-        return tuple(dict.fromkeys(names))
-    if backend == "auto" and chosen_backend == "mxnet":
-        return DEFAULT
-    return tuple(
-        name for name in DEFAULT if implementations.implementation(name).backend == chosen_backend
-    )
-
-
-def _check_available(chosen: Implementation, ctx: str, timeout: float | None) -> None:
-    if chosen.name in implementations.PEERS:  # not imported here, where it would disturb others
-        lack = peers.lack(chosen)
-        if lack:
-            raise UnavailableError(f"--impl {chosen.name}: {lack}")
-    elif chosen.allowed:
-        candidate.check(chosen.name, timeout)
-    else:
-        backends.backend(chosen.backend, ctx)
-
-
-def choose_peers() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Return the names of the peers that are here; those that are not, each with what it lacks."""
-    lacks = {name: peers.lack(peer) for name, peer in implementations.PEERS.items()}
-    here = tuple(name for name, lack in lacks.items() if not lack)
-    return here, tuple((name, lack) for name, lack in lacks.items() if lack)
 
 
 @dataclass(frozen=True)

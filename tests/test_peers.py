@@ -17,6 +17,7 @@ from adadelta_cli import (
     machine,
     parity,
     peers,
+    selection,
     verification,
 )
 from adadelta_cli.errors import UnavailableError
@@ -212,10 +213,10 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     """--impl ends with 3, --peers lists it as skipped."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UnavailableError, match=r"--impl optax: .*pip install 'adadelta\[jax\]'"):
-        verification.choose(("optax",), "numpy", "cpu")
+        selection.choose(("optax",), "numpy", "cpu")
     with pytest.raises(UnavailableError, match=r"torch not installed.*'adadelta\[torch\]'"):
         backends.installed("torch")
-    here, absent = verification.choose_peers()
+    here, absent = peers.present(PEERS)
     assert here == () and {name for name, _ in absent} == set(PEERS)
     work = Verification(Plan(here, (), absent=absent))
     work.execute()
@@ -234,7 +235,8 @@ def test_torch_compile_needs_a_compiler(monkeypatch):
 def test_choosing_a_peer_imports_nothing():
     """Libraries that disturb each other are loaded in their own processes only."""
     program = (
-        "import sys; from adadelta_cli import verification; verification.choose_peers(); "
+        "import sys; from adadelta_cli import implementations, peers; "
+        "peers.present(implementations.PEERS); "
         "sys.exit(bool({'torch', 'jax', 'optax'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

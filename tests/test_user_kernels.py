@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import adadelta_cli
-from adadelta_cli import candidate, cases, implementations, verification
+from adadelta_cli import candidate, cases, implementations
 from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.report import verification as report
 from adadelta_cli.update import Hyperparameters, Parameter, update
@@ -421,7 +421,7 @@ def test_the_examples_pass(name):
     names = ("odd", "multipliers", "length-0", "special-odd", "subnormal", "overflow")
     chosen = tuple(cases.select(names))
     implementation = f"{EXAMPLES / name}.py:step"
-    assert verification.choose((implementation,), "numpy", "cpu") == (implementation,)
+    assert selection.choose((implementation,), "numpy", "cpu") == (implementation,)
     work = Verification(Plan((implementation,), chosen, dtypes=("float32", "float64")))
     work.execute()
     assert work.failures == []

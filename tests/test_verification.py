@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import HAS_MXNET
 
-from adadelta_cli import cases, implementations, verification
+from adadelta_cli import cases, implementations, selection, verification
 from adadelta_cli import update as formula
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.report import verification as report
@@ -203,9 +203,9 @@ def test_a_training_that_drifts_fails(monkeypatch):
 
 def test_choosing_implementations():
     """By backend, or by name; an unknown name is a usage error that lists the known ones."""
-    assert verification.choose((), "numpy", "cpu") == ("numpy-fused",)
+    assert selection.choose((), "numpy", "cpu") == ("numpy-fused",)
     with pytest.raises(UsageError, match=r"'nonesuch'.*known are .*numpy-fused"):
-        verification.choose(("nonesuch",), "auto", "cpu")
+        selection.choose(("nonesuch",), "auto", "cpu")
 
 
 def test_nothing_compared_is_no_success():

@@ -1,0 +1,136 @@
+"""What a command line of `verify` asks for: implementations, cases and problems, as a plan."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adadelta_cli import backends, candidate, cases, conduct, config, draw, implementations, peers
+from adadelta_cli.errors import UnavailableError, UsageError
+from adadelta_cli.recording import Recording
+from adadelta_cli.verification import DTYPES, ORACLE_BUDGET, TRAINING_STEPS, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from adadelta_cli.cases import Case
+    from adadelta_cli.implementations import Implementation
+
+DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options of `verify` say; docs/cli.md tells their meaning.
+
+    Naming problems, cases, sizes or a recording leaves out the rest.
+    """
+
+    configs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    case_names: tuple[str, ...] = ()
+    full: bool = False
+    peers: bool = False
+    replay: Path | None = None
+    sizes: tuple[int, ...] = ()
+    steps: int | None = None
+    dtypes: tuple[str, ...] = ()
+    ctx: str = "cpu"
+    backend: str = "auto"
+    seed: int = 0
+    timeout: float | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What is to be done.
+
+        Raises:
+            UsageError: something of it is unknown, or goes not together.
+            UnavailableError: something of it is not to be had here.
+        """
+        named = bool(self.case_names or self.sizes or self.replay)
+        some, dtypes = self._cases(), self.dtypes
+        if self.replay:
+            some, dtypes = self._replayed()
+        for reference in self.configs:
+            config.load(reference)
+        here, absent = peers.present(implementations.PEERS) if self.peers else ((), ())
+        return Plan(
+            implementations=self._implementations(here),
+            absent=absent,
+            cases=tuple(some) if named or not self.configs else (),
+            configs=tuple(self.configs or (() if named else config.shipped())),
+            named=self.full or named,
+            drawn=draw.count(self.case_names, full=self.full, alone=named or bool(self.configs)),
+            watched=frozenset(self.case_names or (conduct.FULL if self.full else conduct.CASES)),
+            dtypes=dtypes or DTYPES,
+            training_dtypes=dtypes or (DTYPES if self.full else ("float32",)),
+            training_steps=None if self.full else TRAINING_STEPS,
+            seed=self.seed,
+            timeout=self.timeout,
+            judged=self.names or (() if self.peers else ("numpy",)),
+            oracle_budget=500 if self.full else ORACLE_BUDGET,
+        )
+
+    def _cases(self) -> list[Case]:
+        fixed = tuple(name for name in self.case_names if name != draw.ALL)
+        chosen: list[Case] = cases.select(fixed, full=self.full, steps=self.steps, sizes=self.sizes)
+        return chosen if fixed or not self.case_names else []
+
+    def _replayed(self) -> tuple[list[Case], tuple[str, ...]]:
+        if self.configs or self.case_names or self.sizes or self.full or not self.replay:
+            raise UsageError(
+                "--replay goes with no CONFIG, --case, --sizes or --full; leave them out"
+            )
+        recording = Recording.read(self.replay, self.steps)
+        return [recording], self.dtypes or (recording.recorded,)
+
+    def _implementations(self, here: tuple[str, ...]) -> tuple[str, ...]:
+        if self.peers and not self.names:
+            return here
+        return choose((*self.names, *here), self.backend, self.ctx, self.timeout)
+
+
+def choose(
+    names: Sequence[str], backend: str, ctx: str, timeout: float | None = None
+) -> tuple[str, ...]:
+    """Choose the implementations: those named, or all that the backend asked for has.
+
+    Args:
+        names: of implementations.
+        backend: the array library of those that are not named.
+        ctx: the device.
+        timeout: seconds that the import of a user's kernel may take.
+
+    Raises:
+        UsageError: one of them is not known.
+        UnavailableError: the device, the backend or an implementation is not to be had here.
+    """
+    chosen_backend = backends.backend(backend, ctx).name
+    if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend != "numpy":
+        raise UnavailableError(
+            "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
+            "subnormals, and NumPy, the reference, with it; unset it, or use --backend numpy"
+        )
+    if names:
+        for name in names:
+            _check_available(implementations.implementation(name), ctx, timeout)
+        return tuple(dict.fromkeys(names))
+    if backend == "auto" and chosen_backend == "mxnet":
+        return DEFAULT
+    return tuple(
+        name for name in DEFAULT if implementations.implementation(name).backend == chosen_backend
+    )
+
+
+def _check_available(chosen: Implementation, ctx: str, timeout: float | None) -> None:
+    if chosen.name in implementations.PEERS:  # not imported here, where it would disturb others
+        lack = peers.lack(chosen)
+        if lack:
+            raise UnavailableError(f"--impl {chosen.name}: {lack}")
+    elif chosen.allowed:
+        candidate.check(chosen.name, timeout)
+    else:
+        backends.backend(chosen.backend, ctx)
