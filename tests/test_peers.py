@@ -19,9 +19,12 @@ from adadelta_cli import (
     peers,
     selection,
     verification,
+    worker,
 )
+from adadelta_cli.crew import Crew, Role
 from adadelta_cli.errors import UnavailableError
-from adadelta_cli.implementations import PEERS, Bounds
+from adadelta_cli.implementations import PEERS, YARDSTICKS, Bounds, timeable
+from adadelta_cli.tensors import Tensors
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import Plan, Verification
 
@@ -240,3 +243,37 @@ def test_choosing_a_peer_imports_nothing():
         "sys.exit(bool({'torch', 'jax', 'optax'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [*QUICK, *YARDSTICKS])
+def test_what_bench_times_is_right(name, dtype, cold):
+    """The optimizer's step on gradients as they are, compared within its bounds before it counts."""
+    lack = peers.lack(timeable(name))
+    if lack:
+        pytest.skip(f"{name}: {lack}")
+    with Crew([Role((name,), foreign=True)], threads=1) as crew:
+        shapes = [[500_000], [3, 5], [1000]]
+        crew.prepare((name,), shapes=shapes, dtype=dtype, seed=0, cold=cold)
+        found = crew.sample(0.05, lambda _: False)
+    assert crew.faults == {name: ""}
+    assert np.isfinite(found[name]).any()
+
+
+def test_an_adam_that_is_wrong_is_no_yardstick():
+    """Its result is compared with the formula of the paper."""
+    (tensors,) = Tensors.allocate([(5000,)], "float32", 0)
+    chosen = YARDSTICKS["torch-adam-fused"]
+    for factor, fault in ((1.0, ""), (1.001, "wrong: ")):
+
+        def step(factor=factor):
+            (p,) = tensors.parameters
+            exact = Parameter(*(array.astype(np.float64) for array in p.arrays))
+            peers.adam(exact)
+            p.weight[...], p.acc_grad[...] = exact.weight, exact.acc_grad
+            p.acc_delta[...] = exact.acc_delta * factor
+
+        bound = worker.Bound(step, tensors.parameters, tensors)
+        assert worker.fault_of(chosen, bound).startswith(fault)
+        assert bool(fault) == bool(worker.fault_of(chosen, bound))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import adadelta_cli
-from adadelta_cli import candidate, cases, implementations
+from adadelta_cli import candidate, cases, implementations, selection
 from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.report import verification as report
 from adadelta_cli.update import Hyperparameters, Parameter, update

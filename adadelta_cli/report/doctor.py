@@ -191,7 +191,9 @@ def verdict(found: Examination) -> str:
     works = "What is needed works"
     if broken:
         works = f"{_counted(broken, 'thing')} broken, to be mended as said above"
-    disturbed = f"{_counted(disturbs, 'thing')} will disturb a measurement"
+    disturbed = (
+        f"{_counted(disturbs, 'thing') if disturbs else 'nothing'} will disturb a measurement"
+    )
     parts = (works, disturbed, f"{_counted(missing, 'optional piece')} missing")
     return "; ".join(parts)
 
