@@ -21,6 +21,7 @@ test: $(VENV)/installed-test
 test-peers: $(VENV)/installed-peers
 	$(BIN)/python -m pytest -n 2 tests/test_peers.py tests/test_user_kernels.py
 	$(BIN)/adadelta verify --peers --out results/peers
+	$(BIN)/adadelta bench --sizes 1e5 --impl numpy-fused --peers --processes 2 --out results/peers
 
 check: $(VENV)/installed-check
 	$(BIN)/ruff check .

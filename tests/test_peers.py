@@ -249,7 +249,7 @@ def test_choosing_a_peer_imports_nothing():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", [*QUICK, *YARDSTICKS])
 def test_what_bench_times_is_right(name, dtype, cold):
-    """The optimizer's step on gradients as they are, compared within its bounds before it counts."""
+    """The optimizer's step on gradients as they are, within its bounds before it counts."""
     lack = peers.lack(timeable(name))
     if lack:
         pytest.skip(f"{name}: {lack}")
