@@ -95,8 +95,9 @@ class Plan:
         others = [Role(tuple(names), foreign=key != APART) for key, names in groups.items()]
         if not self.against:
             return [ours, *others]
-        theirs = [replace(role, prefix=OLD, python=self.against) for role in (ours, *others)]
-        return [ours, *others, *(replace(role, roofs=False) for role in theirs if not role.foreign)]
+        # With the roofs, though nothing is made of theirs: what shares a process has to be alike.
+        own = [role for role in (ours, *others) if not role.foreign]
+        return [ours, *others, *(replace(role, prefix=OLD, python=self.against) for role in own)]
 
 
 APART = "operators of MXNet"
