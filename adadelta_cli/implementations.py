@@ -158,6 +158,13 @@ def _stock_optimizer(hyper: Hyperparameters, multi_precision: bool) -> Any:
     return stock(**vars(hyper), multi_precision=multi_precision)
 
 
+def _stock_lacks(hyper: Hyperparameters) -> str:
+    """MXNet reads an operator's parameters as float32, and refuses what is none, subnormals too."""
+    single, clip = np.finfo(np.float32), hyper.clip_gradient
+    fits = not clip or single.tiny <= clip <= single.max
+    return "" if fits else "mxnet-stock takes no clip_gradient beyond the range of float32"
+
+
 _unfused_mxnet = _bind_optimizer(_own_optimizer(fused=False))
 _fused_mxnet = _bind_optimizer(_own_optimizer(fused=True))
 _stock_mxnet = _bind_optimizer(_stock_optimizer, classic=True)
@@ -236,7 +243,7 @@ IMPLEMENTATIONS = {
         ),
         Implementation(
             "mxnet-stock", "mxnet", False, _stock_mxnet, "mxnet",
-            keeps_grad=False, dtypes=("float16", "float32"),
+            keeps_grad=False, dtypes=("float16", "float32"), lacks=_stock_lacks,
         ),
         *PEERS.values(),
     )

@@ -124,3 +124,19 @@ def test_how_many_are_drawn():
     assert draw.count((), full=True, alone=False) == draw.FULL_EXAMPLES
     assert draw.count(("drawn",), full=False, alone=True) == draw.FULL_EXAMPLES
     assert draw.count(("odd",), full=True, alone=True) == 0
+
+
+def test_what_an_implementation_lacks_is_not_put_to_it(monkeypatch):
+    """MXNet reads the bounds of its clip as float32, and refuses smaller ones: no wrong step."""
+    stock = implementations.IMPLEMENTATIONS["mxnet-stock"]
+    for clip, fits in ((None, True), (0.0, True), (1e-30, True), (1e-250, False), (1e250, False)):
+        assert bool(stock.lacks(formula.Hyperparameters(clip_gradient=clip))) != fits
+
+    def wrong(_p, _hyper):
+        raise RuntimeError("asked for what it lacks")
+
+    plant(monkeypatch, wrong)
+    lazy = replace(implementations.IMPLEMENTATIONS["numpy-fused"], lacks=lambda _hyper: "all")
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "numpy-fused", lazy)
+    (row,) = drawn("numpy-fused", examples=5)
+    assert row.passed
