@@ -219,9 +219,15 @@ class Benchmark:
     Attributes:
         results: what was finished so far, should it be interrupted.
         other: what the version that `--against` names says of itself; empty without one.
+
+    Raises:
+        UsageError: `--against` is no program, or goes with `--train`.
+        UnavailableError: there is no version at its other end that understands this one.
     """
 
     def __init__(self, plan: Plan, train: str | None, machine: dict[str, Any]) -> None:
+        if plan.against and train:
+            raise UsageError("--against judges single steps; leave out --train, or --against")
         python = plan.against and str(Path(shutil.which(plan.against) or plan.against).absolute())
         self.plan, self.machine = replace(plan, against=python), machine
         self._train = train
