@@ -29,12 +29,11 @@ from adadelta_cli.measurement import (
     Result,
     Row,
     Samples,
-    held_bytes,
     result,
     told,
     trained,
 )
-from adadelta_cli.tensors import state_dtype
+from adadelta_cli.tensors import held_bytes, state_dtype
 from adadelta_cli.worker import cold_copies
 from adadelta_cli.workloads import Workload, model
 
@@ -82,7 +81,7 @@ class Plan:
         settings = itertools.product(self.threads, self.workloads, self.dtypes, self.caches)
         return [
             Group(workload, self.implementations, dtype, threads, cache, self.precision)
-            for threads, workload, dtype, cache in settings
+            for threads, workload, dtype, cache in dict.fromkeys(settings)
         ]
 
     @cached_property
@@ -184,8 +183,12 @@ def needed_bytes(plan: Plan, group: Group) -> int:
     held = group.workload.elements * held_bytes(group.dtype)
     copies, ballast = cold_copies(held) if group.cache == "cold" else (1, 0)
     temporaries = group.workload.elements * TEMPORARIES * state_dtype(group.dtype).itemsize
-    unfused = [any(not timeable(name).fused for name in r.implementations) for r in plan.roles]
-    return sum(held * copies + ballast + temporaries * each for each in unfused)
+    return sum(
+        held * copies * (2 if "optax" in role.implementations else 1)  # JAX takes copies of its own
+        + ballast
+        + temporaries * any(not timeable(name).fused for name in role.implementations)
+        for role in plan.roles
+    )
 
 
 def check_memory(plan: Plan) -> None:
@@ -194,6 +197,8 @@ def check_memory(plan: Plan) -> None:
     Raises:
         UnavailableError: it does not fit.
     """
+    if not plan.groups:
+        return
     needed, largest = max(((needed_bytes(plan, g), g) for g in plan.groups), key=lambda p: p[0])
     available = machine.available_bytes()
     if available is not None and needed > available:
@@ -311,9 +316,11 @@ def measure(plan: Plan, tick: Tick = no_tick) -> Iterator[Result]:
     ended: BaseException | None = None
     try:
         peaks |= _peaks(plan, tick)
-        for number, threads in itertools.product(range(plan.processes), plan.threads):
+        for number, threads in itertools.product(
+            range(plan.processes), dict.fromkeys(plan.threads)
+        ):
             _pass(plan, number, threads, found, tick)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again below
+    except BaseException as error:  # noqa: BLE001 - Ctrl-C, SIGTERM: raised again below
         ended = error
     for group, each in found.items():
         if each.samples:
@@ -425,16 +432,29 @@ def train_steps(name: str, plan: Plan, tick: Tick = no_tick) -> Iterator[Result]
     if not engine.is_installed():
         engine.load()
     workload = replace(model(name), name=f"train:{name}")
-    roles = [Role((each,), f"{each} ", task="train") for each in TRAINED[name]]
-    for threads in plan.threads:
+    for threads in dict.fromkeys(plan.threads):
         group = Group(workload, TRAINED[name], "float32", threads, "warm", plan.precision)
-        samples, losses = _Pass(), {}
+        yield from _trainings(plan, group, tick)
+
+
+def _trainings(plan: Plan, group: Group, tick: Tick) -> Iterator[Result]:
+    roles = [Role((each,), f"{each} ", task="train") for each in group.implementations]
+    found = _Pass()
+    losses: dict[str, list[float]] = {name: [] for name in group.implementations}
+    ended: BaseException | None = None
+    try:
         for number in range(plan.processes):
-            tick(number, plan.processes, f"{workload.name}, process {number + 1}")
-            with Crew(roles, threads, seed=plan.seed + number) as crew:
-                answers = crew.prepare(TRAINED[name], seed=plan.seed)
-                losses = {each: a["loss"] for each, a in zip(TRAINED[name], answers, strict=True)}
+            tick(number, plan.processes, f"{group.workload.name}, process {number + 1}")
+            with Crew(roles, group.threads, seed=plan.seed + number) as crew:
+                answers = crew.prepare(group.implementations, seed=plan.seed)
                 budget_s = plan.max_time_s / plan.processes
                 columns = crew.sample(budget_s, lambda seen: _suffice(seen, plan.precision))
-                samples.add(columns, crew.faults)
-        yield trained(group, samples.samples, losses)
+                found.add(columns, crew.faults)
+                for name, answer in zip(group.implementations, answers, strict=True):
+                    losses[name].append(answer["loss"])
+    except BaseException as error:  # noqa: BLE001 - Ctrl-C, SIGTERM: raised again below
+        ended = error
+    if found.samples:
+        yield trained(group, found.samples, losses)
+    if ended:
+        raise ended

@@ -487,18 +487,19 @@ def bench(
     benchmark.check_memory(plan)
     work = benchmark.Benchmark(plan, train, machine.describe())
     files.prepare(out)
+    judged: list[Comparison] = []
     try:
         with screen.progress("bench") as tick:
             work.execute(tick)
+        judged += [comparison.against(work, threshold)] if work.other else []
+        if before:
+            this = comparison.document(report.bench_document(work), str(out))
+            judged.append(comparison.judge(before, this, threshold))
     finally:
         if work.results:
+            written = report.write_bench(out, work, judged)
             _show_bench(screen, work, layout)
-            written = report.write_bench(out, work)
             screen.note(f"written: {', '.join(map(str, written))}")
-    judged = [comparison.against(work, threshold)] if work.other else []
-    if before:
-        this = comparison.document(report.bench_document(work), str(out))
-        judged.append(comparison.judge(before, this, threshold))
     for each in judged:
         _show_comparison(screen, each, layout)
     screen.document(report.bench_document(work, judged))

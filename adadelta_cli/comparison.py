@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from adadelta_cli import verdict, worker
+from adadelta_cli import machine, verdict, worker
 from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.measurement import FAILURES
 from adadelta_cli.verdict import Difference, Verdict
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Timing(BaseModel):
     @property
     def wrong(self) -> bool:
         """Its step computes something else, so that its time means nothing."""
-        return "wrong:" in self.note
+        return self.note.startswith(FAILURES) or ", wrong: " in self.note
 
 
 class Processes(BaseModel):
@@ -346,14 +347,23 @@ def against(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
     rows = conclude([_in_turn(pair) for pair in pairs], threshold)
     about = work.other
     same = about["path"] == str(worker.__file__)
+    theirs, ours = (
+        _flat({"versions": versions})
+        for versions in (about.get("versions", {}), machine.versions())
+    )
+    found = [
+        Change(name, _shown(theirs.get(name)), _shown(ours.get(name)))
+        for name in {**theirs, **ours}
+        if theirs and theirs.get(name) != ours.get(name)
+    ]
     old = f"{about['version']} in {about['path']}" + " (the same installation)" * same
-    return Comparison(tuple(rows), (), threshold, STUDENT, old, "this version")
+    return Comparison(tuple(rows), tuple(found), threshold, STUDENT, old, "this version")
 
 
 def _in_turn(pair: measurement.Pair) -> Matched:
     """Find the difference of a pair of versions, or why there is none."""
     row = Row(*(getattr(pair.row, name) for name in Key._fields))
-    if pair.row.note.startswith("wrong") and not pair.old_fault:
+    if pair.row.note.startswith(FAILURES) and not pair.old_fault:
         note = f"{pair.row.note}; the old one is right"
         return replace(row, verdict=Verdict.SLOWER, note=note), None
     if not pair.ratios:

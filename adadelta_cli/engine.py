@@ -255,6 +255,8 @@ class FusedStep:
         from adadelta_cli.kernels import cpu, handles
 
         found = inspect(self._handles)
+        if found.kinds.min() < 0:
+            raise TypeError("an array is no longer of the dtype, shape or device that it had")
 
         def table(number: int) -> cpu.Table:
             chosen = found.kinds == number

@@ -219,6 +219,15 @@ def cache_bytes() -> dict[str, int]:
     return {level: size for level, (size, _) in _caches().items()}
 
 
+def last_cache_bytes() -> int:
+    """Sum up the last-level caches of the cores that this process may use; a guess if unknown."""
+    size, shared = max(_caches().values(), default=(LAST_CACHE_BYTES, 1))
+    return size * -(-len(affinity()) // max(1, shared))
+
+
+LAST_CACHE_BYTES = 2**28  # where the system does not tell
+
+
 def _caches() -> dict[str, tuple[int, int]]:
     """Return bytes and sharing logical cores of the data caches of one core, by level."""
     found = {}

@@ -13,7 +13,7 @@ import numpy as np
 from adadelta_cli import machine
 from adadelta_cli.estimate import Estimate, estimate, ratio
 from adadelta_cli.implementations import timeable
-from adadelta_cli.tensors import state_dtype
+from adadelta_cli.tensors import traffic_bytes
 from adadelta_cli.worker import ARITHMETIC, MEMORY
 
 if TYPE_CHECKING:
@@ -102,31 +102,6 @@ class Measurement:
     samples_s: list[list[float]] = field(default_factory=list)
     by_process: dict[str, list[float]] = field(default_factory=dict)
     wrong: bool = False
-
-
-def traffic_bytes(dtype: str) -> int:
-    """Count the bytes that a step has to move for each element: reads of four, writes of three.
-
-    A float16 weight adds its own write to the three of the float32 master and states, and is never
-    read; its gradient is float16 too.
-
-    >>> [traffic_bytes(dtype) for dtype in ("float32", "float64", "float16")]
-    [28, 56, 28]
-    """
-    stored, state = np.dtype(dtype).itemsize, state_dtype(dtype).itemsize
-    reads = 3 * state + stored
-    writes = 3 * state + (stored if dtype == "float16" else 0)
-    return reads + writes
-
-
-def held_bytes(dtype: str) -> int:
-    """Count the bytes that the arrays of a step hold for each element.
-
-    >>> [held_bytes(dtype) for dtype in ("float32", "float64", "float16")]
-    [16, 32, 16]
-    """
-    stored, state = np.dtype(dtype).itemsize, state_dtype(dtype).itemsize
-    return 2 * stored + (3 if dtype == "float16" else 2) * state
 
 
 @dataclass(frozen=True)
@@ -219,7 +194,7 @@ def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Meas
     """Fill a row from the samples; an implementation that is wrong has none."""
     name = blank.implementation
     if name not in samples:
-        return Measurement(blank, wrong=blank.note.startswith("wrong"))
+        return Measurement(blank, wrong=blank.note.startswith(FAILURES))
     known, moved = _known(samples[name]), blank.elements * traffic_bytes(blank.dtype)
     time_s, ceiling_s = estimate(known), estimate(_known(samples[bound]))
     shares = ratio(samples[bound], samples[name])
@@ -272,28 +247,33 @@ def _known(processes: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [each for each in known if len(each)]
 
 
+FAILURES = ("wrong: ", "failed: ")  # so begins the note of a row whose step is at fault
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
-def trained(group: Group, samples: Samples, losses: dict[str, float]) -> Result:
+def trained(group: Group, samples: Samples, losses: dict[str, list[float]]) -> Result:
     """Make the rows of whole training steps.
 
     Args:
         group: the network; its first implementation is what the others are compared with.
         samples: of `NAME step`, a whole step, and of `NAME update`, the update in it.
-        losses: what each trained to.
+        losses: what each trained to, in each process.
     """
     return Result([_trained(group, name, samples, losses) for name in group.implementations])
 
 
-def _trained(group: Group, name: str, samples: Samples, losses: dict[str, float]) -> Measurement:
+def _trained(
+    group: Group, name: str, samples: Samples, losses: dict[str, list[float]]
+) -> Measurement:
     reference = group.implementations[0]
     whole = _known(samples[f"{name} step"])
     share = estimate(ratio(samples[f"{name} update"], samples[f"{name} step"])).median
     right = losses[name] == losses[reference]
     verdict = "the same as" if right else "wrong: not that of"
     note = (
-        f"the update is {share:.0%} of it; loss {losses[name]!r}, {verdict} {reference}, "
+        f"the update is {share:.0%} of it; loss {losses[name][-1]!r}, {verdict} {reference}, "
         "against which the speed-up is"
     )
     row = timed(_blank(group, name, note), whole, estimate(whole))

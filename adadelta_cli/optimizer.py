@@ -177,9 +177,12 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
     def _hyperparameters(self) -> Hyperparameters:
         """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
-        return _hyperparameters(
-            self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
-        )
+        values = self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
+        try:  # zeros of either sign are equal, and give other bits
+            signs = math.copysign(1, self.wd), math.copysign(1, self.rescale_grad)
+            return _hyperparameters(signs, *values)
+        except TypeError:  # one is no number, which is said there
+            return Hyperparameters(1.0, *values)
 
     def _count(self, index: int) -> tuple[float, float]:
         """Count an update; return the tensor's own rate and decay.
@@ -194,9 +197,10 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         """Count an update of each; return their rates and decays."""
         if self.lr_scheduler is not None:
             rates, decays = zip(*map(self._count, indices), strict=True)
-            return np.array(rates), np.array(decays)
+            return np.array(rates, np.float64), np.array(decays, np.float64)
         self._update_count(list(indices))  # without a schedule, no rate depends on the counts
-        return np.array(self._get_lrs(indices)), np.array(self._get_wds(indices))
+        rates, decays = self._get_lrs(indices), self._get_wds(indices)
+        return np.array(rates, np.float64), np.array(decays, np.float64)
 
     def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
         hyper = self._hyperparameters()
@@ -211,6 +215,11 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
         states: Sequence[State], *, masters: bool,
     ) -> None:  # fmt: skip
+        if not len(indices) == len(weights) == len(grads) == len(states):
+            raise ValueError(
+                f"{len(indices)} indices, {len(weights)} weights, {len(grads)} gradients and "
+                f"{len(states)} states; expected as many of each"
+            )
         if not weights:
             return
         hyper = self._hyperparameters()
@@ -235,10 +244,10 @@ class _Bound:
     def __init__(
         self, weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], masters: bool
     ) -> None:
-        parameters = _parameters(weights, grads, states, masters=masters)
-        self.step = engine.FusedStep([parameter.arrays for parameter in parameters])
+        self._parameters = _parameters(weights, grads, states, masters=masters)  # to keep them
+        self.step = engine.FusedStep([parameter.arrays for parameter in self._parameters])
         if not self.step.possible:
-            raise next(filter(None, map(_what_is_wrong, parameters)))
+            raise next(filter(None, map(_what_is_wrong, self._parameters)))
         lasting = all(map(_is_lasting, states))
         self._given = [*weights, *grads, *states] if lasting else None
         self._masters = masters
@@ -257,14 +266,14 @@ class _Bound:
 
 
 def _is_lasting(state: Any) -> bool:
-    """Tell whether a state holds the same arrays as long as it is the same object."""
-    return not isinstance(state, list) and all(
-        _is_lasting(part) for part in (state if isinstance(state, tuple) else ())
+    """Tell whether a state holds the same arrays as long as it is the same object: tuples do."""
+    return type(state) is tuple and all(
+        isinstance(part, mx.nd.NDArray) or _is_lasting(part) for part in state
     )
 
 
 @lru_cache(maxsize=64, typed=True)
-def _hyperparameters(*values: Any) -> Hyperparameters:
+def _hyperparameters(_signs: Any, *values: Any) -> Hyperparameters:
     """Check them once, not at each step."""
     rho, epsilon, wd, rescale_grad, clip_gradient = values
     return Hyperparameters(1.0, rho, epsilon, wd, rescale_grad, clip_gradient)

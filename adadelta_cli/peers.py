@@ -10,6 +10,7 @@ leave nothing to pre-process.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -197,7 +198,9 @@ def bind_optax(*, timed: bool = False) -> Callable[..., Step]:
             [k for k, each in enumerate(rates) if each == one] for one in dict.fromkeys(rates)
         ]
         jax = backends.installed("jax")
-        updates = [_optax_update(jax, hyper, rates[group[0]]) for group in groups]
+        updates = [
+            _optax_update(jax, hyper.rho, hyper.epsilon, rates[group[0]]) for group in groups
+        ]
 
         def grads(group: list[int]) -> list[Any]:
             if timed:
@@ -231,10 +234,11 @@ def _seen(p: Parameter) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(p.grad.value), np.asarray(p.weight.value)
 
 
-def _optax_update(jax: Any, hyper: Hyperparameters, rate: float) -> Any:
+@cache  # one function, so that it is compiled once for tensors of the same shapes
+def _optax_update(jax: Any, rho: float, epsilon: float, rate: float) -> Any:
     import optax
 
-    optimizer = optax.adadelta(learning_rate=rate, rho=hyper.rho, eps=hyper.epsilon)
+    optimizer = optax.adadelta(learning_rate=rate, rho=rho, eps=epsilon)
 
     def update(weights: Any, acc_grads: Any, acc_deltas: Any, grads: Any) -> Any:
         state = optax.tree_utils.tree_set(optimizer.init(weights), e_g=acc_grads, e_x=acc_deltas)

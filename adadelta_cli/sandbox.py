@@ -108,17 +108,20 @@ class Sandbox:
         try:
             if self._pending:
                 self._pending = False
-                connection.recv()
+                self._answer(connection)
             connection.send((function, args))
-            if not connection.poll(self.timeout):
-                self.close()
-                raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
-            failure, result = connection.recv()
+            failure, result = self._answer(connection)
         except (EOFError, OSError):
             raise SandboxError(f"crashed: {self._cause_of_death()}") from None
         if failure:
             raise SandboxError(failure)
         return result
+
+    def _answer(self, connection: Connection) -> Any:
+        if not connection.poll(self.timeout):
+            self.close()
+            raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
+        return connection.recv()
 
     def close(self) -> None:
         """End the child, and those of the groups."""

@@ -27,7 +27,7 @@ from adadelta_cli import machine
 from adadelta_cli.backends import BACKENDS, PEERS, Box, installed
 from adadelta_cli.cases import Case
 from adadelta_cli.implementations import YARDSTICKS, Implementation, timeable
-from adadelta_cli.tensors import Tensors
+from adadelta_cli.tensors import Tensors, held_bytes
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
 SETTLED = 0.97  # warm-up is over when a step takes no less than this share of the best so far
-WARM_UP_S = 0.3
+WARM_UP_S, LEAST_WARM_UP = 0.3, 3  # for so long, and at least so many steps
 UNTIMED_BELOW_S = 50e-3  # a step shorter than this is taken once, untimed, before each sample
 # Steps are taken for so long, untimed, when this process has its turn after another's: threads wake
 # and cores speed up. Without it, what came first in a turn took 4 % longer.
@@ -120,10 +120,13 @@ def fault_of(chosen: Implementation, bound: Bound) -> str:
     """
     spread = [slice(None, None, -(-p.weight.size // CHECKED_ELEMENTS)) for p in bound.values]
     before = _copies(bound, spread)
+    kinds = [[(a.dtype, a.shape) for a in p.arrays] for p in bound.values]
     try:
         bound.step()
+        if kinds != [[(a.dtype, a.shape) for a in p.arrays] for p in bound.values]:
+            return "wrong: it returned arrays of another dtype or shape"
     except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
-        return f"cannot take this step: {type(error).__name__}: {error}"
+        return _raised(error)
     after = _copies(bound, spread)
     if any(
         now.grad.tobytes() != then.grad.tobytes() and chosen.keeps_grad
@@ -132,6 +135,11 @@ def fault_of(chosen: Implementation, bound: Bound) -> str:
         return "wrong: it changed the gradient"
     compare = _difference if chosen.allowed is None else _excess
     return compare(chosen, before, after)
+
+
+def _raised(error: Exception) -> str:
+    """Say what was raised, in one line."""
+    return f"failed: raised {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _copies(bound: Bound, spread: Sequence[slice]) -> list[Parameter]:
@@ -231,11 +239,29 @@ def _seconds(steps: Sequence[Callable[[], Any]]) -> float:
 def _warmed_up(step: Callable[[], Any]) -> float:
     """Take steps until they get no faster, twice in a row; return the seconds of the best."""
     start, best, settled = time.monotonic(), math.inf, 0
-    while settled < 2 and time.monotonic() - start < WARM_UP_S:
+    for number in itertools.count(1):
         taken = _seconds([step])
         settled = settled + 1 if taken > SETTLED * best else 0
         best = min(best, taken)
+        late = time.monotonic() - start > WARM_UP_S
+        if number >= LEAST_WARM_UP and (late or settled >= 2):
+            break
     return best
+
+
+class Cursor:
+    """Which of the copies of the tensors is next, for all that is timed on them.
+
+    One for all: else one would find in the caches what another has just left there.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self, count: int) -> range:
+        """Return the places of the next so many, counted on and on."""
+        self._next += count
+        return range(self._next - count, self._next)
 
 
 class Entry:
@@ -245,14 +271,18 @@ class Entry:
         steps: what is called, in turn: one, or as many as there are copies of the tensors.
         together: how many steps one call takes.
         evict: empties the caches, before each sample; then a sample is one turn of all.
+        cursor: shared by all that is timed on the same copies.
     """
 
     def __init__(
         self, steps: Sequence[Callable[[], Any]], together: int = 1,
-        evict: Callable[[], Any] | None = None,
+        evict: Callable[[], Any] | None = None, cursor: Cursor | None = None,
     ) -> None:  # fmt: skip
-        self._turn, self._together, self._evict = itertools.cycle(steps), together, evict
-        cost = _warmed_up(self._next)
+        self._steps, self._together, self._evict = steps, together, evict
+        self._cursor = cursor or Cursor()
+        for step in steps if len(steps) > 1 else ():
+            step()  # the first of each may compile, or look at its arrays
+        cost = _warmed_up(self._take)
         self._loops = len(steps) if evict else max(1, math.ceil(SAMPLE_S / cost))
         self._untimed = cost < UNTIMED_BELOW_S
 
@@ -260,19 +290,21 @@ class Entry:
         """Take steps, untimed, until threads and cores are awake."""
         start = time.monotonic()
         while time.monotonic() - start < AWAKENING_S:
-            self._next()
+            self._take()
 
-    def _next(self) -> None:
-        next(self._turn)()
+    def _chosen(self, count: int) -> list[Callable[[], Any]]:
+        return [self._steps[k % len(self._steps)] for k in self._cursor.take(count)]
+
+    def _take(self) -> None:
+        self._chosen(1)[0]()
 
     def sample(self) -> float:
         """Return the seconds of one step, the mean of a sample."""
         if self._evict:
             self._evict()
         elif self._untimed:
-            self._next()  # brings back to the caches what others left there
-        steps = list(itertools.islice(self._turn, self._loops))
-        return _seconds(steps) / self._together
+            self._take()  # brings back to the caches what others left there
+        return _seconds(self._chosen(self._loops)) / self._together
 
 
 # --- tasks: the first reply, then the samples -----------------------------------------------------
@@ -286,11 +318,12 @@ class Timing:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         shapes, dtype, seed = spec["shapes"], spec["dtype"], spec["seed"]
-        size = 4 * np.dtype(dtype).itemsize * sum(map(math.prod, shapes))
+        size = held_bytes(dtype) * sum(map(math.prod, shapes))
         copies, other = cold_copies(size) if spec["cold"] else (1, 0)
         self._tensors = Tensors.allocate(shapes, dtype, seed, copies)
         ballast = np.zeros(other, np.uint8)
         self._evict = partial(np.add, ballast, 1, out=ballast) if other else None
+        self._cursor = Cursor()
         self.faults: dict[str, str] = {}
         self.entries: dict[str, Entry] = {}
         for name in spec["implementations"]:
@@ -302,12 +335,12 @@ class Timing:
         try:
             bounds = [Bound.to(timeable(name), each) for each in self._tensors]
         except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
-            self.faults[name] = f"cannot be bound: {type(error).__name__}: {error}"
+            self.faults[name] = _raised(error)
             return
         self.faults[name] = fault_of(timeable(name), bounds[0])
         if not self.faults[name]:
             steps = [bound.step for bound in bounds]
-            self.entries[name] = Entry(steps, evict=self._evict)
+            self.entries[name] = Entry(steps, evict=self._evict, cursor=self._cursor)
 
     def _add_roofs(self, dtype: str, seed: int) -> None:
         from adadelta_cli.kernels import roofline
@@ -316,7 +349,7 @@ class Timing:
         (cached,) = Tensors.allocate(small, dtype, seed)
         roofs = [roofline.Roofs(each.line, cached.line, HYPER) for each in self._tensors]
         self.entries |= {
-            MEMORY: Entry([each.memory for each in roofs], evict=self._evict),
+            MEMORY: Entry([each.memory for each in roofs], evict=self._evict, cursor=self._cursor),
             ARITHMETIC: Entry([roofs[0].arithmetic], roofs[0].steps),
         }
 
@@ -344,7 +377,7 @@ def cold_copies(size: int) -> tuple[int, int]:
     Returns:
         How many copies; how many bytes of other memory, if any.
     """
-    far = EVICTED_TIMES * max(machine.cache_bytes().values(), default=2**28)
+    far = EVICTED_TIMES * machine.last_cache_bytes()
     copies = -(-far // size) + 1
     return (copies, 0) if copies <= COPIES else (COPIES, far)
 

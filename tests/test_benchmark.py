@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 import venv
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 from conftest import needs_mxnet
 
 from adadelta_cli import benchmark, comparison, machine, measurement, worker, workloads
+from adadelta_cli import tensors as tensors_module
 from adadelta_cli.cli import adadelta
 from adadelta_cli.crew import Crew, Role, Worker, _period
 from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
@@ -36,6 +38,7 @@ COLUMNS = """
     speedup_high peak_extra_bytes note
 """.split()  # noqa: SIM905 - as the contract lists them
 
+ROOT = Path(__file__).parents[1]
 PLAN = benchmark.Plan(tuple(workloads.sizes("1e6")), ("numpy", "numpy-fused"))
 GROUP = PLAN.groups[0]
 FAULTLESS = {"numpy": "", "numpy-fused": ""}
@@ -110,8 +113,8 @@ def test_ratios_are_of_one_round():
 )
 def test_bytes_of_an_element(dtype, moved, held):
     """Four reads and three writes; float16 keeps a float32 master, read and written beside it."""
-    assert measurement.traffic_bytes(dtype) == moved
-    assert measurement.held_bytes(dtype) == held
+    assert tensors_module.traffic_bytes(dtype) == moved
+    assert tensors_module.held_bytes(dtype) == held
     (tensors,) = Tensors.allocate([(100,)], dtype, seed=0)
     line = tensors.line
     assert sum(array.itemsize for array in line.arrays) == held
@@ -255,15 +258,23 @@ class TestFault:
         """A step that does not step is found."""
         assert self.fault_of_step(lambda: None, self.tensors()).startswith("wrong: ")
 
-    def test_a_refusal_is_no_wrong_answer(self):
-        """An implementation that raises cannot take the step, and says why."""
+    def test_a_refusal_is_a_failure(self):
+        """What raises fails, and says why."""
 
         def step():
             raise TypeError("float64 is beyond me")
 
         assert self.fault_of_step(step, self.tensors()) == (
-            "cannot take this step: TypeError: float64 is beyond me"
+            "failed: raised TypeError: float64 is beyond me"
         )
+
+    @pytest.mark.parametrize("function", ["widens", "raises"])
+    def test_what_a_users_kernel_does_wrong_is_said_in_one_line(self, function, tmp_path):
+        """Another dtype, or an exception of several lines."""
+        fault = self.fault(f"{kernels(tmp_path)}:{function}")
+        wanted = {"widens": "wrong: it returned arrays of another", "raises": "failed: raised OSEr"}
+        assert fault.startswith(wanted[function])
+        assert "\n" not in fault
 
     def test_a_planted_one_is_not_timed(self, monkeypatch):
         """The task that takes the samples leaves a wrong implementation out."""
@@ -289,6 +300,13 @@ def functional(weight, grad, acc_grad, acc_delta, **settings):
     new = weight.copy(), acc_grad.copy(), acc_delta.copy()
     step(new[0], grad, *new[1:], **settings)
     return new
+
+def widens(weight, grad, acc_grad, acc_delta, **settings):
+    new = functional(weight, grad, acc_grad, acc_delta, **settings)
+    return [array.astype("float64") for array in new]
+
+def raises(*arrays, **settings):
+    raise OSError("not here,\\nnor there")
 
 calls = 0
 
@@ -316,9 +334,24 @@ class TestEntry:
         taken = []
         steps = [partial(taken.append, k) for k in range(7)]
         entry = worker.Entry(steps)
+        assert set(taken) == set(range(7))  # each was stepped on before anything is timed
         for _ in range(20):
             entry.sample()
         assert taken == [k % 7 for k in range(len(taken))]
+
+    def test_copies_are_everybodys(self):
+        """One cursor for all, so that nobody finds in the caches what another just left there."""
+        taken, cursor = [], worker.Cursor()
+        entries = [
+            worker.Entry([partial(taken.append, k) for k in range(5)], cursor=cursor)
+            for _ in range(2)
+        ]
+        taken.clear()
+        for _ in range(10):
+            for entry in entries:
+                entry.sample()
+        first = taken[0]
+        assert taken == [(first + k) % 5 for k in range(len(taken))]
 
     def test_one_turn_after_the_caches_were_emptied(self):
         """With copies too small to push each other out, a sample is one turn after an eviction."""
@@ -330,7 +363,7 @@ class TestEntry:
     @pytest.mark.parametrize("size", [16, 16 * 10**5, 16 * 10**8])
     def test_cold_tensors_reach_beyond_the_last_cache(self, size, monkeypatch):
         """All copies but one, or the memory passed over meanwhile, are twice the largest cache."""
-        monkeypatch.setattr(machine, "cache_bytes", lambda: {"L2": 10**6, "L3": 10**8})
+        monkeypatch.setattr(machine, "last_cache_bytes", lambda: 10**8)
         copies, other = worker.cold_copies(size)
         assert max((copies - 1) * size, other) >= 2 * 10**8
         assert copies <= worker.COPIES
@@ -560,6 +593,27 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
     assert (tmp_path / "bench.png").exists()
 
 
+def test_terminating_keeps_what_was_finished(tmp_path):
+    """SIGTERM, too: the files are there, and the exit code is that of the signal."""
+    command = [sys.executable, "-m", "adadelta_cli", "bench", "--sizes", "1e4", "--impl",
+               "numpy-fused", "--processes", "50", "--max-time", "25",
+               "--out", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    time.sleep(8)  # several processes have been, and many are to come
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 143
+    with (tmp_path / "bench.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert 1 <= int(row["processes"]) < 50
+
+
+def test_what_is_named_twice_is_timed_once():
+    """Else its samples would count as those of more processes."""
+    plan = replace(PLAN, workloads=tuple(workloads.sizes("2e3,2000")), threads=(1, 1))
+    assert len(plan.groups) == 1
+
+
 def measured(monkeypatch, *results):
     """Let the command find these results."""
     monkeypatch.setattr(benchmark, "measure", lambda *_: results)
@@ -625,6 +679,9 @@ def test_against_this_very_environment(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["comparisons"]
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["comparisons"] == [found]
+    assert len(written["pairs"][0]["ratios"]) == 3
     assert found["old"].endswith("(the same installation)")
     assert [row["implementation"] for row in found["rows"]] == ["numpy-fused"]
     assert found["rows"][0]["ratio"] > 0
@@ -651,6 +708,18 @@ def test_wrong_usage(arguments, code, says, tmp_path):
     assert says in done.stderr
     assert "Error: " in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@needs_mxnet
+def test_the_training_alone(tmp_path):
+    """`bench --train mlp`, as the help shows it, has three rows and no ceiling."""
+    done = subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", "bench", "--train", "mlp", "--processes", "1",
+         "--max-time", "0.2", "--format", "markdown", "--out", str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train:mlp") == 3
 
 
 @needs_mxnet

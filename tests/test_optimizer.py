@@ -606,3 +606,23 @@ def test_no_warning_from_our_own_code(mxnet):
         optimizer.update(
             [0], [weight], [weight], [optimizer.create_state_multi_precision(0, weight)]
         )
+
+
+def test_a_state_that_makes_its_arrays_anew(mxnet):
+    """What is no tuple may be other arrays each time it is looked at, and is read anew."""
+    weight, grad = mxnet.np.ones(4), mxnet.np.ones(4)
+    state = mxnet.np.ones((2, 4))  # its rows are views, made when they are asked for
+    optimizer = AdaDelta(use_fused_step=True)
+    for _ in range(3):
+        optimizer.update([0], [weight], [grad], [state])
+    assert np.isfinite(weight.asnumpy()).all()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_lists_of_different_lengths(mxnet, fused):
+    """Nothing is read beyond the end of the shorter one."""
+    weights = [mxnet.np.ones(4) for _ in range(3)]
+    optimizer = AdaDelta(use_fused_step=fused)
+    states = [optimizer.create_state(k, w) for k, w in enumerate(weights)]
+    with pytest.raises(ValueError, match=r"expected as many|argument 2 is longer"):
+        optimizer.update([0], weights, weights, states)

@@ -5,16 +5,17 @@ import pytest
 
 from adadelta_cli.implementations import implementation
 from adadelta_cli.kernels import cpu, roofline
+from adadelta_cli.tensors import Tensors
 from adadelta_cli.update import Hyperparameters
-from adadelta_cli.worker import HYPER, Tensors
+from adadelta_cli.worker import HYPER
 
 ELEMENTS = 10_000
 
 
-def roofs(dtype):
+def roofs(dtype, elements=ELEMENTS):
     """Make a workload, its cached sister and their roofs."""
-    tensors = Tensors.allocate([(ELEMENTS,)], dtype, seed=0)
-    cached = Tensors.allocate([(roofline.cached_elements(tensors.line),)], dtype, seed=0)
+    (tensors,) = Tensors.allocate([(elements,)], dtype, seed=0)
+    (cached,) = Tensors.allocate([(roofline.cached_elements(tensors.line),)], dtype, seed=0)
     return tensors.line, cached.line, roofline.Roofs(tensors.line, cached.line, HYPER)
 
 
@@ -34,9 +35,10 @@ class TestRoofs:
         both.memory()
         assert all(map(np.array_equal, before, line.arrays))
 
-    def test_memory_roof_reads_and_writes_every_array(self, dtype):
+    @pytest.mark.parametrize("elements", [1, 1000, ELEMENTS])  # on one thread, and on several
+    def test_memory_roof_reads_and_writes_every_array(self, dtype, elements):
         """With a factor of 1, each element's gradient arrives in weight and states."""
-        line, _, both = roofs(dtype)
+        line, _, both = roofs(dtype, elements)
         weight, grad, acc_grad, acc_delta, *master = copies(line)
         both._factor = type(both._factor)(1)
         both.memory()
@@ -51,7 +53,7 @@ class TestRoofs:
         """Its states become those of the fused step, taken as often as the elements ask for."""
         line, cached, both = roofs(dtype)
         size = cached.weight.size // 2 // both.parts
-        expected = Tensors.allocate([(cached.weight.size,)], dtype, seed=0)
+        (expected,) = Tensors.allocate([(cached.weight.size,)], dtype, seed=0)
         step = implementation("numpy-fused").bind(
             expected.parameters, Hyperparameters(learning_rate=0.0), [1.0], [1.0]
         )
@@ -86,6 +88,7 @@ class TestRoofs:
 def test_cached_data_fits_the_first_level_cache():
     """A thread's part holds 32 KiB, whatever the dtype."""
     for dtype in ("float32", "float64", "float16"):
-        line = Tensors.allocate([(ELEMENTS,)], dtype, seed=0).line
+        (tensors,) = Tensors.allocate([(ELEMENTS,)], dtype, seed=0)
+        line = tensors.line
         held = sum(array.itemsize for array in line.arrays) * roofline.cached_elements(line)
         assert held == 2 * 32 * 1024 * cpu.parts_for(ELEMENTS)

@@ -69,6 +69,9 @@ def _traffic_stream(weight, grad, acc_grad, acc_delta, half, factor):
 @compiled_parallel
 def _traffic(weight, grad, acc_grad, acc_delta, half, factor, parts):
     total = weight.size
+    if parts == 1:  # in this thread, without waking the others, as the step does
+        _traffic_stream(weight, grad, acc_grad, acc_delta, half, factor)
+        return
     for part in prange(parts):
         low, high = total * part // parts, total * (part + 1) // parts
         _traffic_stream(
@@ -101,6 +104,18 @@ def _arithmetic_part(weight, grad, acc_grad, acc_delta, half, zero, hyper, eleme
 @compiled_parallel
 def _arithmetic(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, parts):
     size = weight.size // (2 * parts)
+    if parts == 1:
+        _arithmetic_part(
+            weight[:size],
+            grad[:size],
+            acc_grad[:size],
+            acc_delta[:size],
+            _cut(half, 0, size),
+            zero,
+            hyper,
+            total,
+        )
+        return
     for part in prange(parts):
         low, high = 2 * size * part, 2 * size * part + size
         _arithmetic_part(

@@ -110,13 +110,14 @@ def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[s
         "samples_s": [each.samples_s for each in work.measurements],
         "roofs_s": [result.roofs_s for result in work.results],
         "doubts": work.doubts,
+        "pairs": [jsonable(pair) for result in work.results for pair in result.pairs],
         "comparisons": [comparison_document(each) for each in judged],
         "settings": jsonable(work.settings),
         "machine": jsonable(work.machine),
     }
 
 
-def write_bench(out: Path, work: Benchmark) -> list[Path]:
+def write_bench(out: Path, work: Benchmark, judged: Sequence[Comparison] = ()) -> list[Path]:
     """Write bench.csv, bench.json, bench.png and bench-samples.png.
 
     Raises:
@@ -124,7 +125,7 @@ def write_bench(out: Path, work: Benchmark) -> list[Path]:
     """
     return [
         write_csv(out / "bench.csv", work.rows),
-        write_json(out / "bench.json", bench_document(work)),
+        write_json(out / "bench.json", bench_document(work, judged)),
         write_plot(out / "bench.png", bench_figure(work.measurements, work.machine)),
         write_plot(out / "bench-samples.png", samples_figure(work.measurements, work.machine)),
     ]
