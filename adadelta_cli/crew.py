@@ -11,12 +11,13 @@ import json
 import math
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -24,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from adadelta_cli import machine
-from adadelta_cli.errors import BrokenError, UnavailableError
+from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
 from adadelta_cli.worker import PROTOCOL
 
 if TYPE_CHECKING:
@@ -36,8 +37,21 @@ LEAST_ROUNDS = 5
 # OpenMP's threads look out for more work for some milliseconds after they had some, on the cores
 # that the next process is about to be timed on.
 REST_S = 0.01
-# Until a process that says nothing is taken to hang: one of ours, one that is not.
-ANSWER_S = {False: 600.0, True: 120.0}
+# Until a process that says nothing is taken to hang.
+ANSWER_S = 600.0
+# One that times what is not ours: some compile for a minute before their first step, none later.
+FOREIGN_ANSWER_S = {"task": 300.0, "sample": 120.0}
+GLANCE_S = 1.0  # in between, to see whether it lives: its own children may hold the pipe open
+START = """
+import os, sys
+sys.path[:] = [folder for folder in sys.path if folder]
+from adadelta_cli.worker import main
+os.dup2({replies}, 1)
+os.close({replies})
+main()
+"""
+"""What starts a process. A checkout in the current folder would hide the version that is meant, and
+what anybody prints while it starts would be taken for an answer."""
 
 Columns = dict[str, np.ndarray]
 """By entry, the seconds of a step in each round; NaN where the entry had no turn in it."""
@@ -58,36 +72,62 @@ class Worker:
     Raises:
         BrokenError: it ended, or is silent.
         UnavailableError: the other environment has no version that understands this one.
+        UsageError: `python` cannot be executed.
     """
 
     def __init__(
         self, threads: int, python: str | None = None, *, foreign: bool = False, **environment: str
     ) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - __exit__ closes it
-        self._process = subprocess.Popen(  # noqa: S603 - the user's own interpreter
-            [python or sys.executable, "-m", "adadelta_cli.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            cwd=python and os.sep,  # else `-m` would take a package that lies here
-            env=_environment(threads, own=python is None) | environment,
-        )
-        self._python, self._patience_s = python, ANSWER_S[foreign]
+        self._python, self._foreign = python, foreign
         self.about: dict[str, Any] = {}
+        # What belongs to a user's kernel need not be UTF-8.
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
+        replies, writable = os.pipe()
+        self._replies = open(replies, encoding="utf-8", errors="replace")  # noqa: SIM115, PTH123 - closed below
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - the user's own interpreter
+                [python or sys.executable, "-c", START.format(replies=writable)],
+                stdin=subprocess.PIPE,
+                stdout=self._errors,
+                stderr=self._errors,
+                pass_fds=[writable],
+                text=True,
+                env=_environment(threads, own=python is None) | environment,
+                start_new_session=True,  # so that its own children end with it
+            )
+        except OSError as error:
+            self._close()
+            if python is None:
+                raise
+            raise UsageError(
+                f"--against is {python!r}, which cannot be executed ({error.strerror}); expected "
+                "the Python of an environment: ../main/.venv/bin/python"
+            ) from error
+        finally:
+            os.close(writable)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        if self._process.returncode is None:  # else its number may be another's by now
+            self._kill()
         self._process.communicate()
+        self._close()
+
+    def _close(self) -> None:
         self._errors.close()
+        self._replies.close()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # it has ended, and so have its own
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def greet(self) -> None:
         """Hear who it is."""
         try:
-            self.about = self._answer()
+            self.about = self._answer(ANSWER_S)
+            self._check_path()
         except BrokenError as error:
             if self._python is None:
                 raise
@@ -102,32 +142,61 @@ class Worker:
                 "a nearer version there"
             )
 
+    def _check_path(self) -> None:
+        """See whether a worker of ours is of this very package."""
+        wanted, found = Path(__file__).with_name("worker.py"), self.about.get("path", "")
+        if self._python is None and Path(found).resolve() != wanted.resolve():
+            raise BrokenError(
+                f"a process that takes samples found {found}, expected {wanted}: something in "
+                "this environment (sitecustomize, a .pth file) puts another version first; remove "
+                "one of the two"
+            )
+
     def ask(self, **order: Any) -> dict[str, Any]:
         """Send an order; return the answer."""
         orders = cast("IO[str]", self._process.stdin)
+        patience_s = FOREIGN_ANSWER_S["task" if "task" in order else "sample"]
         try:
             orders.write(json.dumps(order) + "\n")
             orders.flush()
         except BrokenPipeError as error:
             raise self._broken() from error
-        return self._answer()
+        return self._answer(patience_s if self._foreign else ANSWER_S)
 
-    def _answer(self) -> dict[str, Any]:
-        replies = cast("IO[str]", self._process.stdout)
-        if not select.select([replies], [], [], self._patience_s)[0]:
-            self._process.kill()
-            raise BrokenError(
-                f"a process that takes samples hung: {self._patience_s:g} s of silence"
-            )
+    def _answer(self, patience_s: float) -> dict[str, Any]:
+        line = self._replies.readline() if self._speaks(patience_s) else ""
+        if not line:
+            raise self._broken()
         try:
-            return json.loads(replies.readline())
+            return json.loads(line)
         except json.JSONDecodeError as error:
-            raise self._broken() from error
+            self._kill()
+            raise BrokenError(
+                f"a process that takes samples said {line.strip()[:200]!r}; expected JSON"
+            ) from error
+
+    def _speaks(self, patience_s: float) -> bool:
+        """Wait for an answer, or for the end of the answers."""
+        until = time.monotonic() + patience_s
+        while self._process.poll() is None:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                self._kill()
+                raise BrokenError(f"a process that takes samples hung: {patience_s:g} s of silence")
+            if select.select([self._replies], [], [], min(GLANCE_S, left_s))[0]:
+                return True
+        return bool(select.select([self._replies], [], [], 0)[0])
 
     def _broken(self) -> BrokenError:
-        code = self._process.wait()
+        """Say how it ended; if it closed its pipes only, end it."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(GLANCE_S)
+        code = self._process.poll()
+        self._kill()
         self._errors.seek(0)
         last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+        if code is None:
+            return BrokenError(f"a process that takes samples closed its pipes: {last}")
         return BrokenError(
             f"a process that takes samples ended with {code}: {last}; if that is -9, the system "
             "ran out of memory: ask for smaller --sizes"
@@ -172,7 +241,8 @@ class Crew:
         seed: of the order within each round.
 
     Attributes:
-        faults: what is wrong with an entry of the current task; empty where nothing is.
+        faults: what is wrong with an entry of the current task; empty where nothing is. What is not
+            ours and broke its process is not asked again: the fault is that of all later tasks.
     """
 
     def __init__(self, roles: Sequence[Role], threads: int, seed: int = 0) -> None:
@@ -181,12 +251,15 @@ class Crew:
         self._workers: dict[Role, Worker] = {}
         self._random = np.random.default_rng(seed)
         self._entries: dict[str, tuple[Role, str]] = {}
+        self._able: Container[str] = ()
+        self._lost: dict[Role, str] = {}
         self.faults: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        for role in self._roles:  # all at once, for importing takes a second
-            self._start(role)
         try:
+            for role in self._roles:  # all at once, for importing takes a second
+                worker = Worker(self._threads, role.python, foreign=role.foreign)
+                self._workers[role] = self._stack.enter_context(worker)
             for worker in self._workers.values():
                 worker.greet()
         except BaseException:
@@ -202,11 +275,6 @@ class Crew:
         """What the members said of themselves, by prefix."""
         return {role.prefix: worker.about for role, worker in self._workers.items()}
 
-    def _start(self, role: Role) -> Worker:
-        worker = Worker(self._threads, role.python, foreign=role.foreign)
-        self._workers[role] = self._stack.enter_context(worker)
-        return worker
-
     def prepare(self, able: Container[str], **spec: Any) -> list[dict[str, Any]]:
         """Give all the next task; return the first answer of each role.
 
@@ -214,11 +282,14 @@ class Crew:
             able: the implementations that can be put to it.
             spec: what the task's own part of worker.py reads.
         """
-        self._entries, self.faults = {}, {}
-        return [self._begun(role, able, spec) for role in self._roles]
+        self._entries, self.faults, self._able = {}, {}, able
+        return [self._begun(role, spec) for role in self._roles]
 
-    def _begun(self, role: Role, able: Container[str], spec: dict[str, Any]) -> dict[str, Any]:
-        names = [name for name in role.implementations if name in able]
+    def _begun(self, role: Role, spec: dict[str, Any]) -> dict[str, Any]:
+        if role in self._lost:
+            self._accuse(role)
+            return {}
+        names = [name for name in role.implementations if name in self._able]
         own = {"task": role.task, "implementations": names, "roofs": role.roofs}
         answer = self._asked(role, **spec | own) if names or role.roofs else {}
         faults = answer.get("faults", {})
@@ -227,19 +298,23 @@ class Crew:
         return answer
 
     def _asked(self, role: Role, **order: Any) -> dict[str, Any]:
-        """Ask a member; if it breaks and is not ours, it is at fault, and replaced."""
+        """Ask a member; if it breaks and is not ours, it is at fault, and not asked again."""
         try:
             return self._workers[role].ask(**order)
         except BrokenError as error:
             if not role.foreign:
                 raise
-            lost = {role.prefix + name: f"wrong: {error}" for name in role.implementations}
-            self.faults |= lost
-            self._entries = {n: each for n, each in self._entries.items() if each[0] is not role}
-            self._start(role).greet()
+            self._lost[role] = f"wrong: {error}"
+            self._accuse(role)
             return {}
         finally:
             time.sleep(REST_S * (len(self._roles) > 1))
+
+    def _accuse(self, role: Role) -> None:
+        """Let all that it times in this task be at fault."""
+        names = [role.prefix + name for name in role.implementations if name in self._able]
+        self.faults |= dict.fromkeys(names, self._lost[role])
+        self._entries = {n: each for n, each in self._entries.items() if each[0] is not role}
 
     def sample(self, seconds: float, suffices: Callable[[Columns], bool]) -> Columns:
         """Take samples in rounds, `LEAST_ROUNDS` at least; the order changes from round to round.
