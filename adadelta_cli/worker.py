@@ -509,8 +509,9 @@ TASKS: dict[str, Any] = {"time": Timing, "peak": Peak, "train": Training}
 
 def serve(orders: IO[str], replies: IO[str]) -> None:
     """Answer each line until there is none."""
-    version = machine.versions().get("adadelta", "not installed")
-    _reply(replies, {"protocol": PROTOCOL, "version": version, "path": str(Path(__file__))})
+    versions = machine.versions()
+    about = {"protocol": PROTOCOL, "path": str(Path(__file__)), "versions": versions}
+    _reply(replies, about | {"version": versions.get("adadelta", "not installed")})
     gc.disable()
     task: Any = None
     for line in orders:
