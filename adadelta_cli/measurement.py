@@ -79,6 +79,7 @@ class Row:
     speedup_low: float | None = None
     speedup_high: float | None = None
     peak_extra_bytes: int | None = None
+    bytes_per_element: int | None = None
     note: str = ""
 
 
@@ -186,7 +187,8 @@ def _blank(group: Group, name: str, fault: str, peak: int | None = None) -> Row:
     return Row(
         implementation=name, backend=timeable(name).backend, ctx="cpu", dtype=group.dtype,
         workload=workload.name, tensors=workload.tensors, elements=workload.elements,
-        threads=group.threads, cache=group.cache, peak_extra_bytes=peak, note=fault,
+        threads=group.threads, cache=group.cache, peak_extra_bytes=peak,
+        bytes_per_element=traffic_bytes(group.dtype), note=fault,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ COLUMNS = """
     implementation backend ctx dtype workload tensors elements threads cache processes samples
     median_s ci_low_s ci_high_s q1_s q3_s elements_per_s gigabytes_per_s ceiling_gigabytes_per_s
     ceiling_fraction ceiling_fraction_low ceiling_fraction_high bound speedup speedup_low
-    speedup_high peak_extra_bytes note
+    speedup_high peak_extra_bytes bytes_per_element note
 """.split()  # noqa: SIM905 - as the contract lists them
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +154,7 @@ def test_a_row_from_known_samples():
     assert (row.bound, row.processes, row.samples) == ("memory", 2, 60)
     assert row.speedup == pytest.approx(10)
     assert row.peak_extra_bytes == 0
+    assert row.bytes_per_element == 28
 
 
 def test_the_slower_roof_is_the_ceiling():
@@ -569,7 +570,7 @@ def test_markdown(tmp_path):
     """--format markdown prints a table for a pull request."""
     done = bench("--sizes", "1e4", "--format", "markdown", out=tmp_path)
     heading, rule, *body = done.stdout.strip().splitlines()
-    assert heading.startswith("| workload | dtype | threads | cache | implementation |")
+    assert heading.startswith("| workload | dtype | threads | cache | B/element | implementation |")
     assert set(rule) <= set("|- ")
     assert len(body) == 2
 

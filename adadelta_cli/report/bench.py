@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from adadelta_cli.comparison import Comparison
 
 BENCH_HEADINGS = (
-    "workload", "dtype", "threads", "cache", "implementation", "a step (interval)", "GB/s",
-    "of the ceiling", "roof", "speed-up", "memory", "note",
+    "workload", "dtype", "threads", "cache", "B/element", "implementation", "a step (interval)",
+    "GB/s", "of the ceiling", "roof", "speed-up", "memory", "note",
 )  # fmt: skip
 
 
@@ -30,6 +30,7 @@ def bench_cells(row: Any) -> tuple[str, ...]:
         row.dtype,
         str(row.threads),
         row.cache,
+        str(row.bytes_per_element or ""),
         row.implementation,
         _duration(row.median_s, row.ci_low_s, row.ci_high_s),
         "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
@@ -71,11 +72,11 @@ def bench_table(rows: Sequence[Any]) -> Table:
     common = {
         heading: {cells[k] for cells in map(bench_cells, rows)}
         for k, heading in enumerate(BENCH_HEADINGS)
-        if heading in {"dtype", "threads", "cache"}
+        if heading in {"dtype", "threads", "cache", "B/element"}
     }
     shared = {heading: cells.pop() for heading, cells in common.items() if len(cells) == 1}
     about = ", ".join(
-        f"{value} threads" if k == "threads" else value for k, value in shared.items()
+        f"{value} {k}" if k in {"threads", "B/element"} else value for k, value in shared.items()
     )
     table = Table(box=SIMPLE_HEAD, title=f"adadelta bench: {about}", title_justify="left")
     shown = [k for k, name in enumerate(BENCH_HEADINGS) if name not in {*shared, "note"}]
