@@ -11,6 +11,7 @@ import itertools
 import math
 import shutil
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -394,16 +395,29 @@ def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
     """Measure the extra memory of each implementation, in a process of its own."""
     if plan.against:
         return {}
-    found: dict[tuple[Group, str], int | None] = {}
     ascending = sorted(plan.groups, key=lambda group: group.workload.elements)
-    kinds = itertools.product(plan.implementations, plan.dtypes, plan.threads)
-    for name, dtype, threads in kinds:
+    tasks = []
+    for name, dtype, threads in itertools.product(
+        plan.implementations, dict.fromkeys(plan.dtypes), dict.fromkeys(plan.threads)
+    ):
         groups = [g for g in ascending if (g.dtype, g.threads) == (dtype, threads)]
         able = [group for group in groups if not _unable(name, group)]
         if able:
-            tick(0, plan.processes * len(plan.groups), f"memory of {name}")
-            found |= zip(((group, name) for group in able), _peak(plan, able, name), strict=True)
-    return found
+            tasks.append((able, name))
+    tick(0, plan.processes * len(plan.groups), "memory")
+    with ThreadPoolExecutor(_at_once(plan)) as pool:  # nothing is timed here
+        peaks = list(pool.map(lambda task: _peak(plan, *task), tasks))
+    return {
+        (group, name): peak
+        for (groups, name), own in zip(tasks, peaks, strict=True)
+        for group, peak in zip(groups, own, strict=True)
+    }
+
+
+def _at_once(plan: Plan) -> int:
+    """Say how many processes may hold a workload at once, if two fit beside each other."""
+    needed = max(needed_bytes(plan, group) for group in plan.groups)
+    return 2 if 2 * needed < (machine.available_bytes() or 0) else 1
 
 
 def _peak(plan: Plan, groups: Sequence[Group], name: str) -> list[int | None]:
