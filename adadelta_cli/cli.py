@@ -260,7 +260,7 @@ def verify(
 ) -> None:  # fmt: skip
     """Check implementations against each other, bit for bit.
 
-    Each takes the steps of a catalogue of cases, and trains the problems (on MXNet, 100 steps, if
+    Each takes the steps of a catalogue of cases, and trains the problems (on MXNet, 50 steps, if
     not --full); weight, states and master weights are compared. CONFIG is a problem to train, a
     YAML file or one of rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves
     out the rest. Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 if a bit differs.

@@ -43,7 +43,7 @@ REFERENCES = {
 DTYPES = ("float32", "float64", "float16")
 # Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
 # NumPy, and with `--full` on both, a training goes to its end.
-TRAINING_STEPS = 100
+TRAINING_STEPS = 50
 ORACLE_BUDGET = 150  # see `Plan.oracle_budget`; with --full, 500
 
 
