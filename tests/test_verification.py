@@ -174,7 +174,7 @@ def test_what_raises_is_a_failure_and_the_rest_goes_on(monkeypatch):
 def test_every_implementation_passes_a_few_cases():
     """All dtypes; stock is skipped, with the reason, where it cannot be."""
     names = ("odd", "flushed", "multipliers")
-    work = check(*verification.DEFAULT, case_names=names, dtypes=verification.DTYPES)
+    work = check(*selection.DEFAULT, case_names=names, dtypes=verification.DTYPES)
     assert work.failures == []
     skipped = {row.note for row in work.rows if row.passed is None}
     assert "skipped: mxnet-stock has no float64" in skipped
