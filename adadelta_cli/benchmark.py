@@ -406,7 +406,10 @@ def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
             tasks.append((able, name))
     tick(0, plan.processes * len(plan.groups), "memory")
     with ThreadPoolExecutor(_at_once(plan)) as pool:  # nothing is timed here
-        peaks = list(pool.map(lambda task: _peak(plan, *task), tasks))
+        peaks = []
+        for peak in pool.map(lambda task: _peak(plan, *task), tasks):
+            peaks.append(peak)
+            tick(0, plan.processes * len(plan.groups), f"memory, {len(peaks)} of {len(tasks)}")
     return {
         (group, name): peak
         for (groups, name), own in zip(tasks, peaks, strict=True)

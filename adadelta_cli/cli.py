@@ -476,6 +476,10 @@ def bench(
 
     screen = terminal(as_json, quiet, verbose)
     before = comparison.read(baseline) if baseline else None
+    if baseline and out.resolve() in (baseline.resolve(), baseline.resolve().parent):
+        raise UsageError(
+            "--baseline lies in --out, where it would be overwritten; name another --out"
+        )
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
     own = benchmark.choose(names, backend, ctx, fused_only=bool(how["against"]))
     here, absent = benchmark.choose_peers() if peers else ((), ())

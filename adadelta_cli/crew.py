@@ -197,10 +197,8 @@ class Worker:
         last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
         if code is None:
             return BrokenError(f"a process that takes samples closed its pipes: {last}")
-        return BrokenError(
-            f"a process that takes samples ended with {code}: {last}; if that is -9, the system "
-            "ran out of memory: ask for smaller --sizes"
-        )
+        hint = "; the system ran out of memory, it seems: ask for smaller --sizes" * (code == -9)
+        return BrokenError(f"a process that takes samples ended with {code}: {last}{hint}")
 
 
 def _environment(threads: int, *, own: bool) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adadelta_cli import machine
+from adadelta_cli.backends import PEERS
 from adadelta_cli.estimate import Estimate, estimate, ratio
 from adadelta_cli.implementations import timeable
 from adadelta_cli.tensors import traffic_bytes
@@ -196,7 +197,8 @@ def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Meas
     """Fill a row from the samples; an implementation that is wrong has none."""
     name = blank.implementation
     if name not in samples:
-        return Measurement(blank, wrong=blank.note.startswith(FAILURES))
+        ours = timeable(name).backend not in PEERS  # or the user's own: theirs to mend
+        return Measurement(blank, wrong=ours and blank.note.startswith(FAILURES))
     known, moved = _known(samples[name]), blank.elements * traffic_bytes(blank.dtype)
     time_s, ceiling_s = estimate(known), estimate(_known(samples[bound]))
     shares = ratio(samples[bound], samples[name])
@@ -209,7 +211,7 @@ def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Meas
         ceiling_fraction_low=share.low,
         ceiling_fraction_high=share.high,
         bound=bound.split(maxsplit=1)[0],
-        note="; ".join(_notes(name, group, samples, time_s)),
+        note="; ".join([*_notes(name, group, samples, time_s), *_too_fast(share)]),
     )
     unfused = None if timeable(name).allowed else samples.get(timeable(name).unfused)
     by_process = {"median_s": _medians(known), "ceiling_fraction": _medians(shares)}
@@ -287,6 +289,7 @@ def _trained(
 
 FEW_SAMPLES = 10
 DISAGREE = 0.10
+FASTER_THAN_ITS_CEILING = 1.2
 CORES_SHARED = 0.10
 FREQUENCY_CHANGED = 0.05
 SLOW_FIRST = 0.05
@@ -304,6 +307,11 @@ def _notes(name: str, group: Group, samples: Samples, time_s: Estimate) -> Itera
         yield f"processes disagree by {apart:.0%}"
     if timeable(name).fused and timeable(name).allowed is None:
         yield from _gains(name, group, samples)
+
+
+def _too_fast(share: Estimate) -> Iterator[str]:
+    if share.median > FASTER_THAN_ITS_CEILING:
+        yield "faster than its ceiling, so the roofs were disturbed: its share means nothing"
 
 
 def _gains(name: str, group: Group, samples: Samples) -> Iterator[str]:

@@ -165,6 +165,26 @@ def test_the_slower_roof_is_the_ceiling():
     assert row.ceiling_fraction == pytest.approx(0.995)
 
 
+def test_a_share_above_the_ceiling_is_not_to_be_believed():
+    """Where the roofs were disturbed, the row says that its share means nothing."""
+    assert "its share means nothing" in rows(samples(memory=6.0))[1].note
+    assert "its share means nothing" not in rows(samples(memory=2.1))[1].note
+
+
+def test_a_framework_that_is_wrong_fails_nothing():
+    """It has no time, and a row that says so; mending it is not for who runs the command."""
+    group = replace(GROUP, implementations=("numpy", "torch"))
+    (_, torch) = measurement.result(group, samples(), {"torch": "wrong: all"}, {}).measurements
+    assert (torch.wrong, torch.row.median_s, torch.row.note) == (False, None, "wrong: all")
+
+
+def test_a_baseline_is_not_overwritten(tmp_path):
+    """Else the next comparison would be with itself."""
+    (tmp_path / "bench.json").write_text('{"rows": [], "by_process": [], "machine": {}}')
+    done = bench("--sizes", "1e4", "--baseline", str(tmp_path), out=tmp_path)
+    assert (done.returncode, "would be overwritten" in done.stderr) == (2, True)
+
+
 def test_the_unfused_step_is_once_as_fast_as_itself():
     """A speed-up is against the unfused step of the same backend."""
     assert rows(samples())[0].speedup == pytest.approx(1)
