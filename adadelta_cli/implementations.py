@@ -159,10 +159,13 @@ def _stock_optimizer(hyper: Hyperparameters, multi_precision: bool) -> Any:
 
 
 def _stock_lacks(hyper: Hyperparameters) -> str:
-    """MXNet reads an operator's parameters as float32, and refuses what is none, subnormals too."""
+    """MXNet reads scalars as double, a clip as float32, and refuses those out of range."""
     single, clip = np.finfo(np.float32), hyper.clip_gradient
-    fits = not clip or single.tiny <= clip <= single.max
-    return "" if fits else "mxnet-stock takes no clip_gradient beyond the range of float32"
+    if clip and not single.tiny <= clip <= single.max:
+        return "mxnet-stock takes no clip_gradient beyond the range of float32"
+    tiny = np.finfo(np.float64).tiny
+    small = any(0 < abs(value) < tiny for value in vars(hyper).values() if value)
+    return "mxnet-stock takes no subnormal hyper-parameter" if small else ""
 
 
 _unfused_mxnet = _bind_optimizer(_own_optimizer(fused=False))

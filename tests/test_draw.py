@@ -132,6 +132,9 @@ def test_what_an_implementation_lacks_is_not_put_to_it(monkeypatch):
     for clip, fits in ((None, True), (0.0, True), (1e-30, True), (1e-250, False), (1e250, False)):
         assert bool(stock.lacks(formula.Hyperparameters(clip_gradient=clip))) != fits
 
+    assert stock.lacks(formula.Hyperparameters(rescale_grad=5e-324))
+    assert not stock.lacks(formula.Hyperparameters(rescale_grad=1e-300, wd=0.0))
+
     def wrong(_p, _hyper):
         raise RuntimeError("asked for what it lacks")
 
