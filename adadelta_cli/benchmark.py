@@ -25,6 +25,7 @@ from adadelta_cli.crew import Columns, Crew, Role, Worker
 from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
 from adadelta_cli.implementations import IMPLEMENTATIONS, timeable
 from adadelta_cli.measurement import (
+    OLD,
     Group,
     Measurement,
     Result,
@@ -39,11 +40,10 @@ from adadelta_cli.worker import cold_copies
 from adadelta_cli.workloads import Workload, model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 TRAINED = {"mlp": ("mxnet-stock", "mxnet", "mxnet-fused")}  # by network; the first is the reference
 CACHES = ("warm", "cold")
-OLD = "old: "  # the prefix of what the other version times
 
 
 @dataclass(frozen=True)
@@ -243,9 +243,9 @@ class Benchmark:
     def execute(self, tick: Tick = no_tick) -> None:
         """Do all of it, by `measure`, then `train_steps`."""
         if self.plan.workloads:
-            self.results.extend(measure(self.plan, tick))
+            measure(self.plan, self.results, tick)
         if self._train:
-            self.results.extend(train_steps(self._train, self.plan, tick))
+            train_steps(self._train, self.plan, self.results, tick)
 
     @property
     def measurements(self) -> list[Measurement]:
@@ -278,9 +278,10 @@ class Benchmark:
 def _greeted(python: str) -> dict[str, Any]:
     """Ask the version of another environment who it is, before anything is timed."""
     if not Path(python).is_file():
+        what = "that is a folder" if Path(python).is_dir() else "there is no such program"
         raise UsageError(
-            f"--against is {python!r}, and there is no such program; expected the Python of "
-            "another environment: ../main/.venv/bin/python"
+            f"--against is {python!r}, and {what}; expected the Python of another environment: "
+            "../main/.venv/bin/python"
         )
     with Worker(1, python) as worker:
         worker.greet()
@@ -306,28 +307,28 @@ class _Pass:
         return {name: each for name, each in self.samples.items() if name not in self.faults}
 
 
-def measure(plan: Plan, tick: Tick = no_tick) -> Iterator[Result]:
-    """Time all of a plan; what was timed until it is interrupted, too.
+def measure(plan: Plan, results: list[Result], tick: Tick = no_tick) -> None:
+    """Time all of a plan.
+
+    Args:
+        plan: what to time.
+        results: gets a result for each group; of what was timed so far, should it be interrupted.
+        tick: told how much is done.
 
     Raises:
         BrokenError: a process broke off.
     """
     found = {group: _Pass() for group in plan.groups}
     peaks: dict[tuple[Group, str], int | None] = {}
-    ended: BaseException | None = None
     try:
         peaks |= _peaks(plan, tick)
         for number, threads in itertools.product(
             range(plan.processes), dict.fromkeys(plan.threads)
         ):
             _pass(plan, number, threads, found, tick)
-    except BaseException as error:  # noqa: BLE001 - Ctrl-C, SIGTERM: raised again below
-        ended = error
-    for group, each in found.items():
-        if each.samples:
-            yield _of_group(plan, group, each, peaks)
-    if ended:
-        raise ended
+    finally:
+        timed = {group: each for group, each in found.items() if each.samples}
+        results += [_of_group(plan, group, each, peaks) for group, each in timed.items()]
 
 
 def _of_group(
@@ -337,7 +338,7 @@ def _of_group(
     absent = {name: f"skipped: {lack}" for name, lack in plan.absent}
     everyone = replace(group, implementations=(*plan.implementations, *absent))
     own = {name: peaks.get((group, name)) for name in plan.implementations}
-    return result(everyone, found.faultless, reasons | absent | found.faults, own, old=OLD)
+    return result(everyone, found.faultless, reasons | absent | found.faults, own)
 
 
 def _pass(plan: Plan, number: int, threads: int, found: dict[Group, _Pass], tick: Tick) -> None:
@@ -440,38 +441,43 @@ def _peak(plan: Plan, groups: Sequence[Group], name: str) -> list[int | None]:
 # --- training -------------------------------------------------------------------------------------
 
 
-def train_steps(name: str, plan: Plan, tick: Tick = no_tick) -> Iterator[Result]:
+def train_steps(name: str, plan: Plan, results: list[Result], tick: Tick = no_tick) -> None:
     """Time whole training steps of a network, once for each optimizer, in turn.
+
+    Args:
+        name: of the network, a key of `TRAINED`.
+        plan: with how many threads and processes, and for how long.
+        results: gets a result for each number of threads, as in `measure`.
+        tick: told how much is done.
 
     Raises:
         UnavailableError: MXNet is not installed.
+        BrokenError: a process broke off.
     """
     if not engine.is_installed():
         engine.load()
     workload = replace(model(name), name=f"train:{name}")
     for threads in dict.fromkeys(plan.threads):
         group = Group(workload, TRAINED[name], "float32", threads, "warm", plan.precision)
-        yield from _trainings(plan, group, tick)
+        found = _Pass()
+        losses: dict[str, list[float]] = {each: [] for each in group.implementations}
+        try:
+            for number in range(plan.processes):
+                tick(number, plan.processes, f"{workload.name}, process {number + 1}")
+                _train_once(plan, group, number, found, losses)
+        finally:
+            if found.samples:
+                results.append(trained(group, found.samples, losses))
 
 
-def _trainings(plan: Plan, group: Group, tick: Tick) -> Iterator[Result]:
+def _train_once(
+    plan: Plan, group: Group, number: int, found: _Pass, losses: dict[str, list[float]]
+) -> None:
+    """Let a fresh process for each optimizer take samples in turn; add samples and losses."""
     roles = [Role((each,), f"{each} ", task="train") for each in group.implementations]
-    found = _Pass()
-    losses: dict[str, list[float]] = {name: [] for name in group.implementations}
-    ended: BaseException | None = None
-    try:
-        for number in range(plan.processes):
-            tick(number, plan.processes, f"{group.workload.name}, process {number + 1}")
-            with Crew(roles, group.threads, seed=plan.seed + number) as crew:
-                answers = crew.prepare(group.implementations, seed=plan.seed)
-                budget_s = plan.max_time_s / plan.processes
-                columns = crew.sample(budget_s, lambda seen: _suffice(seen, plan.precision))
-                found.add(columns, crew.faults)
-                for name, answer in zip(group.implementations, answers, strict=True):
-                    losses[name].append(answer["loss"])
-    except BaseException as error:  # noqa: BLE001 - Ctrl-C, SIGTERM: raised again below
-        ended = error
-    if found.samples:
-        yield trained(group, found.samples, losses)
-    if ended:
-        raise ended
+    with Crew(roles, group.threads, seed=plan.seed + number) as crew:
+        answers = crew.prepare(group.implementations, seed=plan.seed)
+        budget_s = plan.max_time_s / plan.processes
+        found.add(crew.sample(budget_s, lambda seen: _suffice(seen, plan.precision)), crew.faults)
+    for name, answer in zip(group.implementations, answers, strict=True):
+        losses[name].append(answer["loss"])

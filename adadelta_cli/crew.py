@@ -268,11 +268,6 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    @property
-    def about(self) -> dict[str, dict[str, Any]]:
-        """What the members said of themselves, by prefix."""
-        return {role.prefix: worker.about for role, worker in self._workers.items()}
-
     def prepare(self, able: Container[str], **spec: Any) -> list[dict[str, Any]]:
         """Give all the next task; return the first answer of each role.
 

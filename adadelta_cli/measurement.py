@@ -143,12 +143,11 @@ class Result:
     pairs: list[Pair] = field(default_factory=list)
 
 
+OLD = "old: "  # so begin the names of what another version timed
+
+
 def result(
-    group: Group,
-    samples: Samples,
-    faults: dict[str, str],
-    peaks: dict[str, int | None],
-    old: str = "old: ",
+    group: Group, samples: Samples, faults: dict[str, str], peaks: dict[str, int | None]
 ) -> Result:
     """Make the rows of a group from the samples of its implementations and of the roofs.
 
@@ -157,7 +156,6 @@ def result(
         samples: by implementation and roof; what is at fault has none.
         faults: what is wrong with each implementation; empty, or missing, where nothing is.
         peaks: each one's peak extra memory in bytes, where it was measured.
-        old: begins the names of what another version timed.
     """
     bound = max((MEMORY, ARITHMETIC), key=lambda roof: estimate(_known(samples[roof])).median)
     blanks = [
@@ -167,12 +165,12 @@ def result(
     measurements = [_measurement(blank, group, samples, bound) for blank in blanks]
     rows = [each.row for each in measurements]
     known = {*samples, *faults}
-    pairs = [_pair(row, samples, faults, old) for row in rows if old + row.implementation in known]
+    pairs = [_pair(row, samples, faults) for row in rows if OLD + row.implementation in known]
     return Result(measurements, roofs, doubts(group, samples), pairs)
 
 
-def _pair(row: Row, samples: Samples, faults: dict[str, str], old: str) -> Pair:
-    then = old + row.implementation
+def _pair(row: Row, samples: Samples, faults: dict[str, str]) -> Pair:
+    then = OLD + row.implementation
     new_s, old_s = samples.get(row.implementation, []), samples.get(then, [])
     ratios = ratio(new_s, old_s) if new_s and old_s else []
     before, now = (_medians(_known(each)) for each in (old_s, new_s))

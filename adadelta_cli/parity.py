@@ -64,17 +64,27 @@ def verdicts(
         got: the same of the implementation, each step taken from the reference's state before it.
         allowed: the bounds.
     """
-    steps = [
-        _compared(case, dtype, number, grads, reference, got)
-        for number, grads in _gradients(case, dtype, seed)
-    ]
+    numbers = range(1, case.steps + 1)
+    grads = [np.concatenate([g.ravel() for g in case.grads(dtype, seed, n)]) for n in numbers]
+    return judged(case, grads, reference, got, allowed)
+
+
+def judged(
+    case: Case, grads: Sequence[np.ndarray], reference: States, got: States, allowed: Bounds
+) -> Iterator[Verdict]:
+    """Compare single steps that were taken with these gradients, in place of the case's own.
+
+    Args:
+        case: with which shapes, hyper-parameters and multipliers.
+        grads: of each step, the elements of all tensors end to end, float32 or float64.
+        reference: as `verdicts` has it.
+        got: likewise.
+        allowed: likewise.
+    """
+    numbered = enumerate(grads, 1)
+    steps = [_compared(case, number, grad, reference, got) for number, grad in numbered]
     for tensor in TENSORS:
         yield _verdict(tensor, [step[tensor] for step in steps], getattr(allowed, tensor))
-
-
-def _gradients(case: Case, dtype: str, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    for number in range(1, case.steps + 1):
-        yield number, np.concatenate([grad.ravel() for grad in case.grads(dtype, seed, number)])
 
 
 # --- one step -------------------------------------------------------------------------------------
@@ -94,10 +104,10 @@ class _Compared(NamedTuple):
 
 
 def _compared(
-    case: Case, dtype: str, number: int, grad: np.ndarray, reference: States, got: States
+    case: Case, number: int, grad: np.ndarray, reference: States, got: States
 ) -> dict[str, _Compared]:
     sizes = [int(np.prod(shape)) for shape in case.shapes]
-    scalars = case.hyper.scalars(dtype)
+    scalars = case.hyper.scalars(grad.dtype)
     rate = np.repeat([case.hyper.learning_rate * mult for mult in case.lr_mults], sizes)
     wd = np.repeat([case.hyper.wd * mult for mult in case.wd_mults], sizes)
     before = {name: states[number - 1] for name, states in reference.items()}
@@ -108,7 +118,8 @@ def _compared(
         wanted = _given(scalars, x, rate, before, after["acc_grad"], reference, number)
         reach = _reach(scalars, operands, rate, before, after["acc_grad"])
         share = scalars.one_minus_rho
-        least = np.finfo(dtype).eps * operands  # of a sum that cancels, what is left is rounding
+        # Of a sum that cancels, what is left is rounding.
+        least = np.finfo(grad.dtype).eps * operands
         scales = {
             "acc_grad": np.maximum(
                 abs(wanted["acc_grad"]), share * np.maximum(abs(x), least) * operands

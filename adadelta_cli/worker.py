@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -24,14 +23,13 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import machine
-from adadelta_cli.backends import BACKENDS, PEERS, Box, installed
-from adadelta_cli.cases import Case
-from adadelta_cli.implementations import YARDSTICKS, Implementation, timeable
+from adadelta_cli.backends import BACKENDS
+from adadelta_cli.implementations import timeable
+from adadelta_cli.subject import HYPER, Subject, fault_of, raised
 from adadelta_cli.tensors import Tensors, held_bytes
-from adadelta_cli.update import Hyperparameters, Parameter, update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 PROTOCOL = 1
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
@@ -41,188 +39,7 @@ UNTIMED_BELOW_S = 50e-3  # a step shorter than this is taken once, untimed, befo
 # Steps are taken for so long, untimed, when this process has its turn after another's: threads wake
 # and cores speed up. Without it, what came first in a turn took 4 % longer.
 AWAKENING_S = 5e-3
-CHECKED_ELEMENTS = 4096  # of each tensor, spread over all of it
 MEMORY, ARITHMETIC = "memory roof", "arithmetic roof"
-
-HYPER = Hyperparameters()
-
-
-# --- arrays ---------------------------------------------------------------------------------------
-
-
-def _mxnet_array(array: np.ndarray) -> Any:
-    from adadelta_cli import engine
-
-    # A view, because MXNet marks what it is given as read-only.
-    return engine.load().nd.from_numpy(array.view(), zero_copy=True).as_np_ndarray()
-
-
-def _torch_array(array: np.ndarray) -> Any:
-    return installed("torch").from_numpy(array)
-
-
-def _jax_array(array: np.ndarray) -> Any:
-    return PEERS["jax"]().array(array)
-
-
-# All but JAX's are views of the same memory, so that all are placed alike.
-WRAPPED: dict[str, Callable[[np.ndarray], Any]] = {
-    "numpy": lambda array: array,
-    "boxed": Box,
-    "mxnet": _mxnet_array,
-    "torch": _torch_array,
-    "jax": _jax_array,
-}
-
-
-@dataclass(frozen=True)
-class Bound:
-    """An implementation's step on tensors.
-
-    Attributes:
-        step: takes one.
-        parameters: the tensors, in the arrays that the step takes.
-        tensors: the same as they were allocated.
-    """
-
-    step: Callable[[], Any]
-    parameters: list[Parameter]
-    tensors: Tensors
-
-    @classmethod
-    def to(cls, chosen: Implementation, tensors: Tensors) -> Bound:
-        """Bind an implementation, with a rate and a decay multiplier of one for each tensor."""
-        wrap = WRAPPED[chosen.timed_on or chosen.backend]
-        parameters = [Parameter(*map(wrap, each.arrays)) for each in tensors.parameters]
-        ones = [1.0] * len(parameters)
-        bind = chosen.timed or chosen.bind
-        return cls(bind(parameters, HYPER, ones, ones), parameters, tensors)
-
-    @property
-    def values(self) -> list[Parameter]:
-        """The tensors as they are now, in NumPy's arrays, not copied."""
-        return [
-            Parameter(*(np.asarray(box.value) for box in taken.arrays))
-            if isinstance(taken.weight, Box)
-            else own
-            for taken, own in zip(self.parameters, self.tensors.parameters, strict=True)
-        ]
-
-
-# --- is it right? ---------------------------------------------------------------------------------
-
-
-def fault_of(chosen: Implementation, bound: Bound) -> str:
-    """Take one step and compare it with the array update; say what is wrong with it.
-
-    Of each tensor some thousand elements are compared, spread over all of it: in every bit, or
-    within the bounds of what is not ours.
-    """
-    spread = [slice(None, None, -(-p.weight.size // CHECKED_ELEMENTS)) for p in bound.values]
-    before = _copies(bound, spread)
-    kinds = [[(a.dtype, a.shape) for a in p.arrays] for p in bound.values]
-    try:
-        bound.step()
-        if kinds != [[(a.dtype, a.shape) for a in p.arrays] for p in bound.values]:
-            return "wrong: it returned arrays of another dtype or shape"
-    except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
-        return _raised(error)
-    after = _copies(bound, spread)
-    if any(
-        now.grad.tobytes() != then.grad.tobytes() and chosen.keeps_grad
-        for now, then in zip(after, before, strict=True)
-    ):
-        return "wrong: it changed the gradient"
-    compare = _difference if chosen.allowed is None else _excess
-    return compare(chosen, before, after)
-
-
-def _raised(error: Exception) -> str:
-    """Say what was raised, in one line."""
-    return f"failed: raised {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _copies(bound: Bound, spread: Sequence[slice]) -> list[Parameter]:
-    return [
-        Parameter(*(array.reshape(-1)[some].copy() for array in p.arrays))
-        for p, some in zip(bound.values, spread, strict=True)
-    ]
-
-
-def _difference(
-    _chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]
-) -> str:
-    for each in before:
-        update(np, each, HYPER.scalars(each.acc_grad.dtype), HYPER.learning_rate, HYPER.wd)
-    pairs = [
-        (now, right)
-        for own, each in zip(after, before, strict=True)
-        for now, right in zip(own.arrays, each.arrays, strict=True)
-    ]
-    wrong = sum(int(np.count_nonzero(_bits(now) != _bits(right))) for now, right in pairs)
-    compared = sum(right.size for _, right in pairs)
-    return f"wrong: {wrong} of {compared} values differ from the array update" if wrong else ""
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    return array.view(f"u{array.itemsize}")
-
-
-@dataclass(frozen=True)
-class _Taken(Case):
-    """The step that was taken: one tensor, all others behind it."""
-
-    taken: Any = None
-
-    def grads(self, dtype: str, seed: int, step: int) -> list[np.ndarray]:  # type: ignore[override] # noqa: ARG002
-        return [self.taken]
-
-
-def _excess(chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]) -> str:
-    """Compare within bounds."""
-    then, now = (
-        {name: np.concatenate([getattr(p, name) for p in each]) for name in _FLOATS}
-        for each in (before, after)
-    )
-    judge = _adam_errors if chosen.name in YARDSTICKS else _adadelta_errors
-    wrong = [
-        f"{tensor} is off by {error:.3g} ULPs, allowed are {getattr(chosen.allowed, tensor):g}"
-        for tensor, error in judge(chosen, then, now)
-        if not error <= getattr(chosen.allowed, tensor)
-    ]
-    return f"wrong: {'; '.join(wrong)}" if wrong else ""
-
-
-_FLOATS = ("weight", "grad", "acc_grad", "acc_delta")
-_Flat = dict[str, np.ndarray]
-
-
-def _adadelta_errors(
-    chosen: Implementation, then: _Flat, now: _Flat
-) -> Iterator[tuple[str, float]]:
-    from adadelta_cli import parity
-
-    grad = then["grad"]
-    case = _Taken("timed", "the step that is timed", (grad.shape,), HYPER, 1, taken=grad)
-    right = Parameter(*(then[name].copy() for name in _FLOATS))
-    update(np, right, HYPER.scalars(grad.dtype), HYPER.learning_rate, HYPER.wd)
-    reference = {name: [then[name], getattr(right, name)] for name in parity.TENSORS}
-    got = {name: [then[name], now[name]] for name in parity.TENSORS}
-    allowed: Any = chosen.allowed
-    for each in parity.verdicts(case, str(grad.dtype), 0, reference, got, allowed):
-        yield each.tensor, each.difference.scaled_ulp
-
-
-def _adam_errors(_chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, float]]:
-    from adadelta_cli import parity, peers
-    from adadelta_cli.difference import Difference
-
-    right = Parameter(*(then[name].astype(np.float64) for name in _FLOATS))
-    peers.adam(right)
-    for name in parity.TENSORS:
-        wanted = getattr(right, name).astype(now[name].dtype)
-        operand = np.maximum(abs(then[name]), abs(wanted - then[name]))
-        yield name, Difference.between(now[name], wanted, operand).scaled_ulp
 
 
 # --- timing ---------------------------------------------------------------------------------------
@@ -333,13 +150,13 @@ class Timing:
 
     def _add(self, name: str) -> None:
         try:
-            bounds = [Bound.to(timeable(name), each) for each in self._tensors]
+            subjects = [Subject.to(timeable(name), each) for each in self._tensors]
         except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
-            self.faults[name] = _raised(error)
+            self.faults[name] = raised(error)
             return
-        self.faults[name] = fault_of(timeable(name), bounds[0])
+        self.faults[name] = fault_of(timeable(name), subjects[0])
         if not self.faults[name]:
-            steps = [bound.step for bound in bounds]
+            steps = [each.step for each in subjects]
             self.entries[name] = Entry(steps, evict=self._evict, cursor=self._cursor)
 
     def _add_roofs(self, dtype: str, seed: int) -> None:
@@ -392,14 +209,14 @@ class Peak:
     def _peak(self, shapes: Sequence[Sequence[int]], spec: dict[str, Any]) -> int | None:
         (tensors,) = Tensors.allocate(shapes, spec["dtype"], spec["seed"])
         try:
-            bound = Bound.to(self._implementation, tensors)
+            subject = Subject.to(self._implementation, tensors)
         except Exception:  # noqa: BLE001 - which the task that takes the samples tells
             return None
-        if fault_of(self._implementation, bound):
+        if fault_of(self._implementation, subject):
             return None
-        bound.step()
+        subject.step()
         gc.collect()
-        return peak_extra_bytes(bound.step)
+        return peak_extra_bytes(subject.step)
 
     def ready(self) -> dict[str, Any]:
         """Return the bytes for each workload; None where the system does not tell."""

@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 from conftest import needs_mxnet
 
-from adadelta_cli import benchmark, comparison, machine, measurement, worker, workloads
+from adadelta_cli import (
+    benchmark,
+    comparison,
+    machine,
+    measurement,
+    subject,
+    worker,
+    workloads,
+)
 from adadelta_cli import tensors as tensors_module
 from adadelta_cli.cli import adadelta
 from adadelta_cli.crew import Crew, Role, Worker, _period
@@ -224,12 +232,12 @@ class TestFault:
 
     def fault(self, name):
         """Check an implementation as the task that takes the samples does."""
-        return worker.fault_of(timeable(name), worker.Bound.to(timeable(name), self.tensors()))
+        return subject.fault_of(timeable(name), subject.Subject.to(timeable(name), self.tensors()))
 
     def fault_of_step(self, step, tensors, chosen=None):
         """Check any function as an implementation's step."""
-        bound = worker.Bound(step, tensors.parameters, tensors)
-        return worker.fault_of(chosen or timeable("numpy"), bound)
+        bound = subject.Subject(step, tensors.parameters, tensors)
+        return subject.fault_of(chosen or timeable("numpy"), bound)
 
     @pytest.mark.parametrize("name", ["numpy", "numpy-fused"])
     def test_ours_have_none(self, name):
@@ -252,7 +260,7 @@ class TestFault:
     def test_a_planted_one_is_found(self, array, ulps):
         """One array off by a bit is wrong; of what is not ours, one off by more than its bound."""
         tensors, chosen = self.tensors(), timeable("numpy")
-        right = worker.Bound.to(timeable("numpy-fused"), tensors)
+        right = subject.Subject.to(timeable("numpy-fused"), tensors)
         if ulps:
             chosen = replace(chosen, allowed=Bounds(99, 99, 99))
 
@@ -267,7 +275,7 @@ class TestFault:
     def test_what_is_not_ours_may_differ_within_its_bounds(self):
         """Off by a bit, and allowed two."""
         tensors, chosen = self.tensors(), replace(timeable("numpy"), allowed=Bounds(2, 2, 2))
-        right = worker.Bound.to(timeable("numpy-fused"), tensors)
+        right = subject.Subject.to(timeable("numpy-fused"), tensors)
 
         def step():
             right.step()
@@ -447,7 +455,7 @@ def test_tensors_keep_normal_values():
     """After thousands of steps nothing is subnormal, infinite or NaN, which would cost time."""
     for dtype in ("float32", "float64", "float16"):
         tensors = allocated([(3000,)], dtype)
-        bound = worker.Bound.to(timeable("numpy-fused"), tensors)
+        bound = subject.Subject.to(timeable("numpy-fused"), tensors)
         for _ in range(5000):
             bound.step()
         for array in tensors.line.arrays:
@@ -650,7 +658,7 @@ def test_what_is_named_twice_is_timed_once():
 
 def measured(monkeypatch, *results):
     """Let the command find these results."""
-    monkeypatch.setattr(benchmark, "measure", lambda *_: results)
+    monkeypatch.setattr(benchmark, "measure", lambda _plan, found, _tick: found.extend(results))
 
 
 def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
@@ -760,7 +768,9 @@ def test_the_training_alone(tmp_path):
 def test_training_gives_one_loss():
     """The stock, unfused and fused optimizer train to the same loss, to the last digit."""
     plan = replace(PLAN, workloads=(), processes=1, max_time_s=0.3)
-    (result,) = benchmark.train_steps("mlp", plan)
+    results = []
+    benchmark.train_steps("mlp", plan, results)
+    (result,) = results
     assert [each.row.implementation for each in result.measurements] == [
         "mxnet-stock", "mxnet", "mxnet-fused",
     ]  # fmt: skip

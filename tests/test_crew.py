@@ -99,7 +99,7 @@ def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch
     with Crew(roles, threads=1) as found:
         found.prepare(("numpy-fused", "kernels.py:step"), **SPEC)
         assert found.faults == {"numpy-fused": "", "kernels.py:step": "", "old: numpy-fused": ""}
-        assert {each["path"] for each in found.about.values()} == {
+        assert {worker.about["path"] for worker in found._workers.values()} == {
             str(ROOT / "adadelta_cli" / "worker.py")
         }
 

@@ -18,8 +18,8 @@ from adadelta_cli import (
     parity,
     peers,
     selection,
+    subject,
     verification,
-    worker,
 )
 from adadelta_cli.crew import Crew, Role
 from adadelta_cli.errors import UnavailableError
@@ -274,6 +274,6 @@ def test_an_adam_that_is_wrong_is_no_yardstick():
             p.weight[...], p.acc_grad[...] = exact.weight, exact.acc_grad
             p.acc_delta[...] = exact.acc_delta * factor
 
-        bound = worker.Bound(step, tensors.parameters, tensors)
-        assert worker.fault_of(chosen, bound).startswith(fault)
-        assert bool(fault) == bool(worker.fault_of(chosen, bound))
+        bound = subject.Subject(step, tensors.parameters, tensors)
+        assert subject.fault_of(chosen, bound).startswith(fault)
+        assert bool(fault) == bool(subject.fault_of(chosen, bound))

@@ -5,9 +5,9 @@ import pytest
 
 from adadelta_cli.implementations import implementation
 from adadelta_cli.kernels import cpu, roofline
+from adadelta_cli.subject import HYPER
 from adadelta_cli.tensors import Tensors
 from adadelta_cli.update import Hyperparameters
-from adadelta_cli.worker import HYPER
 
 ELEMENTS = 10_000
 
