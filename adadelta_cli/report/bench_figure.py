@@ -253,9 +253,19 @@ def _draw_points(
     axes: Axes, places: Sequence[float], rows: Sequence[Row], look: Look, line: str
 ) -> None:
     values = [row.gigabytes_per_s or math.nan for row in rows]
-    axes.plot(
-        places, values, marker=look.marker, linestyle=line, ms=6, label=look.label, color=look.color
-    )
+    axes.errorbar(
+        places, values, yerr=list(zip(*map(_reach, rows), strict=True)), marker=look.marker,
+        linestyle=line, ms=6, label=look.label, color=look.color, capsize=3, elinewidth=1,
+    )  # fmt: skip
+
+
+def _reach(row: Row) -> tuple[float, float]:
+    """Return how far the interval of a throughput reaches down and up: that of the time, turned."""
+    if not (row.gigabytes_per_s and row.median_s and row.ci_low_s and row.ci_high_s):
+        return math.nan, math.nan
+    moved = row.gigabytes_per_s * row.median_s
+    down, up = moved / row.ci_high_s, moved / row.ci_low_s
+    return row.gigabytes_per_s - down, up - row.gigabytes_per_s
 
 
 def _mark_caches(axes: Axes, caches: Mapping[str, int], row: Row) -> None:
