@@ -23,7 +23,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise TerminatedError
 
 
-FINISHED = "what was finished is on disk"
+FINISHED = "what was finished is on disk, if anything was"
 # The first kind that fits; a bug is what fits none.
 OUTCOMES: dict[type[BaseException], tuple[ExitCode, str]] = {
     KeyboardInterrupt: (ExitCode.INTERRUPTED, f"interrupted; {FINISHED}"),

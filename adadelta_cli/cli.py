@@ -113,7 +113,7 @@ def shared_options(command: str) -> Callable[[Any], Any]:
 
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), callback=_threads, is_eager=True,
+    "--threads", type=click.IntRange(min=1), callback=_threads, is_eager=True, expose_value=False,
     help="CPU threads of every implementation; default all available cores.",
 )  # fmt: skip
 
@@ -154,7 +154,7 @@ def terminal(as_json: bool, quiet: bool, verbose: bool) -> Terminal:
 @shared_options("run")
 def run(
     configs: tuple[str, ...], overrides: tuple[str, ...], record_gradients: Path | None,
-    ctx: str, backend: str, out: Path, threads: int | None,  # noqa: ARG001 - its callback acts
+    ctx: str, backend: str, out: Path,
     as_json: bool, quiet: bool, verbose: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train the problems; write history and plots.
@@ -256,7 +256,7 @@ def _sizes(
 @shared_options("verify")
 def verify(
     names: tuple[str, ...], case_names: tuple[str, ...], self_test: bool, seed: int, out: Path,
-    threads: int | None, as_json: bool, quiet: bool, verbose: bool, **asked: Any,  # noqa: ARG001
+    as_json: bool, quiet: bool, verbose: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Check implementations against each other, bit for bit.
 

@@ -301,7 +301,7 @@ class Found(NamedTuple):
         return [] if self.timing.wrong else self.processes.known(measure)
 
 
-class Pair(NamedTuple):
+class Counterparts(NamedTuple):
     """A measurement in both results; None where it is in one only."""
 
     key: Key
@@ -333,7 +333,7 @@ def judge(old: Document, new: Document, threshold: float = THRESHOLD) -> Compari
             f"{old.source} and {new.source} have no measurement in common (implementation, backend,"
             " device, dtype, workload, threads, cache); measure both with the same options"
         )
-    pairs = [Pair(key, before.get(key), after.get(key)) for key in {**after, **before}]
+    pairs = [Counterparts(key, before.get(key), after.get(key)) for key in {**after, **before}]
     found = changes(old, new)
     machines = _machines(found, known=HOST in new.machine)
     rows = conclude([_match(pair, machines) for pair in pairs], threshold)
@@ -408,7 +408,7 @@ def _judged(row: Row, each: Difference, judgement: verdict.Judgement) -> Row:
     )
 
 
-def _match(pair: Pair, machines: Machines) -> Matched:
+def _match(pair: Counterparts, machines: Machines) -> Matched:
     """Find what can be compared of a measurement, or why nothing can."""
     row, old, new = Row(*pair.key), pair.old, pair.new
     if old and new and new.timing.wrong and old.known(SECONDS):
@@ -421,7 +421,7 @@ def _match(pair: Pair, machines: Machines) -> Matched:
     return compared(row, measure, old.known(measure), new.known(measure))
 
 
-def _obstacles(pair: Pair, machines: Machines) -> Iterator[str]:
+def _obstacles(pair: Counterparts, machines: Machines) -> Iterator[str]:
     """Say what forbids to compare a measurement, the weightiest reason first."""
     for name, side in (("old", pair.old), ("new", pair.new)):
         if side is None:
@@ -445,7 +445,7 @@ def compared(row: Row, measure: str, old: list[float], new: list[float]) -> Matc
     return filled, verdict.unpaired(*times)
 
 
-def _with_ceiling(row: Row, pair: Pair, threshold: float) -> Row:
+def _with_ceiling(row: Row, pair: Counterparts, threshold: float) -> Row:
     """Note that the ceiling moved, where the verdict is on shares of it."""
     was, now = (
         (side and side.timing.ceiling_gigabytes_per_s) or 0.0 for side in (pair.old, pair.new)

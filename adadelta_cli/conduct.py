@@ -130,9 +130,9 @@ def behaviour(name: str, case: Case, dtype: str, seed: int) -> list[Finding]:
     (`candidate`), and has no findings of guard here.
     """
     chosen = implementations.implementation(name)
-    backend = GuardedBackend(backends.backend(chosen.backend), 0)
-    wanted = step_through(name, case, dtype, seed, backend=backend)  # type: ignore[arg-type]
-    outside = [] if chosen.allowed else list(backend.written_outside(len(case.shapes)))
+    memory: Any = GuardedBackend(backends.backend(chosen.backend), 0)
+    wanted = step_through(name, case, dtype, seed, backend=memory)
+    outside = [] if chosen.allowed else list(memory.written_outside(len(case.shapes)))
     repeats = {tensor: Finding("repeat", tensor, 0) for tensor in wanted.tensors}
     for variation in AGAIN + CUT if chosen.fused else AGAIN:
         got = _varied(variation, name, case, dtype, seed)

@@ -35,7 +35,8 @@ def told(error: Exception) -> str:
     if isinstance(error, Finding):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"raised {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+    message = " ".join(str(error).split())  # in one line
+    return f"raised {type(error).__name__}: {message} ({where.filename}:{where.lineno})"
 
 
 class InProcess:

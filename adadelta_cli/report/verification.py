@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields
+from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,7 @@ def verification_figure(verification: Verification) -> Figure:
     errors = [row for row in bounded if row.scaled_ulp is not None]
     for name in dict.fromkeys(row.implementation for row in errors):
         own = [row for row in errors if row.implementation == name]
-        panels.append((4.0, lambda part, own=own: _plot_errors(part.subplots(), own)))  # type: ignore[misc]
+        panels.append((4.0, partial(_plot_errors, own)))
     drifts = _longest(verification.drifts)
     if drifts:
         panels.append((3.4, lambda part: _plot_drifts(part, drifts)))
@@ -167,8 +168,9 @@ TENSOR_COLORS = {"weight": "C0", "acc_grad": "C1", "acc_delta": "C2", "master": 
 DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
 
 
-def _plot_errors(panel: Axes, rows: Sequence[Row]) -> None:
+def _plot_errors(rows: Sequence[Row], part: Any) -> None:
     """Draw each tensor's largest error by case, and its bound."""
+    panel: Axes = part.subplots()
     cases = list(dict.fromkeys(row.case for row in rows))
     for k, (tensor, color) in enumerate(TENSOR_COLORS.items()):
         own = [row for row in rows if row.tensor == tensor]
