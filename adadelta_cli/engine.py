@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
+import struct
 import sys
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +19,6 @@ from adadelta_cli.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from adadelta_cli.update import Hyperparameters
 
 
 def is_installed() -> bool:
@@ -102,15 +102,24 @@ def quiesce() -> bool:
     cannot dead-lock when two arrays are views of one, as `MXEnginePushSyncND` with both named does.
     Its price: a thread that never lets the engine run dry holds up all others here.
     """
-    wait, check = _waiting()
-    check(wait())
+    wait, function, check = _waiting()
+    failed = wait(function)
+    if failed:
+        check(failed)
     return _flushes_subnormals()
 
 
 @cache
-def _waiting() -> tuple[Any, Any]:
+def _waiting() -> tuple[Any, int, Any]:
+    """Find what waits: called by compiled code, which costs half of a call through ctypes."""
+    from adadelta_cli.kernels import handles
+
     base = load().base
-    return base._LIB.MXNDArrayWaitAll, base.check_call  # noqa: SLF001 - it has no other name
+    return handles.wait, _address(base._LIB.MXNDArrayWaitAll), base.check_call  # noqa: SLF001
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 @cache
@@ -163,21 +172,12 @@ def flushing(flush: bool) -> Iterator[None]:
 
 
 @cache
-def _inspector() -> np.ndarray:
+def _functions() -> np.ndarray:
     """Find the addresses of the C functions that `kernels.handles.inspect` calls."""
     from adadelta_cli.kernels.handles import FUNCTIONS
 
     library = load().base._LIB  # noqa: SLF001
-    addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in FUNCTIONS]
-    return np.array(addresses, np.uint64)
-
-
-class Inspected(NamedTuple):
-    """What MXNet says of tensors; see `kernels.handles.inspect`."""
-
-    kinds: np.ndarray
-    addresses: np.ndarray
-    sizes: np.ndarray
+    return np.array([_address(getattr(library, name)) for name in FUNCTIONS], np.uint64)
 
 
 def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
@@ -186,22 +186,11 @@ def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
     return np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
 
 
-def inspect(handles: np.ndarray) -> Inspected:
-    """Ask MXNet for dtypes, shapes, devices and addresses of the arrays of tensors.
-
-    To be asked at each step, after `quiesce`: an operator may move an array to oneDNN's layout;
-    asking for its address moves it back to the plain one.
-    """
-    from adadelta_cli.kernels import handles as compiled
-
-    count = len(handles)
-    found = Inspected(np.empty(count, int), np.empty((count, 5), np.uint64), np.empty(count, int))
-    load().base.check_call(compiled.inspect(_inspector(), handles, *found))
-    return found
-
-
 class FusedStep:
     """The step on tensors whose arrays stay the same objects from step to step.
+
+    Dtypes, shapes, devices and addresses are asked of MXNet at each step: an operator may move an
+    array to oneDNN's layout, and asking for its address moves it back to the plain one.
 
     Args:
         tensors: the arrays of each: weight, gradient, acc_grad, acc_delta, and master, if any.
@@ -212,57 +201,61 @@ class FusedStep:
     """
 
     def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
-        from adadelta_cli.kernels import cpu
-        from adadelta_cli.kernels import handles as compiled
+        from adadelta_cli.kernels import cpu, handles
 
-        self._handles = handles_of(tensors)
-        kinds = inspect(self._handles).kinds
+        self._cpu, self._check = cpu, load().base.check_call
+        self._table = cpu.empty_table(len(tensors))
+        self._asked = _functions(), handles_of(tensors), self._table
+        kinds = self._inspect()
         self.possible = bool(kinds.min() >= 0)
-        number = int(kinds[0])
-        self._uniform = self.possible and bool((kinds == number).all())
-        zeros = cpu.KINDS[compiled.KIND_KEYS[number]].zeros
-        self._tail = zeros, number
-        self._head = _inspector(), self._handles
-        self._step, self._check = compiled.step, load().base.check_call
-        self._other, self._launching, self._cuts = compiled.OTHER_KIND, cpu.launching, cpu.cuts
+        uniform = self.possible and bool((kinds == kinds[0]).all())
+        self._step = handles.stepper(int(kinds[0])) if uniform else None
+        self._other = handles.OTHER_KIND
+        # The head of the table, and the numbers behind it, in one call: converting sequences to
+        # arrays costs ten times as much where the step before emptied the caches.
+        pack = struct.Struct(cpu.layout(len(tensors), whole=False)).pack_into
+        self._write = functools.partial(pack, self._table.data.cast("B"), 0)
 
     def __call__(
-        self, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters, *, flush: bool
+        self,
+        rates: Sequence[float],
+        decays: Sequence[float],
+        doubles: Sequence[float],
+        *,
+        flush: bool,
     ) -> None:
         """Take one, when the engine is quiet; one compiled call, for calls are what costs.
 
         Args:
-            rates: float64[tensors].
-            decays: float64[tensors].
-            hyper: their common hyper-parameters.
+            rates: of the tensors.
+            decays: likewise.
+            doubles: of their common hyper-parameters, as `Hyperparameters.doubles`.
             flush: compute with subnormals taken as zero.
         """
-        code = self._other
-        if self._uniform:
-            with self._launching:
-                code = self._step(
-                    *self._head, rates, decays, hyper.doubles, *self._tail, flush, self._cuts()
-                )
-        if code == self._other:
-            self._mixed(rates, decays, hyper, flush=flush)
-        elif code:
-            self._check(code)
+        with self._cpu.launching:
+            self._write(flush, 1, self._cpu.fixed_cuts, *doubles, *rates, *decays)
+            code = self._step(*self._asked) if self._step else self._other
+            if code == self._other:
+                self._step_by_kind()
+            elif code:
+                self._check(code)
 
-    def _mixed(
-        self, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters, *, flush: bool
-    ) -> None:
+    def _inspect(self) -> np.ndarray:
+        """Let the table know sizes and addresses; return the kinds of the tensors."""
+        from adadelta_cli.kernels import handles
+
+        functions, array_handles, table = self._asked
+        kinds = np.empty(len(array_handles), np.int64)
+        self._check(handles.inspect(functions, array_handles, kinds, table))
+        return kinds
+
+    def _step_by_kind(self) -> None:
         """Take a step on tensors of several kinds, a launch for each."""
         from adadelta_cli.kernels import cpu, handles
 
-        found = inspect(self._handles)
-        if found.kinds.min() < 0:
+        kinds = self._inspect()
+        if kinds.min() < 0:
             raise TypeError("an array is no longer of the dtype, shape or device that it had")
-
-        def table(number: int) -> cpu.Table:
-            chosen = found.kinds == number
-            columns = (found.addresses, found.sizes, rates, decays)
-            kind = cpu.KINDS[handles.KIND_KEYS[number]]
-            return cpu.Table(kind, *(each[chosen] for each in columns))
-
-        tables = [table(number) for number in dict.fromkeys(found.kinds.tolist())]
-        cpu.launch_tables(tables, hyper, flush_subnormals=flush)
+        for number in dict.fromkeys(kinds.tolist()):
+            table = cpu.chosen(self._table, kinds == number)
+            cpu.launcher(cpu.KINDS[handles.KIND_KEYS[number]])(table)

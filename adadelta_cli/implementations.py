@@ -101,10 +101,13 @@ def _bind_numpy_fused(
     return cpu.prepared_update(parameters, hyper, rates, decays)
 
 
-def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any], *, classic: bool = False) -> Bind:
+def _bind_optimizer(
+    make: Callable[[Hyperparameters, bool], Any], *, classic: bool = False, waits: bool = True
+) -> Bind:
     """Bind an MXNet optimizer: `make` builds it, given whether there are float32 masters.
 
     `classic` hands it `mx.nd` views of the `mx.np` arrays: all that the stock optimizer takes.
+    `waits` is for what hands its work to MXNet's engine; the fused step returns when it is done.
     """
 
     def bind(
@@ -128,7 +131,8 @@ def _bind_optimizer(make: Callable[[Hyperparameters, bool], Any], *, classic: bo
 
         def step() -> None:
             optimizer.update_multi_precision(indices, weights, grads, states)
-            wait()
+            if waits:
+                wait()
 
         return step
 
@@ -169,7 +173,7 @@ def _stock_lacks(hyper: Hyperparameters) -> str:
 
 
 _unfused_mxnet = _bind_optimizer(_own_optimizer(fused=False))
-_fused_mxnet = _bind_optimizer(_own_optimizer(fused=True))
+_fused_mxnet = _bind_optimizer(_own_optimizer(fused=True), waits=False)
 _stock_mxnet = _bind_optimizer(_stock_optimizer, classic=True)
 
 

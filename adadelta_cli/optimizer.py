@@ -175,14 +175,19 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             masters = self.multi_precision
             self._unfused(indices, _parameters(weights, grads, states, masters=masters))
 
-    def _hyperparameters(self) -> Hyperparameters:
-        """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
+    def _hyperparameters(self) -> tuple[Hyperparameters, tuple[float, ...]]:
+        """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time.
+
+        Returns:
+            The hyper-parameters, and their `doubles`.
+        """
         values = self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
         try:  # zeros of either sign are equal, and give other bits
             signs = math.copysign(1, self.wd), math.copysign(1, self.rescale_grad)
             return _hyperparameters(signs, *values)
         except TypeError:  # one is no number, which is said there
-            return Hyperparameters(1.0, *values)
+            hyper = Hyperparameters(1.0, *values)
+            return hyper, hyper.doubles
 
     def _count(self, index: int) -> tuple[float, float]:
         """Count an update; return the tensor's own rate and decay.
@@ -193,17 +198,16 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         self._update_count(index)
         return self._get_lr(index), self._get_wd(index)
 
-    def _count_all(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _count_all(self, indices: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
         """Count an update of each; return their rates and decays."""
         if self.lr_scheduler is not None:
             rates, decays = zip(*map(self._count, indices), strict=True)
-            return np.array(rates, np.float64), np.array(decays, np.float64)
+            return rates, decays
         self._update_count(list(indices))  # without a schedule, no rate depends on the counts
-        rates, decays = self._get_lrs(indices), self._get_wds(indices)
-        return np.array(rates, np.float64), np.array(decays, np.float64)
+        return self._get_lrs(indices), self._get_wds(indices)
 
     def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
-        hyper = self._hyperparameters()
+        hyper, _ = self._hyperparameters()
         with mx.util.np_shape(True):
             for index, parameter in zip(indices, parameters, strict=True):
                 _check_dense("gradient", parameter.grad)
@@ -222,13 +226,13 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             )
         if not weights:
             return
-        hyper = self._hyperparameters()
+        _, doubles = self._hyperparameters()
         flush = engine.quiesce()
         bound = self._bound.get(indices[0])
         if bound is None or not bound.holds(weights, grads, states, masters):
             bound = self._bound[indices[0]] = _Bound(weights, grads, states, masters)
         rates, decays = self._count_all(indices)
-        bound.step(rates, decays, hyper, flush=flush)
+        bound.step(rates, decays, doubles, flush=flush)
 
 
 class _Bound:
@@ -273,10 +277,10 @@ def _is_lasting(state: Any) -> bool:
 
 
 @lru_cache(maxsize=64, typed=True)
-def _hyperparameters(_signs: Any, *values: Any) -> Hyperparameters:
+def _hyperparameters(_signs: Any, *values: Any) -> tuple[Hyperparameters, tuple[float, ...]]:
     """Check them once, not at each step."""
-    rho, epsilon, wd, rescale_grad, clip_gradient = values
-    return Hyperparameters(1.0, rho, epsilon, wd, rescale_grad, clip_gradient)
+    hyper = Hyperparameters(1.0, *values)
+    return hyper, hyper.doubles
 
 
 def _parameters(

@@ -12,7 +12,9 @@ for zero, without which the loop does not vectorise.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
+import struct
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
@@ -46,6 +48,10 @@ FLUSH_TO_ZERO, DENORMALS_ARE_ZERO = 0x8000, 0x0040  # MXCSR, Intel SDM vol. 1, 1
 ON_X86 = platform.machine() in {"x86_64", "AMD64"}
 
 binding.initialize_native_asmparser()  # for the two instructions that reach MXCSR
+
+# Where things are in a table; see `tabulate`.
+FLUSH, PARTS, CUTS, DOUBLES, HEAD = 0, 1, 2, 3, 8
+ADDRESSES, COLUMNS = 5, 8
 
 launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
 
@@ -250,9 +256,20 @@ def _update_stream(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, h
 
 
 @compiled
-def _update_range(addresses, starts, rates, decays, hyper, kind, low, high):
+def columns(table):  # noqa: ANN201 - Numba's
+    """Cut a table into rates, decays, sizes and addresses."""
+    count = (table.size - HEAD) // COLUMNS
+    numbers = table.view(np.float64)[HEAD:]
+    sizes = table[HEAD + 2 * count : HEAD + 3 * count].view(np.int64)
+    addresses = table[HEAD + 3 * count :].reshape(count, ADDRESSES)
+    return numbers[:count], numbers[count : 2 * count], sizes, addresses
+
+
+@compiled
+def _update_range(table, starts, hyper, kind, low, high):
     """Step over the elements [low, high) of all tensors laid end to end."""
     weight0, grad0, state0, half0 = kind
+    rates, decays, _, addresses = columns(table)
     t = np.searchsorted(starts, low, side="right") - 1
     while low < high:
         at = low - starts[t]
@@ -273,12 +290,12 @@ def _update_range(addresses, starts, rates, decays, hyper, kind, low, high):
 
 
 @compiled
-def _update_range_in_mode(addresses, starts, rates, decays, hyper, kind, flush, low, high):
+def _update_range_in_mode(table, starts, hyper, kind, low, high):
     """Set the thread's subnormal mode, step, and put the mode back."""
     before = read_mxcsr()
     both = np.uint32(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO)
-    write_mxcsr((before | both) if flush else (before & ~both))
-    _update_range(addresses, starts, rates, decays, hyper, kind, low, high)
+    write_mxcsr((before | both) if table[FLUSH] else (before & ~both))
+    _update_range(table, starts, hyper, kind, low, high)
     write_mxcsr(before)
 
 
@@ -294,26 +311,41 @@ def _starts(sizes):
 @compiled
 def _hyper(doubles, like):
     """Round the hyper-parameters to the element type."""
-    rescale_grad, clip, rho, one_minus_rho, epsilon = doubles
     return (
-        _rounded(rescale_grad, like),
-        _rounded(clip, like),
-        _rounded(rho, like),
-        _rounded(one_minus_rho, like),
-        _rounded(epsilon, like),
+        _rounded(doubles[0], like),
+        _rounded(doubles[1], like),
+        _rounded(doubles[2], like),
+        _rounded(doubles[3], like),
+        _rounded(doubles[4], like),
     )
 
 
 @compiled_parallel
-def _launch(addresses, sizes, rates, decays, doubles, kind, flush, parts):
-    starts, hyper = _starts(sizes), _hyper(doubles, kind[2])
-    total = starts[-1]
+def _launch(table, kind):
+    starts, doubles = _starts(columns(table)[2]), table.view(np.float64)[DOUBLES:HEAD]
+    total, parts, hyper = starts[-1], np.int64(table[PARTS]), _hyper(doubles, kind[2])
     if parts == 1:  # in this thread, without waking the others
-        _update_range_in_mode(addresses, starts, rates, decays, hyper, kind, flush, 0, total)
+        _update_range_in_mode(table, starts, hyper, kind, 0, total)
     else:
         for part in prange(parts):
             low, high = total * part // parts, total * (part + 1) // parts
-            _update_range_in_mode(addresses, starts, rates, decays, hyper, kind, flush, low, high)
+            _update_range_in_mode(table, starts, hyper, kind, low, high)
+
+
+@cache
+def launcher(kind: Kind) -> Any:
+    """Compile what steps over a table of tensors of a kind.
+
+    The kind is no argument: to a compiled function, each costs 0.1 us, and 1 us where the step
+    before has pushed Python's objects out of the caches.
+    """
+    zeros = kind.zeros
+
+    @compiled
+    def launch(table):
+        _launch(table, zeros)
+
+    return launch
 
 
 # --- what Python calls ----------------------------------------------------------------------------
@@ -381,18 +413,18 @@ class Prepared:
     """A step on tensors that stay where they are, to be taken any number of times.
 
     Attributes:
-        launches: the arguments of the kernel, once for each kind of tensor.
+        launches: a compiled launch and its table, for each kind of tensor.
         owners: what has to live as long as the addresses are used.
     """
 
-    launches: list[tuple[Any, ...]]
+    launches: list[tuple[Any, np.ndarray]]
     owners: Any = None
 
     def __call__(self) -> None:
         """Take the step; safe from several threads: calls take turns."""
         with launching:
-            for arguments in self.launches:
-                _launch(*arguments)
+            for launch, table in self.launches:
+                launch(table)
 
 
 def prepared(
@@ -404,57 +436,52 @@ def prepared(
     owners: Any = None,
 ) -> Prepared:
     """Prepare what `launch` does, with the same arguments."""
-    tables = tabulate(operands)
-    return Prepared([_arguments(table, hyper, flush_subnormals, parts) for table in tables], owners)
-
-
-class Table(NamedTuple):
-    """Tensors of one kind, as the kernel takes them.
-
-    Attributes:
-        kind: theirs.
-        addresses: uint64[tensors, 5], as `Operand.addresses`.
-        sizes: int64[tensors], in elements.
-        learning_rates: float64[tensors].
-        decays: float64[tensors].
-    """
-
-    kind: Kind
-    addresses: np.ndarray
-    sizes: np.ndarray
-    learning_rates: np.ndarray
-    decays: np.ndarray
-
-
-def tabulate(operands: Iterable[Operand]) -> list[Table]:
-    """Arrange tensors by their kind."""
     by_kind: dict[Kind, list[Operand]] = defaultdict(list)
     for operand in operands:
         by_kind[operand.kind].append(operand)
-    return [
-        Table(
-            kind,
-            np.array([operand.addresses for operand in group], dtype=np.uint64),
-            np.array([operand.size for operand in group], dtype=np.int64),
-            np.array([operand.learning_rate for operand in group]),
-            np.array([operand.wd for operand in group]),
-        )
-        for kind, group in by_kind.items()
-    ]
+    launches = []
+    for kind, group in by_kind.items():
+        table = tabulate(group, hyper)
+        table[FLUSH] = flush_subnormals
+        table[PARTS] = parts or parts_for(sum(operand.size for operand in group))
+        launches.append((launcher(kind), table))
+    return Prepared(launches, owners)
 
 
-def _arguments(
-    table: Table, hyper: Hyperparameters, flush: bool, parts: int | None
-) -> tuple[Any, ...]:
-    parts = parts or parts_for(int(table.sizes.sum()))
-    return *table[1:], hyper.doubles, table.kind.zeros, flush, parts
+def tabulate(operands: Sequence[Operand], hyper: Hyperparameters) -> np.ndarray:
+    """Arrange tensors of one kind and their hyper-parameters as the table that the kernel takes.
+
+    Returns:
+        uint64[8 + 8 * tensors]. The head: FLUSH (compute with subnormals taken as zero), PARTS
+        (into how many parts the work is cut; 1 here), CUTS (which `kernels.handles` has a use for),
+        and from DOUBLES on the bits of `Hyperparameters.doubles`. Then what `columns` returns: the
+        bits of all learning rates and of all decays, the sizes, and the tensors' addresses.
+    """
+    _, addresses, sizes, rates, decays = zip(*operands, strict=True)
+    values = *hyper.doubles, *rates, *decays, *sizes, *itertools.chain.from_iterable(addresses)
+    packed = bytearray(struct.pack(layout(len(sizes)), False, 1, 0, *values))
+    return np.frombuffer(packed, np.uint64)
 
 
-def launch_tables(
-    tables: Iterable[Table], hyper: Hyperparameters, *, flush_subnormals: bool
-) -> None:
-    """Do what `launch` does, for tensors that are arranged already."""
-    Prepared([_arguments(table, hyper, flush_subnormals, None) for table in tables])()
+def layout(tensors: int, *, whole: bool = True) -> str:
+    """Give the format (Python's `struct`) of a table, or of its head and the numbers only."""
+    numbers = f"=3Q5d{2 * tensors}d"
+    return numbers + f"{tensors}q{ADDRESSES * tensors}Q" * whole
+
+
+def empty_table(tensors: int) -> np.ndarray:
+    """Make a table of zeros for so many tensors."""
+    return np.zeros(HEAD + COLUMNS * tensors, np.uint64)
+
+
+def chosen(table: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Make the table of some of a table's tensors: `which` is bool[tensors]."""
+    few = empty_table(int(which.sum()))
+    few[:HEAD] = table[:HEAD]
+    for column, wanted in zip(columns(few), columns(table), strict=True):
+        column[:] = wanted[which]
+    few[PARTS] = parts_for(int(columns(few)[2].sum()))
+    return few
 
 
 def parts_for(elements: int) -> int:
@@ -462,23 +489,23 @@ def parts_for(elements: int) -> int:
     return 1 if elements < SERIAL_ELEMENTS else cuts()
 
 
-_cuts = 0
+fixed_cuts = 0  # what `cutting` says, else 0
 
 
 def cuts() -> int:
     """Say into how many parts long work is cut: one a thread, or as `cutting` says."""
-    return _cuts or numba.get_num_threads()
+    return fixed_cuts or numba.get_num_threads()
 
 
 @contextlib.contextmanager
 def cutting(parts: int) -> Iterator[None]:
     """Cut long work into so many parts, whatever the number of threads; no result depends on it."""
-    global _cuts  # noqa: PLW0603 - as numba.set_num_threads, which it stands beside
-    before, _cuts = _cuts, parts
+    global fixed_cuts  # noqa: PLW0603 - as numba.set_num_threads, which it stands beside
+    before, fixed_cuts = fixed_cuts, parts
     try:
         yield
     finally:
-        _cuts = before
+        fixed_cuts = before
 
 
 def operand(parameter: Parameter, learning_rate: float, wd: float) -> Operand:

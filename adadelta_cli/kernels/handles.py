@@ -7,14 +7,25 @@ update of most tensors takes; in a compiled loop it is nothing.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from adadelta_cli.kernels.cpu import SERIAL_ELEMENTS, _launch, _pointer, compiled
+from adadelta_cli.kernels.cpu import (
+    CUTS,
+    KINDS,
+    PARTS,
+    SERIAL_ELEMENTS,
+    _pointer,
+    columns,
+    compiled,
+    launcher,
+)
 
 # The kinds of tensors, as `inspect` numbers them: keys of `kernels.cpu.KINDS`.
 KIND_KEYS = (("float32", False), ("float64", False), ("float16", False), ("float16", True))
@@ -43,16 +54,31 @@ def _calling(arguments: int) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [word] * arguments)
         return builder.call(builder.inttoptr(args[0], kind.as_pointer()), list(args[1:]))
 
+    def typed_0(_context: Any, _function: Any) -> Any:
+        return types.int32(types.uint64), generate
+
     def typed_2(_context: Any, _function: Any, _a: Any, _b: Any) -> Any:
         return types.int32(types.uint64, types.uint64, types.uint64), generate
 
     def typed_3(_context: Any, _function: Any, _a: Any, _b: Any, _c: Any) -> Any:
         return types.int32(types.uint64, types.uint64, types.uint64, types.uint64), generate
 
-    return intrinsic({2: typed_2, 3: typed_3}[arguments])
+    return intrinsic({0: typed_0, 2: typed_2, 3: typed_3}[arguments])
 
 
-_call_2, _call_3 = _calling(2), _calling(3)
+_call_0, _call_2, _call_3 = _calling(0), _calling(2), _calling(3)
+
+
+@intrinsic
+def _threads(_context: Any) -> Any:
+    """Ask Numba for its number of threads; its own function for this cannot be cached."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        # As numba.parfors.parfor_lowering does.
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(get_or_insert_function(builder.module, kind, "get_num_threads"), [])
+
+    return types.uint64(), generate
 
 
 @compiled
@@ -80,7 +106,13 @@ def _kind(dtypes, has_master):
 
 
 @compiled
-def inspect(functions, handles, kinds, addresses, sizes):  # noqa: ANN201 - Numba's
+def wait(function):  # noqa: ANN201 - Numba's
+    """Call MXNet's function of no argument, by its address."""
+    return _call_0(function)
+
+
+@compiled
+def inspect(functions, handles, kinds, table):  # noqa: ANN201
     """Ask for everything about every array of every tensor.
 
     Args:
@@ -88,8 +120,7 @@ def inspect(functions, handles, kinds, addresses, sizes):  # noqa: ANN201 - Numb
         handles: uint64[tensors, 5], the NDArray handles of weight, gradient, acc_grad, acc_delta
             and master; 0 where there is no master.
         kinds: int64[tensors], gets the place in `KIND_KEYS`, or NO_KIND.
-        addresses: uint64[tensors, 5], gets them as `kernels.cpu.Operand.addresses` has them.
-        sizes: int64[tensors], gets the numbers of elements.
+        table: as of `kernels.cpu.tabulate`, gets the addresses and sizes.
 
     Returns:
         0, or MXNet's error code, with the message where MXGetLastError looks.
@@ -97,6 +128,7 @@ def inspect(functions, handles, kinds, addresses, sizes):  # noqa: ANN201 - Numb
     word, small = np.zeros(1, np.uint64), np.zeros(2, np.int32)
     to_word, to_small = np.uint64(word.ctypes.data), np.uint64(small.ctypes.data)
     dtypes = np.zeros(5, np.int32)
+    _, _, sizes, addresses = columns(table)
     failed = 0
     for t in range(handles.shape[0]):
         has_master = handles[t, 4] != 0
@@ -129,33 +161,31 @@ def inspect(functions, handles, kinds, addresses, sizes):  # noqa: ANN201 - Numb
     return failed
 
 
-@compiled
-def step(functions, handles, rates, decays, doubles, zeros, number, flush, threads):  # noqa: ANN201
-    """Take one step on tensors that are all of one kind; nothing where one of them is not.
+@cache
+def stepper(number: int) -> Any:
+    """Compile the step on tensors that are all of one kind, given by its place in `KIND_KEYS`.
 
-    Args:
-        functions: as `inspect` takes them.
-        handles: likewise.
-        rates: float64[tensors].
-        decays: float64[tensors].
-        doubles: `Hyperparameters.doubles`.
-        zeros: of the kind, `kernels.cpu.Kind.zeros`.
-        number: its place in `KIND_KEYS`.
-        flush: compute with subnormals taken as zero.
-        threads: to be used where there is enough to do.
-
-    Returns:
-        0; OTHER_KIND; or MXNet's error code.
+    It takes `functions`, `handles` and `table` as `inspect` does. The table's CUTS says into how
+    many parts long work is cut; 0: one a thread.
+    Where a tensor is of another kind, it does nothing and returns OTHER_KIND; else 0, or MXNet's
+    error code.
     """
-    count = handles.shape[0]
-    kinds, sizes = np.empty(count, np.int64), np.empty(count, np.int64)
-    addresses = np.empty((count, 5), np.uint64)
-    failed = inspect(functions, handles, kinds, addresses, sizes)
-    if failed != 0:
-        return failed
-    for kind in kinds:
-        if kind != number:
-            return OTHER_KIND
-    parts = 1 if sizes.sum() < SERIAL_ELEMENTS else threads
-    _launch(addresses, sizes, rates, decays, doubles, zeros, flush, parts)
-    return 0
+    launch = launcher(KINDS[KIND_KEYS[number]])
+
+    @compiled
+    def step(functions, handles, table):
+        kinds = np.empty(handles.shape[0], np.int64)
+        failed = inspect(functions, handles, kinds, table)
+        if failed != 0:
+            return failed
+        for kind in kinds:
+            if kind != number:
+                return OTHER_KIND
+        if columns(table)[2].sum() < SERIAL_ELEMENTS:
+            table[PARTS] = 1
+        else:
+            table[PARTS] = table[CUTS] or _threads()
+        launch(table)
+        return 0
+
+    return step
