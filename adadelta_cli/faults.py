@@ -688,7 +688,7 @@ FAULTS = (
         "subnormals-flushed-kernel",
         "kernel",
         "the kernel always flushes subnormals to zero",
-        "(before | both) if flush else (before & ~both)",
+        "(before | both) if table[FLUSH] else (before & ~both)",
         "before | both",
         "subnormal",
         "float32",
