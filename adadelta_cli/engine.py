@@ -208,8 +208,7 @@ class FusedStep:
         self._asked = _functions(), handles_of(tensors), self._table
         kinds = self._inspect()
         self.possible = bool(kinds.min() >= 0)
-        uniform = self.possible and bool((kinds == kinds[0]).all())
-        self._step = handles.stepper(int(kinds[0])) if uniform else None
+        self._step = handles.stepper(max(0, int(kinds[0])))
         self._other = handles.OTHER_KIND
         # The head of the table, and the numbers behind it, in one call: converting sequences to
         # arrays costs ten times as much where the step before emptied the caches.
@@ -234,7 +233,7 @@ class FusedStep:
         """
         with self._cpu.launching:
             self._write(flush, 1, self._cpu.fixed_cuts, *doubles, *rates, *decays)
-            code = self._step(*self._asked) if self._step else self._other
+            code = self._step(*self._asked)
             if code == self._other:
                 self._step_by_kind()
             elif code:

@@ -209,3 +209,11 @@ def test_compiling_may_take_longer_than_a_sample(tmp_path, monkeypatch):
             assert found.faults[own] == "wrong: a process that takes samples hung: 0.2 s of silence"
             found.prepare((own,), **SPEC)
     assert crew.FOREIGN_ANSWER_S["task"] > 120
+
+
+def test_what_is_slow_has_its_turns_in_rounds_of_all():
+    """Every how many rounds an entry is sampled is a power of two, so all meet in some rounds."""
+    costs = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "twice": 2.0, "slow": 7.3, "slowest": 31.0}
+    periods = [crew._period(name, costs) for name in costs]
+    assert periods == [1, 1, 1, 1, 2, 4, 16]
+    assert crew._period("first", {}) == 1

@@ -155,6 +155,31 @@ def test_tensors_of_all_kinds_in_one_call(mxnet):
     assert_same_bits(results[1], results[0])
 
 
+def test_the_step_is_cut_as_cutting_says(mxnet):
+    """Work is cut into one part a thread, or as `cpu.cutting` says; small work is one part."""
+    from adadelta_cli.kernels import cpu
+
+    optimizer, found = AdaDelta(use_fused_step=True), []
+    for size in (cpu.SERIAL_ELEMENTS, 5):
+        weight = mxnet.nd.ones(size)
+        state = optimizer.create_state(0, weight)
+        for parts in (cpu.cuts(), 7):
+            with cpu.cutting(parts):
+                optimizer.update([0], [weight], [weight], [state])
+            found.append(int(optimizer._bound[0].step._table[cpu.PARTS]))
+    assert found == [cpu.cuts(), 7, 1, 1]
+
+
+def test_what_failed_before_the_step_is_raised_by_it(mxnet):
+    """An operator that fails in MXNet's engine, later than it was called, is not passed over."""
+    mxnet.npx.set_np()
+    optimizer, weight = AdaDelta(use_fused_step=True), mxnet.np.ones(3)
+    state = optimizer.create_state(0, weight)
+    _ = mxnet.np.random.normal(0, -1, (2, 2))
+    with pytest.raises(ValueError, match="scale < 0"):
+        optimizer.update([0], [weight], [weight], [state])
+
+
 def test_empty_and_zero_dimensional_tensors(mxnet):
     """Shapes without elements or without dimensions, among others."""
     mxnet.npx.set_np()
