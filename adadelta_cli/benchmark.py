@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, engine, implementations, machine, peers
+from adadelta_cli import backends, candidate, engine, implementations, peers
+from adadelta_cli.backends import Device
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.crew import Columns, Crew, Role, Worker
 from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
@@ -35,6 +36,7 @@ from adadelta_cli.measurement import (
     told,
     trained,
 )
+from adadelta_cli.processor import Cpu, processor
 from adadelta_cli.tensors import held_bytes, state_dtype
 from adadelta_cli.worker import cold_copies
 from adadelta_cli.workloads import Workload, model
@@ -62,6 +64,7 @@ class Plan:
         processes: how many times everything is timed afresh.
         absent: implementations that were asked for where they are, and are not here: name, reason.
         against: another environment's interpreter, whose version is timed in the same rounds.
+        ctx: the device, as `--ctx` names it.
     """
 
     workloads: tuple[Workload, ...]
@@ -75,13 +78,14 @@ class Plan:
     processes: int = 6
     absent: tuple[tuple[str, str], ...] = ()
     against: str | None = None
+    ctx: str = "cpu"
 
     @cached_property
     def groups(self) -> list[Group]:
         """What is timed together: each workload with each dtype, number of threads and cache."""
         settings = itertools.product(self.threads, self.workloads, self.dtypes, self.caches)
         return [
-            Group(workload, self.implementations, dtype, threads, cache, self.precision)
+            Group(workload, self.implementations, dtype, threads, cache, self.precision, self.ctx)
             for threads, workload, dtype, cache in dict.fromkeys(settings)
         ]
 
@@ -128,8 +132,9 @@ def choose(
         UsageError: a name is unknown, or belongs to another backend.
         UnavailableError: the device or the library is not to be had here.
     """
-    if ctx != "cpu" or backend == "cupy":
-        backends.backend(backend, ctx)
+    on_gpu = Device.parse(ctx).kind == "gpu"
+    if on_gpu or backend == "cupy":
+        backend = backends.backend("cupy" if backend == "auto" else backend, ctx).name
     here = ("mxnet", "numpy") if engine.is_installed() else ("numpy",)
     wanted = here if backend == "auto" else (backend,)
     for name in names:
@@ -179,10 +184,10 @@ def _unable(name: str, group: Group) -> str:
 TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured
 
 
-def needed_bytes(plan: Plan, group: Group) -> int:
+def needed_bytes(plan: Plan, group: Group, cache_bytes: int) -> int:
     """Count the bytes that timing a workload allocates, in all processes that do at once."""
     held = group.workload.elements * held_bytes(group.dtype)
-    copies, ballast = cold_copies(held) if group.cache == "cold" else (1, 0)
+    copies, ballast = cold_copies(held, cache_bytes) if group.cache == "cold" else (1, 0)
     temporaries = group.workload.elements * TEMPORARIES * state_dtype(group.dtype).itemsize
     return sum(
         held * copies * (2 if "optax" in role.implementations else 1)  # JAX takes copies of its own
@@ -200,8 +205,9 @@ def check_memory(plan: Plan) -> None:
     """
     if not plan.groups:
         return
-    needed, largest = max(((needed_bytes(plan, g), g) for g in plan.groups), key=lambda p: p[0])
-    available = machine.available_bytes()
+    place = processor(plan.ctx)
+    needed, largest = _largest(plan, place)
+    available = place.available_bytes()
     if available is not None and needed > available:
         raise UnavailableError(
             f"{largest.workload.name} in {largest.dtype} needs {needed / 1e9:.1f} GB "
@@ -209,6 +215,13 @@ def check_memory(plan: Plan) -> None:
             "ask for a smaller --sizes, or for fused steps only (--impl numpy-fused), which need "
             "no temporary arrays"
         )
+
+
+def _largest(plan: Plan, place: Cpu) -> tuple[int, Group]:
+    """Find what needs the most memory; return how many bytes, and the group."""
+    cache_bytes = place.cache_bytes
+    needed = [(needed_bytes(plan, group, cache_bytes), group) for group in plan.groups]
+    return max(needed, key=lambda pair: pair[0])
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -367,6 +380,7 @@ def _spec(plan: Plan, group: Group) -> dict[str, Any]:
         "seed": plan.seed,
         "shapes": group.workload.shapes,
         "cold": group.cache == "cold",
+        "ctx": group.ctx,
     }
 
 
@@ -420,8 +434,9 @@ def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
 
 def _at_once(plan: Plan) -> int:
     """Say how many processes may hold a workload at once, if two fit beside each other."""
-    needed = max(needed_bytes(plan, group) for group in plan.groups)
-    return 2 if 2 * needed < (machine.available_bytes() or 0) else 1
+    place = processor(plan.ctx)
+    needed, _ = _largest(plan, place)
+    return 2 if 2 * needed < (place.available_bytes() or 0) else 1
 
 
 def _peak(plan: Plan, groups: Sequence[Group], name: str) -> list[int | None]:

@@ -14,8 +14,8 @@ from adadelta_cli import machine
 from adadelta_cli.backends import PEERS
 from adadelta_cli.estimate import Estimate, estimate, ratio
 from adadelta_cli.implementations import timeable
+from adadelta_cli.processor import ARITHMETIC, COPY, ROOFS
 from adadelta_cli.tensors import traffic_bytes
-from adadelta_cli.worker import ARITHMETIC, MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +35,7 @@ class Group:
         cache: `warm`, the same tensors again and again; `cold`, others pushed them out of the
             caches meanwhile.
         precision: half the width of the median's 95 % interval, as a share of it, that suffices.
+        ctx: the device, as `--ctx` names it.
     """
 
     workload: Workload
@@ -43,6 +44,7 @@ class Group:
     threads: int = 1
     cache: str = "warm"
     precision: float = 0.02
+    ctx: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Result:
 
     Attributes:
         measurements: one for each implementation.
-        roofs_s: the samples of both roofs, by process, NaN-free.
+        roofs_s: the samples of the roofs, and of a device copy, by process, NaN-free.
         doubts: why these numbers should not be trusted.
         pairs: this version's steps and those of the version that `--against` names.
     """
@@ -157,11 +159,12 @@ def result(
         faults: what is wrong with each implementation; empty, or missing, where nothing is.
         peaks: each one's peak extra memory in bytes, where it was measured.
     """
-    bound = max((MEMORY, ARITHMETIC), key=lambda roof: estimate(_known(samples[roof])).median)
+    here = [roof for roof in ROOFS if roof in samples]
+    bound = max(here, key=lambda roof: estimate(_known(samples[roof])).median)
     blanks = [
         _blank(group, name, faults.get(name, ""), peaks.get(name)) for name in group.implementations
     ]
-    roofs = {roof: _lists(_known(samples[roof])) for roof in (MEMORY, ARITHMETIC)}
+    roofs = {roof: _lists(_known(samples[roof])) for roof in (*ROOFS, COPY) if roof in samples}
     measurements = [_measurement(blank, group, samples, bound) for blank in blanks]
     rows = [each.row for each in measurements]
     known = {*samples, *faults}
@@ -184,7 +187,7 @@ def _lists(arrays: Sequence[np.ndarray]) -> list[list[float]]:
 def _blank(group: Group, name: str, fault: str, peak: int | None = None) -> Row:
     workload = group.workload
     return Row(
-        implementation=name, backend=timeable(name).backend, ctx="cpu", dtype=group.dtype,
+        implementation=name, backend=timeable(name).backend, ctx=group.ctx, dtype=group.dtype,
         workload=workload.name, tensors=workload.tensors, elements=workload.elements,
         threads=group.threads, cache=group.cache, peak_extra_bytes=peak,
         bytes_per_element=traffic_bytes(group.dtype), note=fault,
@@ -303,6 +306,9 @@ def _notes(name: str, group: Group, samples: Samples, time_s: Estimate) -> Itera
     apart = max(_medians(known)) / min(_medians(known)) - 1
     if apart > DISAGREE:
         yield f"processes disagree by {apart:.0%}"
+    if COPY in samples:
+        share = estimate(ratio(samples[COPY], samples[name]))
+        yield f"{share.median:.3g} ({share.low:.3g}-{share.high:.3g}) of a device copy's bandwidth"
     if timeable(name).fused and timeable(name).allowed is None:
         yield from _gains(name, group, samples)
 
@@ -353,13 +359,14 @@ def told(doubts: Sequence[Doubt]) -> list[str]:
 def doubts(group: Group, samples: Samples) -> list[Doubt]:
     """Say why the numbers of a group should not be trusted, and what to do about it."""
     known = {name: _known(each) for name, each in samples.items()}
-    seen = {
-        TOO_MANY_THREADS: _too_many_threads(group),
-        SHARED_CORES: _shared_cores(known[ARITHMETIC]),
-        FREQUENCY: _frequency(known[ARITHMETIC]),
-        SLOW_START: _slow_start(known),
-        DISAGREEMENT: _disagreement(known),
-    }
+    seen = {}
+    if ARITHMETIC in known:
+        seen = {
+            TOO_MANY_THREADS: _too_many_threads(group),
+            SHARED_CORES: _shared_cores(known[ARITHMETIC]),
+            FREQUENCY: _frequency(known[ARITHMETIC]),
+        }
+    seen |= {SLOW_START: _slow_start(known), DISAGREEMENT: _disagreement(known)}
     place = f"{group.workload.name} {group.dtype}"
     return [Doubt(*what, place, measured) for what, measured in seen.items() if measured]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.backends import PEERS, Box, installed
+from adadelta_cli.backends import Box
 from adadelta_cli.cases import Case
 from adadelta_cli.implementations import YARDSTICKS
 from adadelta_cli.update import Hyperparameters, Parameter, update
@@ -16,38 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from adadelta_cli.implementations import Implementation
+    from adadelta_cli.processor import Cpu
     from adadelta_cli.tensors import Tensors
 
 CHECKED_ELEMENTS = 4096  # of each tensor, spread over all of it
 HYPER = Hyperparameters()
-
-
-# --- arrays ---------------------------------------------------------------------------------------
-
-
-def _mxnet_array(array: np.ndarray) -> Any:
-    from adadelta_cli import engine
-
-    # A view, because MXNet marks what it is given as read-only.
-    return engine.load().nd.from_numpy(array.view(), zero_copy=True).as_np_ndarray()
-
-
-def _torch_array(array: np.ndarray) -> Any:
-    return installed("torch").from_numpy(array)
-
-
-def _jax_array(array: np.ndarray) -> Any:
-    return PEERS["jax"]().array(array)
-
-
-# All but JAX's are views of the same memory, so that all are placed alike.
-WRAPPED: dict[str, Callable[[np.ndarray], Any]] = {
-    "numpy": lambda array: array,
-    "boxed": Box,
-    "mxnet": _mxnet_array,
-    "torch": _torch_array,
-    "jax": _jax_array,
-}
 
 
 @dataclass(frozen=True)
@@ -58,24 +31,26 @@ class Subject:
         step: takes one.
         parameters: the tensors, in the arrays that the step takes.
         tensors: the same as they were allocated.
+        processor: has them in its memory.
     """
 
     step: Callable[[], Any]
     parameters: list[Parameter]
     tensors: Tensors
+    processor: Cpu
 
     @classmethod
-    def to(cls, chosen: Implementation, tensors: Tensors) -> Subject:
+    def to(cls, chosen: Implementation, tensors: Tensors, processor: Cpu) -> Subject:
         """Bind an implementation, with a rate and a decay multiplier of one for each tensor."""
-        wrap = WRAPPED[chosen.timed_on or chosen.backend]
+        wrap = processor.wrapped[chosen.timed_on or chosen.backend]
         parameters = [Parameter(*map(wrap, each.arrays)) for each in tensors.parameters]
         ones = [1.0] * len(parameters)
         bind = chosen.timed or chosen.bind
-        return cls(bind(parameters, HYPER, ones, ones), parameters, tensors)
+        return cls(bind(parameters, HYPER, ones, ones), parameters, tensors, processor)
 
     @property
     def values(self) -> list[Parameter]:
-        """The tensors as they are now, in NumPy's arrays, not copied."""
+        """The tensors as they are now, where they are."""
         return [
             Parameter(*(np.asarray(box.value) for box in taken.arrays))
             if isinstance(taken.weight, Box)
@@ -119,7 +94,7 @@ def raised(error: Exception) -> str:
 
 def _copies(subject: Subject, spread: Sequence[slice]) -> list[Parameter]:
     return [
-        Parameter(*(array.reshape(-1)[some].copy() for array in p.arrays))
+        Parameter(*(subject.processor.numpy(array.reshape(-1)[some]) for array in p.arrays))
         for p, some in zip(subject.values, spread, strict=True)
     ]
 

@@ -13,7 +13,7 @@ import numpy as np
 from adadelta_cli.update import Parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 ALIGNMENT_BYTES = 64  # a cache line
 PAGE_BYTES = 4096
@@ -54,33 +54,50 @@ def held_bytes(dtype: str) -> int:
     return 2 * stored + (3 if dtype == "float16" else 2) * state
 
 
-class Region:
-    """A piece of fresh memory that lines of arrays are cut from, one behind the other.
+def fresh_bytes(size: int) -> tuple[np.ndarray, int]:
+    """Allocate memory for NumPy's arrays; return it, and its address.
 
     It is asked for in huge pages, where the system gives them (madvise(2)). Pages of 4 KiB lie
     elsewhere in each process, and so do their conflicts in the second-level cache, whose sets
     follow physical addresses.
+    """
+    mapped = mmap.mmap(-1, size)
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None:
+        with contextlib.suppress(OSError):  # of a kernel without them
+            mapped.madvise(advice)
+    taken = np.frombuffer(mapped, dtype=np.uint8)
+    return taken, taken.ctypes.data
+
+
+class Region:
+    """A piece of fresh memory that lines of arrays are cut from, one behind the other.
 
     Args:
         size: how many bytes the lines take together.
         lines: how many they are.
+        fresh: allocates so many bytes; returns them, and their address.
+        held: puts values where the lines are.
     """
 
-    def __init__(self, size: int, lines: int) -> None:
-        self._map = mmap.mmap(-1, size + lines * 2 * PAGE_BYTES + HUGE_PAGE_BYTES)
-        advice = getattr(mmap, "MADV_HUGEPAGE", None)
-        if advice is not None:
-            with contextlib.suppress(OSError):  # of a kernel without them
-                self._map.madvise(advice)
-        self._bytes = np.frombuffer(self._map, dtype=np.uint8)
-        self._next = -self._bytes.ctypes.data % HUGE_PAGE_BYTES
+    def __init__(
+        self,
+        size: int,
+        lines: int,
+        fresh: Callable[[int], tuple[Any, int]] = fresh_bytes,
+        held: Callable[[np.ndarray], Any] = np.asarray,
+    ) -> None:
+        self._bytes, address = fresh(size + lines * 2 * PAGE_BYTES + HUGE_PAGE_BYTES)
+        self._next = -address % HUGE_PAGE_BYTES
+        self._held = held
 
-    def line(self, number: int, values: np.ndarray, total: int, dtype: Any) -> np.ndarray:
+    def line(self, number: int, values: np.ndarray, total: int, dtype: Any) -> Any:
         """Repeat values over the next `total` elements, of the array of this number."""
         size = total * np.dtype(dtype).itemsize
         start = -(-self._next // PAGE_BYTES) * PAGE_BYTES + number * STAGGER_BYTES
         self._next = start + size
         line = self._bytes[start : start + size].view(dtype)
+        values = self._held(values.astype(dtype))
         for at in range(0, total, values.size):
             line[at : at + values.size] = values[: total - at]
         return line
@@ -100,7 +117,12 @@ class Tensors:
 
     @classmethod
     def allocate(
-        cls, shapes: Sequence[Sequence[int]], dtype: str, seed: int, copies: int = 1
+        cls,
+        shapes: Sequence[Sequence[int]],
+        dtype: str,
+        seed: int,
+        copies: int = 1,
+        region: Callable[[int, int], Region] = Region,
     ) -> list[Tensors]:
         """Make tensors whose values stay normal numbers however many steps are taken.
 
@@ -112,14 +134,15 @@ class Tensors:
             dtype: float32, float64, or float16 with float32 masters.
             seed: of the values.
             copies: how often to make them, each in memory of its own.
+            region: allocates the memory, from its size in bytes and the number of lines in it.
         """
         starts = _starts(shapes, np.dtype(dtype).itemsize)
         total = starts.pop()
         values = np.random.default_rng(seed).standard_normal(min(total, DRAWN))
         values += np.copysign(1e-3, values)
         size = total * sum(np.dtype(kind).itemsize for kind in _dtypes(dtype))
-        region = Region(copies * size, copies * len(_dtypes(dtype)))
-        lines = [_line(region, values, total, dtype) for _ in range(copies)]
+        memory = region(copies * size, copies * len(_dtypes(dtype)))
+        lines = [_line(memory, values, total, dtype) for _ in range(copies)]
         cuts = [(at, math.prod(shape), shape) for at, shape in zip(starts, shapes, strict=True)]
         return [cls(line, [_cut(line, *cut) for cut in cuts]) for line in lines]
 

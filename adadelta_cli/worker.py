@@ -16,20 +16,18 @@ import os
 import signal
 import sys
 import time
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
 from adadelta_cli import machine
 from adadelta_cli.backends import BACKENDS
 from adadelta_cli.implementations import timeable
+from adadelta_cli.processor import Cpu, processor
 from adadelta_cli.subject import HYPER, Subject, fault_of, raised
 from adadelta_cli.tensors import Tensors, held_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 PROTOCOL = 1
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
@@ -39,25 +37,17 @@ UNTIMED_BELOW_S = 50e-3  # a step shorter than this is taken once, untimed, befo
 # Steps are taken for so long, untimed, when this process has its turn after another's: threads wake
 # and cores speed up. Without it, what came first in a turn took 4 % longer.
 AWAKENING_S = 5e-3
-MEMORY, ARITHMETIC = "memory roof", "arithmetic roof"
+Clock = Callable[[Sequence[Callable[[], Any]]], float]
 
 
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def _seconds(steps: Sequence[Callable[[], Any]]) -> float:
-    """Return the seconds of a step, the mean of these."""
-    start = time.perf_counter_ns()
-    for step in steps:
-        step()
-    return (time.perf_counter_ns() - start) / len(steps) * 1e-9
-
-
-def _warmed_up(step: Callable[[], Any]) -> float:
-    """Take steps until they get no faster, twice in a row; return the seconds of the best."""
+def _warmed_up(timed: Callable[[], float]) -> float:
+    """Time steps until they get no faster, twice in a row; return the seconds of the best."""
     start, best, settled = time.monotonic(), math.inf, 0
     for number in itertools.count(1):
-        taken = _seconds([step])
+        taken = timed()
         settled = settled + 1 if taken > SETTLED * best else 0
         best = min(best, taken)
         late = time.monotonic() - start > WARM_UP_S
@@ -86,16 +76,17 @@ class Entry:
 
     Args:
         steps: what is called, in turn: one, or as many as there are copies of the tensors.
+        clock: returns the seconds of a step, from several.
         together: how many steps one call takes.
         evict: empties the caches, before each sample; then a sample is one turn of all.
         cursor: shared by all that is timed on the same copies.
     """
 
     def __init__(
-        self, steps: Sequence[Callable[[], Any]], together: int = 1,
+        self, steps: Sequence[Callable[[], Any]], clock: Clock, together: float = 1,
         evict: Callable[[], Any] | None = None, cursor: Cursor | None = None,
     ) -> None:  # fmt: skip
-        self._steps, self._together, self._evict = steps, together, evict
+        self._steps, self._clock, self._together, self._evict = steps, clock, together, evict
         self._cursor = cursor or Cursor()
         for step in steps if len(steps) > 1 else ():
             step()  # the first of each may compile, or look at its arrays
@@ -112,8 +103,8 @@ class Entry:
     def _chosen(self, count: int) -> list[Callable[[], Any]]:
         return [self._steps[k % len(self._steps)] for k in self._cursor.take(count)]
 
-    def _take(self) -> None:
-        self._chosen(1)[0]()
+    def _take(self) -> float:
+        return self._clock(self._chosen(1))
 
     def sample(self) -> float:
         """Return the seconds of one step, the mean of a sample."""
@@ -121,7 +112,7 @@ class Entry:
             self._evict()
         elif self._untimed:
             self._take()  # brings back to the caches what others left there
-        return _seconds(self._chosen(self._loops)) / self._together
+        return self._clock(self._chosen(self._loops)) / self._together
 
 
 # --- tasks: the first reply, then the samples -----------------------------------------------------
@@ -136,10 +127,10 @@ class Timing:
     def __init__(self, spec: dict[str, Any]) -> None:
         shapes, dtype, seed = spec["shapes"], spec["dtype"], spec["seed"]
         size = held_bytes(dtype) * sum(map(math.prod, shapes))
-        copies, other = cold_copies(size) if spec["cold"] else (1, 0)
-        self._tensors = Tensors.allocate(shapes, dtype, seed, copies)
-        ballast = np.zeros(other, np.uint8)
-        self._evict = partial(np.add, ballast, 1, out=ballast) if other else None
+        self._processor = processor(spec.get("ctx", "cpu"))
+        copies, other = cold_copies(size, self._processor.cache_bytes) if spec["cold"] else (1, 0)
+        self._tensors = Tensors.allocate(shapes, dtype, seed, copies, self._processor.region)
+        self._evict = self._processor.evictor(other) if other else None
         self._cursor = Cursor()
         self.faults: dict[str, str] = {}
         self.entries: dict[str, Entry] = {}
@@ -150,25 +141,24 @@ class Timing:
 
     def _add(self, name: str) -> None:
         try:
-            subjects = [Subject.to(timeable(name), each) for each in self._tensors]
+            chosen, place = timeable(name), self._processor
+            subjects = [Subject.to(chosen, each, place) for each in self._tensors]
         except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
             self.faults[name] = raised(error)
             return
-        self.faults[name] = fault_of(timeable(name), subjects[0])
+        self.faults[name] = fault_of(chosen, subjects[0])
         if not self.faults[name]:
-            steps = [each.step for each in subjects]
-            self.entries[name] = Entry(steps, evict=self._evict, cursor=self._cursor)
+            self.entries[name] = self._entry([each.step for each in subjects])
+
+    def _entry(self, steps: Sequence[Callable[[], Any]], together: float = 1) -> Entry:
+        rotated = len(steps) == len(self._tensors)  # the arithmetic roof has data of its own
+        evict = self._evict if rotated else None
+        cursor = self._cursor if rotated else None
+        return Entry(steps, self._processor.seconds, together, evict, cursor)
 
     def _add_roofs(self, dtype: str, seed: int) -> None:
-        from adadelta_cli.kernels import roofline
-
-        small = [(roofline.cached_elements(self._tensors[0].line),)]
-        (cached,) = Tensors.allocate(small, dtype, seed)
-        roofs = [roofline.Roofs(each.line, cached.line, HYPER) for each in self._tensors]
-        self.entries |= {
-            MEMORY: Entry([each.memory for each in roofs], evict=self._evict, cursor=self._cursor),
-            ARITHMETIC: Entry([roofs[0].arithmetic], roofs[0].steps),
-        }
+        roofs = self._processor.roofs(self._tensors, dtype, seed, HYPER)
+        self.entries |= {name: self._entry(*each) for name, each in roofs.items()}
 
     def ready(self) -> dict[str, Any]:
         """Say what is wrong with each implementation; only the faultless ones are timed."""
@@ -185,7 +175,7 @@ def _spent(sample: Callable[[], float]) -> list[float]:
     return [sample(), time.monotonic() - start]
 
 
-def cold_copies(size: int) -> tuple[int, int]:
+def cold_copies(size: int, cache_bytes: int) -> tuple[int, int]:
     """Say how many copies of tensors of so many bytes are timed in turn, to find them cold.
 
     Each copy was pushed out of the caches by the others before its turn comes again; where `COPIES`
@@ -194,52 +184,35 @@ def cold_copies(size: int) -> tuple[int, int]:
     Returns:
         How many copies; how many bytes of other memory, if any.
     """
-    far = EVICTED_TIMES * machine.last_cache_bytes()
+    far = EVICTED_TIMES * cache_bytes
     copies = -(-far // size) + 1
     return (copies, 0) if copies <= COPIES else (COPIES, far)
 
 
 class Peak:
-    """Measure how far a step raises the resident set above what it was before."""
+    """Measure how far a step raises what memory is held above what it was before."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
+        self._processor = processor(spec.get("ctx", "cpu"))
         self._implementation = timeable(spec["implementations"][0])
         self._peaks = [self._peak(shapes, spec) for shapes in spec["workloads"]]
 
     def _peak(self, shapes: Sequence[Sequence[int]], spec: dict[str, Any]) -> int | None:
-        (tensors,) = Tensors.allocate(shapes, spec["dtype"], spec["seed"])
+        dtype, seed, place = spec["dtype"], spec["seed"], self._processor
+        (tensors,) = Tensors.allocate(shapes, dtype, seed, region=place.region)
         try:
-            subject = Subject.to(self._implementation, tensors)
+            subject = Subject.to(self._implementation, tensors, place)
         except Exception:  # noqa: BLE001 - which the task that takes the samples tells
             return None
         if fault_of(self._implementation, subject):
             return None
         subject.step()
         gc.collect()
-        return peak_extra_bytes(subject.step)
+        return place.peak_extra_bytes(subject.step)
 
     def ready(self) -> dict[str, Any]:
         """Return the bytes for each workload; None where the system does not tell."""
         return {"peak_extra_bytes": self._peaks, "entries": []}
-
-
-def peak_extra_bytes(step: Callable[[], None]) -> int | None:
-    """Take a step; return how far the resident set rose above where it was, in bytes.
-
-    Linux only (None elsewhere): 5 in clear_refs sets the high-water mark back (proc(5)).
-    """
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status_kilobytes("VmRSS")
-        step()
-        return max(0, _status_kilobytes("VmHWM") - before) * 1024
-    except OSError:
-        return None
-
-
-def _status_kilobytes(key: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return int(text.split(f"{key}:")[1].split()[0])
 
 
 class Training:
@@ -267,7 +240,9 @@ class Training:
         for _ in range(self.STEPS_TO_LOSS):
             self._step()
         self._loss = float(self._backward().mean().asnumpy())
-        self._entries = {"step": Entry([self._step]).sample, "update": self._update_s}
+        self._clock = Cpu().seconds
+        step = Entry([self._step], self._clock)
+        self._entries = {"step": step.sample, "update": self._update_s}
 
     def _network(self, random: np.random.Generator) -> Any:
         nn = self._mx.gluon.nn
@@ -290,16 +265,16 @@ class Training:
 
     def _step(self) -> None:
         self._backward()
-        self._trainer.step(self.BATCH)
-        self._mx.nd.waitall()
+        self._update()
 
     def _update_s(self) -> float:
         self._backward()
         self._mx.nd.waitall()
-        start = time.perf_counter_ns()
+        return self._clock([self._update])
+
+    def _update(self) -> None:
         self._trainer.step(self.BATCH)
         self._mx.nd.waitall()
-        return (time.perf_counter_ns() - start) * 1e-9
 
     def ready(self) -> dict[str, Any]:
         """Return the loss after a number of steps that is the same for every optimizer."""

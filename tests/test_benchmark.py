@@ -36,9 +36,9 @@ from adadelta_cli.implementations import (
     Implementation,
     timeable,
 )
+from adadelta_cli.processor import ARITHMETIC, MEMORY, Cpu
 from adadelta_cli.tensors import Tensors
 from adadelta_cli.verdict import Verdict
-from adadelta_cli.worker import ARITHMETIC, MEMORY
 
 COLUMNS = """
     implementation backend ctx dtype workload tensors elements threads cache processes samples
@@ -232,11 +232,13 @@ class TestFault:
 
     def fault(self, name):
         """Check an implementation as the task that takes the samples does."""
-        return subject.fault_of(timeable(name), subject.Subject.to(timeable(name), self.tensors()))
+        return subject.fault_of(
+            timeable(name), subject.Subject.to(timeable(name), self.tensors(), Cpu())
+        )
 
     def fault_of_step(self, step, tensors, chosen=None):
         """Check any function as an implementation's step."""
-        bound = subject.Subject(step, tensors.parameters, tensors)
+        bound = subject.Subject(step, tensors.parameters, tensors, Cpu())
         return subject.fault_of(chosen or timeable("numpy"), bound)
 
     @pytest.mark.parametrize("name", ["numpy", "numpy-fused"])
@@ -260,7 +262,7 @@ class TestFault:
     def test_a_planted_one_is_found(self, array, ulps):
         """One array off by a bit is wrong; of what is not ours, one off by more than its bound."""
         tensors, chosen = self.tensors(), timeable("numpy")
-        right = subject.Subject.to(timeable("numpy-fused"), tensors)
+        right = subject.Subject.to(timeable("numpy-fused"), tensors, Cpu())
         if ulps:
             chosen = replace(chosen, allowed=Bounds(99, 99, 99))
 
@@ -275,7 +277,7 @@ class TestFault:
     def test_what_is_not_ours_may_differ_within_its_bounds(self):
         """Off by a bit, and allowed two."""
         tensors, chosen = self.tensors(), replace(timeable("numpy"), allowed=Bounds(2, 2, 2))
-        right = subject.Subject.to(timeable("numpy-fused"), tensors)
+        right = subject.Subject.to(timeable("numpy-fused"), tensors, Cpu())
 
         def step():
             right.step()
@@ -363,7 +365,7 @@ class TestEntry:
         """Every copy of the tensors gets as many steps as the others, so each is found cold."""
         taken = []
         steps = [partial(taken.append, k) for k in range(7)]
-        entry = worker.Entry(steps)
+        entry = worker.Entry(steps, Cpu().seconds)
         assert set(taken) == set(range(7))  # each was stepped on before anything is timed
         for _ in range(20):
             entry.sample()
@@ -373,7 +375,7 @@ class TestEntry:
         """One cursor for all, so that nobody finds in the caches what another just left there."""
         taken, cursor = [], worker.Cursor()
         entries = [
-            worker.Entry([partial(taken.append, k) for k in range(5)], cursor=cursor)
+            worker.Entry([partial(taken.append, k) for k in range(5)], Cpu().seconds, cursor=cursor)
             for _ in range(2)
         ]
         taken.clear()
@@ -386,15 +388,16 @@ class TestEntry:
     def test_one_turn_after_the_caches_were_emptied(self):
         """With copies too small to push each other out, a sample is one turn after an eviction."""
         taken = []
-        entry = worker.Entry([partial(taken.append, k) for k in range(3)], evict=taken.clear)
+        entry = worker.Entry(
+            [partial(taken.append, k) for k in range(3)], Cpu().seconds, evict=taken.clear
+        )
         entry.sample()
         assert len(taken) == 3
 
     @pytest.mark.parametrize("size", [16, 16 * 10**5, 16 * 10**8])
-    def test_cold_tensors_reach_beyond_the_last_cache(self, size, monkeypatch):
+    def test_cold_tensors_reach_beyond_the_last_cache(self, size):
         """All copies but one, or the memory passed over meanwhile, are twice the largest cache."""
-        monkeypatch.setattr(machine, "last_cache_bytes", lambda: 10**8)
-        copies, other = worker.cold_copies(size)
+        copies, other = worker.cold_copies(size, 10**8)
         assert max((copies - 1) * size, other) >= 2 * 10**8
         assert copies <= worker.COPIES
 
@@ -455,7 +458,7 @@ def test_tensors_keep_normal_values():
     """After thousands of steps nothing is subnormal, infinite or NaN, which would cost time."""
     for dtype in ("float32", "float64", "float16"):
         tensors = allocated([(3000,)], dtype)
-        bound = subject.Subject.to(timeable("numpy-fused"), tensors)
+        bound = subject.Subject.to(timeable("numpy-fused"), tensors, Cpu())
         for _ in range(5000):
             bound.step()
         for array in tensors.line.arrays:
@@ -491,7 +494,8 @@ def test_peak_extra_bytes():
     In a process of its own, as it is measured: here, memory of other tests may be used again.
     """
     program = (
-        "import numpy as np; from adadelta_cli.worker import peak_extra_bytes as peak; "
+        "import numpy as np; from adadelta_cli.processor import Cpu; "
+        "peak = Cpu().peak_extra_bytes; "
         "print(peak(lambda: np.ones(5_000_000).sum()), peak(lambda: None))"
     )
     done = subprocess.run(
@@ -517,8 +521,8 @@ def test_too_large_a_workload_is_refused_before_anything_is_allocated(monkeypatc
 def test_unfused_steps_need_more_memory():
     """Their temporary arrays count, too: 7 of them at most."""
     fused = replace(PLAN, implementations=("numpy-fused",))
-    less = benchmark.needed_bytes(fused, fused.groups[0])
-    assert benchmark.needed_bytes(PLAN, GROUP) == less + 7 * 4 * 10**6
+    less = benchmark.needed_bytes(fused, fused.groups[0], 10**8)
+    assert benchmark.needed_bytes(PLAN, GROUP, 10**8) == less + 7 * 4 * 10**6
 
 
 def test_an_implementation_of_another_backend():

@@ -24,6 +24,7 @@ from adadelta_cli import (
 from adadelta_cli.crew import Crew, Role
 from adadelta_cli.errors import UnavailableError
 from adadelta_cli.implementations import PEERS, YARDSTICKS, Bounds, timeable
+from adadelta_cli.processor import Cpu
 from adadelta_cli.tensors import Tensors
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import Plan, Verification
@@ -274,6 +275,6 @@ def test_an_adam_that_is_wrong_is_no_yardstick():
             p.weight[...], p.acc_grad[...] = exact.weight, exact.acc_grad
             p.acc_delta[...] = exact.acc_delta * factor
 
-        bound = subject.Subject(step, tensors.parameters, tensors)
+        bound = subject.Subject(step, tensors.parameters, tensors, Cpu())
         assert subject.fault_of(chosen, bound).startswith(fault)
         assert bool(fault) == bool(subject.fault_of(chosen, bound))
