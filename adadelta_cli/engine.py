@@ -212,7 +212,7 @@ class FusedStep:
     """
 
     def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
-        from adadelta_cli.kernels import cpu
+        from adadelta_cli.kernels import cpu, operand
         from adadelta_cli.kernels import handles as compiled
 
         self._handles = handles_of(tensors)
@@ -220,7 +220,7 @@ class FusedStep:
         self.possible = bool(kinds.min() >= 0)
         number = int(kinds[0])
         self._uniform = self.possible and bool((kinds == number).all())
-        zeros = cpu.KINDS[compiled.KIND_KEYS[number]].zeros
+        zeros = operand.KINDS[compiled.KIND_KEYS[number]].zeros
         self._tail = zeros, number
         self._head = _inspector(), self._handles
         self._step, self._check = compiled.step, load().base.check_call
@@ -252,17 +252,17 @@ class FusedStep:
         self, rates: np.ndarray, decays: np.ndarray, hyper: Hyperparameters, *, flush: bool
     ) -> None:
         """Take a step on tensors of several kinds, a launch for each."""
-        from adadelta_cli.kernels import cpu, handles
+        from adadelta_cli.kernels import cpu, handles, operand
 
         found = inspect(self._handles)
         if found.kinds.min() < 0:
             raise TypeError("an array is no longer of the dtype, shape or device that it had")
 
-        def table(number: int) -> cpu.Table:
+        def table(number: int) -> operand.Table:
             chosen = found.kinds == number
             columns = (found.addresses, found.sizes, rates, decays)
-            kind = cpu.KINDS[handles.KIND_KEYS[number]]
-            return cpu.Table(kind, *(each[chosen] for each in columns))
+            kind = operand.KINDS[handles.KIND_KEYS[number]]
+            return operand.Table(kind, *(each[chosen] for each in columns))
 
         tables = [table(number) for number in dict.fromkeys(found.kinds.tolist())]
         cpu.launch_tables(tables, hyper, flush_subnormals=flush)

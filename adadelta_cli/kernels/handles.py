@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from adadelta_cli.kernels.cpu import SERIAL_ELEMENTS, _launch, _pointer, compiled
 
-# The kinds of tensors, as `inspect` numbers them: keys of `kernels.cpu.KINDS`.
+# The kinds of tensors, as `inspect` numbers them: keys of `kernels.operand.KINDS`.
 KIND_KEYS = (("float32", False), ("float64", False), ("float16", False), ("float16", True))
 NO_KIND = -1
 OTHER_KIND = 1  # what `step` returns, where MXNet's codes are 0 and -1
@@ -88,7 +88,7 @@ def inspect(functions, handles, kinds, addresses, sizes):  # noqa: ANN201 - Numb
         handles: uint64[tensors, 5], the NDArray handles of weight, gradient, acc_grad, acc_delta
             and master; 0 where there is no master.
         kinds: int64[tensors], gets the place in `KIND_KEYS`, or NO_KIND.
-        addresses: uint64[tensors, 5], gets them as `kernels.cpu.Operand.addresses` has them.
+        addresses: uint64[tensors, 5], gets them as `kernels.operand.Operand` has them.
         sizes: int64[tensors], gets the numbers of elements.
 
     Returns:
@@ -139,7 +139,7 @@ def step(functions, handles, rates, decays, doubles, zeros, number, flush, threa
         rates: float64[tensors].
         decays: float64[tensors].
         doubles: `Hyperparameters.doubles`.
-        zeros: of the kind, `kernels.cpu.Kind.zeros`.
+        zeros: of the kind, `kernels.operand.Kind.zeros`.
         number: its place in `KIND_KEYS`.
         flush: compute with subnormals taken as zero.
         threads: to be used where there is enough to do.
