@@ -250,11 +250,11 @@ class FusedStep:
 
     def _step_by_kind(self) -> None:
         """Take a step on tensors of several kinds, a launch for each."""
-        from adadelta_cli.kernels import cpu, handles
+        from adadelta_cli.kernels import cpu, handles, operand
 
         kinds = self._inspect()
         if kinds.min() < 0:
             raise TypeError("an array is no longer of the dtype, shape or device that it had")
         for number in dict.fromkeys(kinds.tolist()):
             table = cpu.chosen(self._table, kinds == number)
-            cpu.launcher(cpu.KINDS[handles.KIND_KEYS[number]])(table)
+            cpu.launcher(operand.KINDS[handles.KIND_KEYS[number]])(table)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adadelta_cli.kernels import cpu
+from adadelta_cli.kernels.operand import operand
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 SIZES = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 4095, 4097, 100_003]
@@ -123,7 +124,7 @@ def test_neither_threads_nor_parts_change_a_bit(kind):
     results = []
     for threads, parts in itertools.product({1, numba.config.NUMBA_NUM_THREADS}, (1, 2, 7, 1000)):
         parameters = [Parameter(*random_arrays(n, kind, seed=n)) for n in SIZES]
-        operands = [cpu.operand(p, 0.7, 0.01) for p in parameters]
+        operands = [operand(p, 0.7, 0.01) for p in parameters]
         numba.set_num_threads(threads)
         cpu.launch(operands, hyper, parts=parts)
         results.append([array for p in parameters for array in p.arrays])
@@ -139,7 +140,7 @@ def test_nothing_is_written_outside_the_tensors(kind):
     before = [array.copy() for array in arrays]
     hyper = Hyperparameters(**AWKWARD)
     inner = Parameter(*(array[zone : zone + size] for array in arrays))
-    cpu.launch([cpu.operand(inner, 0.7, 0.01)], hyper, parts=9)
+    cpu.launch([operand(inner, 0.7, 0.01)], hyper, parts=9)
     for array, old in zip(arrays, before, strict=True):
         assert_same_bits([array[:zone], array[zone + size :]], [old[:zone], old[zone + size :]])
     assert_same_bits([arrays[1]], [before[1]])
@@ -164,8 +165,7 @@ def test_subnormals_are_flushed_only_where_asked():
 
     def acc_grad_after(*, flush, size=40_000):
         arrays = [np.full(size, value, np.float32) for value in (1, tiny, 0, 0)]
-        operand = cpu.operand(Parameter(*arrays), 1.0, 0.0)
-        cpu.launch([operand], hyper, flush_subnormals=flush)
+        cpu.launch([operand(Parameter(*arrays), 1.0, 0.0)], hyper, flush_subnormals=flush)
         return arrays[2]
 
     strict, flushed = acc_grad_after(flush=False), acc_grad_after(flush=True)

@@ -16,10 +16,9 @@ import itertools
 import platform
 import struct
 import threading
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -28,6 +27,8 @@ from numba import carray, prange, types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
+
+from adadelta_cli.kernels.operand import Kind, Operand, grouped, operand
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -351,41 +352,6 @@ def launcher(kind: Kind) -> Any:
 # --- what Python calls ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)  # zeros of all types are equal: a kind is only itself
-class Kind:
-    """The element types of a tensor's arrays, each given by a zero; float16 by its bits.
-
-    Attributes:
-        zeros: of weight, gradient and states; and of the float16 weight beside a master, else None.
-    """
-
-    zeros: tuple[Any, Any, Any, Any]
-
-
-_single, _double, _half = np.float32(0), np.float64(0), np.uint16(0)
-# By the dtype of the weight and whether there is a float32 master.
-KINDS = {
-    ("float32", False): Kind((_single, _single, _single, None)),
-    ("float64", False): Kind((_double, _double, _double, None)),
-    ("float16", False): Kind((_half, _half, _single, None)),
-    ("float16", True): Kind((_single, _half, _single, _half)),
-}
-
-
-class Operand(NamedTuple):
-    """One tensor as the kernel sees it: five addresses, a size, and its own rate and decay.
-
-    `addresses` are of the weight that is updated (the master where there is one), the gradient,
-    acc_grad, acc_delta, and the float16 weight of a master, else 0.
-    """
-
-    kind: Kind
-    addresses: tuple[int, int, int, int, int]
-    size: int
-    learning_rate: float
-    wd: float
-
-
 def launch(
     operands: Iterable[Operand],
     hyper: Hyperparameters,
@@ -436,11 +402,8 @@ def prepared(
     owners: Any = None,
 ) -> Prepared:
     """Prepare what `launch` does, with the same arguments."""
-    by_kind: dict[Kind, list[Operand]] = defaultdict(list)
-    for operand in operands:
-        by_kind[operand.kind].append(operand)
     launches = []
-    for kind, group in by_kind.items():
+    for kind, group in grouped(operands).items():
         table = tabulate(group, hyper)
         table[FLUSH] = flush_subnormals
         table[PARTS] = parts or parts_for(sum(operand.size for operand in group))
@@ -508,53 +471,6 @@ def cutting(parts: int) -> Iterator[None]:
         fixed_cuts = before
 
 
-def operand(parameter: Parameter, learning_rate: float, wd: float) -> Operand:
-    """Describe a parameter that is held in NumPy arrays.
-
-    Raises:
-        TypeError: the dtypes do not go together.
-        ValueError: an array is not C-contiguous, has another shape, or may not be written.
-    """
-    p = parameter
-    kind = kind_of(p.weight.dtype, p.grad.dtype, p.acc_grad.dtype, p.master is not None)
-    for array in p.arrays:
-        if array.shape != p.weight.shape or not array.flags.c_contiguous:
-            raise ValueError(
-                f"the fused step takes C-contiguous arrays of one shape, the weight's "
-                f"{p.weight.shape}; got shape {array.shape}, strides {array.strides}"
-            )
-    if not all(array.flags.writeable for array in p.arrays if array is not p.grad):
-        raise ValueError("a weight or a state may not be written (flags.writeable is False)")
-    addresses = [array.__array_interface__["data"][0] for array in p.arrays]
-    return Operand(kind, arranged(addresses), p.weight.size, learning_rate, wd)
-
-
-def arranged(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
-    """Order the addresses of `Parameter.arrays` as the kernel's table has them."""
-    weight, grad, acc_grad, acc_delta, *master = addresses
-    if master:
-        return master[0], grad, acc_grad, acc_delta, weight
-    return weight, grad, acc_grad, acc_delta, 0
-
-
-@cache
-def kind_of(weight: Any, grad: Any, state: Any, has_master: bool) -> Kind:
-    """Look up the kernel for these dtypes.
-
-    Raises:
-        TypeError: there is none.
-    """
-    names = [np.dtype(dtype).name for dtype in (weight, grad, state)]
-    kind = KINDS.get((names[0], has_master))
-    if kind is None or names[1] != names[0] or names[2] != kind.zeros[2].dtype.name:
-        raise TypeError(
-            f"weight, gradient and states are {', '.join(names)}"
-            f"{' with a master' if has_master else ''}; the fused step takes float32 or float64 "
-            "throughout, or float16 weights and gradients on float32 states"
-        )
-    return kind
-
-
 def fused_update(
     parameters: Sequence[Parameter],
     hyper: Hyperparameters,
@@ -564,13 +480,13 @@ def fused_update(
     """Take one AdaDelta step on parameters held in NumPy arrays, in place: the fused step.
 
     Args:
-        parameters: any number of tensors of any shapes, all dtypes of `KINDS` mixed.
+        parameters: any number of tensors of any shapes, all kinds of `operand.KINDS` mixed.
         hyper: their common hyper-parameters.
         learning_rates: one for each tensor: rate times multiplier, in double.
         decays: one for each tensor: weight decay times multiplier, in double.
 
     Raises:
-        TypeError, ValueError: as `operand`.
+        TypeError, ValueError: as `kernels.operand.operand`.
     """
     prepared_update(parameters, hyper, learning_rates, decays)()
 

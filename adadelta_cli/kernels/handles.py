@@ -18,7 +18,6 @@ from numba.extending import intrinsic
 
 from adadelta_cli.kernels.cpu import (
     CUTS,
-    KINDS,
     PARTS,
     SERIAL_ELEMENTS,
     _pointer,
@@ -26,8 +25,9 @@ from adadelta_cli.kernels.cpu import (
     compiled,
     launcher,
 )
+from adadelta_cli.kernels.operand import KINDS
 
-# The kinds of tensors, as `inspect` numbers them: keys of `kernels.cpu.KINDS`.
+# The kinds of tensors, as `inspect` numbers them: keys of `kernels.operand.KINDS`.
 KIND_KEYS = (("float32", False), ("float64", False), ("float16", False), ("float16", True))
 NO_KIND = -1
 OTHER_KIND = 1  # what `step` returns, where MXNet's codes are 0 and -1

@@ -1,0 +1,283 @@
+// The update in one pass over memory on a GPU: the fused step.
+//
+// A launch takes any number of tensors, from a table in device memory. Each is cut into tiles of
+// TILE_ELEMENTS, counted over all of them; block after block takes a tile, so the work is even
+// whatever the mix of sizes. An element's result depends on nothing but that element.
+//
+// The compiler is told TILE_ELEMENTS and THREADS, the threads of a block (kernels/cuda.py).
+
+// --- arithmetic ----------------------------------------------------------------------------------
+
+#ifdef __CUDA_ARCH__  // for a host's compiler, tests/host_cuda.h has the same in the host's words
+
+// A float or a double whose operations each round once, to nearest, and flush nothing: the bits of
+// kernels/cpu.py and update.py. With the language's own operators the compiler's options would
+// choose the instructions, and CuPy adds -ftz=true to whatever it compiles
+// (https://github.com/cupy/cupy/issues/8382).
+template <typename Number>
+struct Real {
+    Number value;
+};
+
+struct Half {
+    unsigned short bits;
+};
+
+// PTX ISA, "Floating Point Instructions": .rn rounds to nearest even, keeps subnormals, and is never
+// contracted into a fused multiply-add.
+#define OPERATOR(SIGN, NAME, NUMBER, TYPE, REGISTER)                                  \
+    inline __device__ Real<NUMBER> operator SIGN(Real<NUMBER> a, Real<NUMBER> b) {    \
+        asm(NAME ".rn." TYPE " %0, %0, %1;" : "+" REGISTER(a.value) : REGISTER(b.value)); \
+        return a;                                                                     \
+    }
+
+#define ARITHMETIC(NUMBER, TYPE, REGISTER)                                            \
+    OPERATOR(+, "add", NUMBER, TYPE, REGISTER)                                        \
+    OPERATOR(-, "sub", NUMBER, TYPE, REGISTER)                                        \
+    OPERATOR(*, "mul", NUMBER, TYPE, REGISTER)                                        \
+    OPERATOR(/, "div", NUMBER, TYPE, REGISTER)                                        \
+    inline __device__ Real<NUMBER> sqrt(Real<NUMBER> a) {                             \
+        asm("sqrt.rn." TYPE " %0, %0;" : "+" REGISTER(a.value));                      \
+        return a;                                                                     \
+    }                                                                                 \
+    inline __device__ bool operator<(Real<NUMBER> a, Real<NUMBER> b) {                \
+        int less;                                                                     \
+        asm("{ .reg .pred p; setp.lt." TYPE " p, %1, %2; selp.s32 %0, 1, 0, p; }"     \
+            : "=r"(less) : REGISTER(a.value), REGISTER(b.value));                     \
+        return less;                                                                  \
+    }
+
+ARITHMETIC(float, "f32", "f")
+ARITHMETIC(double, "f64", "d")
+
+inline __device__ void round_to(Real<float>& to, Real<double> from) {
+    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(to.value) : "d"(from.value));
+}
+
+inline __device__ void round_to(Half& to, Real<float> from) {
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(from.value));
+}
+
+inline __device__ Real<float> widened(Half from) {
+    Real<float> to;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(to.value) : "h"(from.bits));
+    return to;
+}
+
+#endif
+
+template <typename Number>
+inline __device__ void round_to(Real<Number>& to, Real<Number> from) {
+    to = from;
+}
+
+template <typename Number>
+inline __device__ Real<Number> widened(Real<Number> from) {
+    return from;
+}
+
+// --- what is done to one element -----------------------------------------------------------------
+
+// The hyper-parameters of all tensors, in double.
+struct Hyper {
+    double rescale_grad, clip, rho, one_minus_rho, epsilon;
+};
+
+// Everything about one element, in the type of the states.
+template <typename State>
+struct Element {
+    State weight, grad, acc_grad, acc_delta;
+};
+
+template <typename State>
+inline __device__ State rounded(double number) {
+    State to;
+    round_to(to, Real<double>{number});
+    return to;
+}
+
+template <typename State>
+struct Update {
+    State rescale_grad, least, most, rho, one_minus_rho, epsilon, learning_rate, wd;
+
+    __device__ Update(const Hyper& hyper, double learning_rate, double wd)
+        : rescale_grad(rounded<State>(hyper.rescale_grad)),
+          least(rounded<State>(-hyper.clip)),
+          most(rounded<State>(hyper.clip)),
+          rho(rounded<State>(hyper.rho)),
+          one_minus_rho(rounded<State>(hyper.one_minus_rho)),
+          epsilon(rounded<State>(hyper.epsilon)),
+          learning_rate(rounded<State>(learning_rate)),
+          wd(rounded<State>(wd)) {}
+
+    __device__ void operator()(Element<State>& e) const {
+        State grad = e.grad * rescale_grad;
+        grad = grad < least ? least : grad;  // a NaN passes through
+        grad = most < grad ? most : grad;
+        grad = grad + wd * e.weight;
+        e.acc_grad = e.acc_grad * rho;
+        e.acc_grad = e.acc_grad + one_minus_rho * (grad * grad);
+        State delta = sqrt(e.acc_delta + epsilon) / sqrt(e.acc_grad + epsilon) * grad;
+        e.acc_delta = e.acc_delta * rho;
+        e.acc_delta = e.acc_delta + one_minus_rho * (delta * delta);
+        e.weight = e.weight - learning_rate * delta;
+    }
+};
+
+// The same traffic with next to no arithmetic: the ceiling that the update is measured against.
+template <typename State>
+struct Traffic {
+    State factor;  // so small that no value changes, in place of rescale_grad
+
+    __device__ Traffic(const Hyper& hyper, double, double)
+        : factor(rounded<State>(hyper.rescale_grad)) {}
+
+    __device__ void operator()(Element<State>& e) const {
+        State change = e.grad * factor;
+        e.weight = e.weight + change;
+        e.acc_grad = e.acc_grad + change;
+        e.acc_delta = e.acc_delta + change;
+    }
+};
+
+// --- the sweep over memory -----------------------------------------------------------------------
+
+// A row of the table; kernels/cuda.py has the same as a NumPy dtype.
+struct Tensor {
+    void* weight;  // what is updated: the master where there is one
+    const void* grad;
+    void* acc_grad;
+    void* acc_delta;
+    void* half;  // the float16 weight beside a master, else null
+    long long size;
+    long long first_tile;
+    double learning_rate;
+    double wd;
+};
+
+// The types of a tensor's arrays in memory.
+template <typename WeightType, typename GradType, typename StateType, bool with_half>
+struct Kind {
+    using Weight = WeightType;
+    using Grad = GradType;
+    using State = StateType;
+    static constexpr bool has_half = with_half;
+    // Elements that a thread takes at once: 16 bytes of a state. A float16 beside it then has 8,
+    // so that the threads of a warp, side by side, fill whole sectors of every array.
+    static constexpr int width = 16 / sizeof(State);
+};
+
+// So many elements side by side, read and written in one access.
+template <typename Type, int width>
+struct alignas(sizeof(Type) * width) Pack {
+    Type lane[width];
+
+    static __device__ Pack& at(void* array, long long i) {
+        __builtin_assume(__isGlobal(array));
+        return static_cast<Pack*>(array)[i];
+    }
+
+    static __device__ const Pack& at(const void* array, long long i) {
+        __builtin_assume(__isGlobal(array));
+        return static_cast<const Pack*>(array)[i];
+    }
+
+    static __device__ bool fits(const void* array) {
+        return reinterpret_cast<unsigned long long>(array) % sizeof(Pack) == 0;
+    }
+};
+
+// Whether all arrays begin where a pack may.
+template <typename K>
+inline __device__ bool aligned(const Tensor& tensor) {
+    return Pack<typename K::Weight, K::width>::fits(tensor.weight) &&
+           Pack<typename K::Grad, K::width>::fits(tensor.grad) &&
+           Pack<typename K::State, K::width>::fits(tensor.acc_grad) &&
+           Pack<typename K::State, K::width>::fits(tensor.acc_delta) &&
+           Pack<Half, K::width>::fits(tensor.half);
+}
+
+// Take the i-th pack of a tensor from memory, do the work on each element, and put it back: all is
+// asked for before anything is used.
+template <typename K, int width, typename Work>
+inline __device__ void visit(const Tensor& tensor, long long i, const Work& work) {
+    using States = Pack<typename K::State, width>;
+    using Weights = Pack<typename K::Weight, width>;
+    using Grads = Pack<typename K::Grad, width>;
+    Weights weights = Weights::at(tensor.weight, i);
+    const Grads grads = Grads::at(tensor.grad, i);
+    States acc_grads = States::at(tensor.acc_grad, i);
+    States acc_deltas = States::at(tensor.acc_delta, i);
+    Pack<Half, width> halves = {};
+#pragma unroll
+    for (int k = 0; k < width; ++k) {
+        Element<typename K::State> e = {widened(weights.lane[k]), widened(grads.lane[k]),
+                                        acc_grads.lane[k], acc_deltas.lane[k]};
+        work(e);
+        round_to(weights.lane[k], e.weight);
+        acc_grads.lane[k] = e.acc_grad;
+        acc_deltas.lane[k] = e.acc_delta;
+        if constexpr (K::has_half) round_to(halves.lane[k], e.weight);
+    }
+    Weights::at(tensor.weight, i) = weights;
+    States::at(tensor.acc_grad, i) = acc_grads;
+    States::at(tensor.acc_delta, i) = acc_deltas;
+    if constexpr (K::has_half) Pack<Half, width>::at(tensor.half, i) = halves;
+}
+
+// Find the tensor that a tile belongs to: the last that begins with it or before. Of tensors that
+// begin with the same tile, all but the last are empty.
+inline __device__ long long owner(const Tensor* table, long long tensors, long long tile) {
+    long long low = 0;
+    while (tensors - low > 1) {
+        const long long middle = (low + tensors) / 2;
+        if (table[middle].first_tile <= tile) {
+            low = middle;
+        } else {
+            tensors = middle;
+        }
+    }
+    return low;
+}
+
+template <typename K, template <typename> class Work>
+inline __device__ void sweep(const Tensor* table, long long tensors, long long tiles,
+                             const Hyper& hyper) {
+    for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const Tensor tensor = table[owner(table, tensors, tile)];
+        const Work<typename K::State> work(hyper, tensor.learning_rate, tensor.wd);
+        const long long low = (tile - tensor.first_tile) * TILE_ELEMENTS;
+        const long long left = tensor.size - low;
+        const int size = left < TILE_ELEMENTS ? left : TILE_ELEMENTS;
+        const int packs = aligned<K>(tensor) ? size / K::width : 0;
+        static_assert(TILE_ELEMENTS % K::width == 0, "a tile begins with a pack");
+#pragma unroll 1
+        for (int i = threadIdx.x; i < packs; i += THREADS) {
+            visit<K, K::width>(tensor, low / K::width + i, work);
+        }
+#pragma unroll 1
+        for (int i = packs * K::width + threadIdx.x; i < size; i += THREADS) {
+            visit<K, 1>(tensor, low + i, work);
+        }
+    }
+}
+
+// --- the kernels ---------------------------------------------------------------------------------
+
+#define KERNEL(NAME, WORK, ...)                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS)                             \
+    NAME(const Tensor* __restrict__ table, long long tensors, long long tiles,        \
+         double rescale_grad, double clip, double rho, double one_minus_rho,          \
+         double epsilon) {                                                            \
+        const Hyper hyper = {rescale_grad, clip, rho, one_minus_rho, epsilon};        \
+        sweep<Kind<__VA_ARGS__>, WORK>(table, tensors, tiles, hyper);                 \
+    }
+
+#define KERNELS(NAME, ...)                     \
+    KERNEL(update_##NAME, Update, __VA_ARGS__) \
+    KERNEL(traffic_##NAME, Traffic, __VA_ARGS__)
+
+KERNELS(float32, Real<float>, Real<float>, Real<float>, false)
+KERNELS(float64, Real<double>, Real<double>, Real<double>, false)
+KERNELS(float16, Half, Half, Real<float>, false)
+KERNELS(float16_master, Real<float>, Half, Real<float>, true)

@@ -1,0 +1,201 @@
+"""The update in one pass over memory on a GPU, launched through CuPy: the fused step.
+
+The kernels are in `adadelta.cu`, and NVRTC compiles them for the GPU that is there when they are
+first used. One launch takes all tensors of a kind, from a table in device memory. The order of the
+operations is that of `update.py`, and so are the bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from adadelta_cli.kernels import operand
+from adadelta_cli.update import Hyperparameters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from adadelta_cli.kernels.operand import Operand, Table
+    from adadelta_cli.update import Parameter
+
+# Neither was timed on a GPU. The threads of a block take 16 bytes of each array at once, twice in a
+# tile of float32: small enough that the last blocks end together, and a tile begins on a boundary
+# of 16 bytes wherever its tensor does.
+TILE_ELEMENTS, THREADS = 2048, 256
+# More blocks than any GPU runs at once, many times over: beyond, blocks take several tiles.
+MOST_BLOCKS = 65_536
+# The kernels name the instructions that round, so that no option can change a bit, CuPy's own
+# -ftz=true neither; -fmad=false says the same of whatever else there is.
+OPTIONS = (
+    "-std=c++17", "-fmad=false", f"-DTILE_ELEMENTS={TILE_ELEMENTS}", f"-DTHREADS={THREADS}",
+)  # fmt: skip
+# A row of the table, as `struct Tensor` in adadelta.cu.
+TENSOR = np.dtype(
+    [
+        *((name, np.uint64) for name in ("weight", "grad", "acc_grad", "acc_delta", "half")),
+        *((name, np.int64) for name in ("size", "first_tile")),
+        *((name, np.float64) for name in ("learning_rate", "wd")),
+    ]
+)
+
+
+def source() -> str:
+    """Read the CUDA source of the kernels."""
+    return Path(__file__).with_name("adadelta.cu").read_text(encoding="utf-8")
+
+
+class Plan(NamedTuple):
+    """How the tensors of one kind are cut into tiles.
+
+    Attributes:
+        rows: `TENSOR`[tensors], what the kernel is told of each.
+        tiles: how many there are in all.
+        blocks: how many blocks take them, each a tile after another.
+    """
+
+    rows: np.ndarray
+    tiles: int
+    blocks: int
+
+
+def plan(table: Table) -> Plan:
+    """Count the tiles of tensors, each of `TILE_ELEMENTS` but the last of a tensor."""
+    rows = np.empty(len(table.sizes), TENSOR)
+    tiles = -(-table.sizes // TILE_ELEMENTS)
+    ends = np.cumsum(tiles)
+    columns = (*table.addresses.T, table.sizes, ends - tiles, table.learning_rates, table.decays)
+    for name, column in zip(TENSOR.names or (), columns, strict=True):
+        rows[name] = column
+    total = int(ends[-1])
+    return Plan(rows, total, min(total, MOST_BLOCKS))
+
+
+@cache
+def _kernel(name: str) -> Any:
+    """Compile and load a kernel; CuPy does so for each GPU, and keeps the result on disk."""
+    import cupy
+
+    return cupy.RawModule(code=source(), options=OPTIONS).get_function(name)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step on tensors that stay where they are, to be taken any number of times.
+
+    Attributes:
+        launches: kernel, blocks and arguments, once for each kind of tensor.
+        owners: what has to live as long as the addresses are used.
+    """
+
+    launches: list[tuple[Any, int, tuple[Any, ...]]]
+    owners: Any = None
+
+    def __call__(self) -> None:
+        """Enqueue the step on CuPy's current stream, and return at once."""
+        for kernel, blocks, arguments in self.launches:
+            kernel((blocks,), (THREADS,), arguments)
+
+
+def prepared(
+    operands: Iterable[Operand], hyper: Hyperparameters, *, work: str = "update", owners: Any = None
+) -> Prepared:
+    """Prepare what `launch` does, with the same arguments, to be done again and again.
+
+    Args:
+        operands: the tensors, in the memory of the current GPU; those of one kind share a launch.
+        hyper: their common hyper-parameters; rate and decay are each tensor's own.
+        work: `update`; or `traffic`, which adds the gradient times `rescale_grad` to weight and
+            states: the bytes of an update, and next to no arithmetic.
+        owners: what has to live as long as the addresses are used.
+    """
+    plans = [(table.kind.name, plan(table)) for table in operand.tabulate(operands)]
+    launches = [_launch(f"{work}_{name}", each, hyper) for name, each in plans if each.tiles]
+    return Prepared(launches, owners)
+
+
+def _launch(name: str, plan: Plan, hyper: Hyperparameters) -> tuple[Any, int, tuple[Any, ...]]:
+    import cupy
+
+    rows = cupy.asarray(plan.rows.view(np.uint8))
+    return _kernel(name), plan.blocks, (rows, len(plan.rows), plan.tiles, *hyper.doubles)
+
+
+def launch(operands: Iterable[Operand], hyper: Hyperparameters) -> None:
+    """Take one step on all tensors, in place, in one pass over memory.
+
+    It is enqueued on CuPy's current stream. Whoever calls vouches for the addresses.
+
+    Args:
+        operands: the tensors, in the memory of the current GPU; those of one kind share a launch.
+        hyper: their common hyper-parameters; rate and decay are each tensor's own.
+    """
+    prepared(operands, hyper)()
+
+
+def fused_update(
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    learning_rates: Sequence[float],
+    decays: Sequence[float],
+) -> None:
+    """Take one AdaDelta step on parameters held in CuPy arrays, in place: the fused step.
+
+    It is enqueued on CuPy's current stream, and returns at once, as CuPy's own operations do.
+
+    Args:
+        parameters: any number of tensors of any shapes, all kinds of `operand.KINDS` mixed.
+        hyper: their common hyper-parameters.
+        learning_rates: one for each tensor: rate times multiplier, in double.
+        decays: one for each tensor: weight decay times multiplier, in double.
+
+    Raises:
+        TypeError: the dtypes do not go together, or an array is not in a GPU's memory.
+        ValueError: an array is not C-contiguous, has another shape, or lies on another GPU than
+            the current one.
+    """
+    prepared_update(parameters, hyper, learning_rates, decays)()
+
+
+def prepared_update(
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    learning_rates: Sequence[float],
+    decays: Sequence[float],
+) -> Prepared:
+    """Prepare what `fused_update` does, with the same arguments, to be done again and again."""
+    operands = list(map(_operand, parameters, learning_rates, decays))
+    _check_device(parameters)
+    return prepared(operands, hyper, owners=parameters)
+
+
+def prepared_traffic(line: Parameter) -> Prepared:
+    """Prepare the ceiling of a step: a kernel that moves its bytes, with next to no arithmetic.
+
+    Args:
+        line: all tensors of a workload laid end to end in CuPy arrays. Their values do not change:
+            what is added, times the gradient, is that small, and never a subnormal.
+    """
+    factor = float(np.sqrt(np.finfo(line.acc_grad.dtype).tiny))
+    _check_device([line])
+    hyper = Hyperparameters(rescale_grad=factor)
+    return prepared([_operand(line, 0.0, 0.0)], hyper, work="traffic", owners=line)
+
+
+_operand = partial(operand.operand, interface=operand.CUDA)
+
+
+def _check_device(parameters: Sequence[Parameter]) -> None:
+    import cupy
+
+    current = cupy.cuda.Device().id
+    found = {array.device.id for parameter in parameters for array in parameter.arrays}
+    if found - {current}:
+        raise ValueError(
+            f"arrays lie on GPU {', '.join(map(str, sorted(found)))}, and the current one is "
+            f"{current}; take the step under `with cupy.cuda.Device(...)`, on one GPU at a time"
+        )

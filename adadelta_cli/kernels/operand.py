@@ -1,0 +1,162 @@
+"""The tensors of a fused step as its kernels see them, on any device: addresses, sizes, kinds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from adadelta_cli.update import Parameter
+
+# The attribute by which an array in this memory gives its address: NumPy's array interface, and
+# Numba's CUDA array interface, both version 3.
+HOST, CUDA = "__array_interface__", "__cuda_array_interface__"
+
+
+@dataclass(frozen=True, eq=False)  # zeros of all types are equal: a kind is only itself
+class Kind:
+    """The element types of a tensor's arrays, each given by a zero; float16 by its bits.
+
+    Attributes:
+        name: what the kernels of this kind are called by.
+        zeros: of weight, gradient and states; and of the float16 weight beside a master, else None.
+    """
+
+    name: str
+    zeros: tuple[Any, Any, Any, Any]
+
+
+_single, _double, _half = np.float32(0), np.float64(0), np.uint16(0)
+# By the dtype of the weight and whether there is a float32 master.
+KINDS = {
+    ("float32", False): Kind("float32", (_single, _single, _single, None)),
+    ("float64", False): Kind("float64", (_double, _double, _double, None)),
+    ("float16", False): Kind("float16", (_half, _half, _single, None)),
+    ("float16", True): Kind("float16_master", (_single, _half, _single, _half)),
+}
+
+
+class Operand(NamedTuple):
+    """One tensor as the kernel sees it: five addresses, a size, and its own rate and decay.
+
+    `addresses` are of the weight that is updated (the master where there is one), the gradient,
+    acc_grad, acc_delta, and the float16 weight of a master, else 0.
+    """
+
+    kind: Kind
+    addresses: tuple[int, int, int, int, int]
+    size: int
+    learning_rate: float
+    wd: float
+
+
+class Table(NamedTuple):
+    """Tensors of one kind, as the kernel takes them.
+
+    Attributes:
+        kind: theirs.
+        addresses: uint64[tensors, 5], as `Operand.addresses`.
+        sizes: int64[tensors], in elements.
+        learning_rates: float64[tensors].
+        decays: float64[tensors].
+    """
+
+    kind: Kind
+    addresses: np.ndarray
+    sizes: np.ndarray
+    learning_rates: np.ndarray
+    decays: np.ndarray
+
+
+def grouped(operands: Iterable[Operand]) -> dict[Kind, list[Operand]]:
+    """Sort tensors by their kind."""
+    by_kind: dict[Kind, list[Operand]] = defaultdict(list)
+    for operand in operands:
+        by_kind[operand.kind].append(operand)
+    return by_kind
+
+
+def tabulate(operands: Iterable[Operand]) -> list[Table]:
+    """Arrange tensors by their kind."""
+    return [
+        Table(
+            kind,
+            np.array([operand.addresses for operand in group], dtype=np.uint64),
+            np.array([operand.size for operand in group], dtype=np.int64),
+            np.array([operand.learning_rate for operand in group]),
+            np.array([operand.wd for operand in group]),
+        )
+        for kind, group in grouped(operands).items()
+    ]
+
+
+def operand(
+    parameter: Parameter, learning_rate: float, wd: float, interface: str = HOST
+) -> Operand:
+    """Describe a parameter that is held in arrays.
+
+    Args:
+        parameter: the arrays, all of one library.
+        learning_rate: rate times multiplier, in double.
+        wd: weight decay times multiplier, in double.
+        interface: `HOST` or `CUDA`, for the memory that the arrays must lie in.
+
+    Raises:
+        TypeError: the dtypes do not go together, or an array lies in other memory.
+        ValueError: an array is not C-contiguous, has another shape, or may not be written.
+    """
+    p = parameter
+    kind = kind_of(p.weight.dtype, p.grad.dtype, p.acc_grad.dtype, p.master is not None)
+    for array in p.arrays:
+        if array.shape != p.weight.shape or not array.flags.c_contiguous:
+            raise ValueError(
+                f"the fused step takes C-contiguous arrays of one shape, the weight's "
+                f"{p.weight.shape}; got shape {array.shape}, strides {array.strides}"
+            )
+    addresses = [_address(array, interface, written=array is not p.grad) for array in p.arrays]
+    return Operand(kind, arranged(addresses), p.weight.size, learning_rate, wd)
+
+
+def _address(array: Any, interface: str, *, written: bool) -> int:
+    try:
+        address, read_only = getattr(array, interface)["data"]
+    except AttributeError:
+        raise TypeError(
+            f"an array of {type(array).__module__} has no {interface}, so it does not lie in the "
+            "memory that this step works on; give the step arrays of its own device"
+        ) from None
+    if written and read_only:
+        raise ValueError("a weight or a state may not be written (its memory is read-only)")
+    return address
+
+
+def arranged(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
+    """Order the addresses of `Parameter.arrays` as the kernel's table has them."""
+    weight, grad, acc_grad, acc_delta, *master = addresses
+    if master:
+        return master[0], grad, acc_grad, acc_delta, weight
+    return weight, grad, acc_grad, acc_delta, 0
+
+
+@cache
+def kind_of(weight: Any, grad: Any, state: Any, has_master: bool) -> Kind:
+    """Look up the kernel for these dtypes.
+
+    Raises:
+        TypeError: there is none.
+    """
+    names = [np.dtype(dtype).name for dtype in (weight, grad, state)]
+    kind = KINDS.get((names[0], has_master))
+    if kind is None or names[1] != names[0] or names[2] != kind.zeros[2].dtype.name:
+        raise TypeError(
+            f"weight, gradient and states are {', '.join(names)}"
+            f"{' with a master' if has_master else ''}; the fused step takes float32 or float64 "
+            "throughout, or float16 weights and gradients on float32 states"
+        )
+    return kind
