@@ -184,7 +184,7 @@ class Gpu(Cpu):
 
         states = [each.line.acc_grad for each in copies]
         targets = [self._cupy.empty_like(state) for state in states]
-        copying = [
+        copying: list[Step] = [
             partial(target.data.copy_from_device_async, state.data, state.nbytes)
             for target, state in zip(targets, states, strict=True)
         ]
