@@ -168,6 +168,7 @@ def run(
     adadelta run mlp
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
+    adadelta run --ctx gpu
     """
     from adadelta_cli import files, training
     from adadelta_cli.backends import backend as array_library
@@ -273,6 +274,7 @@ def verify(
     adadelta verify --self-test
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
+    adadelta verify --ctx gpu
     """
     from adadelta_cli import files, verification
     from adadelta_cli.report import verification as report

@@ -166,11 +166,11 @@ def _is_cupy(name: str) -> bool:
 def _probe_driver(_number: int) -> Finding:
     """See that there is a driver, and that it is young enough for CuPy."""
     runtime = _cupy().cuda.runtime
-    driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    if not driver:
+    version, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if not version:
         return Finding("driver", "none (no libcuda.so.1)", DRIVER)
-    seen = f"for CUDA {_dotted(driver)}"
-    if driver // 1000 < needed // 1000:
+    seen = f"for CUDA {_dotted(version)}"
+    if version // 1000 < needed // 1000:
         return Finding("driver", f"{seen}, and CuPy is built for CUDA {_dotted(needed)}", DRIVER)
     return Finding("driver", seen)
 
@@ -200,8 +200,8 @@ def _probe_devices(number: int) -> Finding:
         allowed = " to ".join(dict.fromkeys(("gpu:0", f"gpu:{count - 1}")))
         return Finding("devices", seen, f"use --ctx {allowed}")
     if visible is not None:
-        return Finding("devices", f"{seen}, CUDA_VISIBLE_DEVICES is {visible!r}",
-                       "unset CUDA_VISIBLE_DEVICES")  # fmt: skip
+        seen = f"{seen}, CUDA_VISIBLE_DEVICES is {visible!r}"
+        return Finding("devices", seen, "unset CUDA_VISIBLE_DEVICES")
     return Finding("devices", seen, "see what nvidia-smi says of the GPU; use --ctx cpu meanwhile")
 
 
