@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # The CPU build of PyTorch that the parity table was measured with.
 TORCH  ?= torch==2.13.0
 
-.PHONY: run test test-peers check format clean
+.PHONY: run test test-peers test-gpu check format clean
 
 run: $(VENV)/installed
 	$(BIN)/adadelta verify --ctx cpu
@@ -22,6 +22,12 @@ test-peers: $(VENV)/installed-peers
 	$(BIN)/python -m pytest -n 2 tests/test_peers.py tests/test_user_kernels.py
 	$(BIN)/adadelta verify --peers --out results/peers
 	$(BIN)/adadelta bench --sizes 1e5 --impl numpy-fused --peers --processes 2 --out results/peers
+
+# On a machine with a GPU: what needs one, which `make test` skips. Elsewhere, the tests are skipped
+# with the reason, and the last command says what is missing and how to mend it.
+test-gpu: $(VENV)/installed-gpu $(VENV)/installed-test
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/adadelta verify --ctx gpu --out results/gpu
 
 check: $(VENV)/installed-check
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adadelta_cli.errors import AdadeltaError, ExitCode
+from adadelta_cli.errors import AdadeltaError, ExitCode, of_device
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -43,6 +43,7 @@ OUTCOMES: dict[type[BaseException], tuple[ExitCode, str]] = {
 
 def outcome(error: BaseException) -> tuple[ExitCode, str]:
     """Say with which exit code and message an exception ends the program."""
+    error = of_device(error) or error
     if isinstance(error, AdadeltaError):
         return error.exit_code, str(error)
     if isinstance(error, click.ClickException):

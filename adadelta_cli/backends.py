@@ -6,12 +6,15 @@ import importlib
 import importlib.util
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import engine
+from adadelta_cli import engine, gpu
 from adadelta_cli.errors import UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,26 @@ class Device:
             raise UsageError(f"--ctx is {text!r}; allowed are cpu, gpu and gpu:N")
         return cls("cpu") if match[1] else cls("gpu", int(match[2] or 0))
 
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.number}" if self.number else self.kind
+
+
+CPU = Device()
+
 
 class NumpyBackend:
-    """NumPy's arrays, on a CPU."""
+    """NumPy's arrays, on a CPU.
+
+    Args:
+        device: where they lie, one of the `kinds`.
+    """
 
     name = "numpy"
+    kinds: tuple[str, ...] = ("cpu",)
     xp: Any = np
+
+    def __init__(self, device: Device = CPU) -> None:
+        self.device = device
 
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of this library, same shape and dtype."""
@@ -57,18 +74,27 @@ class NumpyBackend:
 
 
 class MxnetBackend(NumpyBackend):
-    """MXNet's NumPy-like arrays, on a CPU."""
+    """MXNet's NumPy-like arrays, on a CPU, or on a GPU where this MXNet can compute there."""
 
     name = "mxnet"
+    kinds = ("cpu", "gpu")
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device = CPU) -> None:
+        super().__init__(device)
+        if device.kind == "gpu":
+            found = gpu.mxnet_launch(device.number)
+            if found.mend:
+                raise UnavailableError(
+                    f"--ctx {device} --backend mxnet: {found.piece}: {found.seen}; {found.mend}"
+                )
         self.mxnet = engine.load()
         self.mxnet.npx.set_np()  # empty and zero-dimensional shapes
         self.xp = self.mxnet.np
+        self._place = getattr(self.mxnet, device.kind)(device.number)
 
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of this library, same shape and dtype."""
-        return self.xp.array(values, dtype=values.dtype)
+        return self.xp.array(values, dtype=values.dtype, device=self._place)
 
     def numpy(self, array: Any) -> np.ndarray:
         """Copy to NumPy, once whatever is pending is done."""
@@ -79,12 +105,40 @@ class MxnetBackend(NumpyBackend):
         self.mxnet.nd.waitall()
 
 
+class CupyBackend(NumpyBackend):
+    """CuPy's arrays, on a GPU, which becomes the current device of the thread."""
+
+    name = "cupy"
+    kinds = ("gpu",)
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self.xp = gpu.use(device.number)
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return self.xp.array(values, order="C")
+
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array.set(values)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return self.xp.asnumpy(array)
+
+    def wait(self) -> None:
+        """Return when all work handed to the device is done."""
+        self.xp.cuda.Device().synchronize()
+
+
 class TorchBackend(NumpyBackend):
     """PyTorch's tensors, on a CPU: what `torch.optim` updates."""
 
     name = "torch"
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device = CPU) -> None:
+        super().__init__(device)
         self.torch = installed("torch")
 
     def array(self, values: np.ndarray) -> Any:
@@ -112,7 +166,8 @@ class JaxBackend(NumpyBackend):
 
     name = "jax"
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device = CPU) -> None:
+        super().__init__(device)
         self.jax = installed("jax")
         self.jax.config.update("jax_enable_x64", True)
         self.jax.config.update("jax_platforms", "cpu")
@@ -160,32 +215,45 @@ def installed(library: str) -> Any:
         ) from error
 
 
-BACKENDS = {"numpy": NumpyBackend, "mxnet": MxnetBackend}
+BACKENDS: dict[str, type[NumpyBackend]] = {
+    "numpy": NumpyBackend, "mxnet": MxnetBackend, "cupy": CupyBackend,
+}  # fmt: skip
 # Those that hold the tensors of other frameworks' optimizers only; `--backend` does not take them.
-PEERS = {"torch": TorchBackend, "jax": JaxBackend}
+PEERS: dict[str, type[NumpyBackend]] = {"torch": TorchBackend, "jax": JaxBackend}
+# What `auto` takes on each kind of device.
+AUTOMATIC: dict[str, Callable[[Device], str]] = {
+    "cpu": lambda _device: "mxnet" if engine.is_installed() else "numpy",
+    "gpu": lambda device: "cupy" if gpu.mxnet(device.number).mend else "mxnet",
+}
+
+
+def chosen(name: str, ctx: str) -> str:
+    """Return the name of the array library that `backend` would take: for `auto`, another."""
+    device = Device.parse(ctx)
+    return AUTOMATIC[device.kind](device) if name == "auto" else name
 
 
 def backend(name: str = "auto", ctx: str = "cpu") -> NumpyBackend:
     """Return the array library that `--backend` and `--ctx` ask for.
 
     Args:
-        name: `auto` takes MXNet where it is installed, else NumPy.
+        name: `auto` takes MXNet where it can serve the device, else NumPy or CuPy.
         ctx: the device, as `Device.parse` reads it.
 
     Raises:
         UnavailableError: that library or device is not to be had here.
-        UsageError: there is no such backend or device.
+        UsageError: there is no such backend or device, or they do not go together.
     """
     device = Device.parse(ctx)
-    if device.kind == "gpu" or name == "cupy":
-        raise UnavailableError(
-            f"--ctx {ctx} --backend {name}: this version computes on the CPU only, whatever GPU "
-            "is here; use --ctx cpu, with --backend auto, mxnet or numpy"
+    name = chosen(name, ctx)
+    known = BACKENDS | PEERS
+    if name not in known:
+        raise UsageError(f"--backend is {name!r}; allowed are auto, {', '.join(BACKENDS)}")
+    if device.kind not in known[name].kinds:
+        there = [each for each, found in BACKENDS.items() if device.kind in found.kinds]
+        raise UsageError(
+            f"--ctx {ctx} --backend {name}: {name} has no arrays there; with --ctx {ctx}, take "
+            f"--backend auto, {' or '.join(there)}; with --backend {name}, take --ctx "
+            f"{known[name].kinds[0]}"
         )
-    if name == "auto":
-        name = "mxnet" if engine.is_installed() else "numpy"
-    if name in PEERS:
-        return PEERS[name]()
-    if name not in BACKENDS:
-        raise UsageError(f"--backend is {name!r}; allowed are auto, {', '.join(BACKENDS)}, cupy")
-    return BACKENDS[name]()
+    return known[name](device)

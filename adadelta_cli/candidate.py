@@ -21,10 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import implementations
-from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError
-from adadelta_cli.guard import Guarded, poison
+from adadelta_cli.errors import (
+    KERNEL_FAULTS,
+    AdadeltaError,
+    UnavailableError,
+    UsageError,
+    status,
+)
+from adadelta_cli.guard import Guarded, address, library, poison
 from adadelta_cli.implementations import Bounds, Implementation
-from adadelta_cli.sandbox import Finding, Sandbox, SandboxError
+from adadelta_cli.sandbox import FatalFinding, Finding, Sandbox, SandboxError, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +77,7 @@ def _implementation(
 ) -> Implementation:
     return Implementation(
         name, "numpy", fused=False, bind=bind, unfused="numpy", dtypes=("float32", "float64"),
-        sandbox=name, allowed=ALLOWED, timed=timed, timed_on="boxed",
+        sandbox=name, allowed=ALLOWED, timed=timed, timed_on="boxed", on_gpu="cupy",
     )  # fmt: skip
 
 
@@ -285,11 +291,11 @@ def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> No
 def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], number: int) -> None:
     # As far off as the array that is copied, for who wants to see the kernel at other alignments.
     guarded = {
-        name: Guarded(array, shift=number % 4 + array.ctypes.data % 16 // array.itemsize)
+        name: Guarded(array, shift=number % 4 + address(array) % 16 // array.itemsize)
         for name, array in zip(("weight", "grad", "acc_grad", "acc_delta"), p.arrays, strict=True)
     }
-    poison(count=4, nbytes=p.weight.nbytes)
-    returned = kernel(*(each.array for each in guarded.values()), **keywords)
+    poison(4, p.weight.nbytes, library(p.weight))
+    returned = _returned(kernel, [each.array for each in guarded.values()], keywords)
     for name, each in guarded.items():
         outside = each.written_outside()
         if outside:
@@ -301,7 +307,20 @@ def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], nu
         getattr(p, name)[...] = values
 
 
-def _checked(returned: Any, p: Parameter) -> list[np.ndarray]:
+def _returned(kernel: Callable[..., Any], arrays: Sequence[Any], keywords: dict[str, Any]) -> Any:
+    """Call a kernel, and wait for what it launched, so that its faults are told as its own."""
+    try:
+        returned = kernel(*arrays, **keywords)
+        if library(arrays[0]) is not np:
+            library(arrays[0]).cuda.Device().synchronize()
+    except Exception as error:
+        if status(error) in KERNEL_FAULTS:
+            raise FatalFinding(told(error)) from error
+        raise
+    return returned
+
+
+def _checked(returned: Any, p: Parameter) -> list[Any]:
     """Take what a functional kernel returned."""
     if not isinstance(returned, (tuple, list)) or len(returned) != len(STATES):
         what = f"{len(returned)} values" if isinstance(returned, (tuple, list)) else repr(returned)
@@ -309,7 +328,7 @@ def _checked(returned: Any, p: Parameter) -> list[np.ndarray]:
             f"returned {what[:200]}; allowed are None, after an update in place, or the new "
             "(weight, acc_grad, acc_delta)"
         )
-    arrays = [np.asarray(each) for each in returned]
+    arrays = [library(p.weight).asarray(each) for each in returned]
     for name, array in zip(STATES, arrays, strict=True):
         if (array.shape, array.dtype) != (p.weight.shape, p.weight.dtype):
             raise Finding(

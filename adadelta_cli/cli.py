@@ -91,7 +91,8 @@ def shared_options(command: str) -> Callable[[Any], Any]:
     """Add the options of every command that computes; `command` names the default folder."""
     options = (
         click.option(
-            "--ctx", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N", help="Device."
+            "--ctx", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N",
+            help="Device; gpu is the first, gpu:1 the second.",
         ),
         click.option(
             "--backend", default="auto", show_default=True,
@@ -167,6 +168,7 @@ def run(
     adadelta run mlp
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
+    adadelta run --ctx gpu
     """
     from adadelta_cli import files, training
     from adadelta_cli.backends import backend as array_library
@@ -272,6 +274,7 @@ def verify(
     adadelta verify --self-test
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
+    adadelta verify --ctx gpu
     """
     from adadelta_cli import files, verification
     from adadelta_cli.report import verification as report
@@ -280,7 +283,7 @@ def verify(
     screen = terminal(as_json, quiet, verbose)
     if self_test:
         given = names or case_names or any(asked[key] for key in CHOSEN_BY_SELF_TEST)
-        _self_test(screen, out, seed, alone=not given)
+        _self_test(screen, out, seed, alone=not given and asked["ctx"] == "cpu")
     plan = Request(names=names, case_names=case_names, seed=seed, **asked).plan
     files.prepare(out)
     work = verification.Verification(plan)
@@ -308,8 +311,9 @@ def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
 
     if not alone:
         raise UsageError(
-            "--self-test chooses implementations, cases and dtypes itself; leave them out, or "
-            "leave out --self-test"
+            "--self-test plants its mistakes in the sources for a CPU, and chooses "
+            "implementations, cases and dtypes itself; leave them out, and --ctx, or leave out "
+            "--self-test"
         )
     files.prepare(out)
     work = selftest.SelfTest(seed=seed)

@@ -2,8 +2,8 @@
 
 Three questions, each answered in a sandbox with small rows:
 
-* guard: does it write outside its tensors? Each buffer lies between guard zones, on MXNet too,
-  whose arrays are made on memory of ours.
+* guard: does it write outside its tensors? Each buffer lies between guard zones, on a GPU too, and
+  on MXNet, whose arrays are made on memory of ours.
 * repeat: does a step give the same bits again, at other memory alignments, on one thread, in other
   cuttings? An element that is left unwritten in a new array shows here too, for the memory that new
   arrays are likely to get is poisoned with another number before each run; one left unwritten in
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli import backends, cases, engine, implementations
+from adadelta_cli import cases, engine, implementations
 from adadelta_cli.difference import Difference
 from adadelta_cli.guard import GUARD, GUARD_BYTES, Guarded, poison
 from adadelta_cli.trajectory import step_through
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from adadelta_cli.backends import NumpyBackend
     from adadelta_cli.cases import Case
-    from adadelta_cli.implementations import Bind, Step
+    from adadelta_cli.implementations import Bind, Implementation, Step
     from adadelta_cli.trajectory import Trajectory
     from adadelta_cli.update import Hyperparameters, Parameter
 
@@ -65,7 +65,7 @@ class GuardedBackend:
     """A backend whose arrays lie between guard zones.
 
     Args:
-        backend: the array library, `numpy` or `mxnet`.
+        backend: the array library, `numpy`, `mxnet` or `cupy`.
         shift: how many elements each array lies behind a multiple of 64 bytes.
     """
 
@@ -78,7 +78,9 @@ class GuardedBackend:
 
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of the library, same shape and dtype, between guard zones."""
-        self.guarded.append(Guarded(values, self._shift))
+        on_host = self._backend.device.kind == "cpu"
+        copied = values if on_host else self._backend.array(values)
+        self.guarded.append(Guarded(copied, self._shift))
         return _VIEWS[self._backend.name](self.guarded[-1].array)
 
     def written_outside(self, tensors: int) -> Iterator[Finding]:
@@ -98,7 +100,9 @@ def _mxnet_view(array: np.ndarray) -> Any:
     return engine.load().nd.from_numpy(array, zero_copy=True).as_np_ndarray()
 
 
-_VIEWS: dict[str, Callable[[np.ndarray], Any]] = {"numpy": lambda a: a, "mxnet": _mxnet_view}
+_VIEWS: dict[str, Callable[[Any], Any]] = {
+    "numpy": lambda a: a, "mxnet": _mxnet_view, "cupy": lambda a: a,
+}  # fmt: skip
 
 # --- guard and repeat -----------------------------------------------------------------------------
 
@@ -123,32 +127,35 @@ CUT = (
 )
 
 
-def behaviour(name: str, case: Case, dtype: str, seed: int) -> list[Finding]:
+def behaviour(name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
     """Run a case in guarded memory, several times over; tell the findings of guard and repeat.
 
     What is not ours gets arrays that it may copy, so it is watched by whoever calls it instead
     (`candidate`), and has no findings of guard here.
     """
-    chosen = implementations.implementation(name)
-    memory: Any = GuardedBackend(backends.backend(chosen.backend), 0)
-    wanted = step_through(name, case, dtype, seed, backend=memory)
+    chosen = implementations.implementation(name, ctx)
+    memory: Any = GuardedBackend(chosen.arrays(), 0)
+    wanted = step_through(name, case, dtype, seed, None, ctx, backend=memory)
     outside = [] if chosen.allowed else list(memory.written_outside(len(case.shapes)))
     repeats = {tensor: Finding("repeat", tensor, 0) for tensor in wanted.tensors}
-    for variation in AGAIN + CUT if chosen.fused else AGAIN:
-        got = _varied(variation, name, case, dtype, seed)
+    cut = chosen.fused and chosen.device.kind == "cpu"  # a GPU's blocks are cut one way
+    for variation in AGAIN + CUT if cut else AGAIN:
+        got = _varied(variation, chosen, case, dtype, seed)
         for tensor, before in repeats.items():
             found = _compared("repeat", tensor, got, wanted)
             repeats[tensor] = _together(before, found, f"{variation.about}: ")
     return outside + list(repeats.values())
 
 
-def _varied(variation: Variation, name: str, case: Case, dtype: str, seed: int) -> Trajectory:
-    backend = backends.backend(implementations.implementation(name).backend)
+def _varied(
+    variation: Variation, chosen: Implementation, case: Case, dtype: str, seed: int
+) -> Trajectory:
+    backend, ctx = chosen.arrays(), str(chosen.device)
     memory: Any = GuardedBackend(backend, variation.shift)
     for size in {int(np.prod(shape)) for shape in case.shapes}:
-        poison(4, size * np.dtype(dtype).itemsize)
+        poison(4, size * np.dtype(dtype).itemsize, np if ctx == "cpu" else backend.xp)
     with _cutting(variation.parts):
-        return step_through(name, case, dtype, seed, backend=memory)
+        return step_through(chosen.name, case, dtype, seed, None, ctx, backend=memory)
 
 
 @contextlib.contextmanager
@@ -186,11 +193,11 @@ def _together(before: Finding, found: Finding, prefix: str) -> Finding:
 # --- saved ----------------------------------------------------------------------------------------
 
 
-def saved(name: str, case: Case, dtype: str, seed: int) -> list[Finding]:
+def saved(name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
     """Run a case with a stop midway, at which the states are saved and loaded; and without."""
-    wanted = step_through(name, case, dtype, seed)
+    wanted = step_through(name, case, dtype, seed, None, ctx)
     bind = _stopping(implementations.implementation(name).optimizer, case.steps // 2)
-    got = step_through(name, case, dtype, seed, bind=bind)
+    got = step_through(name, case, dtype, seed, None, ctx, bind=bind)
     return [_compared("saved", tensor, got, wanted) for tensor in wanted.tensors]
 
 

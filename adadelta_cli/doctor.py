@@ -13,11 +13,11 @@ import sys
 import time
 from dataclasses import dataclass
 from enum import Enum
-from importlib import import_module, metadata, util
+from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adadelta_cli import activity, machine
+from adadelta_cli import activity, gpu, machine
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.errors import ExitCode
 from adadelta_cli.sandbox import Finding as Fault
@@ -148,7 +148,7 @@ def examine(tick: Tick = no_tick) -> Examination:
 # --- the pieces, each tried in a sandbox ----------------------------------------------------------
 
 
-def _same_bits(name: str, reference: str) -> str:
+def _same_bits(name: str, reference: str, ctx: str = "cpu") -> str:
     """Take steps with two implementations, in every dtype, and compare every bit.
 
     Raises:
@@ -162,7 +162,9 @@ def _same_bits(name: str, reference: str) -> str:
     numbers = 0
     for dtype in dtypes:
         for case in cases:
-            got, wanted = (step_through(each, case, dtype, 0).tensors for each in (name, reference))
+            got, wanted = (
+                step_through(each, case, dtype, 0, None, ctx).tensors for each in (name, reference)
+            )
             for tensor, states in wanted.items():
                 for state, other in zip(states, got[tensor], strict=True):
                     difference = Difference.between(other, state, state)
@@ -227,9 +229,23 @@ def _try_compiler() -> str:
     return machine.compiler() or ""
 
 
-def _try_cupy() -> str:
-    cupy = import_module("cupy")
-    return f"{cupy.cuda.runtime.getDeviceCount()} devices; this version does not use them"
+def _try_gpu() -> str:
+    """Try what a step on the first GPU needs, piece by piece, then the step.
+
+    Raises:
+        Fault: a piece does not work, or bits differ.
+    """
+    found = gpu.examine()
+    told = gpu.tell((*found, gpu.mxnet_build()))
+    if found[-1].mend:
+        raise Fault(told + MENDING + found[-1].mend)
+    return f"{_same_bits('cupy-fused', 'numpy', 'gpu')}; {told}"
+
+
+def _lack_of_gpu() -> str:
+    if gpu.is_installed():
+        return ""
+    return gpu.tell([gpu.Finding("CuPy", "not installed"), gpu.driver()])
 
 
 def _try_requirements() -> str:
@@ -338,13 +354,10 @@ PIECES = (
         "JAX and optax", "--impl optax", "python -m pip install 'adadelta[jax]'", _try_optax,
         _lack("jax", "optax"), "jax",
     ),
-    Piece(
-        "CuPy", "--ctx gpu, --backend cupy",
-        "nothing: this version computes on the CPU, whatever GPU is here", _try_cupy,
-        _lack("cupy"), "cupy",
-    ),
+    Piece("GPU", "--ctx gpu", f"{gpu.INSTALL}; {gpu.DRIVER}", _try_gpu, _lack_of_gpu, "cupy"),
 )  # fmt: skip
 
+MENDING = "; to mend it: "  # in a fault: before what mends it, where what was tried knows that
 # Failures whose cause is known, and what mends them.
 REMEDIES = {
     r"no locator available": "name a folder that can be written for the compiled kernels: "
@@ -366,7 +379,8 @@ def check(piece: Piece, sandbox: Sandbox) -> Check:
             outcome, seen, mend = Outcome.WORKS, sandbox.of(piece.group).call(piece.attempt), ""
         except SandboxError as error:
             told = " ".join(str(error).removesuffix(" (--timeout)").split())
-            outcome, seen, mend = Outcome.BROKEN, told, _remedy(told) or piece.mend
+            seen, _, known = told.partition(MENDING)
+            outcome, mend = Outcome.BROKEN, known or _remedy(told) or piece.mend
     return Check(
         piece.name, outcome, seen, piece.purpose, mend, piece.required, time.monotonic() - start
     )

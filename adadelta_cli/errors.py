@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
 
 
@@ -39,3 +40,45 @@ class BrokenError(AdadeltaError):
     """The work broke off without a verdict."""
 
     exit_code = ExitCode.BROKEN
+
+
+# --- what CUDA says -------------------------------------------------------------------------------
+
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, CUDA's driver_types.h, as all numbers here
+KERNEL_FAULTS = range(700, 720)  # an illegal address, a timeout, an assertion and so on
+
+
+def in_one_line(error: BaseException) -> str:
+    """Name an exception and its message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def status(error: BaseException) -> int:
+    """Return CUDA's number of an error that CuPy raised; 0 where it is none."""
+    cupy = sys.modules.get("cupy")  # what it raised, it raised after its import
+    if cupy is None:
+        return 0
+    if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
+        return OUT_OF_MEMORY
+    kinds = (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)
+    return getattr(error, "status", 0) if isinstance(error, kinds) else 0
+
+
+def of_device(error: BaseException) -> BrokenError | None:
+    """Say what an error of a GPU during the work means; None where it is no such error.
+
+    A device that failed stays so for the rest of the process: it is the end of the work, and no
+    verdict on what was computed.
+    """
+    number = status(error)
+    if not number:
+        return None
+    if number == OUT_OF_MEMORY:
+        return BrokenError(
+            f"memory of the GPU ran out ({in_one_line(error)}); free some (nvidia-smi names the "
+            "processes that hold it), or ask for less at a time"
+        )
+    return BrokenError(
+        f"the GPU failed during the work ({in_one_line(error)}); what was finished is on disk; see "
+        "what nvidia-smi and the system's log say of it, and try again"
+    )

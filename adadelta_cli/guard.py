@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 GUARD_BYTES = 4096
 GUARD = 0x3F  # as a float of any size an ordinary positive number, so that an update changes it
 
 
-def poison(count: int, nbytes: int) -> None:
+def poison(count: int, nbytes: int, xp: Any = np) -> None:
     """Fill memory that `count` new arrays of a size are likely to get, and free it.
 
     An element that is left unwritten in a new array then holds `GUARD`, and not by luck the number
     that an earlier array had there.
     """
-    filled = [np.full(nbytes, GUARD, np.uint8) for _ in range(count)]
+    filled = [xp.full(nbytes, GUARD, np.uint8) for _ in range(count)]
     del filled
+
+
+def library(array: Any) -> Any:
+    """Return the module of an array: NumPy, or CuPy."""
+    if not hasattr(array, "__cuda_array_interface__"):
+        return np
+    import cupy
+
+    return cupy
+
+
+def address(array: Any) -> int:
+    """Return where a NumPy or CuPy array begins in its memory."""
+    return array.ctypes.data if library(array) is np else array.data.ptr
 
 
 class Guarded:
     """A copy of an array between two guard zones.
 
     Args:
-        values: what is copied.
+        values: what is copied, a NumPy or CuPy array.
         shift: how many elements the copy lies behind a multiple of 64 bytes.
     """
 
-    def __init__(self, values: np.ndarray, shift: int) -> None:
+    def __init__(self, values: Any, shift: int) -> None:
         room = values.nbytes + 2 * GUARD_BYTES + 64 + shift * values.itemsize
-        self._buffer = np.full(room, GUARD, np.uint8)
-        self._begin = GUARD_BYTES + -self._buffer.ctypes.data % 64 + shift * values.itemsize
+        self._buffer = library(values).full(room, GUARD, np.uint8)
+        self._begin = GUARD_BYTES + -address(self._buffer) % 64 + shift * values.itemsize
         self._end = self._begin + values.nbytes
         inner = self._buffer[self._begin : self._end]
         self.array = inner.view(values.dtype).reshape(values.shape)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from adadelta_cli import backends
+from adadelta_cli.backends import CPU, Device
 from adadelta_cli.errors import UsageError
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
@@ -36,7 +38,8 @@ class Implementation:
 
     Attributes:
         name: as `--impl` takes it.
-        backend: the name of the array library that holds its tensors.
+        backend: the name of the array library that holds its tensors, on a CPU where it can.
+        on_gpu: the one that holds them on a GPU; empty for what computes on a CPU only.
         fused: one pass over memory.
         bind: from parameters, their hyper-parameters, and a rate and a decay multiplier for each,
             make a function that takes one step on these parameters, in place, each time it is
@@ -52,6 +55,7 @@ class Implementation:
         timed_on: the kind of arrays that `timed` takes, where it is not the backend's.
         optimizer: of one that keeps its states in an MXNet Updater, what makes it: from
             hyper-parameters, and whether there are float32 masters.
+        device: where its tensors lie.
     """
 
     name: str
@@ -68,22 +72,68 @@ class Implementation:
     timed: Bind | None = None
     timed_on: str = ""
     optimizer: Callable[[Hyperparameters, bool], Any] | None = None
+    on_gpu: str = ""
+    device: Device = CPU
+
+    def on(self, device: Device) -> Implementation:
+        """Return it as it is on a device; what computes on a CPU only stays there."""
+        if device.kind == "gpu" and self.on_gpu:
+            return replace(self, backend=self.on_gpu, device=device)
+        return self
+
+    def arrays(self) -> NumpyBackend:
+        """Return the array library that holds its tensors.
+
+        Raises:
+            UnavailableError: it is not to be had here.
+            UsageError: it has no arrays there.
+        """
+        return backends.backend(self.backend, str(self.device))
 
 
-def _bind_numpy(
+def _each(base: float, mults: Sequence[float]) -> list[float]:
+    """Multiply a common rate or decay by each tensor's own multiplier, in double."""
+    return [base * mult for mult in mults]
+
+
+def _unfused(
+    xp: Any,
     parameters: Sequence[Parameter],
     hyper: Hyperparameters,
     lr_mults: Sequence[float],
     wd_mults: Sequence[float],
 ) -> Step:
-    rates = [hyper.learning_rate * mult for mult in lr_mults]
-    decays = [hyper.wd * mult for mult in wd_mults]
+    rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
     scalars = [hyper.scalars(p.acc_grad.dtype) for p in parameters]
 
     def step() -> None:
         with np.errstate(all="ignore"):  # infinities and NaNs are data here
             for each in zip(parameters, scalars, rates, decays, strict=True):
-                update(np, *each)
+                update(xp, *each)
+
+    return step
+
+
+def _bind_numpy(parameters: Sequence[Parameter], *settings: Any) -> Step:
+    return _unfused(np, parameters, *settings)
+
+
+def _bind_cupy(parameters: Sequence[Parameter], *settings: Any) -> Step:
+    from adadelta_cli.kernels import arithmetic
+
+    arrays = [Parameter(*map(arithmetic.Array, p.arrays)) for p in parameters]
+    return _finished(_unfused(arithmetic, arrays, *settings))
+
+
+def _finished(launch: Step) -> Step:
+    """Wait for the device after each step: a launch returns before its work is done."""
+    import cupy
+
+    wait = cupy.cuda.Device().synchronize
+
+    def step() -> None:
+        launch()
+        wait()
 
     return step
 
@@ -96,9 +146,20 @@ def _bind_numpy_fused(
 ) -> Step:
     from adadelta_cli.kernels import cpu
 
-    rates = [hyper.learning_rate * mult for mult in lr_mults]
-    decays = [hyper.wd * mult for mult in wd_mults]
+    rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
     return cpu.prepared_update(parameters, hyper, rates, decays)
+
+
+def _bind_cupy_fused(
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    lr_mults: Sequence[float],
+    wd_mults: Sequence[float],
+) -> Step:
+    from adadelta_cli.kernels import cuda
+
+    rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
+    return _finished(cuda.prepared_update(parameters, hyper, rates, decays))
 
 
 def _bind_optimizer(
@@ -240,36 +301,43 @@ IMPLEMENTATIONS = {
     for implementation in (
         Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
         Implementation("numpy-fused", "numpy", True, _bind_numpy_fused, "numpy"),
+        Implementation("cupy", "cupy", False, _bind_cupy, "cupy", on_gpu="cupy"),
+        Implementation("cupy-fused", "cupy", True, _bind_cupy_fused, "cupy", on_gpu="cupy"),
         Implementation(
             "mxnet", "mxnet", False, _unfused_mxnet, "mxnet",
-            optimizer=_own_optimizer(fused=False),
+            optimizer=_own_optimizer(fused=False), on_gpu="mxnet",
         ),
         Implementation(
             "mxnet-fused", "mxnet", True, _fused_mxnet, "mxnet",
-            optimizer=_own_optimizer(fused=True),
+            optimizer=_own_optimizer(fused=True), on_gpu="mxnet",
         ),
         Implementation(
             "mxnet-stock", "mxnet", False, _stock_mxnet, "mxnet",
-            keeps_grad=False, dtypes=("float16", "float32"), lacks=_stock_lacks,
+            keeps_grad=False, dtypes=("float16", "float32"), lacks=_stock_lacks, on_gpu="mxnet",
         ),
         *PEERS.values(),
     )
 }  # fmt: skip
 
 
-def implementation(name: str) -> Implementation:
-    """Look up an implementation.
+def implementation(name: str, ctx: str = "cpu") -> Implementation:
+    """Look up an implementation, as it is on a device.
+
+    Args:
+        name: as `--impl` takes it.
+        ctx: the device, as `--ctx` takes it; what computes on a CPU only stays there.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or no such kind of device.
     """
+    device = Device.parse(ctx)
     if name in IMPLEMENTATIONS:
-        return IMPLEMENTATIONS[name]
+        return IMPLEMENTATIONS[name].on(device)
     if ":" in name or name.endswith(".py"):
         from adadelta_cli import candidate
 
         candidate.check_form(name)
-        return candidate.implementation(name)
+        return candidate.implementation(name).on(device)
     raise UsageError(
         f"--impl is {name!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of your own as "
         "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"

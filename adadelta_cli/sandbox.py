@@ -9,6 +9,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adadelta_cli.errors import BrokenError, of_device
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
@@ -28,6 +30,10 @@ class HungError(SandboxError):
 
 class Finding(Exception):  # noqa: N818 - no error of ours: what the work was found to do
     """What checked work did wrong; a sandbox reports the message as it is, without where."""
+
+
+class FatalFinding(Finding):
+    """One after which the process is of no use, as a device's context is after a fault."""
 
 
 def told(error: Exception) -> str:
@@ -60,11 +66,12 @@ class InProcess:
 
         Raises:
             SandboxError: it raised.
+            BrokenError: a device failed.
         """
         try:
             return function(*args)
         except Exception as error:
-            raise SandboxError(told(error)) from error
+            raise of_device(error) or SandboxError(told(error)) from error
 
 
 class Sandbox:
@@ -104,6 +111,7 @@ class Sandbox:
 
         Raises:
             SandboxError: it raised, took longer than the timeout, or its process died.
+            BrokenError: a device failed, which is no verdict on the work.
         """
         connection = self._connected()
         try:
@@ -114,8 +122,12 @@ class Sandbox:
             failure, result = self._answer(connection)
         except (EOFError, OSError):
             raise SandboxError(f"crashed: {self._cause_of_death()}") from None
+        if isinstance(failure, BrokenError):
+            raise failure
+        if isinstance(failure, FatalFinding):
+            self.close()
         if failure:
-            raise SandboxError(failure)
+            raise SandboxError(str(failure))
         return result
 
     def _answer(self, connection: Connection) -> Any:
@@ -164,7 +176,9 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            answer: tuple[str | None, Any] = (None, function(*args))
+            answer: tuple[Any, Any] = (None, function(*args))
+        except FatalFinding as error:
+            answer = (error, None)
         except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
-            answer = (told(error), None)
+            answer = (of_device(error) or told(error), None)
         connection.send(answer)

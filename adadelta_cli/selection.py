@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from adadelta_cli import backends, candidate, cases, conduct, config, draw, implementations, peers
-from adadelta_cli.errors import UnavailableError, UsageError
+from adadelta_cli.backends import Device
+from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError
 from adadelta_cli.recording import Recording
+from adadelta_cli.sandbox import Sandbox
 from adadelta_cli.verification import DTYPES, ORACLE_BUDGET, TRAINING_STEPS, Plan
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from adadelta_cli.implementations import Implementation
 
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
+ON_GPU = ("cupy", "cupy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ class Request:
             some, dtypes = self._replayed()
         for reference in self.configs:
             config.load(reference)
+        if self.peers and Device.parse(self.ctx).kind == "gpu":
+            raise UsageError(
+                f"--peers --ctx {self.ctx}: this version checks other frameworks on the CPU; leave "
+                "out --ctx"
+            )
         here, absent = peers.present(implementations.PEERS) if self.peers else ((), ())
         return Plan(
             implementations=self._implementations(here),
@@ -72,6 +81,7 @@ class Request:
             timeout=self.timeout,
             judged=self.names or (() if self.peers else ("numpy",)),
             oracle_budget=500 if self.full else ORACLE_BUDGET,
+            ctx=self.ctx,
         )
 
     def _cases(self) -> list[Case]:
@@ -108,24 +118,38 @@ def choose(
         UsageError: one of them is not known.
         UnavailableError: the device, the backend or an implementation is not to be had here.
     """
-    chosen_backend = backends.backend(backend, ctx).name
-    if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend != "numpy":
+    given = [implementations.implementation(name, ctx) for name in names]
+    for each in given:
+        _check_place(each, Device.parse(ctx))
+    chosen_backend = _library(backend, ctx)
+    if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
         raise UnavailableError(
             "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
             "subnormals, and NumPy, the reference, with it; unset it, or use --backend numpy"
         )
     if names:
-        for name in names:
-            _check_available(implementations.implementation(name), ctx, timeout)
+        for each in given:
+            _check_available(each, timeout)
         return tuple(dict.fromkeys(names))
-    if backend == "auto" and chosen_backend == "mxnet":
+    on_gpu = Device.parse(ctx).kind == "gpu"
+    if backend == "auto" and chosen_backend == "mxnet" and not on_gpu:
         return DEFAULT
     return tuple(
-        name for name in DEFAULT if implementations.implementation(name).backend == chosen_backend
+        name
+        for name in (ON_GPU if on_gpu else DEFAULT)
+        if implementations.implementation(name, ctx).backend == chosen_backend
     )
 
 
-def _check_available(chosen: Implementation, ctx: str, timeout: float | None) -> None:
+def _check_place(chosen: Implementation, device: Device) -> None:
+    if chosen.device != device:
+        raise UsageError(
+            f"--impl {chosen.name} computes on a CPU; with --ctx {device}, take "
+            f"{', '.join(ON_GPU)}, or a kernel of your own"
+        )
+
+
+def _check_available(chosen: Implementation, timeout: float | None) -> None:
     if chosen.name in implementations.PEERS:  # not imported here, where it would disturb others
         lack = peers.lack(chosen)
         if lack:
@@ -133,4 +157,26 @@ def _check_available(chosen: Implementation, ctx: str, timeout: float | None) ->
     elif chosen.allowed:
         candidate.check(chosen.name, timeout)
     else:
-        backends.backend(chosen.backend, ctx)
+        _library(chosen.backend, str(chosen.device))
+
+
+@cache
+def _library(backend: str, ctx: str) -> str:
+    """Name the array library; a GPU is tried in a process that gives it back when it ends."""
+    if Device.parse(ctx).kind == "cpu":
+        return backends.backend(backend, ctx).name
+    name = backends.chosen(backend, ctx)
+    with Sandbox() as sandbox:
+        wrong = sandbox.call(_problem, name, ctx)
+    if wrong:
+        raise wrong
+    return name
+
+
+def _problem(name: str, ctx: str) -> AdadeltaError | None:
+    """Say why an array library is not to be had; None when it is."""
+    try:
+        backends.backend(name, ctx)
+    except AdadeltaError as error:
+        return error
+    return None

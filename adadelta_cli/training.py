@@ -103,7 +103,8 @@ class Result:
     Attributes:
         name: the config's.
         problem: its name.
-        backend, dtype, fused, seed: as in `Run`.
+        backend, ctx: the array library's name, and its device.
+        dtype, fused, seed: as in `Run`.
         outcome: how it ended.
         checks: one for each expectation of the config.
         steps: how many were taken.
@@ -116,6 +117,7 @@ class Result:
     name: str
     problem: str
     backend: str
+    ctx: str
     dtype: str
     fused: bool
     seed: int
@@ -241,7 +243,7 @@ class Training:
         self.step = step
         for key, values in state.items():
             part, name = key.split("/", 1)
-            getattr(self.parameters[name], part)[...] = self.backend.array(values)
+            self.backend.assign(getattr(self.parameters[name], part), values)
 
 
 def _norm(arrays: Sequence[np.ndarray]) -> float:
@@ -336,7 +338,7 @@ class Run:
         self.training = Training(config, backend, fused=fused, dtype=dtype, seed=seed)
         self._facts: dict[str, Any] = {
             "name": name, "problem": config.problem.name, "backend": backend.name,
-            "dtype": dtype, "fused": fused, "seed": seed,
+            "ctx": str(backend.device), "dtype": dtype, "fused": fused, "seed": seed,
         }  # fmt: skip
         self._every = config.training.record_every or self.training.steps_per_epoch
         self._seconds = 0.0
@@ -355,6 +357,8 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """Gather all that decides the trajectory and its recording, but not its length."""
         facts = {key: self._facts[key] for key in ("backend", "dtype", "fused", "seed")}
+        if self.training.backend.device.kind == "gpu":
+            facts["device"] = "gpu"
         digest = hashlib.sha256()
         for values in self.training.problem.data:
             digest.update(np.ascontiguousarray(values).tobytes())
@@ -404,7 +408,11 @@ class Run:
         with interruption.held() as release:
             while self.training.step < self.training.total and self._is_finite():
                 began = time.perf_counter()
-                self._advance()
+                try:
+                    self._advance()
+                except BaseException:  # a GPU that was lost, memory that ran out
+                    self._keep()
+                    raise
                 self._seconds += time.perf_counter() - began
                 if self.training.step % self.config.training.checkpoint_every == 0:
                     self._write_checkpoint()
@@ -446,6 +454,10 @@ class Run:
     def _stop(self) -> None:
         """Keep what an interrupted run has done."""
         self._write_checkpoint()
+        self._keep()
+
+    def _keep(self) -> None:
+        """Keep the history, which lies in this memory, whatever became of the tensors."""
         report.write_run(self.folder, self._result(Outcome.INTERRUPTED), self.config, plot=False)
         if self._recorder:
             self._recorder.write()

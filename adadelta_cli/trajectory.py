@@ -39,14 +39,14 @@ class Trajectory:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
-def make_ready(backend: str) -> None:
+def make_ready(backend: str, ctx: str) -> None:
     """Import what steps on a backend need."""
-    backends.backend(backend)
+    backends.backend(backend, ctx)
 
 
 def step_through(
     name: str, case: Case, dtype: str, seed: int, starts: dict[str, list[np.ndarray]] | None = None,
-    *, backend: NumpyBackend | None = None, bind: Bind | None = None,
+    ctx: str = "cpu", *, backend: NumpyBackend | None = None, bind: Bind | None = None,
 ) -> Trajectory:  # fmt: skip
     """Let an implementation take a case's steps.
 
@@ -57,12 +57,13 @@ def step_through(
         seed: from which the case draws its numbers.
         starts: a trajectory's tensors; each step is taken from its state before that step, and not
             from where the last step led.
+        ctx: the device, for what computes there.
         backend: makes the arrays, in place of the implementation's own.
         bind: makes the step, in place of the implementation's own.
     """
     warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
-    implementation = implementations.implementation(name)
-    backend = backend or backends.backend(implementation.backend)
+    implementation = implementations.implementation(name, ctx)
+    backend = backend or implementation.arrays()
     parameters = [
         implementations.parameter(backend, v.weight, np.zeros_like(v.weight), *v[1:], dtype=dtype)
         for v in case.start(dtype, seed)
@@ -93,13 +94,14 @@ def _restart(
 
 
 def train(
-    reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int, steps: int | None
-) -> Trajectory:
+    reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int, steps: int | None,
+    ctx: str = "cpu",
+) -> Trajectory:  # fmt: skip
     """Train a config with an implementation, `steps` at most; keep every recorded step."""
     from adadelta_cli import config, training
 
-    implementation = implementations.implementation(name)
-    backend = backends.backend(implementation.backend)
+    implementation = implementations.implementation(name, ctx)
+    backend = implementation.arrays()
     settings = config.load(reference, list(overrides))
     run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
     end = min(run.total, steps or run.total)

@@ -123,7 +123,8 @@ def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, 
     """Take one AdaDelta step on one tensor, in place, the gradient left as it was.
 
     Args:
-        xp: the arrays' module, any that speaks NumPy: `numpy`, `mxnet.np`, `cupy`.
+        xp: the arrays' module, any that speaks NumPy: `numpy`, `mxnet.np`; for CuPy's arrays
+            `kernels.arithmetic`, since CuPy's own operators flush subnormals.
         parameter: the tensor, any shape, zero-dimensional and empty ones too.
         hyper: `Hyperparameters.scalars` of the accumulators' dtype.
         learning_rate: the product of rate, schedule and multiplier in double; rounded here, once.

@@ -39,6 +39,8 @@ REFERENCES = {
     "mxnet": "numpy",
     "mxnet-fused": "mxnet",
     "mxnet-stock": "mxnet",
+    "cupy": "numpy",
+    "cupy-fused": "cupy",
 }
 DTYPES = ("float32", "float64", "float16")
 # Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
@@ -89,7 +91,9 @@ class Row:
         whats = {"training": self.case, "replay": f"--replay {self.case}"}
         what = whats.get(self.check, f"--case {self.case}")
         seed = f" --seed {self.seed}" if self.seed else ""
-        return f"adadelta verify {what} --impl {self.implementation} --dtype {self.dtype}{seed}"
+        ctx = "" if self.ctx == "cpu" else f" --ctx {self.ctx}"
+        command = f"adadelta verify {what} --impl {self.implementation} --dtype {self.dtype}"
+        return command + ctx + seed
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,7 @@ class Plan:
         drawn: how many cases to draw from the seed for each implementation that is compared to the
             bit; of those that are not fused only when `named`.
         watched: the names of the cases that are put again to see how an implementation behaves.
+        ctx: the device, for what computes there.
     """
 
     implementations: tuple[str, ...]
@@ -229,6 +234,11 @@ class Plan:
     named: bool = False
     drawn: int = 0
     watched: frozenset[str] = conduct.CASES
+    ctx: str = "cpu"
+
+    def implementation(self, name: str) -> Implementation:
+        """Look up an implementation, as it is on the device."""
+        return implementations.implementation(name, self.ctx)
 
 
 @dataclass(frozen=True)
@@ -343,10 +353,9 @@ class Verification:
         for name, lack in plan.absent:
             self._skip(self._subject("step", "", name, "", 0), lack)
         with sandbox or Sandbox(plan.timeout) as place:
-            if any(_backend(name) == "mxnet" for name in plan.implementations):
-                place.of(FLUSHING).begin(
-                    make_ready, "mxnet"
-                )  # a second that passes beside the first cases
+            if any(plan.implementation(name).backend == "mxnet" for name in plan.implementations):
+                # a second that passes beside the first cases
+                place.of(FLUSHING).begin(make_ready, "mxnet", plan.ctx)
             for done, (what, check) in enumerate(jobs):
                 tick(done, len(jobs), what)
                 check(place)
@@ -358,8 +367,10 @@ class Verification:
         def trajectory(name: str) -> Trajectory:
             if name not in known:
                 try:
-                    place = sandbox.of(_group(implementations.implementation(name), case))
-                    known[name] = place.call(step_through, name, case, dtype, self.plan.seed)
+                    place = sandbox.of(_group(self.plan.implementation(name), case))
+                    known[name] = place.call(
+                        step_through, name, case, dtype, self.plan.seed, None, self.plan.ctx
+                    )
                 except SandboxError as error:
                     known[name] = error
             found = known[name]
@@ -368,7 +379,7 @@ class Verification:
             return found
 
         for name in self.plan.implementations:
-            chosen = implementations.implementation(name)
+            chosen = self.plan.implementation(name)
             subject = self._subject(case.check, case.name, name, dtype, case.steps)
             reason = _skipped(chosen, case, dtype, named=self.plan.named)
             if reason or name in self._hung:
@@ -385,7 +396,7 @@ class Verification:
 
     def _check_drawn(self, dtype: str, sandbox: Sandbox | InProcess) -> None:
         for name in self.plan.implementations:
-            chosen = implementations.implementation(name)
+            chosen = self.plan.implementation(name)
             wanted = chosen.fused or self.plan.named
             if wanted and not chosen.allowed and dtype in chosen.dtypes and name not in self._hung:
                 self._draw(self._subject("drawn", draw.ALL, name, dtype, 0), sandbox)
@@ -394,7 +405,7 @@ class Verification:
         plan, dtype = self.plan, subject["dtype"]
         names = subject["implementation"], subject["reference"]
         try:
-            found = place.call(draw.examine, *names, dtype, plan.seed, plan.drawn)
+            found = place.call(draw.examine, *names, dtype, plan.seed, plan.drawn, plan.ctx)
         except SandboxError as error:
             self._fail(subject, error)
             return
@@ -405,7 +416,8 @@ class Verification:
             return
         before = len(self.rows)
         subject |= {"case": case.name, "steps": case.steps}
-        self._compare(subject, lambda name: place.call(step_through, name, case, dtype, plan.seed))
+        how = (case, dtype, plan.seed, None, plan.ctx)
+        self._compare(subject, lambda name: place.call(step_through, name, *how))
         told = f"the smallest of {found.cases} cases drawn and shrunk; "
         self.rows[before:] = [replace(r, note=told + r.note) for r in self.rows[before:]]
 
@@ -416,6 +428,7 @@ class Verification:
         last = self.rows[-1]
         crashed = last.passed is False and not last.elements
         theirs = chosen.backend in backends.PEERS or not chosen.keeps_grad
+        theirs |= chosen.backend == "mxnet" and chosen.device.kind == "gpu"  # memory of MXNet's
         if chosen.name in self._hung or crashed or theirs:
             return
         runs = [conduct.behaviour, conduct.saved] if chosen.optimizer else [conduct.behaviour]
@@ -423,7 +436,7 @@ class Verification:
         subject["reference"] = "itself"
         try:
             found = [each for run in runs for each in place.call(
-                run, chosen.name, case, dtype, self.plan.seed)]  # fmt: skip
+                run, chosen.name, case, dtype, self.plan.seed, self.plan.ctx)]  # fmt: skip
         except SandboxError as error:
             self._fail(subject, error)
             return
@@ -437,7 +450,7 @@ class Verification:
 
         The bounds are those of our order of operations: what is not ours is told its distance.
         """
-        chosen = implementations.implementation(name)
+        chosen = self.plan.implementation(name)
         skipped = name in self._hung or _skipped(chosen, case, dtype, named=self.plan.named)
         if skipped or not case.elements:
             return
@@ -462,9 +475,10 @@ class Verification:
     ) -> None:  # fmt: skip
         """Compare one that is not ours: each step by itself within bounds, then the drift."""
         name, dtype, seed = subject["implementation"], subject["dtype"], self.plan.seed
+        ctx = self.plan.ctx
         try:
             wanted = trajectory(subject["reference"])
-            got = sandbox.call(step_through, name, case, dtype, seed, wanted.tensors)
+            got = sandbox.call(step_through, name, case, dtype, seed, wanted.tensors, ctx)
             drift = list(compare(subject | {"check": "drift"}, trajectory(name), wanted))
         except SandboxError as error:
             self._fail(subject, error)
@@ -485,7 +499,7 @@ class Verification:
             self._fail(subject, error)
             return
         self.rows += compare(subject, got, wanted)
-        if grads and implementations.implementation(name).keeps_grad:
+        if grads and self.plan.implementation(name).keeps_grad:
             self._note_gradient(subject, got, grads)
 
     def _fail(self, subject: dict[str, Any], error: SandboxError) -> None:
@@ -503,7 +517,7 @@ class Verification:
         )  # fmt: skip
 
     def _check_training(self, config: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
-        chosen = [implementations.implementation(name) for name in self.plan.implementations]
+        chosen = [self.plan.implementation(name) for name in self.plan.implementations]
         for fused in (each for each in chosen if each.fused):
             found: dict[str, Trajectory] = {}
 
@@ -512,7 +526,7 @@ class Verification:
             ) -> Trajectory:
                 plan = self.plan
                 limit = plan.training_steps if fused.backend == "mxnet" else None
-                arguments = (config, plan.overrides, name, dtype, plan.seed, limit)
+                arguments = (config, plan.overrides, name, dtype, plan.seed, limit, plan.ctx)
                 place = sandbox.of(FLUSHING if fused.backend == "mxnet" else "")
                 found[name] = place.call(train, *arguments)
                 return found[name]
@@ -534,10 +548,11 @@ class Verification:
         self.rows[before:] = [Row(**{**vars(row), "steps": steps}) for row in self.rows[before:]]
 
     def _subject(self, check: str, case: str, name: str, dtype: str, steps: int) -> dict[str, Any]:
+        chosen = self.plan.implementation(name)
         return {
             "check": check, "case": case, "implementation": name,
             "reference": REFERENCES.get(name, "numpy"),
-            "backend": _backend(name), "ctx": "cpu", "dtype": dtype, "steps": steps,
+            "backend": chosen.backend, "ctx": str(chosen.device), "dtype": dtype, "steps": steps,
             "seed": self.plan.seed,
         }  # fmt: skip
 
@@ -552,14 +567,13 @@ class Verification:
 FLUSHING = "mxnet, flushing"
 
 
-def _backend(name: str) -> str:
-    return implementations.implementation(name).backend
-
-
 def _group(implementation: Implementation, case: Case) -> str:
     """Name the sandbox that a case is put in."""
     flushing = case.flush and implementation.backend == "mxnet"
     return FLUSHING if flushing else implementation.sandbox
+
+
+STRICT = {"numpy": "NumPy", "cupy": "our kernel on CuPy's arrays"}  # whatever a case asks for
 
 
 def _skipped(implementation: Implementation, case: Case, dtype: str, *, named: bool = False) -> str:
@@ -570,7 +584,8 @@ def _skipped(implementation: Implementation, case: Case, dtype: str, *, named: b
         f"{name} has no {dtype}{masters}": dtype not in implementation.dtypes,
         f"{name} has no mode that flushes subnormals when asked to": case.flush
         and implementation.allowed,
-        "NumPy does not flush subnormals": case.flush and implementation.backend == "numpy",
+        f"{STRICT.get(implementation.backend)} does not flush subnormals": case.flush
+        and implementation.backend in STRICT,
         "the unfused step on MXNet is the reference while it flushes subnormals": case.flush
         and name == "mxnet",
         implementation.lacks(case.hyper): True,
@@ -589,6 +604,7 @@ def verify(
     seed: int = 0,
     steps: int | None = None,
     full: bool = False,
+    ctx: str = "cpu",
 ) -> list[Row]:
     """Check a kernel of your own, in this process: for your own test suite.
 
@@ -603,13 +619,16 @@ def verify(
         seed: everything random derives from it.
         steps: take so many steps in each case, in place of its own number.
         full: the whole catalogue of cases: minutes.
+        ctx: the device: on `gpu` or `gpu:N` the kernel gets CuPy arrays.
 
     Returns:
         Rows as in verify.csv; `row.passed` is False where something is wrong, and `row.note` says
         what.
 
     Raises:
-        UsageError: there is no such case or dtype, or the kernel is no function.
+        UsageError: there is no such case, dtype or kind of device, or the kernel is no function.
+        UnavailableError: there is no such device here.
+        BrokenError: the device failed, by no fault of the kernel.
 
     Examples:
         >>> from adadelta_cli import verify
@@ -627,7 +646,8 @@ def verify(
     chosen = tuple(select(tuple(cases), full=full, steps=steps))
     with candidate.known(step) as name, warnings.catch_warnings():
         watched = frozenset(cases or (conduct.FULL if full else conduct.CASES))
-        plan = Plan((name,), chosen, dtypes=tuple(dtypes), seed=seed, watched=watched)
+        plan = Plan((name,), chosen, dtypes=tuple(dtypes), seed=seed, watched=watched, ctx=ctx)
+        plan.implementation(name).arrays()
         work = Verification(plan)
         work.execute(sandbox=InProcess())
     return work.rows

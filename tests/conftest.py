@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import host_cuda
 import numpy as np
 import pytest
 
 from adadelta_cli import backends, engine
+from adadelta_cli.kernels import cpu, cuda
+from adadelta_cli.kernels.operand import operand, tabulate
+from adadelta_cli.update import Hyperparameters, Parameter
 
 # Before any library is loaded, here and in what the tests start: the two pytest workers share two
 # cores, and pictures are drawn without a screen.
@@ -69,6 +76,69 @@ def random_arrays(shape, kind="float32", seed=0, low=-8, high=3):
         acc_delta = np.asarray(np.abs(spread()) * 1e-3).astype(state)
     arrays = [np.asarray(weight).astype(storage), grad, acc_grad, acc_delta]
     return [*arrays, np.asarray(weight)] if has_master else arrays
+
+
+# What `kernels.cuda` asks of CuPy, on NumPy arrays and host memory: a simulation.
+CUPY = SimpleNamespace(
+    RawModule=host_cuda.RawModule,
+    asarray=np.array,
+    cuda=SimpleNamespace(Device=lambda: SimpleNamespace(id=0)),
+)
+
+
+@contextlib.contextmanager
+def simulated_gpu(**changed):
+    """Let `kernels.cuda` find the simulation where it looks for CuPy."""
+    before = sys.modules.get("cupy")
+    sys.modules["cupy"] = SimpleNamespace(**(vars(CUPY) | changed))
+    cuda.kernel.cache_clear()
+    try:
+        yield
+    finally:
+        cuda.kernel.cache_clear()
+        del sys.modules["cupy"]
+        if before is not None:
+            sys.modules["cupy"] = before
+
+
+def prepared_on_gpu(parameters, hyper, learning_rates, decays):
+    """Prepare the GPU's step on NumPy arrays, where a GPU is simulated."""
+    return cuda.prepared(list(map(operand, parameters, learning_rates, decays)), hyper)
+
+
+FAR_ELEMENTS = 37  # that have memory, in a tensor that is larger than all memory
+
+
+def far_tile(tile):
+    """Make a float32 tensor of which only the last tile, this one, has memory.
+
+    Returns its arrays, its row of the table, and what steps on them with default hyper-parameters.
+    """
+    arrays = random_arrays(FAR_ELEMENTS)
+    before = tile * cuda.TILE_ELEMENTS
+    (table,) = tabulate([operand(Parameter(*arrays), 0.7, 0.01)])
+    addresses = table.addresses - np.array([before * 4] * 4 + [0], np.uint64)
+    plan = cuda.plan(table._replace(addresses=addresses, sizes=table.sizes + before))
+    counts = np.int64(1), np.int64(plan.tiles)
+    arguments = (plan.rows, *counts, *map(np.float64, Hyperparameters().doubles))
+
+    def run():
+        kernel = cuda.kernel("update_float32")
+        kernel((plan.tiles,), (cuda.THREADS,), arguments, blocks=range(tile, tile + 1))
+
+    return arrays, plan.rows, run
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def fused_update(request):
+    """Take the fused step on NumPy arrays: by the CPU's kernel, and by the GPU's, simulated."""
+    if request.param == "cpu":
+        yield cpu.fused_update
+        return
+    if host_cuda.COMPILER is None:
+        pytest.skip("no C++ compiler on the PATH: the GPU's kernels are not simulated")
+    with simulated_gpu():
+        yield lambda *arguments: prepared_on_gpu(*arguments)()
 
 
 @pytest.fixture(params=[name for name in ("numpy", "mxnet") if HAS_MXNET or name == "numpy"])

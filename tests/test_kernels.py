@@ -1,4 +1,7 @@
-"""The one-pass kernel gives the bits of the array update, whatever it is given."""
+"""The one-pass kernels give the bits of the array update, whatever they are given.
+
+The GPU's kernels are simulated on the host; what is its own is in test_cuda.py.
+"""
 
 from __future__ import annotations
 
@@ -29,39 +32,41 @@ def unfused(parameters, hyper, rates, decays):
     return [array for p in copies for array in p.arrays]
 
 
-def assert_fused_is_unfused(parameters, hyper, steps=1):
+def assert_fused_is_unfused(fused_update, parameters, hyper, steps=1):
     """Compare after each step, each tensor with a rate and a decay of its own."""
     rates = [hyper.learning_rate * (1 + 0.1 * k) for k in range(len(parameters))]
     decays = [hyper.wd * (1 + 0.2 * k) for k in range(len(parameters))]
     for _ in range(steps):
         wanted = unfused(parameters, hyper, rates, decays)
-        cpu.fused_update(parameters, hyper, rates, decays)
+        fused_update(parameters, hyper, rates, decays)
         assert_same_bits([array for p in parameters for array in p.arrays], wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_tensors_of_mixed_size_in_one_launch(kind):
+def test_many_tensors_of_mixed_size_in_one_launch(fused_update, kind):
     """Lengths around vectors, parts and the serial threshold, several steps, mixed multipliers."""
     parameters = [Parameter(*random_arrays(n, kind, seed=n)) for n in SIZES]
-    assert_fused_is_unfused(parameters, Hyperparameters(**AWKWARD), steps=5)
+    assert_fused_is_unfused(fused_update, parameters, Hyperparameters(**AWKWARD), steps=5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_one_tensor_of_each_length(kind, size):
+def test_one_tensor_of_each_length(fused_update, kind, size):
     """A tensor alone, with default hyper-parameters: no clipping, no decay."""
-    assert_fused_is_unfused([Parameter(*random_arrays(size, kind))], Hyperparameters(), steps=2)
+    assert_fused_is_unfused(
+        fused_update, [Parameter(*random_arrays(size, kind))], Hyperparameters(), steps=2
+    )
 
 
-def test_dtypes_mix_in_one_call():
+def test_dtypes_mix_in_one_call(fused_update):
     """Tensors of all kinds are taken together."""
     parameters = [Parameter(*random_arrays(50, kind)) for kind in KINDS for _ in range(3)]
-    assert_fused_is_unfused(parameters, Hyperparameters(**AWKWARD), steps=2)
+    assert_fused_is_unfused(fused_update, parameters, Hyperparameters(**AWKWARD), steps=2)
 
 
 @pytest.mark.parametrize("clip", [None, 0.0, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_values(kind, clip):
+def test_special_values(fused_update, kind, clip):
     """Infinities, NaNs, zeros of both signs, subnormals and the extremes, in all combinations."""
     storage, state, has_master = KINDS[kind]
 
@@ -81,7 +86,7 @@ def test_special_values(kind, clip):
     master = [weight.astype(state)] if has_master else []
     parameter = Parameter(weight, grad, acc_grad, acc_delta, *master)
     hyper = Hyperparameters(wd=0.01, rescale_grad=0.5, clip_gradient=clip)
-    assert_fused_is_unfused([parameter], hyper, steps=3)
+    assert_fused_is_unfused(fused_update, [parameter], hyper, steps=3)
 
 
 def floats(size):
@@ -91,7 +96,7 @@ def floats(size):
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data(), size=st.integers(0, 40))
-def test_whatever_hypothesis_thinks_of(data, size):
+def test_whatever_hypothesis_thinks_of(fused_update, data, size):
     """Arbitrary bits in all four arrays, arbitrary hyper-parameters."""
     hyper = Hyperparameters(
         learning_rate=data.draw(st.floats(-1e3, 1e3)),
@@ -102,17 +107,17 @@ def test_whatever_hypothesis_thinks_of(data, size):
         clip_gradient=data.draw(st.none() | st.floats(0, 1e3)),
     )
     arrays = [data.draw(floats(size)) for _ in range(4)]
-    assert_fused_is_unfused([Parameter(*arrays)], hyper)
+    assert_fused_is_unfused(fused_update, [Parameter(*arrays)], hyper)
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
-def test_float64_follows_the_golden_trajectories(case):
+def test_float64_follows_the_golden_trajectories(fused_update, case):
     """Ten fused steps in double stay within 1e-12 of those computed with 60 digits."""
     hyper = Hyperparameters(**case["hyper"])
     arrays = [np.array(case[name], np.float64) for name in ("weight", "acc_grad", "acc_delta")]
     for grad, wanted in zip(case["grads"], case["steps"], strict=True):
         parameter = Parameter(arrays[0], np.array(grad, np.float64), *arrays[1:])
-        cpu.fused_update([parameter], hyper, [hyper.learning_rate], [hyper.wd])
+        fused_update([parameter], hyper, [hyper.learning_rate], [hyper.wd])
         for array, name in zip(arrays, ("weight", "acc_grad", "acc_delta"), strict=True):
             np.testing.assert_allclose(array, np.array(wanted[name], float), rtol=1e-12, atol=0)
 
@@ -133,20 +138,21 @@ def test_neither_threads_nor_parts_change_a_bit(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_written_outside_the_tensors(kind):
+def test_nothing_is_written_outside_the_tensors(fused_update, kind):
     """Guard zones before and behind each buffer stay as they were, and so does the gradient."""
-    size, zone = 1003, 67
+    size, zone = 10_003, 67
     arrays = random_arrays(size + 2 * zone, kind)
     before = [array.copy() for array in arrays]
     hyper = Hyperparameters(**AWKWARD)
     inner = Parameter(*(array[zone : zone + size] for array in arrays))
-    cpu.launch([operand(inner, 0.7, 0.01)], hyper, parts=9)
+    with cpu.cutting(9):
+        fused_update([inner], hyper, [0.7], [0.01])
     for array, old in zip(arrays, before, strict=True):
         assert_same_bits([array[:zone], array[zone + size :]], [old[:zone], old[zone + size :]])
     assert_same_bits([arrays[1]], [before[1]])
 
 
-def test_any_alignment():
+def test_any_alignment(fused_update):
     """Slices that begin at any element, each array at another, give the same bits."""
     hyper = Hyperparameters(**AWKWARD)
     base = random_arrays(500)
@@ -155,7 +161,7 @@ def test_any_alignment():
         arrays = [space[offset : offset + 500] for space, offset in zip(room, offsets, strict=True)]
         for array, values in zip(arrays, base, strict=True):
             array[...] = values
-        assert_fused_is_unfused([Parameter(*arrays)], hyper)
+        assert_fused_is_unfused(fused_update, [Parameter(*arrays)], hyper)
 
 
 def test_subnormals_are_flushed_only_where_asked():

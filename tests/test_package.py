@@ -31,10 +31,10 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_package_and_configs(wheel):
-    """Every module, the CUDA and type markers, each config with its schema, and no tests."""
+    """Every module, the CUDA source, the type marker, each config with its schema, and no tests."""
     names = set(zipfile.ZipFile(wheel).namelist())
     package = HERE.parent / "adadelta_cli"
-    for path in package.rglob("*.py"):
+    for path in [*package.rglob("*.py"), *package.rglob("*.cu")]:
         assert path.relative_to(HERE.parent).as_posix() in names
     assert {f"adadelta_cli/configs/{name}.yaml" for name in CONFIGS} <= names
     assert "adadelta_cli/configs/schema.json" in names

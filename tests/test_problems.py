@@ -92,7 +92,7 @@ def test_the_gradients_agree_where_every_hidden_unit_is_at_zero(activation):
 def test_the_analytic_gradient_is_the_slope_of_the_loss(case):
     """Central differences of the loss along random directions give the gradient's projection."""
     built, point, batch = case
-    grads = built.gradient(point, *batch)
+    grads = built.gradient(np, point, *batch)
     rng = np.random.default_rng(2)
     for _ in range(5):
         ways = [rng.standard_normal(w.shape) for w in point]
@@ -140,7 +140,7 @@ def test_the_optimum_of_logistic_regression_is_one(l2):
     """At scikit-learn's solution our gradient vanishes, and so does the gap."""
     built = build(name="logistic_regression", l2=l2)
     solved = built._solved()
-    assert max(np.abs(g).max() for g in built.gradient(solved, *built.data)) < 1e-9
+    assert max(np.abs(g).max() for g in built.gradient(np, solved, *built.data)) < 1e-9
     assert built.measure(solved)["gap"] == pytest.approx(0, abs=1e-15)
     moved = [w + 1e-3 for w in solved]
     assert built.measure(moved)["gap"] > 1e-9

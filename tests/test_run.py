@@ -136,7 +136,7 @@ WRONG = {
     "option": (["--sett", "a=1"], 2, r"^Error: No such option.*--sett"),
     "dtype": (["mlp", "--dtype", "int8"], 2, r"^Error: .*'int8' is not one of"),
     "device": (["mlp", "--ctx", "tpu"], 2, r"^Error: --ctx is 'tpu'"),
-    "gpu": (["mlp", "--ctx", "gpu"], 3, r"^Error: --ctx gpu"),
+    "place": (["mlp", "--ctx", "gpu", "--backend", "numpy"], 2, r"^Error: --ctx gpu --backend numpy"),
 }  # fmt: skip
 
 

@@ -281,3 +281,29 @@ KERNELS(float32, Real<float>, Real<float>, Real<float>, false)
 KERNELS(float64, Real<double>, Real<double>, Real<double>, false)
 KERNELS(float16, Half, Half, Real<float>, false)
 KERNELS(float16_master, Real<float>, Half, Real<float>, true)
+
+// --- one operation at a time: the unfused step ---------------------------------------------------
+
+// An operand is an array, or, where its address is null, one value for all elements.
+#define OPERATION(NAME, NUMBER, RESULT, EXPRESSION)                                            \
+    extern "C" __global__ void NAME(RESULT* out, const Real<NUMBER>* lefts,                    \
+                                    const Real<NUMBER>* rights, Real<NUMBER> left,             \
+                                    Real<NUMBER> right, long long size) {                      \
+        const long long stride = static_cast<long long>(gridDim.x) * blockDim.x;               \
+        long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;           \
+        for (; i < size; i += stride) {                                                        \
+            const Real<NUMBER> a = lefts ? lefts[i] : left, b = rights ? rights[i] : right;    \
+            out[i] = EXPRESSION;                                                               \
+        }                                                                                      \
+    }
+
+#define OPERATIONS(NAME, NUMBER)                                  \
+    OPERATION(add_##NAME, NUMBER, Real<NUMBER>, a + b)            \
+    OPERATION(subtract_##NAME, NUMBER, Real<NUMBER>, a - b)       \
+    OPERATION(multiply_##NAME, NUMBER, Real<NUMBER>, a * b)       \
+    OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, a / b)         \
+    OPERATION(sqrt_##NAME, NUMBER, Real<NUMBER>, sqrt(a))         \
+    OPERATION(less_##NAME, NUMBER, bool, a < b)
+
+OPERATIONS(float32, float)
+OPERATIONS(float64, double)

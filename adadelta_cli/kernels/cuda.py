@@ -76,7 +76,7 @@ def plan(table: Table) -> Plan:
 
 
 @cache
-def _kernel(name: str) -> Any:
+def kernel(name: str) -> Any:
     """Compile and load a kernel; CuPy does so for each GPU, and keeps the result on disk."""
     import cupy
 
@@ -122,7 +122,8 @@ def _launch(name: str, plan: Plan, hyper: Hyperparameters) -> tuple[Any, int, tu
     import cupy
 
     rows = cupy.asarray(plan.rows.view(np.uint8))
-    return _kernel(name), plan.blocks, (rows, len(plan.rows), plan.tiles, *hyper.doubles)
+    counts = map(np.int64, (len(plan.rows), plan.tiles))  # CuPy passes a NumPy scalar as it is
+    return kernel(name), plan.blocks, (rows, *counts, *map(np.float64, hyper.doubles))
 
 
 def launch(operands: Iterable[Operand], hyper: Hyperparameters) -> None:

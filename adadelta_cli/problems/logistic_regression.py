@@ -74,11 +74,11 @@ class LogisticRegression(Problem):
         losses = xp.log1p(xp.exp(-clipped)) + (clipped - margin)
         return losses.sum() / len(labels) + 0.5 * self.l2 * (weight * weight).sum()
 
-    def gradient(self, weights: Sequence[np.ndarray], *batch: np.ndarray) -> list[np.ndarray]:
+    def gradient(self, xp: Any, weights: Sequence[Any], *batch: Any) -> list[Any]:
         """Compute the gradient by its formula."""
         (weight, bias), (features, labels) = weights, batch
         margin = labels * (features @ weight + bias)
-        slope = -labels / (1 + np.exp(margin)) / len(labels)
+        slope = -labels / (1 + xp.exp(margin)) / len(labels)
         return [features.T @ slope + self.l2 * weight, slope.sum(keepdims=True)]
 
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:

@@ -29,7 +29,7 @@ class Activation(NamedTuple):
     """
 
     apply: Callable[[Any, Any], Any]
-    slope: Callable[[np.ndarray], np.ndarray]
+    slope: Callable[[Any], Any]
     gain: float
 
 
@@ -89,13 +89,13 @@ class Mlp(Problem):
         losses = xp.log(xp.exp(logits).sum(axis=1)) - (logits * one_hot).sum(axis=1)
         return losses.sum() / len(pixels)  # MXNet's mean of float64 is a float32
 
-    def gradient(self, weights: Sequence[np.ndarray], *batch: np.ndarray) -> list[np.ndarray]:
+    def gradient(self, xp: Any, weights: Sequence[Any], *batch: Any) -> list[Any]:
         """Compute the gradient by back-propagation."""
         pixels, one_hot = batch
-        *outputs, logits = self._layers(np, weights, pixels)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        *outputs, logits = self._layers(xp, weights, pixels)
+        powers = xp.exp(logits - logits.max(axis=1, keepdims=True))
         slope = (powers / powers.sum(axis=1, keepdims=True) - one_hot) / len(pixels)
-        grads: list[np.ndarray] = []
+        grads: list[Any] = []
         for output, weight in zip(reversed(outputs), reversed(weights[::2]), strict=True):
             grads = [output.T @ slope, slope.sum(axis=0), *grads]
             slope = slope @ weight.T * self.activation.slope(output)  # the input's is not used

@@ -39,14 +39,20 @@ class Problem(ABC):
         """Compute the objective on a batch, a zero-dimensional array.
 
         Args:
-            xp: the arrays' module, `numpy` or `mxnet.np`.
+            xp: the arrays' module, `numpy`, `mxnet.np` or `cupy`.
             weights: the tensors in the order of `start`, float32 or float64.
             batch: the samples in question of each array of `data`, of the same dtype.
         """
 
     @abstractmethod
-    def gradient(self, weights: Sequence[np.ndarray], *batch: np.ndarray) -> list[np.ndarray]:
-        """Compute the gradient of `loss` by hand-written formulas, on NumPy arrays."""
+    def gradient(self, xp: Any, weights: Sequence[Any], *batch: Any) -> list[Any]:
+        """Compute the gradient of `loss` by hand-written formulas.
+
+        Args:
+            xp: the arrays' module, `numpy` or `cupy`.
+            weights: as `loss` takes them.
+            batch: likewise.
+        """
 
     @abstractmethod
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
@@ -56,13 +62,12 @@ class Problem(ABC):
 Gradient = Callable[[Sequence[Any]], None]
 
 
-def _analytic(
-    problem: Problem, _backend: NumpyBackend, parameters: Sequence[Parameter]
-) -> Gradient:
-    def differentiate(batch: Sequence[np.ndarray]) -> None:
+def _analytic(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
+    def differentiate(batch: Sequence[Any]) -> None:
         with np.errstate(all="ignore"):  # a diverging run is reported, with words
             weights = [p.weight.astype(p.acc_grad.dtype) for p in parameters]
-            for p, grad in zip(parameters, problem.gradient(weights, *batch), strict=True):
+            grads = problem.gradient(backend.xp, weights, *batch)
+            for p, grad in zip(parameters, grads, strict=True):
                 p.grad[...] = grad
 
     return differentiate
@@ -81,13 +86,13 @@ def _automatic(problem: Problem, backend: Any, parameters: Sequence[Parameter]) 
     return differentiate
 
 
-_GRADIENTS = {"numpy": _analytic, "mxnet": _automatic}
+_GRADIENTS = {"numpy": _analytic, "mxnet": _automatic, "cupy": _analytic}
 
 
 def gradient(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
     """Make the function that puts the gradient on a batch into the parameters' `grad`.
 
-    MXNet differentiates the loss itself; NumPy cannot, and takes the problem's own formulas.
+    MXNet differentiates the loss itself; NumPy and CuPy take the problem's own formulas.
     float16 weights are widened to the dtype of their states, the loss is computed there, and the
     gradient is rounded to float16.
 

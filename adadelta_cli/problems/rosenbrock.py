@@ -34,12 +34,12 @@ class Rosenbrock(Problem):
         here, ahead = x[:-1], x[1:]
         return (100 * (ahead - here * here) ** 2 + (1 - here) ** 2).sum()
 
-    def gradient(self, weights: Sequence[np.ndarray], *_batch: np.ndarray) -> list[np.ndarray]:
+    def gradient(self, xp: Any, weights: Sequence[Any], *_batch: Any) -> list[Any]:
         """Compute the gradient by its formula."""
         (x,) = weights
         here, ahead = x[:-1], x[1:]
         slope = 200 * (ahead - here * here)
-        grad = np.zeros_like(x)
+        grad = xp.zeros_like(x)
         grad[:-1] = -2 * here * slope - 2 * (1 - here)
         grad[1:] += slope
         return [grad]

@@ -31,7 +31,8 @@ def write_run(folder: Path, result: Result, config: Config, *, plot: bool = True
 
 def _run_options(result: Result) -> str:
     fused = "--fused" if result.fused else "--no-fused"
-    return f"--backend {result.backend} --dtype {result.dtype} {fused} --seed {result.seed}"
+    ctx = "" if result.ctx == "cpu" else f"--ctx {result.ctx} "
+    return f"{ctx}--backend {result.backend} --dtype {result.dtype} {fused} --seed {result.seed}"
 
 
 def run_summary(result: Result) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""CuPy arrays whose operators are IEEE 754's to the last bit: `xp` of the unfused step on a GPU.
+
+CuPy's own operators would do, being one kernel each, so that nothing is contracted or reordered,
+and compiled with correctly rounded division and root; but CuPy compiles them with `-ftz=true`
+(`_compile_with_cache_cuda` in cupy/cuda/compiler.py, CuPy 13 and 14; https://github.com/cupy/cupy/issues/8382),
+so they flush float32 subnormals to zero, which NumPy does not. The operators here are kernels of
+`adadelta.cu`, one operation each. What is left to CuPy is no arithmetic: `where` selects, and a
+conversion between float16 and float32 is exact or rounds once, float16's subnormals included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from adadelta_cli.kernels import cuda
+
+
+class Array:
+    """A CuPy array, float32 or float64, C-contiguous, with the operators that `update` uses.
+
+    Attributes:
+        values: the CuPy array.
+    """
+
+    __array_ufunc__ = None  # a NumPy scalar on the left leaves the operation to this class
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+        self.dtype, self.ndim = values.dtype, values.ndim
+
+    def astype(self, dtype: Any) -> Array:
+        """Convert to another dtype; a copy."""
+        return Array(self.values.astype(dtype))
+
+    def __setitem__(self, key: Any, new: Array) -> None:
+        self.values[key] = new.values
+
+    def __add__(self, other: Any) -> Array:
+        return _computed("add", self, other)
+
+    def __mul__(self, other: Any) -> Array:
+        return _computed("multiply", self, other)
+
+    def __rmul__(self, other: Any) -> Array:
+        return _computed("multiply", other, self)
+
+    def __truediv__(self, other: Any) -> Array:
+        return _computed("divide", self, other)
+
+    def __lt__(self, other: Any) -> Array:
+        return _computed("less", self, other)
+
+    def __gt__(self, other: Any) -> Array:
+        return _computed("less", other, self)
+
+
+def add(left: Any, right: Any, out: Array | None = None) -> Array:
+    """Add; `out` may be an operand."""
+    return _computed("add", left, right, out)
+
+
+def subtract(left: Any, right: Any, out: Array | None = None) -> Array:
+    """Subtract; `out` may be an operand."""
+    return _computed("subtract", left, right, out)
+
+
+def sqrt(array: Array) -> Array:
+    """Take the square root."""
+    return _computed("sqrt", array, array)
+
+
+def where(condition: Array, chosen: Any, other: Array) -> Array:
+    """Choose where a condition holds, element by element."""
+    import cupy
+
+    return Array(cupy.where(condition.values, chosen, other.values))
+
+
+def _computed(operation: str, left: Any, right: Any, out: Array | None = None) -> Array:
+    """Compute on two arrays of one shape and dtype, or on one and a scalar of its dtype."""
+    import cupy
+
+    like = left if isinstance(left, Array) else right
+    if out is None:
+        dtype = np.bool_ if operation == "less" else like.dtype
+        out = Array(cupy.empty(like.values.shape, dtype))
+    size = like.values.size
+    if size:
+        (lefts, a), (rights, b) = (_operand(each, like.dtype.type) for each in (left, right))
+        blocks = min(-(-size // cuda.THREADS), cuda.MOST_BLOCKS)
+        launch = cuda.kernel(f"{operation}_{like.dtype.name}")
+        launch((blocks,), (cuda.THREADS,), (out.values, lefts, rights, a, b, np.int64(size)))
+    return out
+
+
+def _operand(operand: Any, real: Any) -> tuple[np.uint64, Any]:
+    """Return the address of an array, or 0 and the value that stands for one."""
+    if isinstance(operand, Array):
+        return np.uint64(operand.values.data.ptr), real(0)
+    return np.uint64(0), real(operand)

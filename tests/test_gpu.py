@@ -1,0 +1,427 @@
+"""`--ctx gpu`: steps on a device, what is missing told with what mends it, a device that fails.
+
+Most of it runs on a simulated GPU (tests/simulated_gpu): the real CUDA sources and the real
+commands, on the host. What it finds says that they are right, and nothing about the speed of a GPU.
+Tests marked `gpu` need a real one: `make test-gpu`.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import host_cuda
+import numpy as np
+import pytest
+from conftest import AWKWARD, HERE, assert_same_bits, random_arrays
+
+import adadelta_cli
+from adadelta_cli import backends, doctor, errors, gpu, implementations
+from adadelta_cli.errors import UnavailableError
+from adadelta_cli.kernels import cuda
+from adadelta_cli.update import Hyperparameters, Parameter, update
+
+ROOT = HERE.parent
+SIMULATED = HERE / "simulated_gpu"
+HAS_CUPY = importlib.util.find_spec("cupy") is not None
+needs_compiler = pytest.mark.skipif(
+    host_cuda.COMPILER is None, reason="the simulation compiles CUDA sources with a C++ compiler"
+)
+CASES = ("odd", "special", "subnormal", "subnormal-odd", "clip_gradient=0.0", "length-0")
+
+
+def adadelta(*args, path=(SIMULATED, HERE), **environment):
+    """Run a command on a simulated GPU, or with another Python path."""
+    command = [sys.executable, "-m", "adadelta_cli", *map(str, args)]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+def rows(folder):
+    """Read verify.csv."""
+    with (folder / "verify.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Put the simulated GPU in the place of CuPy, in this process."""
+    caches = (gpu._cupy, gpu._lack, cuda.kernel)
+
+    def forget():
+        for each in caches:
+            each.cache_clear()
+        for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
+            del sys.modules[name]
+
+    forget()
+    monkeypatch.syspath_prepend(SIMULATED)
+    yield gpu.use(0)
+    forget()
+
+
+# --- the bits -------------------------------------------------------------------------------------
+
+
+@needs_compiler
+def test_fused_and_unfused_give_the_bits_of_the_cpu(tmp_path):
+    """No bit differs: array update on a CPU, unfused, fused; in every dtype; drawn cases too."""
+    chosen = [part for case in (*CASES, "drawn") for part in ("--case", case)]
+    done = adadelta("verify", "--ctx", "gpu", "--backend", "cupy", *chosen, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [row for row in rows(tmp_path) if row["reference"] != "oracle"]
+    assert {row["implementation"] for row in found} == {"cupy", "cupy-fused"}
+    assert {(row["backend"], row["ctx"]) for row in found} == {("cupy", "gpu")}
+    assert {row["dtype"] for row in found} == {"float16", "float32", "float64"}
+    assert {row["check"] for row in found} >= {"step", "gradient", "guard", "repeat", "drawn"}
+    assert sum(int(row["mismatches"] or 0) for row in found) == 0
+    assert all(row["passed"] == "true" for row in found)
+
+
+@needs_compiler
+def test_cupys_own_operators_would_flush_subnormals(simulated):
+    """So the unfused step has operators of its own: with CuPy's, bits differ."""
+    arrays = random_arrays(2000, low=-40, high=-18)
+    hyper = Hyperparameters(**AWKWARD)
+    scalars = hyper.scalars("float32")
+    wanted = Parameter(*map(np.copy, arrays))
+    update(np, wanted, scalars, 1.0, 0.0)
+    with_cupy = Parameter(*map(simulated.array, arrays))
+    update(simulated, with_cupy, scalars, 1.0, 0.0)
+    assert np.any(simulated.asnumpy(with_cupy.acc_grad) != wanted.acc_grad)
+    ours = Parameter(*map(simulated.array, arrays))
+    ones = [1.0]
+    plain = Hyperparameters(**{**AWKWARD, "learning_rate": 1.0, "wd": 0.0})
+    implementations.IMPLEMENTATIONS["cupy"].bind([ours], plain, ones, ones)()
+    assert_same_bits(map(simulated.asnumpy, ours.arrays), wanted.arrays)
+
+
+@needs_compiler
+def test_a_wrong_operation_is_found(monkeypatch, simulated):
+    """The verifier goes red when one operation of the source is another."""
+    assert simulated
+    source = cuda.source()
+    wrong = source.replace("OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, a / b)",
+                           "OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, b / a)")  # fmt: skip
+    assert wrong != source
+    monkeypatch.setattr(cuda, "source", lambda: wrong)
+    from adadelta_cli.sandbox import InProcess
+    from adadelta_cli.selection import Request
+    from adadelta_cli.verification import Verification
+
+    work = Verification(Request(names=("cupy",), case_names=("odd",), ctx="gpu").plan)
+    work.execute(sandbox=InProcess())
+    assert {row.tensor for row in work.failures} >= {"weight", "acc_delta"}
+    (told,) = {row.replay for row in work.failures if row.dtype == "float32"}
+    assert told.endswith("--case odd --impl cupy --dtype float32 --ctx gpu")
+
+
+# --- kernels of one's own -------------------------------------------------------------------------
+
+
+@needs_compiler
+def test_the_cupy_example_passes(tmp_path):
+    """A user's function gets CuPy arrays, and is compared within the bounds of any order."""
+    kernel = f"{ROOT / 'examples' / 'cupy_kernel.py'}:step"
+    chosen = ("--case", "odd", "--case", "special", "--case", "length-4097")
+    done = adadelta("verify", "--impl", kernel, "--ctx", "gpu", *chosen, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [row for row in rows(tmp_path) if row["passed"]]
+    assert {(row["backend"], row["ctx"]) for row in found} == {("cupy", "gpu")}
+
+
+KERNEL = """
+import ctypes, time, cupy
+from adadelta_cli.kernels import arithmetic
+from adadelta_cli.update import Hyperparameters, Parameter, update
+def step(*arrays, **settings):
+    rate, wd = settings["learning_rate"], settings["wd"]
+    scalars = Hyperparameters(**settings).scalars(arrays[0].dtype)
+    update(arithmetic, Parameter(*map(arithmetic.Array, arrays)), scalars, rate, wd)
+    {}
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("line", "told", "then"),
+    [
+        ("ctypes.memset(arrays[2].data.ptr + arrays[2].nbytes, 0, 4)", "wrote outside acc_grad",
+         "false"),
+        # The device is of no use from then on, to this process.
+        ("if arrays[0].size == 17: cupy.cuda._fails = lambda *_: 700; cupy.cuda._launch()",
+         "raised CUDARuntimeError: cudaErrorIllegalAddress", "true"),
+        ("if arrays[0].size == 17: time.sleep(60)", "hung: no result within 8 s", ""),
+    ],
+    ids=["guard", "fault", "hang"],
+)  # fmt: skip
+def test_faults_of_a_kernel_are_told_and_the_rest_goes_on(tmp_path, line, told, then):
+    """Guard zones, faults of the device and hangs are rows that failed; exit code 1."""
+    (tmp_path / "kernel.py").write_text(KERNEL.format(line))
+    done = adadelta(
+        "verify", "--impl", f"{tmp_path}/kernel.py:step", "--ctx", "gpu", "--case", "length-17",
+        "--case", "length-1", "--dtype", "float32", "--timeout", "8", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = [row for row in rows(tmp_path / "out") if row["passed"] == "false"]
+    assert failed and told in failed[0]["note"]
+    after = [row for row in rows(tmp_path / "out") if row["case"] == "length-1"]
+    assert after[0]["passed"] == then, after
+
+
+@needs_compiler
+def test_verify_takes_a_device_in_python(simulated):
+    """`adadelta_cli.verify(step, ctx="gpu")` gives the function CuPy arrays."""
+    seen = []
+
+    def step(weight, *_arrays, **_settings):
+        seen.append(type(weight))
+
+    found = adadelta_cli.verify(step, cases=["length-17"], dtypes=["float32"], ctx="gpu")
+    assert set(seen) == {simulated.ndarray}
+    assert {row.ctx for row in found} == {"gpu"}
+    assert any(row.passed is False for row in found)
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+SHORT = {
+    "rosenbrock": ("--set", "training.steps=300", "--set", "training.record_every=50"),
+    "logistic_regression": ("--set", "training.steps=20"),
+    "mlp": ("--set", "training.epochs=2"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("problem", SHORT)
+def test_run_trains_on_the_device(tmp_path, problem):
+    """Fused, unfused, and stopped midway: the same history; the summary says where it ran."""
+    where = (problem, *SHORT[problem], "--ctx", "gpu", "--backend", "cupy", "--dtype", "float16")
+    whole, plain = (tmp_path / name for name in ("whole", "plain"))
+    adadelta("run", *where, "--out", whole)
+    adadelta("run", *where, "--no-fused", "--out", plain)
+    history = (whole / problem / "history.csv").read_bytes()
+    assert history == (plain / problem / "history.csv").read_bytes()
+    summary = json.loads((whole / problem / "summary.json").read_text())
+    assert (summary["backend"], summary["ctx"]) == ("cupy", "gpu")
+    assert summary["end"]["loss"] < summary["start"]["loss"]
+
+
+@needs_compiler
+def test_a_run_goes_on_where_it_stopped(tmp_path):
+    """A checkpoint of the device, resumed, ends with the bytes of a run that never stopped."""
+    where = ("rosenbrock", "--ctx", "gpu", "--backend", "cupy", "--set", "training.record_every=50")
+    for steps, *how in (("150", "stopped"), ("300", "stopped", "--resume"), ("300", "whole")):
+        folder, *resume = how
+        length = ("--set", f"training.steps={steps}")
+        adadelta("run", *where, *length, *resume, "--out", tmp_path / folder)
+    first, second = (tmp_path / name / "rosenbrock/history.csv" for name in ("stopped", "whole"))
+    assert first.read_bytes() == second.read_bytes() and len(first.read_text().splitlines()) == 8
+
+
+# --- what is missing ------------------------------------------------------------------------------
+
+MISSING = {
+    "driver": ({"SIMULATED_GPU_DRIVER": "0"}, "driver: none", "install NVIDIA's driver"),
+    "old driver": ({"SIMULATED_GPU_DRIVER": "11040"}, "for CUDA 11.4, and CuPy is built for",
+                   "install NVIDIA's driver, 525"),
+    "device": ({"SIMULATED_GPU_DEVICES": "0"}, "cudaErrorNoDevice", "nvidia-smi"),
+    "hidden": ({"SIMULATED_GPU_DEVICES": "0", "CUDA_VISIBLE_DEVICES": ""},
+               "CUDA_VISIBLE_DEVICES is ''", "unset CUDA_VISIBLE_DEVICES"),
+    "compiler": ({"SIMULATED_GPU_NVRTC": "missing"}, "libnvrtc.so.12",
+                 "pip install 'adadelta[gpu]'"),
+    "busy": ({"SIMULATED_GPU_FAULT": "46@1"}, "cudaErrorDevicesUnavailable", "compute-mode"),
+    "full": ({"SIMULATED_GPU_MEMORY": "@1"}, "OutOfMemoryError", "free memory of the GPU"),
+}  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize(("environment", "seen", "mend"), MISSING.values(), ids=MISSING)
+def test_what_is_missing_is_told_with_what_mends_it(tmp_path, environment, seen, mend):
+    """Exit code 3, one message, no file: what was looked for, what was found, what to do."""
+    out = tmp_path / "out"
+    done = adadelta("run", "rosenbrock", "--ctx", "gpu", "--out", out, **environment)
+    assert done.returncode == 3, done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("Error: --ctx gpu:0 cannot be used. Looked for CuPy: ")
+    assert seen in told and mend in told.partition("To do: ")[2] and "MXNet's CUDA: " in told
+    assert "Traceback" not in done.stderr and not out.exists()
+
+
+def test_a_device_beyond_the_last_is_told_how_many_there_are(simulated, monkeypatch):
+    """`gpu:N` is 3, and names those that can be had."""
+    assert simulated
+    monkeypatch.setenv("SIMULATED_GPU_DEVICES", "2")
+    with pytest.raises(UnavailableError, match=r"devices: 2 \(.*To do: use --ctx gpu:0 to gpu:1"):
+        backends.backend("cupy", "gpu:2")
+
+
+@pytest.mark.skipif(HAS_CUPY, reason="CuPy is installed here")
+def test_no_cupy_at_all_is_told(tmp_path):
+    """With the command that installs it; the driver is looked for without it."""
+    done = adadelta("verify", "--ctx", "gpu", "--out", tmp_path / "out", path=())
+    assert done.returncode == 3, done.stderr
+    assert "CuPy: not installed; driver: " in done.stderr
+    assert "pip install 'adadelta[gpu]'" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_several_cupys_are_told(simulated, monkeypatch):
+    """Two wheels share one folder, and spoil each other."""
+    assert simulated
+    names = ("cupy-cuda11x", "numpy", "cupy-cuda12x")
+    found = [SimpleNamespace(metadata={"Name": name}) for name in names]
+    monkeypatch.setattr(gpu.metadata, "distributions", lambda: found)
+    (told,) = gpu.examine()
+    assert told.seen == "installed 2 times: cupy-cuda11x, cupy-cuda12x"
+    assert told.mend.startswith("python -m pip uninstall cupy-cuda11x cupy-cuda12x, then ")
+
+
+@pytest.mark.parametrize(("mend", "name"), [("", "mxnet"), ("use --backend cupy", "cupy")])
+def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, mend, name):
+    """And CuPy elsewhere; no list of GPUs is asked."""
+    monkeypatch.setattr(gpu, "mxnet", lambda _number: gpu.Finding(gpu.MXNET, "", mend))
+    assert backends.chosen("auto", "gpu:1") == name
+
+
+def test_mxnet_without_cuda_is_told(simulated):
+    """The wheels of MXNet 2.0.0b1 have none."""
+    assert simulated
+    with pytest.raises(UnavailableError, match=r"--backend mxnet: MXNet's CUDA: .*--backend cupy"):
+        backends.backend("mxnet", "gpu")
+
+
+# --- what breaks during the work ------------------------------------------------------------------
+
+BREAKS = {
+    "lost": ({"SIMULATED_GPU_FAULT": "214@2500"}, "the GPU failed .*ECCUncorrectable"),
+    "failed": ({"SIMULATED_GPU_FAULT": "719@2500"}, "the GPU failed .*LaunchFailure"),
+    "memory": ({"SIMULATED_GPU_MEMORY": "@2500"}, "memory of the GPU ran out .*ask for less"),
+}  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize(("environment", "told"), BREAKS.values(), ids=BREAKS)
+def test_a_device_that_fails_in_verify_ends_it(tmp_path, environment, told):
+    """Exit code 4, one message; finished rows are on disk, and none is a verdict on the failure."""
+    chosen = ("--case", "odd", "--case", "long", "--backend", "cupy")
+    done = adadelta("verify", "--ctx", "gpu", *chosen, "--out", tmp_path, **environment)
+    assert done.returncode == 4, done.stdout + done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("Error: ") and "Traceback" not in done.stderr
+    assert re.search(told, message), message
+    finished = rows(tmp_path)
+    assert finished and all(row["passed"] == "true" for row in finished)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("environment", "told"), BREAKS.values(), ids=BREAKS)
+def test_a_device_that_fails_in_run_leaves_the_history(tmp_path, environment, told):
+    """Exit code 4, one message; the rows so far are on disk, in whole files."""
+    where = ("rosenbrock", "--ctx", "gpu", "--backend", "cupy", "--no-fused")
+    record = ("--set", "training.record_every=5")
+    done = adadelta("run", *where, *record, "--out", tmp_path, **environment)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert re.search(told, done.stderr), done.stderr
+    with (tmp_path / "rosenbrock" / "history.csv").open() as file:
+        assert len(list(csv.DictReader(file))) > 2
+    summary = json.loads((tmp_path / "rosenbrock" / "summary.json").read_text())
+    assert summary["outcome"] == "interrupted"
+
+
+def test_other_errors_are_not_the_devices():
+    """Only what CuPy raises for CUDA ends the work; the rest is told as it was."""
+    assert errors.of_device(ValueError("no")) is None
+    assert errors.of_device(MemoryError()) is None
+
+
+# --- doctor ---------------------------------------------------------------------------------------
+
+
+def test_doctor_tries_the_gpu(simulated):
+    """Driver, devices, compiler, MXNet's CUDA, and the step, compared to the last bit."""
+    assert simulated
+    told = doctor._try_gpu()
+    assert "cupy-fused equals numpy in every bit" in told and "NVRTC: 12.9" in told
+    assert "compute capability 0.0, 1.0 GiB" in told and "MXNet's CUDA: " in told
+
+
+def test_doctor_tells_what_mends_the_gpu(simulated, monkeypatch):
+    """An optional piece: it is named as missing, with the command."""
+    assert simulated
+    monkeypatch.setenv("SIMULATED_GPU_NVRTC", "missing")
+    (piece,) = (each for each in doctor.PIECES if each.name == "GPU")
+
+    class Place:
+        def of(self, _group):
+            return self
+
+        def call(self, function):
+            from adadelta_cli.sandbox import InProcess
+
+            return InProcess().call(function)
+
+    found = doctor.check(piece, Place())
+    assert found.outcome is doctor.Outcome.BROKEN and not found.required
+    assert "libnvrtc.so.12" in found.seen and found.mend == gpu.INSTALL
+
+
+# --- on a real GPU: make test-gpu -----------------------------------------------------------------
+
+
+@pytest.fixture
+def device():
+    """A real GPU; the test is skipped where none can be used, with the reason."""
+    found = gpu.examine()
+    if found[-1].mend:
+        pytest.skip(f"no GPU can be used here: {gpu.tell(found)}")
+    return found
+
+
+@pytest.mark.gpu
+def test_verify_passes_on_a_gpu(device, tmp_path):
+    """The default set, every bit, on the first GPU."""
+    done = adadelta("verify", "--ctx", "gpu", "--backend", "cupy", "--out", tmp_path, path=())
+    assert done.returncode == 0, f"{device}\n{done.stdout}{done.stderr}"
+    assert {row["ctx"] for row in rows(tmp_path)} == {"gpu", "cpu"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", SHORT)
+def test_run_gives_the_same_history_fused_and_unfused_on_a_gpu(device, tmp_path, problem):
+    """Byte for byte, and training goes down."""
+    assert device
+    where = (problem, *SHORT[problem], "--ctx", "gpu", "--backend", "cupy")
+    for folder, *how in (("fused",), ("plain", "--no-fused")):
+        adadelta("run", *where, *how, "--out", tmp_path / folder, path=())
+    first, second = (tmp_path / name / problem / "history.csv" for name in ("fused", "plain"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.gpu
+def test_the_cupy_example_passes_on_a_gpu(device, tmp_path):
+    """With CuPy's own options: subnormals are flushed, multiplications and additions contracted."""
+    assert device
+    kernel = f"{ROOT / 'examples' / 'cupy_kernel.py'}:step"
+    done = adadelta("verify", "--impl", kernel, "--ctx", "gpu", "--out", tmp_path, path=())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.gpu
+def test_memory_that_runs_out_on_a_gpu_is_told(device):
+    """CuPy's error is known for what it is."""
+    assert device
+    import cupy
+
+    with pytest.raises(cupy.cuda.memory.OutOfMemoryError) as raised:
+        cupy.empty(2**50, np.uint8)
+    told = errors.of_device(raised.value)
+    assert told and "memory of the GPU ran out" in str(told)
