@@ -162,7 +162,7 @@ class Box:
 
 
 class JaxBackend(NumpyBackend):
-    """JAX's arrays, on a CPU, each in a box; float64 is turned on for the whole process."""
+    """JAX's arrays, each in a box; float64 and the kind of device are of the whole process."""
 
     name = "jax"
 
@@ -170,7 +170,7 @@ class JaxBackend(NumpyBackend):
         super().__init__(device)
         self.jax = installed("jax")
         self.jax.config.update("jax_enable_x64", True)
-        self.jax.config.update("jax_platforms", "cpu")
+        self.jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device.kind])
 
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of this library, same shape and dtype."""
@@ -246,14 +246,23 @@ def backend(name: str = "auto", ctx: str = "cpu") -> NumpyBackend:
     """
     device = Device.parse(ctx)
     name = chosen(name, ctx)
+    check_place(name, device)
+    return (BACKENDS | PEERS)[name](device)
+
+
+def check_place(name: str, device: Device) -> None:
+    """See that there is such an array library, and that its arrays can lie on a device.
+
+    Raises:
+        UsageError: there is not, or they cannot.
+    """
     known = BACKENDS | PEERS
     if name not in known:
         raise UsageError(f"--backend is {name!r}; allowed are auto, {', '.join(BACKENDS)}")
     if device.kind not in known[name].kinds:
         there = [each for each, found in BACKENDS.items() if device.kind in found.kinds]
         raise UsageError(
-            f"--ctx {ctx} --backend {name}: {name} has no arrays there; with --ctx {ctx}, take "
-            f"--backend auto, {' or '.join(there)}; with --backend {name}, take --ctx "
+            f"--ctx {device} --backend {name}: {name} has no arrays there; with --ctx {device}, "
+            f"take --backend auto, {' or '.join(there)}; with --backend {name}, take --ctx "
             f"{known[name].kinds[0]}"
         )
-    return known[name](device)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, engine, implementations, peers
+from adadelta_cli import backends, candidate, engine, implementations, peers, selection
 from adadelta_cli.backends import Device
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.crew import Columns, Crew, Role, Worker
@@ -36,7 +36,7 @@ from adadelta_cli.measurement import (
     told,
     trained,
 )
-from adadelta_cli.processor import Cpu, processor
+from adadelta_cli.processor import Survey, survey
 from adadelta_cli.tensors import held_bytes, state_dtype
 from adadelta_cli.worker import cold_copies
 from adadelta_cli.workloads import Workload, model
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 
 TRAINED = {"mlp": ("mxnet-stock", "mxnet", "mxnet-fused")}  # by network; the first is the reference
 CACHES = ("warm", "cold")
+
+
+def cache_on(ctx: str) -> str:
+    """Say which of `CACHES` is the default on a device: a GPU steps on what is in memory."""
+    return {"cpu": "warm", "gpu": "cold"}[Device.parse(ctx).kind]
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,11 @@ class Plan:
     absent: tuple[tuple[str, str], ...] = ()
     against: str | None = None
     ctx: str = "cpu"
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What there is to know of the processor."""
+        return survey(self.ctx)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -132,13 +142,9 @@ def choose(
         UsageError: a name is unknown, or belongs to another backend.
         UnavailableError: the device or the library is not to be had here.
     """
-    on_gpu = Device.parse(ctx).kind == "gpu"
-    if on_gpu or backend == "cupy":
-        backend = backends.backend("cupy" if backend == "auto" else backend, ctx).name
-    here = ("mxnet", "numpy") if engine.is_installed() else ("numpy",)
-    wanted = here if backend == "auto" else (backend,)
     for name in names:
-        _check_choice(name, backend)
+        _check_choice(name, backend, Device.parse(ctx))
+    wanted = _libraries(backend, ctx)
     chosen = tuple(dict.fromkeys(names)) or tuple(
         each.name
         for each in IMPLEMENTATIONS.values()
@@ -149,8 +155,23 @@ def choose(
     return chosen
 
 
-def _check_choice(name: str, backend: str) -> None:
-    found = timeable(name)
+def _libraries(backend: str, ctx: str) -> tuple[str, ...]:
+    """Name the array libraries whose steps are timed where none is named."""
+    if Device.parse(ctx).kind == "gpu" or backend == "cupy":
+        return (selection.library(backend, ctx),)
+    here = ("mxnet", "numpy") if engine.is_installed() else ("numpy",)
+    return here if backend == "auto" else (backend,)
+
+
+def _check_choice(name: str, backend: str, device: Device) -> None:
+    found = timeable(name, str(device))
+    if found.device != device:
+        raise UsageError(
+            f"--impl {name} computes on a CPU; with --ctx {device}, take cupy, cupy-fused, the "
+            "steps of other frameworks, or a kernel of your own"
+        )
+    if found.backend in backends.BACKENDS:
+        backends.check_place(found.backend, device)
     if backend not in ("auto", found.backend):
         raise UsageError(
             f"--impl {name} computes on {found.backend} and --backend is {backend}; leave "
@@ -169,12 +190,15 @@ def choose_peers() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     return peers.present(implementations.PEERS | implementations.YARDSTICKS)
 
 
-def _unable(name: str, group: Group) -> str:
+COMPILED_COPIES = 4  # of cold tensors, at most: torch.compile takes seconds for each
+
+
+def _unable(plan: Plan, name: str, group: Group) -> str:
     """Say why a group cannot be put to an implementation; empty when it can."""
-    chosen = timeable(name)
+    chosen = timeable(name, group.ctx)
     if group.dtype not in chosen.dtypes:
         return f"skipped: {name} has no {group.dtype}"
-    if group.cache == "cold" and name == "torch-compile":
+    if name == "torch-compile" and _copies(plan, group)[0] > COMPILED_COPIES:
         return "skipped: it would be compiled once for each copy of the tensors"
     return ""
 
@@ -184,10 +208,10 @@ def _unable(name: str, group: Group) -> str:
 TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured
 
 
-def needed_bytes(plan: Plan, group: Group, cache_bytes: int) -> int:
+def needed_bytes(plan: Plan, group: Group) -> int:
     """Count the bytes that timing a workload allocates, in all processes that do at once."""
     held = group.workload.elements * held_bytes(group.dtype)
-    copies, ballast = cold_copies(held, cache_bytes) if group.cache == "cold" else (1, 0)
+    copies, ballast = _copies(plan, group)
     temporaries = group.workload.elements * TEMPORARIES * state_dtype(group.dtype).itemsize
     return sum(
         held * copies * (2 if "optax" in role.implementations else 1)  # JAX takes copies of its own
@@ -195,6 +219,12 @@ def needed_bytes(plan: Plan, group: Group, cache_bytes: int) -> int:
         + temporaries * any(not timeable(name).fused for name in role.implementations)
         for role in plan.roles
     )
+
+
+def _copies(plan: Plan, group: Group) -> tuple[int, int]:
+    """Say how often the tensors are made, and how many other bytes there are; see `cold_copies`."""
+    held = group.workload.elements * held_bytes(group.dtype)
+    return cold_copies(held, plan.survey.cache_bytes) if group.cache == "cold" else (1, 0)
 
 
 def check_memory(plan: Plan) -> None:
@@ -205,9 +235,8 @@ def check_memory(plan: Plan) -> None:
     """
     if not plan.groups:
         return
-    place = processor(plan.ctx)
-    needed, largest = _largest(plan, place)
-    available = place.available_bytes()
+    needed, largest = _largest(plan)
+    available = plan.survey.available_bytes
     if available is not None and needed > available:
         raise UnavailableError(
             f"{largest.workload.name} in {largest.dtype} needs {needed / 1e9:.1f} GB "
@@ -217,11 +246,9 @@ def check_memory(plan: Plan) -> None:
         )
 
 
-def _largest(plan: Plan, place: Cpu) -> tuple[int, Group]:
+def _largest(plan: Plan) -> tuple[int, Group]:
     """Find what needs the most memory; return how many bytes, and the group."""
-    cache_bytes = place.cache_bytes
-    needed = [(needed_bytes(plan, group, cache_bytes), group) for group in plan.groups]
-    return max(needed, key=lambda pair: pair[0])
+    return max(((needed_bytes(plan, each), each) for each in plan.groups), key=lambda pair: pair[0])
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -247,8 +274,13 @@ class Benchmark:
     def __init__(self, plan: Plan, train: str | None, machine: dict[str, Any]) -> None:
         if plan.against and train:
             raise UsageError("--against judges single steps; leave out --train, or --against")
+        if train and plan.ctx != "cpu":
+            raise UsageError(
+                f"--train --ctx {plan.ctx}: whole training steps go through gluon.Trainer, whose "
+                "MXNet computes on a CPU; leave out --train, or --ctx"
+            )
         python = plan.against and str(Path(shutil.which(plan.against) or plan.against).absolute())
-        self.plan, self.machine = replace(plan, against=python), machine
+        self.plan, self.machine = replace(plan, against=python), machine | plan.survey.about
         self._train = train
         self.results: list[Result] = []
         self.other: dict[str, Any] = _greeted(python) if python else {}
@@ -347,7 +379,7 @@ def measure(plan: Plan, results: list[Result], tick: Tick = no_tick) -> None:
 def _of_group(
     plan: Plan, group: Group, found: _Pass, peaks: dict[tuple[Group, str], int | None]
 ) -> Result:
-    reasons = {name: _unable(name, group) for name in plan.implementations}
+    reasons = {name: _unable(plan, name, group) for name in plan.implementations}
     absent = {name: f"skipped: {lack}" for name, lack in plan.absent}
     everyone = replace(group, implementations=(*plan.implementations, *absent))
     own = {name: peaks.get((group, name)) for name in plan.implementations}
@@ -371,7 +403,7 @@ def _pass(plan: Plan, number: int, threads: int, found: dict[Group, _Pass], tick
 
 
 def _able(plan: Plan, group: Group) -> list[str]:
-    return [name for name in plan.implementations if not _unable(name, group)]
+    return [name for name in plan.implementations if not _unable(plan, name, group)]
 
 
 def _spec(plan: Plan, group: Group) -> dict[str, Any]:
@@ -416,7 +448,7 @@ def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
         plan.implementations, dict.fromkeys(plan.dtypes), dict.fromkeys(plan.threads)
     ):
         groups = [g for g in ascending if (g.dtype, g.threads) == (dtype, threads)]
-        able = [group for group in groups if not _unable(name, group)]
+        able = [group for group in groups if not _unable(plan, name, group)]
         if able:
             tasks.append((able, name))
     tick(0, plan.processes * len(plan.groups), "memory")
@@ -434,9 +466,8 @@ def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
 
 def _at_once(plan: Plan) -> int:
     """Say how many processes may hold a workload at once, if two fit beside each other."""
-    place = processor(plan.ctx)
-    needed, _ = _largest(plan, place)
-    return 2 if 2 * needed < (place.available_bytes() or 0) else 1
+    needed, _ = _largest(plan)
+    return 2 if 2 * needed < (plan.survey.available_bytes or 0) else 1
 
 
 def _peak(plan: Plan, groups: Sequence[Group], name: str) -> list[int | None]:

@@ -415,12 +415,12 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 )  # fmt: skip
 @click.option("--peers", is_flag=True, help="Time the other frameworks that are installed, too.")
 @click.option(
-    "--warm", "cache", flag_value="warm", default="warm",
-    help="Step on the same tensors again and again (default).",
+    "--warm", "cache", flag_value="warm", default=None,
+    help="Step on the same tensors again and again (default on a CPU).",
 )  # fmt: skip
 @click.option(
     "--cold", "cache", flag_value="cold",
-    help="Step on tensors that are in no cache, as a training finds them.",
+    help="Step on tensors that are in no cache, as a training finds them (default on a GPU).",
 )  # fmt: skip
 @click.option(
     "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16"]),
@@ -460,7 +460,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @shared_options("bench")
 def bench(
     sizes: str | None, models: tuple[str, ...], train: str | None, names: tuple[str, ...],
-    peers: bool, cache: str, layout: str, baseline: Path | None, threshold: float, ctx: str,
+    peers: bool, cache: str | None, layout: str, baseline: Path | None, threshold: float, ctx: str,
     backend: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **how: Any,
 ) -> int:  # fmt: skip
     """Time one optimizer step against what the machine allows.
@@ -489,8 +489,9 @@ def bench(
     here, absent = benchmark.choose_peers() if peers else ((), ())
     plan = benchmark.Plan(
         (*workloads.sizes(wanted), *map(workloads.model, models)),
-        tuple(dict.fromkeys((*own, *here))),
-        max_time_s=how.pop("max_time"), caches=(cache,), absent=absent, **how,
+        tuple(dict.fromkeys((*own, *here))), ctx=ctx,
+        max_time_s=how.pop("max_time"), caches=(cache or benchmark.cache_on(ctx),), absent=absent,
+        **how,
     )  # fmt: skip
     benchmark.check_memory(plan)
     work = benchmark.Benchmark(plan, train, machine.describe())

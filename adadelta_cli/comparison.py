@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.05  # the smallest difference that counts, where no other is asked for
 # Without these equal, it is another kind of machine: a share of one says nothing of the other.
-KIND = ("processor", "architecture", "cores", "cores_available", "cache_bytes")
+KIND = ("processor", "architecture", "cores", "cores_available", "cache_bytes", "gpu")
 HOST = "host"  # and without this one, seconds say nothing either
 # What is never twice the same, and is no property of the machine.
 VOLATILE = frozenset({"load_average", "memory_available_bytes", "swap_used_bytes"})

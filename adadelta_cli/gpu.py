@@ -205,9 +205,14 @@ def _probe_devices(number: int) -> Finding:
     return Finding("devices", seen, "see what nvidia-smi says of the GPU; use --ctx cpu meanwhile")
 
 
-def _device(properties: dict[str, Any]) -> str:
+def name_of(properties: dict[str, Any]) -> str:
+    """Return a device's name, which some versions of CuPy give as bytes."""
     name = properties["name"]
-    name = name.decode() if isinstance(name, bytes) else name
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _device(properties: dict[str, Any]) -> str:
+    name = name_of(properties)
     capability = f"{properties['major']}.{properties['minor']}"
     size = properties["totalGlobalMem"] / 2**30
     return f"{name}, compute capability {capability}, {size:.1f} GiB"

@@ -122,20 +122,24 @@ def _bind_cupy(parameters: Sequence[Parameter], *settings: Any) -> Step:
     from adadelta_cli.kernels import arithmetic
 
     arrays = [Parameter(*map(arithmetic.Array, p.arrays)) for p in parameters]
-    return _finished(_unfused(arithmetic, arrays, *settings))
+    return _unfused(arithmetic, arrays, *settings)
 
 
-def _finished(launch: Step) -> Step:
+def _finished(bind: Bind) -> Bind:
     """Wait for the device after each step: a launch returns before its work is done."""
-    import cupy
 
-    wait = cupy.cuda.Device().synchronize
+    def finishing(*arguments: Any) -> Step:
+        import cupy
 
-    def step() -> None:
-        launch()
-        wait()
+        launch, wait = bind(*arguments), cupy.cuda.Device().synchronize
 
-    return step
+        def step() -> None:
+            launch()
+            wait()
+
+        return step
+
+    return finishing
 
 
 def _bind_numpy_fused(
@@ -159,7 +163,7 @@ def _bind_cupy_fused(
     from adadelta_cli.kernels import cuda
 
     rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
-    return _finished(cuda.prepared_update(parameters, hyper, rates, decays))
+    return cuda.prepared_update(parameters, hyper, rates, decays)
 
 
 def _bind_optimizer(
@@ -266,7 +270,7 @@ def _peer(name: str, maker: str, how: dict[str, bool], **more: Any) -> Implement
     return Implementation(
         name, fused=False, bind=_bind_peer(maker, **how), unfused=name,
         timed=_bind_peer(maker, **how, timed=True), dtypes=("float32", "float64"),
-        **{"sandbox": more["backend"], **more},
+        on_gpu=more["backend"], **{"sandbox": more["backend"], **more},
     )  # fmt: skip
 
 
@@ -292,7 +296,7 @@ PEERS = {
 YARDSTICKS = {
     "torch-adam-fused": Implementation(
         "torch-adam-fused", "torch", fused=True, bind=_bind_peer("bind_torch_adam"),
-        unfused="torch-adam-fused", dtypes=("float32", "float64"), sandbox="torch",
+        unfused="torch-adam-fused", dtypes=("float32", "float64"), sandbox="torch", on_gpu="torch",
         allowed=Bounds(8.0, 8.0, 8.0),
     )
 }  # fmt: skip
@@ -301,8 +305,14 @@ IMPLEMENTATIONS = {
     for implementation in (
         Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
         Implementation("numpy-fused", "numpy", True, _bind_numpy_fused, "numpy"),
-        Implementation("cupy", "cupy", False, _bind_cupy, "cupy", on_gpu="cupy"),
-        Implementation("cupy-fused", "cupy", True, _bind_cupy_fused, "cupy", on_gpu="cupy"),
+        Implementation(
+            "cupy", "cupy", False, _finished(_bind_cupy), "cupy",
+            timed=_bind_cupy, on_gpu="cupy",
+        ),
+        Implementation(
+            "cupy-fused", "cupy", True, _finished(_bind_cupy_fused), "cupy",
+            timed=_bind_cupy_fused, on_gpu="cupy",
+        ),
         Implementation(
             "mxnet", "mxnet", False, _unfused_mxnet, "mxnet",
             optimizer=_own_optimizer(fused=False), on_gpu="mxnet",
@@ -344,13 +354,15 @@ def implementation(name: str, ctx: str = "cpu") -> Implementation:
     )
 
 
-def timeable(name: str) -> Implementation:
-    """Look up what `bench` can time: an implementation, or a yardstick.
+def timeable(name: str, ctx: str = "cpu") -> Implementation:
+    """Look up what `bench` can time: an implementation, or a yardstick; as it is on a device.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or no such kind of device.
     """
-    return YARDSTICKS.get(name) or implementation(name)
+    if name in YARDSTICKS:
+        return YARDSTICKS[name].on(Device.parse(ctx))
+    return implementation(name, ctx)
 
 
 def own(backend: NumpyBackend, *, fused: bool) -> Implementation:

@@ -85,6 +85,11 @@ class Row:
     bytes_per_element: int | None = None
     note: str = ""
 
+    @property
+    def place(self) -> str:
+        """Where it was computed: the threads of a CPU, or the GPU."""
+        return f"{self.threads} thread{'s' * (self.threads > 1)}" if self.ctx == "cpu" else self.ctx
+
 
 COLUMNS = tuple(field.name for field in fields(Row))
 Samples = dict[str, list[np.ndarray]]
@@ -187,7 +192,8 @@ def _lists(arrays: Sequence[np.ndarray]) -> list[list[float]]:
 def _blank(group: Group, name: str, fault: str, peak: int | None = None) -> Row:
     workload = group.workload
     return Row(
-        implementation=name, backend=timeable(name).backend, ctx=group.ctx, dtype=group.dtype,
+        implementation=name, backend=timeable(name, group.ctx).backend,
+        ctx=group.ctx, dtype=group.dtype,
         workload=workload.name, tensors=workload.tensors, elements=workload.elements,
         threads=group.threads, cache=group.cache, peak_extra_bytes=peak,
         bytes_per_element=traffic_bytes(group.dtype), note=fault,

@@ -114,8 +114,9 @@ def bind_torch_adam() -> Callable[..., Step]:
             weights, ADAM.learning_rate, (ADAM.beta1, ADAM.beta2), ADAM.epsilon, fused=True
         )
         for p in parameters:
+            step = torch.tensor(0.0, device=p.weight.device)
             optimizer.state[p.weight] = {
-                "step": torch.tensor(0.0), "exp_avg": p.acc_delta, "exp_avg_sq": p.acc_grad,
+                "step": step, "exp_avg": p.acc_delta, "exp_avg_sq": p.acc_grad,
             }  # fmt: skip
         return _given(parameters, optimizer.step)
 
@@ -167,10 +168,12 @@ def _torch_optimizer(
     optimizer = torch.optim.Adadelta(
         [{"params": weights, "lr": rate} for rate, weights in groups.items()],
         rho=hyper.rho, eps=hyper.epsilon, weight_decay=0, foreach=foreach,
+        capturable=parameters[0].weight.is_cuda,  # else each step brings a count to the host
     )  # fmt: skip
     for p in parameters:
+        step = torch.tensor(0.0, device=p.weight.device)
         optimizer.state[p.weight] = {
-            "step": torch.tensor(0.0), "square_avg": p.acc_grad, "acc_delta": p.acc_delta,
+            "step": step, "square_avg": p.acc_grad, "acc_delta": p.acc_delta,
         }  # fmt: skip
     return optimizer
 

@@ -6,12 +6,13 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli import backends, machine
+from adadelta_cli import backends, engine, gpu, machine
 from adadelta_cli.backends import PEERS, Box, Device, installed
+from adadelta_cli.sandbox import Sandbox
 from adadelta_cli.tensors import Region, Tensors, traffic_bytes
 
 if TYPE_CHECKING:
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
 
 MEMORY, ARITHMETIC, COPY = "memory roof", "arithmetic roof", "device copy"
 ROOFS = (MEMORY, ARITHMETIC)  # what holds a step up; a device copy is there to compare with
+
+
+class Survey(NamedTuple):
+    """What there is to know of a processor before anything is allocated.
+
+    Attributes:
+        cache_bytes: the size of the last cache before memory.
+        available_bytes: what can be allocated; None where the system does not tell.
+        about: what bench.json says of it, where it is not in `machine.describe`.
+    """
+
+    cache_bytes: int
+    available_bytes: int | None
+    about: dict[str, Any]
 
 
 class Cpu:
@@ -45,9 +60,9 @@ class Cpu:
         """The size of the last cache before memory."""
         return machine.last_cache_bytes()
 
-    def available_bytes(self) -> int | None:
-        """Say what can be allocated; None where the system does not tell."""
-        return machine.available_bytes()
+    def survey(self) -> Survey:
+        """Look at it."""
+        return Survey(self.cache_bytes, machine.available_bytes(), {})
 
     def region(self, size: int, lines: int) -> Region:
         """Allocate memory for lines of tensors."""
@@ -98,8 +113,6 @@ class Cpu:
 
 
 def _mxnet_array(array: np.ndarray) -> Any:
-    from adadelta_cli import engine
-
     # A view, because MXNet marks what it is given as read-only.
     return engine.load().nd.from_numpy(array.view(), zero_copy=True).as_np_ndarray()
 
@@ -107,6 +120,10 @@ def _mxnet_array(array: np.ndarray) -> Any:
 def _status_kilobytes(key: str) -> int:
     text = Path("/proc/self/status").read_text()
     return int(text.split(f"{key}:")[1].split()[0])
+
+
+def _mxnet_array_on_gpu(array: Any) -> Any:
+    return engine.load().npx.from_dlpack(array)
 
 
 class Gpu(Cpu):
@@ -124,10 +141,13 @@ class Gpu(Cpu):
         self._backend = backends.backend("cupy", ctx)
         self._cupy = self._backend.xp
         self._device = self._cupy.cuda.Device()
-        # Views of the same memory, again; JAX on a GPU is not timed.
+        # All but JAX's arrays are views of the same memory, again.
         self.wrapped = {
             "cupy": lambda array: array,
+            "boxed": Box,
+            "mxnet": _mxnet_array_on_gpu,
             "torch": lambda array: installed("torch").from_dlpack(array),
+            "jax": lambda array: PEERS["jax"](Device.parse(ctx)).array(self.numpy(array)),
         }
 
     @property
@@ -135,9 +155,13 @@ class Gpu(Cpu):
         """The size of the second-level cache, the last before memory."""
         return int(self._device.attributes["L2CacheSize"])
 
-    def available_bytes(self) -> int | None:
-        """Say what can be allocated."""
-        return int(self._device.mem_info[0])
+    def survey(self) -> Survey:
+        """Look at it."""
+        number, cache_bytes = self._device.id, self.cache_bytes
+        properties = self._cupy.cuda.runtime.getDeviceProperties(number)
+        found = {each.piece: each.seen for each in gpu.examine(number)}
+        about = {"processor": gpu.name_of(properties), "cache_bytes": {"L2": cache_bytes}, **found}
+        return Survey(cache_bytes, int(self._device.mem_info[0]), {"gpu": about})
 
     def region(self, size: int, lines: int) -> Region:
         """Allocate memory for lines of tensors."""
@@ -216,3 +240,19 @@ def processor(ctx: str) -> Cpu:
         UsageError: there is no such.
     """
     return Gpu(ctx) if Device.parse(ctx).kind == "gpu" else Cpu()
+
+
+def survey(ctx: str) -> Survey:
+    """Look at the processor of a `--ctx`; at a GPU in a process that gives it back when it ends.
+
+    Raises:
+        SandboxError: the GPU is lost.
+    """
+    if Device.parse(ctx).kind == "cpu":
+        return Cpu().survey()
+    with Sandbox() as sandbox:
+        return sandbox.call(_survey, ctx)
+
+
+def _survey(ctx: str) -> Survey:
+    return processor(ctx).survey()

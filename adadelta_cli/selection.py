@@ -121,7 +121,7 @@ def choose(
     given = [implementations.implementation(name, ctx) for name in names]
     for each in given:
         _check_place(each, Device.parse(ctx))
-    chosen_backend = _library(backend, ctx)
+    chosen_backend = library(backend, ctx)
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
         raise UnavailableError(
             "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
@@ -142,7 +142,8 @@ def choose(
 
 
 def _check_place(chosen: Implementation, device: Device) -> None:
-    if chosen.device != device:
+    other = chosen.name in implementations.PEERS and device.kind == "gpu"  # bench times them there
+    if chosen.device != device or other:
         raise UsageError(
             f"--impl {chosen.name} computes on a CPU; with --ctx {device}, take "
             f"{', '.join(ON_GPU)}, or a kernel of your own"
@@ -157,12 +158,18 @@ def _check_available(chosen: Implementation, timeout: float | None) -> None:
     elif chosen.allowed:
         candidate.check(chosen.name, timeout)
     else:
-        _library(chosen.backend, str(chosen.device))
+        library(chosen.backend, str(chosen.device))
 
 
 @cache
-def _library(backend: str, ctx: str) -> str:
-    """Name the array library; a GPU is tried in a process that gives it back when it ends."""
+def library(backend: str, ctx: str) -> str:
+    """Name the array library that `--backend` and `--ctx` ask for.
+
+    A GPU is tried in a process of its own, which gives it back when it ends.
+
+    Raises:
+        UnavailableError, UsageError: as `backends.backend`.
+    """
     if Device.parse(ctx).kind == "cpu":
         return backends.backend(backend, ctx).name
     name = backends.chosen(backend, ctx)

@@ -127,7 +127,8 @@ class Timing:
     def __init__(self, spec: dict[str, Any]) -> None:
         shapes, dtype, seed = spec["shapes"], spec["dtype"], spec["seed"]
         size = held_bytes(dtype) * sum(map(math.prod, shapes))
-        self._processor = processor(spec.get("ctx", "cpu"))
+        self._ctx = spec.get("ctx", "cpu")
+        self._processor = processor(self._ctx)
         copies, other = cold_copies(size, self._processor.cache_bytes) if spec["cold"] else (1, 0)
         self._tensors = Tensors.allocate(shapes, dtype, seed, copies, self._processor.region)
         self._evict = self._processor.evictor(other) if other else None
@@ -141,7 +142,7 @@ class Timing:
 
     def _add(self, name: str) -> None:
         try:
-            chosen, place = timeable(name), self._processor
+            chosen, place = timeable(name, self._ctx), self._processor
             subjects = [Subject.to(chosen, each, place) for each in self._tensors]
         except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
             self.faults[name] = raised(error)
@@ -193,8 +194,9 @@ class Peak:
     """Measure how far a step raises what memory is held above what it was before."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        self._processor = processor(spec.get("ctx", "cpu"))
-        self._implementation = timeable(spec["implementations"][0])
+        ctx = spec.get("ctx", "cpu")
+        self._processor = processor(ctx)
+        self._implementation = timeable(spec["implementations"][0], ctx)
         self._peaks = [self._peak(shapes, spec) for shapes in spec["workloads"]]
 
     def _peak(self, shapes: Sequence[Sequence[int]], spec: dict[str, Any]) -> int | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adadelta_cli.comparison import Comparison
 
 BENCH_HEADINGS = (
-    "workload", "dtype", "threads", "cache", "B/element", "implementation", "a step (interval)",
+    "workload", "dtype", "on", "cache", "B/element", "implementation", "a step (interval)",
     "GB/s", "of the ceiling", "roof", "speed-up", "memory", "note",
 )  # fmt: skip
 
@@ -28,7 +28,7 @@ def bench_cells(row: Any) -> tuple[str, ...]:
     return (
         row.workload,
         row.dtype,
-        str(row.threads),
+        row.place,
         row.cache,
         str(row.bytes_per_element or ""),
         row.implementation,
@@ -72,17 +72,15 @@ def bench_table(rows: Sequence[Any]) -> Table:
     common = {
         heading: {cells[k] for cells in map(bench_cells, rows)}
         for k, heading in enumerate(BENCH_HEADINGS)
-        if heading in {"dtype", "threads", "cache", "B/element"}
+        if heading in {"dtype", "on", "cache", "B/element"}
     }
     shared = {heading: cells.pop() for heading, cells in common.items() if len(cells) == 1}
-    about = ", ".join(
-        f"{value} {k}" if k in {"threads", "B/element"} else value for k, value in shared.items()
-    )
+    about = ", ".join(f"{value} {k}" if k == "B/element" else value for k, value in shared.items())
     table = Table(box=SIMPLE_HEAD, title=f"adadelta bench: {about}", title_justify="left")
     shown = [k for k, name in enumerate(BENCH_HEADINGS) if name not in {*shared, "note"}]
     for k in shown:
         table.add_column(BENCH_HEADINGS[k], no_wrap=True)
-    groups = [(row.workload, row.dtype, row.threads, row.cache) for row in rows]
+    groups = [(row.workload, row.dtype, row.place, row.cache) for row in rows]
     for number, row in enumerate(rows):
         last = groups[number] not in groups[number + 1 :]
         cells = bench_cells(row)

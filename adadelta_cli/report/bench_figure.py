@@ -56,16 +56,16 @@ class Setting(NamedTuple):
     """What the rows of one line of panels have in common."""
 
     dtype: str
-    threads: int
+    place: str
     cache: str
 
     @classmethod
     def of(cls, row: Row) -> Setting:
         """Return a row's."""
-        return cls(row.dtype, row.threads, row.cache)
+        return cls(row.dtype, row.place, row.cache)
 
     def __str__(self) -> str:
-        return f"{self.dtype}, {self.threads} thread{'s' * (self.threads > 1)}, {self.cache} caches"
+        return f"{self.dtype}, {self.place}, {self.cache} caches"
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ def bench_figure(measurements: Sequence[Measurement], machine: Mapping[str, Any]
     """Draw, for each setting, throughput by size and by network, and the speed-ups."""
     from matplotlib.figure import Figure
 
+    machine = machine.get("gpu", machine)  # which has the same of its own
     title = f"AdaDelta's step on {machine['processor']}"
     if not measurements:
         return _empty(title)

@@ -34,7 +34,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         self.size, self.nbytes, self.itemsize = host.size, host.nbytes, host.itemsize
         self.flags, self.strides = host.flags, host.strides
         address = host.ctypes.data if host.size else 0
-        self.data, self.device = SimpleNamespace(ptr=address), cuda.Device()
+        self.data, self.device = cuda.MemoryPointer(address, host), cuda.Device()
         self.__cuda_array_interface__ = {
             "data": (address, False), "shape": self.shape, "typestr": self.dtype.str,
             "strides": None, "version": 3,
@@ -170,6 +170,21 @@ def ones(shape, dtype="float64"):
 def full(shape, value, dtype):
     """Fill with a value."""
     return _made(np.full(shape, value, dtype))
+
+
+def zeros(shape, dtype="float64"):
+    """Fill with zeros."""
+    return _made(np.zeros(shape, dtype))
+
+
+def empty_like(like):
+    """Allocate as much."""
+    return empty(like.shape, like.dtype)
+
+
+def get_default_memory_pool():
+    """Return what counts the allocated bytes; nothing is ever given back."""
+    return SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: cuda.allocated_bytes)
 
 
 def zeros_like(like):

@@ -11,7 +11,9 @@ Variables of the environment say what it is and what goes wrong:
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
 from types import SimpleNamespace
 
 import host_cuda
@@ -72,7 +74,7 @@ def _fails(variable, done):
     return (int(status or 2)) if after and done >= int(after) else 0
 
 
-launches = allocations = 0
+launches = allocations = allocated_bytes = 0
 
 
 def _launch():
@@ -84,8 +86,9 @@ def _launch():
 
 
 def _allocate(nbytes):
-    global allocations  # noqa: PLW0603 - of the process
+    global allocations, allocated_bytes  # noqa: PLW0603 - of the process
     allocations += 1
+    allocated_bytes += nbytes
     if _fails("SIMULATED_GPU_MEMORY", allocations):
         raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes")
 
@@ -114,6 +117,35 @@ class Device:
 
     def synchronize(self):
         """Return at once: a simulated launch is done when it returns."""
+
+    attributes = {"L2CacheSize": 2**18}  # noqa: RUF012 - as CuPy's
+    mem_info = (2**30, 2**30)  # bytes that are free, and in all
+
+
+class Event:
+    """A point in the work of the device, which is the host's."""
+
+    def record(self):
+        self.seconds = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+
+def get_elapsed_time(start, stop):
+    """Return the milliseconds between events."""
+    return (stop.seconds - start.seconds) * 1e3
+
+
+class MemoryPointer:
+    """An address on the device, and what keeps its memory alive."""
+
+    def __init__(self, address, memory):
+        self.ptr, self._memory = address, memory
+
+    def copy_from_device_async(self, source, nbytes):
+        _launch()
+        ctypes.memmove(self.ptr, source.ptr, nbytes)
 
 
 def _nvrtc_version():
