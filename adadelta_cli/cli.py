@@ -311,9 +311,8 @@ def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
 
     if not alone:
         raise UsageError(
-            "--self-test plants its mistakes in the sources for a CPU, and chooses "
-            "implementations, cases and dtypes itself; leave them out, and --ctx, or leave out "
-            "--self-test"
+            "--self-test chooses implementations, cases and dtypes itself, and plants its mistakes "
+            "in the sources for a CPU; leave them and --ctx out, or leave out --self-test"
         )
     files.prepare(out)
     work = selftest.SelfTest(seed=seed)
