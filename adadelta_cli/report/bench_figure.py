@@ -34,8 +34,10 @@ LOOKS = {
     "torch-compile": ("#d6409f", "p"),
     "torch-adam-fused": ("#8c6d46", "h"),
     "optax": ("#0f9d94", "*"),
+    "cupy-fused": ("#b45f06", "8"),
+    "cupy": ("#38761d", "<"),
 }
-OTHER_LOOKS = (("#222222", "<"), ("#a8a800", ">"), ("#17becf", "d"), ("#7a3b1d", "H"))
+OTHER_LOOKS = (("#222222", "|"), ("#a8a800", ">"), ("#17becf", "d"), ("#7a3b1d", "H"))
 CEILING: dict[str, Any] = {
     "label": "ceiling: the slower of the two roofs", "color": "black", "alpha": 0.2, "linewidth": 7,
 }  # fmt: skip
