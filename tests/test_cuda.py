@@ -350,17 +350,31 @@ def test_what_finds_the_faults_passes_the_right_kernel():
     assert_all_is_right()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found(fault):
-    """Each mistake in the source makes a comparison fail, or an access misaligned."""
+def faulty_gpu(fault):
+    """Simulate a GPU whose kernels have a fault."""
     old, new = FAULTS[fault]
     assert cuda.source().count(old) == 1
 
     def faulty(*, code, options):
         return host_cuda.RawModule(code=code.replace(old, new), options=options)
 
+    return simulated_gpu(RawModule=faulty)
+
+
+def test_a_misaligned_access_is_an_error():
+    """A pack that does not begin where a pack may ends the kernel, as on a GPU."""
     with (
-        simulated_gpu(RawModule=faulty),
+        faulty_gpu("alignment unchecked"),
+        pytest.raises(host_cuda.MisalignedAddressError, match="MISALIGNED"),
+    ):
+        assert_written_once_and_nothing_else("float32", [9], (0, 1, 0, 0), 1)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(fault):
+    """Each mistake in the source makes a comparison fail, or an access misaligned."""
+    with (
+        faulty_gpu(fault),
         pytest.raises((AssertionError, host_cuda.MisalignedAddressError)),
     ):
         assert_all_is_right()

@@ -215,6 +215,13 @@ def test_what_the_kernel_cannot_take_is_refused():
         cpu.fused_update([Parameter(*frozen)], hyper, [1.0], [0.0])
 
 
+def test_a_gradient_may_be_read_only(fused_update):
+    """Only what is written has to be writable."""
+    arrays = random_arrays(5)
+    arrays[1].flags.writeable = False
+    assert_fused_is_unfused(fused_update, [Parameter(*arrays)], Hyperparameters())
+
+
 def test_no_multiplication_is_contracted():
     """The machine code is vectorised, and has no fused multiply-add: each operation rounds."""
     compiled = numba.njit(error_model="numpy", nogil=True)(cpu._update_slice.py_func)
