@@ -27,7 +27,8 @@ test-peers: $(VENV)/installed-peers
 # with the reason, and the last command says what is missing and how to mend it.
 test-gpu: $(VENV)/installed-gpu $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/adadelta verify --ctx gpu --out results/gpu
+	$(BIN)/adadelta verify --ctx gpu --out results/gpu/verify
+	$(BIN)/adadelta bench --ctx gpu --sizes 1e6,1e7,1e8 --out results/gpu/bench
 
 check: $(VENV)/installed-check
 	$(BIN)/ruff check .

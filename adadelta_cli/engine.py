@@ -11,11 +11,13 @@ import struct
 import sys
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from adadelta_cli import gpu
 from adadelta_cli.errors import UnavailableError
+from adadelta_cli.update import Hyperparameters, Parameter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -186,6 +188,18 @@ def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
     return np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
 
 
+class Common(NamedTuple):
+    """The hyper-parameters of all tensors of a step.
+
+    Attributes:
+        hyper: checked.
+        doubles: its `doubles`, which are asked for once, not at each step.
+    """
+
+    hyper: Hyperparameters
+    doubles: tuple[float, ...]
+
+
 class FusedStep:
     """The step on tensors whose arrays stay the same objects from step to step.
 
@@ -219,7 +233,7 @@ class FusedStep:
         self,
         rates: Sequence[float],
         decays: Sequence[float],
-        doubles: Sequence[float],
+        common: Common,
         *,
         flush: bool,
     ) -> None:
@@ -228,11 +242,11 @@ class FusedStep:
         Args:
             rates: of the tensors.
             decays: likewise.
-            doubles: of their common hyper-parameters, as `Hyperparameters.doubles`.
+            common: what they have in common.
             flush: compute with subnormals taken as zero.
         """
         with self._cpu.launching:
-            self._write(flush, 1, self._cpu.fixed_cuts, *doubles, *rates, *decays)
+            self._write(flush, 1, self._cpu.fixed_cuts, *common.doubles, *rates, *decays)
             code = self._step(*self._asked)
             if code == self._other:
                 self._step_by_kind()
@@ -258,3 +272,42 @@ class FusedStep:
         for number in dict.fromkeys(kinds.tolist()):
             table = cpu.chosen(self._table, kinds == number)
             cpu.launcher(operand.KINDS[handles.KIND_KEYS[number]])(table)
+
+
+class GpuStep:
+    """As `FusedStep`, on tensors in the memory of a GPU.
+
+    The arrays reach the kernel over DLPack, without a copy, and CuPy launches it. It was not run on
+    a GPU: no MXNet that computes on one was there.
+
+    Args:
+        tensors: as `FusedStep` takes them, all on one GPU.
+
+    Raises:
+        UnavailableError: CuPy cannot use that GPU.
+    """
+
+    def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
+        self._tensors = [[array.as_np_ndarray() for array in arrays] for arrays in tensors]
+        self._cupy = gpu.use(tensors[0][0].device.device_id)
+
+    def __call__(
+        self,
+        rates: Sequence[float],
+        decays: Sequence[float],
+        common: Common,
+        *,
+        flush: bool,  # noqa: ARG002 - MXNet flushes on a CPU only
+    ) -> None:
+        """Take one, when the engine is quiet, and wait for it: MXNet's next operator may read.
+
+        Arguments as `FusedStep` takes them.
+
+        Raises:
+            TypeError, ValueError: as `kernels.cuda.fused_update`.
+        """
+        from adadelta_cli.kernels import cuda
+
+        parameters = [Parameter(*map(self._cupy.from_dlpack, each)) for each in self._tensors]
+        cuda.fused_update(parameters, common.hyper, rates, decays)
+        self._cupy.cuda.get_current_stream().synchronize()

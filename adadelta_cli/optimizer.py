@@ -151,12 +151,15 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         """Take one step on all tensors in one pass over memory; the same bits as `step`.
 
         It waits until MXNet's engine has nothing left to do, work of other threads included, and
-        computes in the subnormal mode that MXNet is in. No two tensors may share memory that the
+        computes in the subnormal mode that MXNet is in; on a GPU, which it reaches through CuPy,
+        nothing is flushed. No two tensors may share memory that the
         step writes. What it learns of the arrays it keeps, and the arrays with it, until it is
         given others for the same indices. Arguments as in `step`.
 
         Raises:
-            TypeError: a gradient or a weight is sparse, not on a CPU, or of an unknown dtype.
+            TypeError: a gradient or a weight is sparse, or of an unknown dtype; or the arrays of
+                a tensor lie on several devices.
+            UnavailableError: they lie on a GPU that CuPy cannot use.
         """
         self._fused(indices, weights, grads, states, masters=False)
 
@@ -175,19 +178,14 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             masters = self.multi_precision
             self._unfused(indices, _parameters(weights, grads, states, masters=masters))
 
-    def _hyperparameters(self) -> tuple[Hyperparameters, tuple[float, ...]]:
-        """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time.
-
-        Returns:
-            The hyper-parameters, and their `doubles`.
-        """
+    def _hyperparameters(self) -> engine.Common:
+        """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
         values = self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
         try:  # zeros of either sign are equal, and give other bits
             signs = math.copysign(1, self.wd), math.copysign(1, self.rescale_grad)
-            return _hyperparameters(signs, *values)
+            return _common(signs, *values)
         except TypeError:  # one is no number, which is said there
-            hyper = Hyperparameters(1.0, *values)
-            return hyper, hyper.doubles
+            return _checked(*values)
 
     def _count(self, index: int) -> tuple[float, float]:
         """Count an update; return the tensor's own rate and decay.
@@ -207,7 +205,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         return self._get_lrs(indices), self._get_wds(indices)
 
     def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
-        hyper, _ = self._hyperparameters()
+        hyper = self._hyperparameters().hyper
         with mx.util.np_shape(True):
             for index, parameter in zip(indices, parameters, strict=True):
                 _check_dense("gradient", parameter.grad)
@@ -226,13 +224,13 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             )
         if not weights:
             return
-        _, doubles = self._hyperparameters()
+        common = self._hyperparameters()
         flush = engine.quiesce()
         bound = self._bound.get(indices[0])
         if bound is None or not bound.holds(weights, grads, states, masters):
             bound = self._bound[indices[0]] = _Bound(weights, grads, states, masters)
         rates, decays = self._count_all(indices)
-        bound.step(rates, decays, doubles, flush=flush)
+        bound.step(rates, decays, common, flush=flush)
 
 
 class _Bound:
@@ -241,17 +239,21 @@ class _Bound:
     They are told apart by identity, which costs 0.1 us a tensor; so they have to be kept.
 
     Raises:
-        TypeError: there is no kernel for one of them.
+        TypeError: there is no kernel for one of them, or its arrays lie on several devices.
         ValueError: the arrays of one differ in shape.
+        UnavailableError: they lie on a GPU that CuPy cannot use.
     """
 
     def __init__(
         self, weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], masters: bool
     ) -> None:
         self._parameters = _parameters(weights, grads, states, masters=masters)  # to keep them
-        self.step = engine.FusedStep([parameter.arrays for parameter in self._parameters])
+        tensors = [parameter.arrays for parameter in self._parameters]
+        self.step: engine.FusedStep | engine.GpuStep = engine.FusedStep(tensors)
         if not self.step.possible:
-            raise next(filter(None, map(_what_is_wrong, self._parameters)))
+            for wrong in filter(None, map(_what_is_wrong, self._parameters)):
+                raise wrong
+            self.step = engine.GpuStep(tensors)  # nothing is wrong, so that is where they are
         lasting = all(map(_is_lasting, states))
         self._given = [*weights, *grads, *states] if lasting else None
         self._masters = masters
@@ -277,10 +279,14 @@ def _is_lasting(state: Any) -> bool:
 
 
 @lru_cache(maxsize=64, typed=True)
-def _hyperparameters(_signs: Any, *values: Any) -> tuple[Hyperparameters, tuple[float, ...]]:
+def _common(_signs: Any, *values: Any) -> engine.Common:
     """Check them once, not at each step."""
+    return _checked(*values)
+
+
+def _checked(*values: Any) -> engine.Common:
     hyper = Hyperparameters(1.0, *values)
-    return hyper, hyper.doubles
+    return engine.Common(hyper, hyper.doubles)
 
 
 def _parameters(
@@ -324,11 +330,12 @@ def _what_is_wrong(parameter: Parameter) -> Exception | None:
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         return ValueError(f"weight, gradient and states must have one shape; got {sorted(shapes)}")
-    devices = {str(array.device) for array in arrays if "cpu" not in array.device.device_type}
-    if devices:
+    devices = {str(array.device) for array in arrays}
+    if len(devices) > 1:
         return TypeError(
-            f"an array is on {', '.join(devices)}; the fused step takes CPU arrays: pass "
-            "use_fused_step=False there"
+            f"weight, gradient and states lie on {', '.join(sorted(devices))}; the fused step "
+            "takes those of one device: copy them there (as_in_context), or pass "
+            "use_fused_step=False"
         )
     dtypes = tuple(np.dtype(array.dtype).name for array in arrays)
     if dtypes in _TAKEN:

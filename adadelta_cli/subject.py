@@ -9,6 +9,7 @@ import numpy as np
 
 from adadelta_cli.backends import Box
 from adadelta_cli.cases import Case
+from adadelta_cli.errors import of_device
 from adadelta_cli.implementations import YARDSTICKS
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
@@ -88,7 +89,14 @@ def fault_of(chosen: Implementation, subject: Subject) -> str:
 
 
 def raised(error: Exception) -> str:
-    """Say what was raised, in one line."""
+    """Say what was raised, in one line.
+
+    Raises:
+        BrokenError: it says that a GPU failed, which is no verdict on the step.
+    """
+    broken = of_device(error)
+    if broken:
+        raise broken from error
     return f"failed: raised {type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import host_cuda
@@ -22,9 +23,10 @@ import pytest
 from conftest import AWKWARD, HERE, assert_same_bits, random_arrays
 
 import adadelta_cli
-from adadelta_cli import backends, doctor, errors, gpu, implementations
+from adadelta_cli import backends, doctor, errors, gpu, implementations, processor
 from adadelta_cli.errors import UnavailableError
 from adadelta_cli.kernels import cuda
+from adadelta_cli.tensors import Tensors
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 ROOT = HERE.parent
@@ -33,6 +35,10 @@ HAS_CUPY = importlib.util.find_spec("cupy") is not None
 needs_compiler = pytest.mark.skipif(
     host_cuda.COMPILER is None, reason="the simulation compiles CUDA sources with a C++ compiler"
 )
+needs_mxnet = pytest.mark.skipif(
+    importlib.util.find_spec("mxnet") is None, reason="MXNet is not installed"
+)
+SHAPES = ((5000, "float32"), (37, "float16"))
 CASES = ("odd", "special", "subnormal", "subnormal-odd", "clip_gradient=0.0", "length-0")
 
 
@@ -122,6 +128,31 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
     assert {row.tensor for row in work.failures} >= {"weight", "acc_delta"}
     (told,) = {row.replay for row in work.failures if row.dtype == "float32"}
     assert told.endswith("--case odd --impl cupy --dtype float32 --ctx gpu")
+
+
+@needs_compiler
+@needs_mxnet
+def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simulated):
+    """Where the arrays are no CPU's, the CUDA kernel steps on MXNet's own memory: the same bits."""
+    from adadelta_cli import engine
+    from adadelta_cli.optimizer import AdaDelta
+
+    assert simulated
+    mx = engine.load()
+    found = []
+    for step in (engine.FusedStep, None):
+        if step is None:  # as it is of arrays on a GPU
+            monkeypatch.setattr(engine.FusedStep, "_inspect", lambda _: np.full(2, -1))
+        optimizer = AdaDelta(**AWKWARD, multi_precision=True, use_fused_step=True)
+        weights = [mx.np.array(random_arrays(n)[0].astype(t)) for n, t in SHAPES]
+        grads = [mx.np.array(random_arrays(n, seed=1)[1].astype(t)) for n, t in SHAPES]
+        states = [optimizer.create_state_multi_precision(k, w) for k, w in enumerate(weights)]
+        for _ in range(3):
+            optimizer.update_multi_precision([0, 1], weights, grads, states)
+        flat = [*weights, *states[0], states[1][0], *states[1][1]]
+        found.append([array.asnumpy() for array in flat])
+    assert isinstance(optimizer._bound[0].step, engine.GpuStep)
+    assert_same_bits(found[1], found[0])
 
 
 # --- kernels of one's own -------------------------------------------------------------------------
@@ -225,6 +256,111 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
         adadelta("run", *where, *length, *resume, "--out", tmp_path / folder)
     first, second = (tmp_path / name / "rosenbrock/history.csv" for name in ("stopped", "whole"))
     assert first.read_bytes() == second.read_bytes() and len(first.read_text().splitlines()) == 8
+
+
+# --- bench ----------------------------------------------------------------------------------------
+
+QUICK = ("--processes", 1, "--max-time", 0.5)
+
+
+@needs_compiler
+def test_bench_times_both_steps_against_a_kernel_of_the_same_traffic(tmp_path):
+    """On tensors that are in no cache; the rows say where, the document what the GPU is."""
+    dtypes = ("--dtype", "float32", "--dtype", "float16")
+    done = adadelta("bench", "--ctx", "gpu", "--sizes", 2000, *dtypes, *QUICK, "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / "bench.json").read_text())
+    found = {(row["implementation"], row["dtype"]): row for row in document["rows"]}
+    assert set(found) == {(n, t) for n in ("cupy", "cupy-fused") for t in ("float32", "float16")}
+    for row in found.values():
+        assert (row["ctx"], row["backend"], row["cache"]) == ("gpu", "cupy", "cold")
+        assert row["bound"] == "memory" and row["ceiling_fraction"] > 0
+        assert "of a device copy's bandwidth" in row["note"]
+    assert found["cupy", "float32"]["peak_extra_bytes"] >= 2000 * 4
+    assert found["cupy-fused", "float32"]["peak_extra_bytes"] == 0
+    assert found["cupy-fused", "float32"]["speedup"] > 1
+    assert set(document["roofs_s"][0]) == {"memory roof", "device copy"}
+    assert document["machine"]["gpu"]["processor"] == "simulated GPU 0"
+    assert document["machine"]["gpu"]["cache_bytes"] == {"L2": 2**18}
+
+
+def test_a_time_on_a_gpu_is_the_devices_own(monkeypatch, simulated):
+    """Between two events, in milliseconds, over all steps between them."""
+    taken, events = [], []
+    monkeypatch.setattr(simulated.cuda, "Event", lambda: Event(events, len(taken)))
+    monkeypatch.setattr(simulated.cuda, "get_elapsed_time", lambda *_: 8.0)
+    seconds = processor.Gpu("gpu").seconds([partial(taken.append, k) for k in range(4)])
+    assert seconds == 2e-3 and taken == [0, 1, 2, 3]
+    assert events == ["recorded", "recorded", "synchronized"]
+
+
+class Event:
+    """An event that tells what is done with it."""
+
+    def __init__(self, told, _place):
+        self.record = partial(told.append, "recorded")
+        self.synchronize = partial(told.append, "synchronized")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_ceiling_and_the_copy_change_no_tensor(simulated, dtype):
+    """Else the steps that are timed beside them would step on something else."""
+    assert simulated
+    place = processor.Gpu("gpu")
+    (tensors,) = Tensors.allocate([(3000,), (7, 5)], dtype, 0, region=place.region)
+    before = [place.numpy(array) for array in tensors.line.arrays]
+    for steps, together in place.roofs([tensors], dtype, 0, Hyperparameters()).values():
+        assert 0 < together <= 1
+        for step in steps:
+            step()
+    assert_same_bits([place.numpy(array) for array in tensors.line.arrays], before)
+
+
+@needs_compiler
+def test_a_wrong_kernel_on_a_gpu_gets_no_time(tmp_path):
+    """It is checked before it is timed, on the arrays that it is timed on."""
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text(
+        "def step(weight, grad, acc_grad, acc_delta, **hyper):\n"
+        "    assert type(weight).__module__ == 'cupy'\n    weight *= 2\n"
+    )
+    arguments = ("--impl", f"{kernel}:step", "--sizes", 100, *QUICK, "--out", tmp_path)
+    done = adadelta("bench", "--ctx", "gpu", *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["median_s"] is None and "acc_grad is off by" in row["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--sizes", "1e9"), 3, r"needs .* GB \(\d+ bytes\) and 1\.1 GB \(1073741824 bytes\)"),
+        (("--train", "mlp"), 2, "leave out --train, or --ctx"),
+        (("--impl", "numpy-fused"), 2, "numpy-fused computes on a CPU"),
+        (("--backend", "numpy"), 2, "numpy has no arrays there"),
+    ],
+)
+def test_what_bench_refuses_on_a_gpu(tmp_path, arguments, code, told):
+    """Before anything is timed; nothing is written."""
+    done = adadelta("bench", "--ctx", "gpu", *arguments, "--out", tmp_path / "out")
+    assert done.returncode == code and re.search(told, done.stderr), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_bench_on_a_cpu_takes_no_step_of_a_gpu():
+    """And says which device it wants."""
+    done = adadelta("bench", "--impl", "cupy-fused", path=())
+    assert done.returncode == 2 and "take --ctx gpu" in done.stderr
+
+
+@needs_compiler
+def test_a_gpu_that_is_lost_is_no_verdict_on_a_step(tmp_path):
+    """Exit code 4, not 1: what was computed was not found to be wrong."""
+    where = ("--sizes", 100, *QUICK, "--out", tmp_path)
+    done = adadelta("bench", "--ctx", "gpu", *where, SIMULATED_GPU_FAULT="719@2")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "the GPU failed during the work" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- what is missing ------------------------------------------------------------------------------
@@ -392,6 +528,17 @@ def test_verify_passes_on_a_gpu(device, tmp_path):
     done = adadelta("verify", "--ctx", "gpu", "--backend", "cupy", "--out", tmp_path, path=())
     assert done.returncode == 0, f"{device}\n{done.stdout}{done.stderr}"
     assert {row["ctx"] for row in rows(tmp_path)} == {"gpu", "cpu"}
+
+
+@pytest.mark.gpu
+def test_bench_on_a_gpu(device, tmp_path):
+    """Every step is right, and has a time and a share of the ceiling."""
+    assert device
+    where = ("--sizes", "1e6,1e7", "--backend", "cupy", "--processes", 3, "--out", tmp_path)
+    done = adadelta("bench", "--ctx", "gpu", *where, path=())
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert all(row["ceiling_fraction"] for row in found)
 
 
 @pytest.mark.gpu

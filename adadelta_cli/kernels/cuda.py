@@ -104,7 +104,9 @@ class Prepared:
 def prepared(
     operands: Iterable[Operand], hyper: Hyperparameters, *, work: str = "update", owners: Any = None
 ) -> Prepared:
-    """Prepare what `launch` does, with the same arguments, to be done again and again.
+    """Prepare a step on all tensors, in place, in one pass over memory.
+
+    Whoever calls vouches for the addresses.
 
     Args:
         operands: the tensors, in the memory of the current GPU; those of one kind share a launch.
@@ -124,18 +126,6 @@ def _launch(name: str, plan: Plan, hyper: Hyperparameters) -> tuple[Any, int, tu
     rows = cupy.asarray(plan.rows.view(np.uint8))
     counts = map(np.int64, (len(plan.rows), plan.tiles))  # CuPy passes a NumPy scalar as it is
     return kernel(name), plan.blocks, (rows, *counts, *map(np.float64, hyper.doubles))
-
-
-def launch(operands: Iterable[Operand], hyper: Hyperparameters) -> None:
-    """Take one step on all tensors, in place, in one pass over memory.
-
-    It is enqueued on CuPy's current stream. Whoever calls vouches for the addresses.
-
-    Args:
-        operands: the tensors, in the memory of the current GPU; those of one kind share a launch.
-        hyper: their common hyper-parameters; rate and decay are each tensor's own.
-    """
-    prepared(operands, hyper)()
 
 
 def fused_update(

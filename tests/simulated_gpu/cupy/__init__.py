@@ -11,6 +11,7 @@ What is to go wrong is said by variables of the environment, see `cuda`.
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from types import SimpleNamespace
 
@@ -150,6 +151,16 @@ def array(values, dtype=None, order="C"):
 def asarray(values):
     """Copy to the device what is not there."""
     return values if isinstance(values, ndarray) else array(values)
+
+
+def from_dlpack(shared):
+    """Share the memory of another library's array; it has to lie on the device: the host, here."""
+    host = np.from_dlpack(shared)  # which NumPy 1.26 makes read-only
+    memory = (ctypes.c_byte * host.nbytes).from_address(host.ctypes.data)
+    writable = np.frombuffer(memory, host.dtype).reshape(host.shape)
+    taken = ndarray(writable)
+    taken.shared = host  # which keeps it alive
+    return taken
 
 
 def asnumpy(values):

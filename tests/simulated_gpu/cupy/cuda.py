@@ -137,6 +137,11 @@ def get_elapsed_time(start, stop):
     return (stop.seconds - start.seconds) * 1e3
 
 
+def get_current_stream():
+    """Return the stream whose work is done at once."""
+    return Device()
+
+
 class MemoryPointer:
     """An address on the device, and what keeps its memory alive."""
 
