@@ -53,7 +53,7 @@ class Subject:
     def values(self) -> list[Parameter]:
         """The tensors as they are now, where they are."""
         return [
-            Parameter(*(np.asarray(box.value) for box in taken.arrays))
+            Parameter(*(self.processor.view(box.value) for box in taken.arrays))
             if isinstance(taken.weight, Box)
             else own
             for taken, own in zip(self.parameters, self.tensors.parameters, strict=True)

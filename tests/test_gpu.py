@@ -328,7 +328,7 @@ def test_a_wrong_kernel_on_a_gpu_gets_no_time(tmp_path):
     done = adadelta("bench", "--ctx", "gpu", *arguments)
     assert done.returncode == 1, done.stdout + done.stderr
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
-    assert row["median_s"] is None and "acc_grad is off by" in row["note"]
+    assert row["median_s"] is None and "acc_delta is off by" in row["note"]
 
 
 @pytest.mark.parametrize(
