@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from adadelta_cli.benchmark import Benchmark
-    from adadelta_cli.comparison import Comparison
+    from adadelta_cli.comparison import Comparison, Document
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -478,19 +478,14 @@ def bench(
     from adadelta_cli.report import bench as report
 
     screen = terminal(as_json, quiet, verbose)
-    before = comparison.read(baseline) if baseline else None
-    if baseline and out.resolve() in (baseline.resolve(), baseline.resolve().parent):
-        raise UsageError(
-            "--baseline lies in --out, where it would be overwritten; name another --out"
-        )
+    before = _baseline(baseline, out) if baseline else None
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
     own = benchmark.choose(names, backend, ctx, fused_only=bool(how["against"]))
     here, absent = benchmark.choose_peers() if peers else ((), ())
     plan = benchmark.Plan(
         (*workloads.sizes(wanted), *map(workloads.model, models)),
-        tuple(dict.fromkeys((*own, *here))), ctx=ctx,
-        max_time_s=how.pop("max_time"), caches=(cache or benchmark.cache_on(ctx),), absent=absent,
-        **how,
+        tuple(dict.fromkeys((*own, *here))), ctx=ctx, absent=absent,
+        max_time_s=how.pop("max_time"), caches=(cache or benchmark.cache_on(ctx),), **how,
     )  # fmt: skip
     benchmark.check_memory(plan)
     work = benchmark.Benchmark(plan, train, machine.describe())
@@ -512,6 +507,18 @@ def bench(
         _show_comparison(screen, each, layout)
     screen.document(report.bench_document(work, judged))
     return max(work.exit_code, *(each.exit_code for each in judged), ExitCode.OK)
+
+
+def _baseline(baseline: Path, out: Path) -> Document:
+    """Read what a result is compared with; it has to outlive the files that are written."""
+    from adadelta_cli import comparison
+
+    before = comparison.read(baseline)
+    if out.resolve() in (baseline.resolve(), baseline.resolve().parent):
+        raise UsageError(
+            "--baseline lies in --out, where it would be overwritten; name another --out"
+        )
+    return before
 
 
 def _show_bench(screen: Terminal, work: Benchmark, layout: str) -> None:

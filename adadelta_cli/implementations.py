@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,28 +143,23 @@ def _finished(bind: Bind) -> Bind:
     return finishing
 
 
-def _bind_numpy_fused(
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    lr_mults: Sequence[float],
-    wd_mults: Sequence[float],
-) -> Step:
-    from adadelta_cli.kernels import cpu
+def _bind_kernel(device: str) -> Bind:
+    """Bind the one-pass kernel of a device, a module of `kernels`; imported when it is needed."""
 
-    rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
-    return cpu.prepared_update(parameters, hyper, rates, decays)
+    def bind(
+        parameters: Sequence[Parameter],
+        hyper: Hyperparameters,
+        lr_mults: Sequence[float],
+        wd_mults: Sequence[float],
+    ) -> Step:
+        kernel = importlib.import_module(f"adadelta_cli.kernels.{device}")
+        rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
+        return kernel.prepared_update(parameters, hyper, rates, decays)
+
+    return bind
 
 
-def _bind_cupy_fused(
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    lr_mults: Sequence[float],
-    wd_mults: Sequence[float],
-) -> Step:
-    from adadelta_cli.kernels import cuda
-
-    rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
-    return cuda.prepared_update(parameters, hyper, rates, decays)
+_bind_numpy_fused, _bind_cupy_fused = _bind_kernel("cpu"), _bind_kernel("cuda")
 
 
 def _bind_optimizer(
