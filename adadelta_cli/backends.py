@@ -6,12 +6,14 @@ import importlib
 import importlib.util
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adadelta_cli import engine, gpu
-from adadelta_cli.errors import UnavailableError, UsageError
+from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError
+from adadelta_cli.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -266,3 +268,30 @@ def check_place(name: str, device: Device) -> None:
             f"take --backend auto, {' or '.join(there)}; with --backend {name}, take --ctx "
             f"{known[name].kinds[0]}"
         )
+
+
+@cache
+def library(name: str, ctx: str) -> str:
+    """Name the array library that `backend` would return.
+
+    A GPU is tried in a process of its own, which gives it back when it ends.
+
+    Raises:
+        UnavailableError, UsageError: as `backend`.
+    """
+    if Device.parse(ctx).kind == "cpu":
+        return backend(name, ctx).name
+    with Sandbox() as sandbox:
+        wrong = sandbox.call(_problem, chosen(name, ctx), ctx)
+    if wrong:
+        raise wrong
+    return chosen(name, ctx)
+
+
+def _problem(name: str, ctx: str) -> AdadeltaError | None:
+    """Say why an array library is not to be had; None when it is."""
+    try:
+        backend(name, ctx)
+    except AdadeltaError as error:
+        return error
+    return None

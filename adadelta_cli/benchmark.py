@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import backends, candidate, engine, implementations, peers, selection
+from adadelta_cli import backends, candidate, engine, implementations, peers
 from adadelta_cli.backends import Device
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.crew import Columns, Crew, Role, Worker
@@ -158,7 +158,7 @@ def choose(
 def _libraries(backend: str, ctx: str) -> tuple[str, ...]:
     """Name the array libraries whose steps are timed where none is named."""
     if Device.parse(ctx).kind == "gpu" or backend == "cupy":
-        return (selection.library(backend, ctx),)
+        return (backends.library(backend, ctx),)
     here = ("mxnet", "numpy") if engine.is_installed() else ("numpy",)
     return here if backend == "auto" else (backend,)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from adadelta_cli import backends, candidate, cases, conduct, config, draw, implementations, peers
 from adadelta_cli.backends import Device
-from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError
+from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.recording import Recording
-from adadelta_cli.sandbox import Sandbox
 from adadelta_cli.verification import DTYPES, ORACLE_BUDGET, TRAINING_STEPS, Plan
 
 if TYPE_CHECKING:
@@ -121,7 +119,7 @@ def choose(
     given = [implementations.implementation(name, ctx) for name in names]
     for each in given:
         _check_place(each, Device.parse(ctx))
-    chosen_backend = library(backend, ctx)
+    chosen_backend = backends.library(backend, ctx)
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
         raise UnavailableError(
             "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
@@ -158,32 +156,4 @@ def _check_available(chosen: Implementation, timeout: float | None) -> None:
     elif chosen.allowed:
         candidate.check(chosen.name, timeout)
     else:
-        library(chosen.backend, str(chosen.device))
-
-
-@cache
-def library(backend: str, ctx: str) -> str:
-    """Name the array library that `--backend` and `--ctx` ask for.
-
-    A GPU is tried in a process of its own, which gives it back when it ends.
-
-    Raises:
-        UnavailableError, UsageError: as `backends.backend`.
-    """
-    if Device.parse(ctx).kind == "cpu":
-        return backends.backend(backend, ctx).name
-    name = backends.chosen(backend, ctx)
-    with Sandbox() as sandbox:
-        wrong = sandbox.call(_problem, name, ctx)
-    if wrong:
-        raise wrong
-    return name
-
-
-def _problem(name: str, ctx: str) -> AdadeltaError | None:
-    """Say why an array library is not to be had; None when it is."""
-    try:
-        backends.backend(name, ctx)
-    except AdadeltaError as error:
-        return error
-    return None
+        backends.library(chosen.backend, str(chosen.device))
