@@ -226,7 +226,7 @@ def _stock_optimizer(hyper: Hyperparameters, multi_precision: bool) -> Any:
 def _stock_lacks(hyper: Hyperparameters) -> str:
     """MXNet reads scalars as double, a clip as float32, and refuses those out of range."""
     single, clip = np.finfo(np.float32), hyper.clip_gradient
-    if clip and not single.tiny <= clip <= single.max:
+    if clip and not float(single.tiny) <= clip <= float(single.max):
         return "mxnet-stock takes no clip_gradient beyond the range of float32"
     tiny = np.finfo(np.float64).tiny
     small = any(0 < abs(value) < tiny for value in vars(hyper).values() if value)
