@@ -33,7 +33,7 @@ class Device:
         Raises:
             UsageError: it is none of these.
         """
-        match = re.fullmatch(r"(cpu)|gpu(?::(\d+))?", text)
+        match = re.fullmatch(r"(cpu)|gpu(?::([0-9]+))?", text)
         if not match:
             raise UsageError(f"--ctx is {text!r}; allowed are cpu, gpu and gpu:N")
         return cls("cpu") if match[1] else cls("gpu", int(match[2] or 0))
@@ -176,11 +176,15 @@ class JaxBackend(NumpyBackend):
 
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of this library, same shape and dtype."""
-        return Box(self.jax.numpy.array(values))
+        return Box(self._copied(values))
+
+    def _copied(self, values: np.ndarray) -> Any:
+        place = self.jax.devices()[self.device.number]
+        return self.jax.device_put(self.jax.numpy.array(values), place)
 
     def assign(self, array: Any, values: np.ndarray) -> None:
         """Copy values into an array of this library, same shape and dtype."""
-        array.value = self.jax.numpy.array(values)
+        array.value = self._copied(values)
 
     def numpy(self, array: Any) -> np.ndarray:
         """Copy to NumPy, once whatever is pending is done."""

@@ -172,6 +172,8 @@ def _check_choice(name: str, backend: str, device: Device) -> None:
         )
     if found.backend in backends.BACKENDS:
         backends.check_place(found.backend, device)
+        if device.kind == "gpu":
+            backends.library(found.backend, str(device))
     if backend not in ("auto", found.backend):
         raise UsageError(
             f"--impl {name} computes on {found.backend} and --backend is {backend}; leave "
@@ -212,11 +214,13 @@ def needed_bytes(plan: Plan, group: Group) -> int:
     """Count the bytes that timing a workload allocates, in all processes that do at once."""
     held = group.workload.elements * held_bytes(group.dtype)
     copies, ballast = _copies(plan, group)
-    temporaries = group.workload.elements * TEMPORARIES * state_dtype(group.dtype).itemsize
+    state = group.workload.elements * state_dtype(group.dtype).itemsize
+    targets = state * copies * (plan.ctx != "cpu")  # of the device copy
     return sum(
         held * copies * (2 if "optax" in role.implementations else 1)  # JAX takes copies of its own
         + ballast
-        + temporaries * any(not timeable(name).fused for name in role.implementations)
+        + targets * role.roofs
+        + TEMPORARIES * state * any(not timeable(name).fused for name in role.implementations)
         for role in plan.roles
     )
 
@@ -241,8 +245,8 @@ def check_memory(plan: Plan) -> None:
         raise UnavailableError(
             f"{largest.workload.name} in {largest.dtype} needs {needed / 1e9:.1f} GB "
             f"({needed} bytes) and {available / 1e9:.1f} GB ({available} bytes) are available; "
-            "ask for a smaller --sizes, or for fused steps only (--impl numpy-fused), which need "
-            "no temporary arrays"
+            "ask for a smaller --sizes, or for fused steps only (--impl "
+            f"{'numpy' if plan.ctx == 'cpu' else 'cupy'}-fused), which need no temporary arrays"
         )
 
 

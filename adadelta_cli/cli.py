@@ -87,11 +87,18 @@ def _decorator(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return decorate
 
 
+def _ctx(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
+    """Name the device as results do."""
+    from adadelta_cli.backends import Device
+
+    return str(Device.parse(text))
+
+
 def shared_options(command: str) -> Callable[[Any], Any]:
     """Add the options of every command that computes; `command` names the default folder."""
     options = (
         click.option(
-            "--ctx", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N",
+            "--ctx", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N", callback=_ctx,
             help="Device; gpu is the first, gpu:1 the second.",
         ),
         click.option(

@@ -25,7 +25,13 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from adadelta_cli import machine
-from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
+from adadelta_cli.errors import (
+    KERNEL_FAULTS,
+    BrokenError,
+    DeviceError,
+    UnavailableError,
+    UsageError,
+)
 from adadelta_cli.worker import PROTOCOL
 
 if TYPE_CHECKING:
@@ -168,12 +174,16 @@ class Worker:
         if not line:
             raise self._broken()
         try:
-            return json.loads(line)
+            answer = json.loads(line)
         except json.JSONDecodeError as error:
             self._kill()
             raise BrokenError(
                 f"a process that takes samples said {line.strip()[:200]!r}; expected JSON"
             ) from error
+        if "broken" in answer:  # its GPU is of no more use to it
+            self._kill()
+            raise DeviceError(answer["broken"], answer["status"])
+        return answer
 
     def _speaks(self, patience_s: float) -> bool:
         """Wait for an answer, or for the end of the answers."""
@@ -205,6 +215,8 @@ def _environment(threads: int, *, own: bool) -> dict[str, str]:
     """Return a child's variables; `own` finds this very package, wherever it lies."""
     path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     found = {**os.environ, **machine.thread_environment(threads)}
+    # Else JAX takes three quarters of a GPU's memory (JAX's docs, "GPU memory allocation").
+    found.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     found.pop("PYTHONPATH", None)
     return found | ({"PYTHONPATH": os.pathsep.join(filter(None, path))} if own else {})
 
@@ -295,7 +307,7 @@ class Crew:
         try:
             return self._workers[role].ask(**order)
         except BrokenError as error:
-            if not role.foreign:
+            if not role.foreign or _is_no_fault(error):
                 raise
             self._lost[role] = f"wrong: {error}"
             self._accuse(role)
@@ -340,6 +352,11 @@ class Crew:
     def _taken(self, role: Role, due: list[str]) -> dict[str, list[float]]:
         order = [due[place] for place in self._random.permutation(len(due))]
         return self._asked(role, sample=order).get("samples", {}) if due else {}
+
+
+def _is_no_fault(error: BrokenError) -> bool:
+    """Tell whether a GPU failed by itself: not by what a kernel did, as an illegal address."""
+    return isinstance(error, DeviceError) and error.status not in KERNEL_FAULTS
 
 
 def _period(name: str, costs: dict[str, float]) -> int:

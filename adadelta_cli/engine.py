@@ -289,7 +289,8 @@ class GpuStep:
 
     def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
         self._tensors = [[array.as_np_ndarray() for array in arrays] for arrays in tensors]
-        self._cupy = gpu.use(tensors[0][0].device.device_id)
+        self._number = tensors[0][0].device.device_id
+        self._cupy = gpu.working(self._number)
 
     def __call__(
         self,
@@ -308,6 +309,7 @@ class GpuStep:
         """
         from adadelta_cli.kernels import cuda
 
-        parameters = [Parameter(*map(self._cupy.from_dlpack, each)) for each in self._tensors]
-        cuda.fused_update(parameters, common.hyper, rates, decays)
-        self._cupy.cuda.get_current_stream().synchronize()
+        with self._cupy.cuda.Device(self._number):  # others may be the current one meanwhile
+            parameters = [Parameter(*map(self._cupy.from_dlpack, each)) for each in self._tensors]
+            cuda.fused_update(parameters, common.hyper, rates, decays)
+            self._cupy.cuda.get_current_stream().synchronize()

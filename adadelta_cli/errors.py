@@ -42,6 +42,18 @@ class BrokenError(AdadeltaError):
     exit_code = ExitCode.BROKEN
 
 
+class DeviceError(BrokenError):
+    """A GPU failed, or its memory ran out.
+
+    Attributes:
+        status: CUDA's number of the error.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 # --- what CUDA says -------------------------------------------------------------------------------
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, CUDA's driver_types.h, as all numbers here
@@ -64,21 +76,25 @@ def status(error: BaseException) -> int:
     return getattr(error, "status", 0) if isinstance(error, kinds) else 0
 
 
-def of_device(error: BaseException) -> BrokenError | None:
+def of_device(error: BaseException) -> DeviceError | None:
     """Say what an error of a GPU during the work means; None where it is no such error.
 
     A device that failed stays so for the rest of the process: it is the end of the work, and no
     verdict on what was computed.
     """
+    if isinstance(error, DeviceError):
+        return error
     number = status(error)
     if not number:
         return None
     if number == OUT_OF_MEMORY:
-        return BrokenError(
+        return DeviceError(
             f"memory of the GPU ran out ({in_one_line(error)}); free some (nvidia-smi names the "
-            "processes that hold it), or ask for less at a time"
+            "processes that hold it), or ask for less at a time",
+            number,
         )
-    return BrokenError(
+    return DeviceError(
         f"the GPU failed during the work ({in_one_line(error)}); what was finished is on disk; see "
-        "what nvidia-smi and the system's log say of it, and try again"
+        "what nvidia-smi and the system's log say of it, and try again",
+        number,
     )

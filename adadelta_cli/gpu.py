@@ -75,6 +75,16 @@ def examine(number: int = 0) -> list[Finding]:
 def use(number: int) -> Any:
     """Make a device the current one of this thread, once all that it needs was found to work.
 
+    Arguments, return value and errors as of `working`.
+    """
+    cupy = working(number)
+    cupy.cuda.Device(number).use()
+    return cupy
+
+
+def working(number: int) -> Any:
+    """See that all that a device needs works.
+
     Args:
         number: of the device.
 
@@ -87,9 +97,7 @@ def use(number: int) -> Any:
     lack = _lack(number)
     if lack:
         raise UnavailableError(lack)
-    cupy = _cupy()
-    cupy.cuda.Device(number).use()
-    return cupy
+    return _cupy()
 
 
 @cache
@@ -234,6 +242,18 @@ MENDS = {
 }
 
 
+def _probe_products(number: int) -> Finding:
+    """See that matrices can be multiplied, which `run` needs: a library apart."""
+    cupy = _cupy()
+    try:
+        with cupy.cuda.Device(number):
+            ones = cupy.ones((2, 2), "float32")
+            cupy.asnumpy(ones @ ones)
+    except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
+        return Finding("cuBLAS", in_one_line(error), MENDS.get(status(error), INSTALL))
+    return Finding("cuBLAS", "works")
+
+
 def _probe_launch(number: int) -> Finding:
     """See that a small kernel runs, and computes."""
     cupy = _cupy()
@@ -254,6 +274,7 @@ def _probe_launch(number: int) -> Finding:
 
 PROBES: tuple[Callable[[int], Finding], ...] = (
     _probe_cupy, _probe_driver, _probe_devices, _probe_compiler, _probe_launch,
+    _probe_products,
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import engine
+from adadelta_cli.kernels import operand
 from adadelta_cli.update import Hyperparameters, Parameter, checked, update
 
 if TYPE_CHECKING:
@@ -337,19 +338,11 @@ def _what_is_wrong(parameter: Parameter) -> Exception | None:
             "takes those of one device: copy them there (as_in_context), or pass "
             "use_fused_step=False"
         )
-    dtypes = tuple(np.dtype(array.dtype).name for array in arrays)
-    if dtypes in _TAKEN:
-        return None
-    return TypeError(
-        f"weight, gradient, states and master are {', '.join(dtypes)}; the fused step takes "
-        "float32 or float64 throughout, or float16 weights and gradients on float32"
-    )
-
-
-_TAKEN = (
-    ("float32",) * 4, ("float64",) * 4,
-    ("float16",) * 2 + ("float32",) * 2, ("float16",) * 2 + ("float32",) * 3,
-)  # fmt: skip
+    try:
+        operand.kind_of(*(array.dtype for array in arrays))
+    except TypeError as error:
+        return error
+    return None
 
 
 def _aggregate_num(given: float | None, fused: bool) -> int:

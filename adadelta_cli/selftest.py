@@ -171,7 +171,7 @@ def _bind_kernel(module: Any) -> Bind:
         # Cut as it would be for three threads, on whatever machine.
         elements = sum(p.weight.size for p in parameters)
         parts = 1 if elements < module.SERIAL_ELEMENTS else 3
-        operands = map(module.operand, parameters, rates, decays)
+        operands = module.operands(parameters, rates, decays)
         return module.prepared(operands, hyper, parts=parts, owners=parameters)
 
     return bind

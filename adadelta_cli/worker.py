@@ -24,6 +24,7 @@ import numpy as np
 
 from adadelta_cli import machine
 from adadelta_cli.backends import BACKENDS
+from adadelta_cli.errors import of_device
 from adadelta_cli.implementations import timeable
 from adadelta_cli.processor import Cpu, processor
 from adadelta_cli.subject import HYPER, Subject, fault_of, raised
@@ -210,7 +211,8 @@ class Peak:
             return None
         subject.step()
         gc.collect()
-        return place.peak_extra_bytes(subject.step)
+        counted = place.counts(self._implementation.backend)
+        return place.peak_extra_bytes(subject.step) if counted else None
 
     def ready(self) -> dict[str, Any]:
         """Return the bytes for each workload; None where the system does not tell."""
@@ -310,13 +312,19 @@ def serve(orders: IO[str], replies: IO[str]) -> None:
     task: Any = None
     for line in orders:
         order = json.loads(line)
-        if "task" in order:
-            task = None  # what it holds is given back before the next is made
-            gc.collect()
-            task = TASKS[order["task"]](order)
-            _reply(replies, task.ready())
-        else:
-            _reply(replies, {"samples": task.sample(order["sample"])})
+        try:
+            if "task" in order:
+                task = None  # what it holds is given back before the next is made
+                gc.collect()
+                task = TASKS[order["task"]](order)
+                _reply(replies, task.ready())
+            else:
+                _reply(replies, {"samples": task.sample(order["sample"])})
+        except Exception as error:
+            broken = of_device(error)
+            if not broken:
+                raise
+            _reply(replies, {"broken": str(broken), "status": broken.status})
 
 
 def _reply(replies: IO[str], answer: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ def test_float16_without_a_master(name):
 def table(sizes):
     """Make the table of float32 tensors that are nowhere."""
     count = len(sizes)
-    kind = kind_of("float32", "float32", "float32", has_master=False)
+    kind = kind_of(*["float32"] * 4)
     nowhere = np.zeros((count, 5), np.uint64)
     return Table(kind, nowhere, np.array(sizes, np.int64), np.ones(count), np.zeros(count))
 

@@ -23,7 +23,16 @@ import pytest
 from conftest import AWKWARD, HERE, assert_same_bits, random_arrays
 
 import adadelta_cli
-from adadelta_cli import backends, doctor, errors, gpu, implementations, processor
+from adadelta_cli import (
+    backends,
+    benchmark,
+    doctor,
+    errors,
+    gpu,
+    implementations,
+    processor,
+    workloads,
+)
 from adadelta_cli.errors import UnavailableError
 from adadelta_cli.kernels import cuda
 from adadelta_cli.tensors import Tensors
@@ -60,7 +69,7 @@ def rows(folder):
 @pytest.fixture
 def simulated(monkeypatch):
     """Put the simulated GPU in the place of CuPy, in this process."""
-    caches = (gpu._cupy, gpu._lack, cuda.kernel)
+    caches = (gpu._cupy, gpu._lack, cuda.kernel, backends.library)
 
     def forget():
         for each in caches:
@@ -151,8 +160,16 @@ def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simul
             optimizer.update_multi_precision([0, 1], weights, grads, states)
         flat = [*weights, *states[0], states[1][0], *states[1][1]]
         found.append([array.asnumpy() for array in flat])
-    assert isinstance(optimizer._bound[0].step, engine.GpuStep)
     assert_same_bits(found[1], found[0])
+    step = optimizer._bound[0].step
+    assert isinstance(step, engine.GpuStep)
+    where = []  # the arrays' own device is the current one when the work is waited for, only then
+    stream = SimpleNamespace(synchronize=lambda: where.append(simulated.cuda.Device().id))
+    monkeypatch.setattr(simulated.cuda, "get_current_stream", lambda: stream)
+    monkeypatch.setenv("SIMULATED_GPU_DEVICES", "2")
+    step._number = 1
+    optimizer.update_multi_precision([0, 1], weights, grads, states)
+    assert where == [1] and simulated.cuda.Device().id == 0
 
 
 # --- kernels of one's own -------------------------------------------------------------------------
@@ -285,21 +302,16 @@ def test_bench_times_both_steps_against_a_kernel_of_the_same_traffic(tmp_path):
 
 
 def test_a_time_on_a_gpu_is_the_devices_own(monkeypatch, simulated):
-    """Between two events, in milliseconds, over all steps between them."""
-    taken, events = [], []
-    monkeypatch.setattr(simulated.cuda, "Event", lambda: Event(events, len(taken)))
+    """Between an event before all steps and one behind, which is waited for; in milliseconds."""
+    seen = []
+    event = SimpleNamespace(
+        record=partial(seen.append, "recorded"), synchronize=partial(seen.append, "waited for")
+    )
+    monkeypatch.setattr(simulated.cuda, "Event", lambda: event)
     monkeypatch.setattr(simulated.cuda, "get_elapsed_time", lambda *_: 8.0)
-    seconds = processor.Gpu("gpu").seconds([partial(taken.append, k) for k in range(4)])
-    assert seconds == 2e-3 and taken == [0, 1, 2, 3]
-    assert events == ["recorded", "recorded", "synchronized"]
-
-
-class Event:
-    """An event that tells what is done with it."""
-
-    def __init__(self, told, _place):
-        self.record = partial(told.append, "recorded")
-        self.synchronize = partial(told.append, "synchronized")
+    seconds = processor.Gpu("gpu").seconds([partial(seen.append, k) for k in range(4)])
+    assert seconds == 2e-3
+    assert seen == ["recorded", 0, 1, 2, 3, "recorded", "waited for"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
@@ -309,11 +321,75 @@ def test_the_ceiling_and_the_copy_change_no_tensor(simulated, dtype):
     place = processor.Gpu("gpu")
     (tensors,) = Tensors.allocate([(3000,), (7, 5)], dtype, 0, region=place.region)
     before = [place.numpy(array) for array in tensors.line.arrays]
-    for steps, together in place.roofs([tensors], dtype, 0, Hyperparameters()).values():
-        assert 0 < together <= 1
+    for steps, _ in place.roofs([tensors], dtype, 0, Hyperparameters()).values():
         for step in steps:
             step()
     assert_same_bits([place.numpy(array) for array in tensors.line.arrays], before)
+
+
+def test_a_device_copy_moves_the_bytes_that_are_counted(monkeypatch, simulated):
+    """A whole array of states to another place, for every copy of the tensors: 8 of 28 bytes."""
+    place, moved = processor.Gpu("gpu"), []
+    two = Tensors.allocate([(3000,)], "float32", 0, copies=2, region=place.region)
+    monkeypatch.setattr(
+        simulated.cuda.MemoryPointer, "copy_from_device_async",
+        lambda target, source, nbytes: moved.append((target.ptr, source.ptr, nbytes)),
+    )  # fmt: skip
+    roofs = place.roofs(two, "float32", 0, Hyperparameters())
+    copies, together = roofs[processor.COPY]
+    for step in copies:
+        step()
+    states = [each.line.acc_grad for each in two]
+    assert [(source, nbytes) for _, source, nbytes in moved] == [
+        (state.data.ptr, 4 * state.size) for state in states
+    ]
+    assert len({pointer for each in moved for pointer in each[:2]}) == 4
+    assert together == 8 / 28
+    lines = [each.owners.weight.data.ptr for each in roofs[processor.MEMORY][0]]
+    assert lines == [each.line.weight.data.ptr for each in two]
+
+
+def test_what_is_evicted_by_is_passed_over(simulated):
+    """Each byte is read and written."""
+    place = processor.Gpu("gpu")
+    evict = place.evictor(1000)
+    evict()
+    assert simulated.asnumpy(evict.keywords["out"]).sum() == 1000
+
+
+def test_memory_that_nobody_counted_is_left_empty(simulated):
+    """Of what the allocators of other libraries take, nothing is known."""
+    place = processor.Gpu("gpu")
+    counted = {name for name in ("cupy", "torch", "jax", "mxnet") if place.counts(name)}
+    assert simulated and counted == {"cupy", "torch"}
+
+
+def test_what_bench_needs_is_free_memory_of_that_gpu(monkeypatch, simulated):
+    """Its L2 cache says how many copies are cold; theirs and the copy's targets are counted."""
+    found = processor.Gpu("gpu").survey()
+    assert (found.cache_bytes, found.available_bytes) == (2**18, 2**30 - 2**20)
+    monkeypatch.setattr(benchmark, "survey", lambda _: found)
+    plan = benchmark.Plan(
+        tuple(workloads.sizes("1e4")), ("cupy-fused",), caches=("cold",), ctx="gpu"
+    )
+    (group,) = plan.groups
+    copies = -(-2 * 2**18 // 160_000) + 1
+    assert simulated and benchmark.needed_bytes(plan, group) == copies * (160_000 + 40_000)
+
+
+def test_no_grid_is_larger_than_a_gpu_takes():
+    """CUDA C++ Programming Guide, table "Technical Specifications": 2^31 - 1 blocks in x."""
+    assert cuda.MOST_BLOCKS <= 2**31 - 1
+
+
+def test_a_gpu_of_another_number_is_the_one_that_computes(tmp_path):
+    """Its own processes make it the current one, and look at its memory."""
+    where = ("--sizes", 100, *QUICK, "--impl", "cupy-fused", "--out", tmp_path)
+    done = adadelta("bench", "--ctx", "gpu:1", *where, SIMULATED_GPU_DEVICES="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert document["machine"]["gpu"]["processor"] == "simulated GPU 1"
+    assert [row["ctx"] for row in document["rows"]] == ["gpu:1"]
 
 
 @needs_compiler
@@ -334,10 +410,15 @@ def test_a_wrong_kernel_on_a_gpu_gets_no_time(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (("--sizes", "1e9"), 3, r"needs .* GB \(\d+ bytes\) and 1\.1 GB \(1073741824 bytes\)"),
+        (
+            ("--sizes", "1e9"),
+            3,
+            r"needs .* GB \(\d+ bytes\) and 1\.1 GB \(1072693248 bytes\).*cupy-fused",
+        ),
         (("--train", "mlp"), 2, "leave out --train, or --ctx"),
         (("--impl", "numpy-fused"), 2, "numpy-fused computes on a CPU"),
         (("--backend", "numpy"), 2, "numpy has no arrays there"),
+        (("--impl", "mxnet-fused"), 3, "MXNet's CUDA: (built without it|MXNet is not installed)"),
     ],
 )
 def test_what_bench_refuses_on_a_gpu(tmp_path, arguments, code, told):
@@ -357,10 +438,30 @@ def test_bench_on_a_cpu_takes_no_step_of_a_gpu():
 def test_a_gpu_that_is_lost_is_no_verdict_on_a_step(tmp_path):
     """Exit code 4, not 1: what was computed was not found to be wrong."""
     where = ("--sizes", 100, *QUICK, "--out", tmp_path)
-    done = adadelta("bench", "--ctx", "gpu", *where, SIMULATED_GPU_FAULT="719@2")
-    assert done.returncode == 4, done.stdout + done.stderr
-    assert "the GPU failed during the work" in done.stderr
-    assert "Traceback" not in done.stderr
+    for fault in ({"FAULT": "719@2"}, {"FAULT": "719@9"}, {"FAULT": "214@500"}, {"MEMORY": "@9"}):
+        environment = {f"SIMULATED_GPU_{name}": value for name, value in fault.items()}
+        done = adadelta("bench", "--ctx", "gpu", *where, **environment)
+        assert done.returncode == 4, done.stdout + done.stderr
+        told = "memory of the GPU ran out" if "MEMORY" in fault else "the GPU failed during the"
+        assert re.search(f"^Error: {told}", done.stderr, re.MULTILINE), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@needs_compiler
+def test_memory_that_runs_out_is_no_fault_of_a_kernel(tmp_path):
+    """Of a user's own neither; what it does wrong itself, as an illegal address, is."""
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text(
+        "import cupy\n"
+        "def step(weight, grad, acc_grad, acc_delta, **hyper):\n"
+        "    raise cupy.cuda.CUDARuntimeError(STATUS)\n"
+    )
+    for status, code in ((2, 4), (46, 4), (700, 1)):
+        named = kernel.with_name(f"kernel{status}.py")
+        named.write_text(kernel.read_text().replace("STATUS", str(status)))
+        where = ("--impl", f"{named}:step", "--sizes", 100, *QUICK, "--out", tmp_path)
+        done = adadelta("bench", "--ctx", "gpu", *where)
+        assert done.returncode == code, done.stdout + done.stderr
 
 
 # --- what is missing ------------------------------------------------------------------------------

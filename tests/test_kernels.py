@@ -215,6 +215,33 @@ def test_what_the_kernel_cannot_take_is_refused():
         cpu.fused_update([Parameter(*frozen)], hyper, [1.0], [0.0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_array_has_the_dtype_that_the_kernel_writes(kind):
+    """An array of another dtype or byte order, be it the last, would be overrun or misread."""
+    arrays = random_arrays(100, kind)
+    for position, array in enumerate(arrays):
+        for wrong in ("float16", "float32", "float64", "int32", array.dtype.newbyteorder()):
+            changed = [*arrays[:position], array.astype(wrong), *arrays[position + 1 :]]
+            if np.dtype(wrong) != array.dtype:
+                with pytest.raises(TypeError, match=r"acc_delta.* are .*byte order"):
+                    cpu.fused_update([Parameter(*changed)], Hyperparameters(), [1.0], [0.0])
+
+
+def test_there_is_a_rate_and_a_decay_for_each_parameter():
+    """Else some would be left as they were, and nobody would know."""
+    parameters = [Parameter(*random_arrays(5)) for _ in range(2)]
+    for rates, decays in (([1.0], [0.0]), ([1.0] * 2, []), ([1.0] * 3, [0.0] * 3)):
+        with pytest.raises(ValueError, match=r"2 parameters, . learning rates and . decays"):
+            cpu.prepared_update(parameters, Hyperparameters(), rates, decays)
+
+
+def test_one_array_is_not_both_states():
+    """What is written twice in one pass has no defined value."""
+    weight, grad, state, _ = random_arrays(5)
+    with pytest.raises(ValueError, match="are one array"):
+        cpu.fused_update([Parameter(weight, grad, state, state)], Hyperparameters(), [1.0], [0.0])
+
+
 def test_a_gradient_may_be_read_only(fused_update):
     """Only what is written has to be writable."""
     arrays = random_arrays(5)

@@ -28,7 +28,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from adadelta_cli.kernels.operand import Kind, Operand, grouped, operand
+from adadelta_cli.kernels.operand import Kind, Operand, grouped, operands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -353,7 +353,7 @@ def launcher(kind: Kind) -> Any:
 
 
 def launch(
-    operands: Iterable[Operand],
+    tensors: Iterable[Operand],
     hyper: Hyperparameters,
     *,
     flush_subnormals: bool = False,
@@ -364,14 +364,14 @@ def launch(
     Whoever calls vouches for the addresses. Safe from several threads: calls take turns.
 
     Args:
-        operands: the tensors; those of one kind share a launch.
+        tensors: those of one kind share a launch.
         hyper: their common hyper-parameters; rate and decay are each tensor's own.
         flush_subnormals: compute as MXNet does by default, subnormal operands and results taken
             as zero; else strict IEEE 754, whatever mode the calling thread is in.
         parts: into how many parts the work is cut; by default one for each thread. The result
             does not depend on it.
     """
-    prepared(operands, hyper, flush_subnormals=flush_subnormals, parts=parts)()
+    prepared(tensors, hyper, flush_subnormals=flush_subnormals, parts=parts)()
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,7 @@ class Prepared:
 
 
 def prepared(
-    operands: Iterable[Operand],
+    tensors: Iterable[Operand],
     hyper: Hyperparameters,
     *,
     flush_subnormals: bool = False,
@@ -403,7 +403,7 @@ def prepared(
 ) -> Prepared:
     """Prepare what `launch` does, with the same arguments."""
     launches = []
-    for kind, group in grouped(operands).items():
+    for kind, group in grouped(tensors).items():
         table = tabulate(group, hyper)
         table[FLUSH] = flush_subnormals
         table[PARTS] = parts or parts_for(sum(operand.size for operand in group))
@@ -498,5 +498,4 @@ def prepared_update(
     decays: Sequence[float],
 ) -> Prepared:
     """Prepare what `fused_update` does, with the same arguments, to be done again and again."""
-    operands = map(operand, parameters, learning_rates, decays)
-    return prepared(operands, hyper, owners=parameters)
+    return prepared(operands(parameters, learning_rates, decays), hyper, owners=parameters)

@@ -8,7 +8,7 @@ operations is that of `update.py`, and so are the bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -159,7 +159,7 @@ def prepared_update(
     decays: Sequence[float],
 ) -> Prepared:
     """Prepare what `fused_update` does, with the same arguments, to be done again and again."""
-    operands = list(map(_operand, parameters, learning_rates, decays))
+    operands = operand.operands(parameters, learning_rates, decays, operand.CUDA)
     _check_device(parameters)
     return prepared(operands, hyper, owners=parameters)
 
@@ -174,10 +174,8 @@ def prepared_traffic(line: Parameter) -> Prepared:
     factor = float(np.sqrt(np.finfo(line.acc_grad.dtype).tiny))
     _check_device([line])
     hyper = Hyperparameters(rescale_grad=factor)
-    return prepared([_operand(line, 0.0, 0.0)], hyper, work="traffic", owners=line)
-
-
-_operand = partial(operand.operand, interface=operand.CUDA)
+    operands = operand.operands([line], [0.0], [0.0], operand.CUDA)
+    return prepared(operands, hyper, work="traffic", owners=line)
 
 
 def _check_device(parameters: Sequence[Parameter]) -> None:

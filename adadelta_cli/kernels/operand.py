@@ -40,6 +40,13 @@ KINDS = {
     ("float16", False): Kind("float16", (_half, _half, _single, None)),
     ("float16", True): Kind("float16_master", (_single, _half, _single, _half)),
 }
+# By the dtypes of `Parameter.arrays`.
+TAKEN = {
+    ("float32",) * 4: KINDS["float32", False],
+    ("float64",) * 4: KINDS["float64", False],
+    ("float16",) * 2 + ("float32",) * 2: KINDS["float16", False],
+    ("float16",) * 2 + ("float32",) * 3: KINDS["float16", True],
+}
 
 
 class Operand(NamedTuple):
@@ -96,6 +103,29 @@ def tabulate(operands: Iterable[Operand]) -> list[Table]:
     ]
 
 
+def operands(
+    parameters: Sequence[Parameter],
+    learning_rates: Sequence[float],
+    decays: Sequence[float],
+    interface: str = HOST,
+) -> list[Operand]:
+    """Describe parameters, each as `operand` does.
+
+    Raises:
+        TypeError: as `operand`.
+        ValueError: as `operand`; or there are not as many of each.
+    """
+    counts = len(parameters), len(learning_rates), len(decays)
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"{counts[0]} parameters, {counts[1]} learning rates and {counts[2]} decays; expected "
+            "as many of each: one for each tensor"
+        )
+    return [
+        operand(*each, interface) for each in zip(parameters, learning_rates, decays, strict=True)
+    ]
+
+
 def operand(
     parameter: Parameter, learning_rate: float, wd: float, interface: str = HOST
 ) -> Operand:
@@ -109,10 +139,11 @@ def operand(
 
     Raises:
         TypeError: the dtypes do not go together, or an array lies in other memory.
-        ValueError: an array is not C-contiguous, has another shape, or may not be written.
+        ValueError: an array is not C-contiguous, has another shape, may not be written, or stands
+            twice.
     """
     p = parameter
-    kind = kind_of(p.weight.dtype, p.grad.dtype, p.acc_grad.dtype, p.master is not None)
+    kind = kind_of(*(array.dtype for array in p.arrays))
     for array in p.arrays:
         if array.shape != p.weight.shape or not array.flags.c_contiguous:
             raise ValueError(
@@ -120,6 +151,8 @@ def operand(
                 f"{p.weight.shape}; got shape {array.shape}, strides {array.strides}"
             )
     addresses = [_address(array, interface, written=array is not p.grad) for array in p.arrays]
+    if p.weight.size and len(set(addresses)) < len(addresses):
+        raise ValueError("two of weight, gradient and states are one array; each has its own")
     return Operand(kind, arranged(addresses), p.weight.size, learning_rate, wd)
 
 
@@ -145,18 +178,18 @@ def arranged(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
 
 
 @cache
-def kind_of(weight: Any, grad: Any, state: Any, has_master: bool) -> Kind:
-    """Look up the kernel for these dtypes.
+def kind_of(*dtypes: Any) -> Kind:
+    """Look up the kernel for the dtypes of `Parameter.arrays`.
 
     Raises:
         TypeError: there is none.
     """
-    names = [np.dtype(dtype).name for dtype in (weight, grad, state)]
-    kind = KINDS.get((names[0], has_master))
-    if kind is None or names[1] != names[0] or names[2] != kind.zeros[2].dtype.name:
+    found = [np.dtype(dtype) for dtype in dtypes]
+    names = tuple(dtype.name if dtype.isnative else dtype.str for dtype in found)
+    if names not in TAKEN:
         raise TypeError(
-            f"weight, gradient and states are {', '.join(names)}"
-            f"{' with a master' if has_master else ''}; the fused step takes float32 or float64 "
-            "throughout, or float16 weights and gradients on float32 states"
+            f"weight, gradient, acc_grad, acc_delta{', master' * (len(names) > 4)} are "
+            f"{', '.join(names)}; the fused step takes float32 or float64 throughout, or float16 "
+            "weights and gradients on float32 states (and master), in the machine's byte order"
         )
-    return kind
+    return TAKEN[names]

@@ -119,7 +119,7 @@ class Device:
         """Return at once: a simulated launch is done when it returns."""
 
     attributes = {"L2CacheSize": 2**18}  # noqa: RUF012 - as CuPy's
-    mem_info = (2**30, 2**30)  # bytes that are free, and in all
+    mem_info = (2**30 - 2**20, 2**30)  # bytes that are free, and in all
 
 
 class Event:
