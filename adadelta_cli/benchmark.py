@@ -165,15 +165,9 @@ def _libraries(backend: str, ctx: str) -> tuple[str, ...]:
 
 def _check_choice(name: str, backend: str, device: Device) -> None:
     found = timeable(name, str(device))
-    if found.device != device:
-        raise UsageError(
-            f"--impl {name} computes on a CPU; with --ctx {device}, take cupy, cupy-fused, the "
-            "steps of other frameworks, or a kernel of your own"
-        )
-    if found.backend in backends.BACKENDS:
-        backends.check_place(found.backend, device)
-        if device.kind == "gpu":
-            backends.library(found.backend, str(device))
+    implementations.check_place(found, device)
+    if device.kind == "gpu" and found.backend in backends.BACKENDS:
+        backends.library(found.backend, str(device))
     if backend not in ("auto", found.backend):
         raise UsageError(
             f"--impl {name} computes on {found.backend} and --backend is {backend}; leave "
@@ -276,13 +270,8 @@ class Benchmark:
     """
 
     def __init__(self, plan: Plan, train: str | None, machine: dict[str, Any]) -> None:
-        if plan.against and train:
-            raise UsageError("--against judges single steps; leave out --train, or --against")
-        if train and plan.ctx != "cpu":
-            raise UsageError(
-                f"--train --ctx {plan.ctx}: whole training steps go through gluon.Trainer, whose "
-                "MXNet computes on a CPU; leave out --train, or --ctx"
-            )
+        if train:
+            check_train(plan.ctx, plan.against)
         python = plan.against and str(Path(shutil.which(plan.against) or plan.against).absolute())
         self.plan, self.machine = replace(plan, against=python), machine | plan.survey.about
         self._train = train
@@ -322,6 +311,21 @@ class Benchmark:
         """1 when an implementation is wrong."""
         wrong = any(each.wrong for each in self.measurements)
         return ExitCode.CHECK_FAILED if wrong else ExitCode.OK
+
+
+def check_train(ctx: str, against: str | None) -> None:
+    """See that whole training steps go together with the rest of what is asked for.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if against:
+        raise UsageError("--against judges single steps; leave out --train, or --against")
+    if ctx != "cpu":
+        raise UsageError(
+            f"--train --ctx {ctx}: whole training steps go through gluon.Trainer, whose MXNet "
+            "computes on a CPU; leave out --train, or --ctx"
+        )
 
 
 def _greeted(python: str) -> dict[str, Any]:

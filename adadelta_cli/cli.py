@@ -302,8 +302,8 @@ def verify(
     screen.table(report.verification_table(work))
     for line in report.verification_failures(work, most=1000 if verbose else 10):
         screen.text(line)
-    for name, lack in plan.absent:
-        screen.note(f"Skipped {name}: {lack}")
+    for line in report.verification_skips(work):
+        screen.note(line)
     screen.document(report.verification_document(work))
     screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
     click.get_current_context().exit(work.exit_code)
@@ -486,6 +486,8 @@ def bench(
 
     screen = terminal(as_json, quiet, verbose)
     before = _baseline(baseline, out) if baseline else None
+    if train:  # before a device is tried
+        benchmark.check_train(ctx, how["against"])
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
     own = benchmark.choose(names, backend, ctx, fused_only=bool(how["against"]))
     here, absent = benchmark.choose_peers() if peers else ((), ())

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 INSTALL = "python -m pip install 'adadelta[gpu]'"
 DRIVER = (  # the least that runs CUDA 12: CUDA's release notes, "CUDA Toolkit and driver versions"
-    "install NVIDIA's driver, 525.60.13 or later, for instance apt-get install nvidia-driver-550"
+    "install NVIDIA's driver, 525.60.13 or later, on the host (Ubuntu: apt-get install "
+    "nvidia-driver-550; Debian: nvidia-driver); a container is started with docker run --gpus all"
 )
 MXNET, CUPY = "MXNet's CUDA", "use --backend cupy"
 LAUNCH_S = 120.0  # that MXNet's first launch may take: it may compile kernels for this GPU
@@ -199,6 +200,8 @@ def _probe_devices(number: int) -> Finding:
         count = runtime.getDeviceCount()
         names = [_device(runtime.getDeviceProperties(each)) for each in range(count)]
     except runtime.CUDARuntimeError as error:
+        if status(error) in MENDS:
+            return Finding("devices", in_one_line(error), MENDS[status(error)])
         count, names = 0, [in_one_line(error)]
     seen = f"{count} ({', '.join(names)})" if names else "0"
     if number < count:
@@ -210,7 +213,7 @@ def _probe_devices(number: int) -> Finding:
     if visible is not None:
         seen = f"{seen}, CUDA_VISIBLE_DEVICES is {visible!r}"
         return Finding("devices", seen, "unset CUDA_VISIBLE_DEVICES")
-    return Finding("devices", seen, "see what nvidia-smi says of the GPU; use --ctx cpu meanwhile")
+    return Finding("devices", seen, "see what nvidia-smi says of the GPU")
 
 
 def name_of(properties: dict[str, Any]) -> str:
@@ -234,8 +237,12 @@ def _probe_compiler(_number: int) -> Finding:
         return Finding("NVRTC", in_one_line(error), INSTALL)
 
 
-# What a launch that fails has the matter, by CUDA's number (driver_types.h, cudaError).
+# What mends a device that is not found, or a launch that fails, by CUDA's number (driver_types.h,
+# cudaError).
 MENDS = {
+    34: "take CUDA's lib64/stubs, which hold no driver, off LD_LIBRARY_PATH",
+    803: "restart the machine: the driver was updated, and its older half still runs",
+    804: "take the cuda-compat library off LD_LIBRARY_PATH: this GPU cannot use it",
     2: "free memory of the GPU: nvidia-smi names the processes that hold it",
     46: "another process has this GPU for itself: end it, or nvidia-smi --compute-mode=0",
     209: f"this GPU is newer than the compiler: {INSTALL} --upgrade",
@@ -264,7 +271,7 @@ def _probe_launch(number: int) -> Finding:
             one = arithmetic.Array(cupy.ones(1, "float32"))
             two = float(cupy.asnumpy((one + one).values)[0])
     except Exception as error:  # noqa: BLE001 - told with what mends it, where that is known
-        mend = MENDS.get(status(error), "use --ctx cpu, and see what nvidia-smi says of the GPU")
+        mend = MENDS.get(status(error), "see what nvidia-smi says of the GPU")
         return Finding("a small launch", in_one_line(error), mend)
     if two != 2:
         mend = "this GPU computes wrongly; use another"

@@ -350,6 +350,22 @@ def implementation(name: str, ctx: str = "cpu") -> Implementation:
     )
 
 
+def check_place(chosen: Implementation, device: Device) -> None:
+    """See that an implementation takes steps on a device.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if chosen.device != device:
+        raise UsageError(
+            f"--impl {chosen.name} computes on a CPU; leave out --ctx {device}, or take --impl "
+            "cupy, cupy-fused or a kernel of your own"
+        )
+    library = backends.BACKENDS.get(chosen.backend)
+    if library and device.kind not in library.kinds:
+        raise UsageError(f"--impl {chosen.name} computes on a GPU; add --ctx gpu")
+
+
 def timeable(name: str, ctx: str = "cpu") -> Implementation:
     """Look up what `bench` can time: an implementation, or a yardstick; as it is on a device.
 

@@ -58,12 +58,7 @@ class Request:
             some, dtypes = self._replayed()
         for reference in self.configs:
             config.load(reference)
-        if self.peers and Device.parse(self.ctx).kind == "gpu":
-            raise UsageError(
-                f"--peers --ctx {self.ctx}: this version checks other frameworks on the CPU; leave "
-                "out --ctx"
-            )
-        here, absent = peers.present(implementations.PEERS) if self.peers else ((), ())
+        here, absent = self._others()
         return Plan(
             implementations=self._implementations(here),
             absent=absent,
@@ -95,6 +90,17 @@ class Request:
         recording = Recording.read(self.replay, self.steps)
         return [recording], self.dtypes or (recording.recorded,)
 
+    def _others(self) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+        """Return the frameworks that `--peers` finds, and those that it does not, with reasons."""
+        if not self.peers:
+            return (), ()
+        _check_on_cpu("--peers", self.ctx)
+        here, absent = peers.present(implementations.PEERS)
+        if not here and not self.names:
+            lacks = "; ".join(f"{name}: {lack}" for name, lack in absent)
+            raise UnavailableError(f"--peers: no other framework is here to check: {lacks}")
+        return here, absent
+
     def _implementations(self, here: tuple[str, ...]) -> tuple[str, ...]:
         if self.peers and not self.names:
             return here
@@ -118,7 +124,9 @@ def choose(
     """
     given = [implementations.implementation(name, ctx) for name in names]
     for each in given:
-        _check_place(each, Device.parse(ctx))
+        implementations.check_place(each, Device.parse(ctx))
+        if each.name in implementations.PEERS:
+            _check_on_cpu(f"--impl {each.name}", ctx)
     chosen_backend = backends.library(backend, ctx)
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
         raise UnavailableError(
@@ -139,12 +147,10 @@ def choose(
     )
 
 
-def _check_place(chosen: Implementation, device: Device) -> None:
-    other = chosen.name in implementations.PEERS and device.kind == "gpu"  # bench times them there
-    if chosen.device != device or other:
+def _check_on_cpu(what: str, ctx: str) -> None:
+    if Device.parse(ctx).kind == "gpu":
         raise UsageError(
-            f"--impl {chosen.name} computes on a CPU; with --ctx {device}, take "
-            f"{', '.join(ON_GPU)}, or a kernel of your own"
+            f"{what} --ctx {ctx}: verify checks other frameworks on the CPU; leave out --ctx"
         )
 
 

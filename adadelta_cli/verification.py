@@ -323,9 +323,12 @@ class Verification:
     @property
     def exit_code(self) -> ExitCode:
         """Say with what the command ends: 1 when any row did not pass, or nothing was compared."""
-        nothing = bool(self.rows) and not any(row.passed for row in self.rows)
-        empty = nothing and not self.plan.absent  # of peers that are not here, that is known
-        return ExitCode.CHECK_FAILED if self.failures or empty else ExitCode.OK
+        return ExitCode.CHECK_FAILED if self.failures or self.is_empty else ExitCode.OK
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was compared: every row was skipped."""
+        return bool(self.rows) and all(row.passed is None for row in self.rows)
 
     def execute(self, tick: Tick = no_tick, sandbox: Sandbox | InProcess | None = None) -> None:
         """Do all of it; `rows` has what was finished, should it be interrupted.

@@ -431,7 +431,7 @@ def test_what_bench_refuses_on_a_gpu(tmp_path, arguments, code, told):
 def test_bench_on_a_cpu_takes_no_step_of_a_gpu():
     """And says which device it wants."""
     done = adadelta("bench", "--impl", "cupy-fused", path=())
-    assert done.returncode == 2 and "take --ctx gpu" in done.stderr
+    assert done.returncode == 2 and "computes on a GPU; add --ctx gpu" in done.stderr
 
 
 @needs_compiler

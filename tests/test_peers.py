@@ -22,9 +22,10 @@ from adadelta_cli import (
     verification,
 )
 from adadelta_cli.crew import Crew, Role
-from adadelta_cli.errors import UnavailableError
+from adadelta_cli.errors import ExitCode, UnavailableError
 from adadelta_cli.implementations import PEERS, YARDSTICKS, Bounds, timeable
 from adadelta_cli.processor import Cpu
+from adadelta_cli.report.verification import verification_skips
 from adadelta_cli.tensors import Tensors
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import Plan, Verification
@@ -226,6 +227,11 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     work.execute()
     assert all(row.passed is None and "pip install" in row.note for row in work.rows)
     assert len(work.rows) == len(PEERS)
+    assert work.exit_code is ExitCode.CHECK_FAILED
+    told = verification_skips(work)
+    assert len(told) == len(PEERS) + 1 and told[-1].startswith("Nothing was compared: torch not")
+    with pytest.raises(UnavailableError, match=r"no other framework is here.*'adadelta\[jax\]'"):
+        _ = selection.Request(peers=True).plan
 
 
 def test_torch_compile_needs_a_compiler(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
@@ -90,7 +91,13 @@ def bench_table(rows: Sequence[Any]) -> Table:
 
 def bench_notes(rows: Sequence[Any]) -> list[str]:
     """Write what is to be known before believing a row."""
-    return [f"{row.workload} {row.implementation}: {row.note}" for row in rows if row.note]
+    settings = [(row.dtype, row.place, row.cache) for row in rows]
+    differing = [len(set(values)) > 1 for values in zip(*settings, strict=True)]
+    return [
+        " ".join((row.workload, *compress(setting, differing), f"{row.implementation}: {row.note}"))
+        for row, setting in zip(rows, settings, strict=True)
+        if row.note
+    ]
 
 
 def bench_markdown(rows: Sequence[Any]) -> str:

@@ -100,6 +100,15 @@ def _case_count(summary: Summary) -> str:
     return f"{summary.cases - summary.skipped}{skipped}"
 
 
+def verification_skips(verification: Verification) -> list[str]:
+    """Say which implementations are not here; and why nothing was compared, if nothing was."""
+    lines = [f"Skipped {name}: {lack}" for name, lack in verification.plan.absent]
+    if verification.is_empty:
+        reasons = dict.fromkeys(row.note for row in verification.rows if row.note)
+        lines.append(f"Nothing was compared: {'; '.join(reasons)}")
+    return lines
+
+
 def verification_failures(verification: Verification, most: int) -> list[str]:
     """Describe each failure with the command that repeats it, the first `most` of them."""
     lines = [
