@@ -104,7 +104,8 @@ def verification_skips(verification: Verification) -> list[str]:
     """Say which implementations are not here; and why nothing was compared, if nothing was."""
     lines = [f"Skipped {name}: {lack}" for name, lack in verification.plan.absent]
     if verification.is_empty:
-        reasons = dict.fromkeys(row.note for row in verification.rows if row.note)
+        notes = [row.note.removeprefix("skipped: ") for row in verification.rows]
+        reasons = dict.fromkeys(filter(None, notes))
         lines.append(f"Nothing was compared: {'; '.join(reasons)}")
     return lines
 
