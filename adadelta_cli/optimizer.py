@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import sys
@@ -81,7 +80,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
         kwargs["aggregate_num"] = _aggregate_num(kwargs.get("aggregate_num"), use_fused_step)
         super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
-        self._bound: dict[int, _Bound] = {}  # by the first index of a step
+        self._forget()
         self.allow_np_array = True  # both interfaces, whichever was on when it was made
         self.rho = rho
         self.epsilon = epsilon
@@ -89,12 +88,18 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what holds in this process only."""
-        return {k: v for k, v in super().__getstate__().items() if k != "_bound"}
+        kept = super().__getstate__()
+        return {name: value for name, value in kept.items() if name not in ("_bound", "_common")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, of this class or of MXNet's own AdaDelta."""
         super().__setstate__(state)
-        self._bound = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin to learn what steps have in common."""
+        self._bound: dict[int, _Bound] = {}  # by the first index of a step
+        self._common: tuple[tuple[Any, ...], Any] = ((object(),), None)  # the values, and theirs
 
     def create_state(self, index: int, weight: Any) -> State:  # noqa: ARG002 - MXNet's signature
         """Make `(acc_grad, acc_delta)` for a weight: zeros of its shape, on its device.
@@ -182,11 +187,16 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
     def _hyperparameters(self) -> engine.Common:
         """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
         values = self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
+        before, common = self._common
+        if all(map(operator.is_, values, before)):
+            return common
         try:  # zeros of either sign are equal, and give other bits
             signs = math.copysign(1, self.wd), math.copysign(1, self.rescale_grad)
-            return _common(signs, *values)
+            common = _common(signs, *values)
         except TypeError:  # one is no number, which is said there
-            return _checked(*values)
+            common = _checked(*values)
+        self._common = values, common
+        return common
 
     def _count(self, index: int) -> tuple[float, float]:
         """Count an update; return the tensor's own rate and decay.
@@ -203,7 +213,20 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             rates, decays = zip(*map(self._count, indices), strict=True)
             return rates, decays
         self._update_count(list(indices))  # without a schedule, no rate depends on the counts
-        return self._get_lrs(indices), self._get_wds(indices)
+        mults = [self._mults(index) for index in indices]
+        return [self.lr * mult for mult, _ in mults], [self.wd * mult for _, mult in mults]
+
+    def _mults(self, index: int) -> tuple[float, float]:
+        """Look up a parameter's multipliers of rate and decay, where MXNet does; 1 by default."""
+        if index in self.param_dict:
+            parameter = self.param_dict[index]
+            return parameter.lr_mult, parameter.wd_mult
+        name = self.idx2name.get(index, index)
+        lr_mult, wd_mult = self.lr_mult, self.wd_mult
+        return (
+            lr_mult[index] if index in lr_mult else lr_mult.get(name, 1.0),
+            wd_mult[index] if index in wd_mult else wd_mult.get(name, 1.0),
+        )
 
     def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
         hyper = self._hyperparameters().hyper
@@ -256,19 +279,18 @@ class _Bound:
                 raise wrong
             self.step = engine.GpuStep(tensors)  # nothing is wrong, so that is where they are
         lasting = all(map(_is_lasting, states))
-        self._given = [*weights, *grads, *states] if lasting else None
+        self._given = [*weights, *grads, *states] if lasting else []
         self._masters = masters
 
     def holds(
         self, weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], masters: bool
     ) -> bool:
         """Tell whether these are the ones."""
-        count = len(weights) + len(grads) + len(states)
+        given = [*weights, *grads, *states]
         return (
-            self._given is not None
-            and count == len(self._given)
+            len(given) == len(self._given)
             and masters == self._masters
-            and all(map(operator.is_, itertools.chain(weights, grads, states), self._given))
+            and all(map(operator.is_, given, self._given))
         )
 
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,36 @@ def test_tensors_of_all_kinds_in_one_call(mxnet):
             optimizer.update(order, *chosen)
         results.append([array.asnumpy() for array in weights + flat(states)])
     assert_same_bits(results[1], results[0])
+
+
+def test_multipliers_are_looked_up_as_mxnet_does():
+    """By the parameter itself, else by index, else by name; 1 where there is none."""
+    names = {0: "a_weight", 1: "a_bias", 2: "b_weight", 4: "c_weight"}
+    gluon = SimpleNamespace(lr_mult=0.3, wd_mult=0.7)
+    optimizer = AdaDelta(learning_rate=0.1, wd=0.01, param_idx2name=names, param_dict={4: gluon})
+    optimizer.set_lr_mult({0: 2.0, "b_weight": 3.0, "a_weight": 5.0, 4: 7.0})
+    optimizer.set_wd_mult({2: 0.5, "a_weight": 0.25, "c_weight": 9.0})
+    every = [0, 1, 2, 3, 4]
+    expected = optimizer._get_lrs(every), optimizer._get_wds(every)
+    assert tuple(optimizer._count_all(every)) == expected
+    assert expected[1] == [0.01 * mult for mult in (0.25, 1.0, 0.5, 1.0, 0.7)]
+    assert optimizer.num_update == 1
+
+
+def test_a_zero_of_the_other_sign_is_another_hyperparameter(mxnet):
+    """What is kept from step to step is told apart by identity: -0.0 gives other bits than 0.0."""
+    signs = []
+    for fused in (False, True):
+        optimizer = AdaDelta(use_fused_step=fused, wd=0.0, rescale_grad=1.0)
+        weight, grad = mxnet.nd.ones(1), mxnet.nd.array([-0.0])
+        states = [optimizer.create_state(0, weight)]
+        for wd in (0.0, -0.0, 0.0):
+            optimizer.wd = wd
+            weight[:] = 0
+            weight *= -1
+            optimizer.update([0], [weight], [grad], states)
+            signs.append(float(np.signbit(weight.asnumpy()[0])))
+    assert signs[:3] == signs[3:] and len(set(signs)) == 2
 
 
 def test_the_step_is_cut_as_cutting_says(mxnet):
