@@ -21,6 +21,7 @@ if not HAS_MXNET:
 
 import adadelta_cli
 from adadelta_cli import AdaDelta, engine
+from adadelta_cli.update import Hyperparameters, Parameter, update
 
 mx = engine.load()
 Stock = mx.optimizer.adadelta.AdaDelta
@@ -184,6 +185,20 @@ def test_a_zero_of_the_other_sign_is_another_hyperparameter(mxnet):
             optimizer.update([0], [weight], [grad], states)
             signs.append(float(np.signbit(weight.asnumpy()[0])))
     assert signs[:3] == signs[3:] and len(set(signs)) == 2
+
+
+def test_the_fused_step_is_done_when_it_returns(mxnet):
+    """Nothing is left to MXNet's engine: the memory has the result, without a wait."""
+    arrays = random_arrays(10**6)
+    shared = [mxnet.nd.from_numpy(array.view(), zero_copy=True) for array in arrays]
+    weight, grad, acc_grad, acc_delta = shared
+    optimizer = AdaDelta(**AWKWARD, use_fused_step=True)
+    wanted = Parameter(*map(np.copy, arrays))
+    hyper = Hyperparameters(**AWKWARD)
+    optimizer.update([0], [weight], [grad], [(acc_grad, acc_delta)])
+    got = [array.copy() for array in arrays]
+    update(np, wanted, hyper.scalars("float32"), hyper.learning_rate, hyper.wd)
+    assert_same_bits(got, wanted.arrays)
 
 
 def test_the_step_is_cut_as_cutting_says(mxnet):
