@@ -175,11 +175,11 @@ def test_a_zero_of_the_other_sign_is_another_hyperparameter(mxnet):
     """What is kept from step to step is told apart by identity: -0.0 gives other bits than 0.0."""
     signs = []
     for fused in (False, True):
-        optimizer = AdaDelta(use_fused_step=fused, wd=0.0, rescale_grad=1.0)
-        weight, grad = mxnet.nd.ones(1), mxnet.nd.array([-0.0])
+        optimizer = AdaDelta(use_fused_step=fused, wd=0.0)
+        weight, grad = mxnet.nd.ones(1), mxnet.nd.ones(1)
         states = [optimizer.create_state(0, weight)]
-        for wd in (0.0, -0.0, 0.0):
-            optimizer.wd = wd
+        for rescale_grad in (0.0, -0.0, 0.0):
+            optimizer.rescale_grad = rescale_grad
             weight[:] = 0
             weight *= -1
             optimizer.update([0], [weight], [grad], states)
