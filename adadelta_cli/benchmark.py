@@ -166,13 +166,13 @@ def _libraries(backend: str, ctx: str) -> tuple[str, ...]:
 def _check_choice(name: str, backend: str, device: Device) -> None:
     found = timeable(name, str(device))
     implementations.check_place(found, device)
-    if device.kind == "gpu" and found.backend in backends.BACKENDS:
-        backends.library(found.backend, str(device))
     if backend not in ("auto", found.backend):
         raise UsageError(
             f"--impl {name} computes on {found.backend} and --backend is {backend}; leave "
             f"--backend out, or make it {found.backend}"
         )
+    if device.kind == "gpu" and found.backend in backends.BACKENDS:
+        backends.library(found.backend, str(device))
     if found.backend in backends.PEERS:
         lack = peers.lack(found)
         if lack:

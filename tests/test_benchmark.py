@@ -537,6 +537,12 @@ def test_no_gpu():
         benchmark.choose([], "auto", "gpu")
 
 
+def test_what_contradicts_itself_is_told_before_a_device_is_tried():
+    """Else somebody would install a library first, and learn of the mistake afterwards."""
+    with pytest.raises(UsageError, match="computes on cupy and --backend is mxnet"):
+        benchmark.choose(["cupy-fused"], "mxnet", "gpu")
+
+
 def test_default_implementations_are_those_of_the_backend():
     """With --backend numpy, MXNet is neither timed nor loaded."""
     assert benchmark.choose([], "numpy", "cpu") == ("numpy", "numpy-fused")
