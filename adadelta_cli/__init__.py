@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adadelta_cli.optimizer import AdaDelta, load_states
-    from adadelta_cli.verification import verify
+    from adadelta_cli.verification import assert_correct, verify
 
-__all__ = ["AdaDelta", "load_states", "verify"]
+__all__ = ["AdaDelta", "assert_correct", "load_states", "verify"]
 
-_MODULE_OF = {"AdaDelta": "optimizer", "load_states": "optimizer", "verify": "verification"}
+_MODULE_OF = {
+    "AdaDelta": "optimizer",
+    "assert_correct": "verification",
+    "load_states": "optimizer",
+    "verify": "verification",
+}
 
 
 def __getattr__(name: str) -> Any:

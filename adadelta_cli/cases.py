@@ -48,6 +48,8 @@ class Case:
         fill: which numbers, a key of `FILLS`.
         varied: each tensor has a rate and a decay multiplier of its own.
         flush: subnormals are flushed to zero, as MXNet does by default; only for its backend.
+        excusable: largest share of the results that may be right in another range only (`parity`):
+            another order of the operations overflows elsewhere.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Case:
     fill: str = "usual"
     varied: bool = False
     flush: bool = False
+    excusable: float = 0.0
 
     check: ClassVar[str] = "step"  # what `Row.check` calls it
 
@@ -196,17 +199,16 @@ def _special_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values
     return Values(*(_special(rng, shape, dtype) for _ in range(3)))
 
 
-REPEATED = 1_000_003  # a prime, so that no part of a tensor that threads take begins alike
+def _repeating(count: int) -> Fill:
+    """Repeat `count` numbers, since drawing many takes longer than all that is done with them."""
 
+    def start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
+        return Values(*(np.resize(v, shape) for v in FILLS["usual"].start(rng, (count,), dtype)))
 
-def _repeated(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
-    """Repeat some numbers, since drawing many takes longer than all that is done with them."""
-    return np.resize(FILLS["usual"].grad(rng, (REPEATED,), dtype), shape)
+    def grad(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
+        return np.resize(FILLS["usual"].grad(rng, (count,), dtype), shape)
 
-
-def _repeated_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
-    some = FILLS["usual"].start(rng, (REPEATED,), dtype)
-    return Values(*(np.resize(each, shape) for each in some))
+    return Fill(start, grad)
 
 
 FILLS = {
@@ -219,7 +221,8 @@ FILLS = {
     "special": Fill(_special_start, _special),
 }
 DRAWN_FILLS = tuple(FILLS)
-FILLS["repeated"] = Fill(_repeated_start, _repeated)
+# Primes, so that no part of a tensor that threads take begins alike.
+FILLS |= {"repeated": _repeating(1_000_003), "tiled": _repeating(1_009)}
 
 # --- the cases ------------------------------------------------------------------------------------
 
@@ -231,6 +234,7 @@ ODD = Hyperparameters(
     learning_rate=0.7, rho=0.95, epsilon=1e-5, wd=0.013, rescale_grad=0.37, clip_gradient=0.9
 )
 SHAPES: tuple[Shape, ...] = ((3, 4, 5), (10, 4), (7,), (), (2, 0, 3), (64, 3, 3, 3), (1000,))
+RANKS: tuple[Shape, ...] = tuple((2, 3, 1, 4, 2)[:rank] for rank in range(6))
 FEW: tuple[Shape, ...] = ((), (7,), (40, 25))
 MANY: tuple[Shape, ...] = tuple(
     (n,) for n in [*range(1, 20), 30_000, 5, 70_000, *range(0, 700, 27)]
@@ -269,7 +273,8 @@ def _grid() -> list[Case]:
     ]  # fmt: skip
 
 
-def _single(length: int) -> Case:
+def single(length: int) -> Case:
+    """Make the case of one tensor of a length."""
     return Case(f"length-{length}", "a tensor alone", ((length,),), ODD, steps=3)
 
 
@@ -280,14 +285,36 @@ DEFAULT = (
     *_one_at_a_time(),
     Case("multipliers", "lr_mult and wd_mult of each tensor", ((50,),) * 9, ODD, varied=True),
     Case("lengths", "lengths around vectors and threads", tuple((n,) for n in LENGTHS), ODD, 2),
-    *(_single(length) for length in (0, 1, 17, 4097, 100_003)),
+    *(single(length) for length in (0, 1, 17, 4097, 100_003)),
+    Case("ranks", "tensors of no dimension to five", RANKS, ODD, steps=2),
     Case("many", "48 tensors of mixed size at once", MANY, ODD, steps=2, varied=True),
     Case("large", "more than the caches near the cores hold", ((300_007,),), ODD, steps=2),
     Case("zero-gradients", "gradients of zero", SHAPES, ODD, fill="zero", steps=3),
     Case("sparse-gradients", "mostly zeros of both signs", SHAPES, ODD, fill="sparse", steps=3),
-    Case("special", "infinities, NaNs, signed zeros, extremes", ((20_000,),), fill="special"),
-    Case("special-odd", "the same, clipped and decayed", ((20_000,),), ODD, fill="special"),
-    Case("overflow", "squares beyond the largest number", ((5_000,),), ODD, fill="huge"),
+    # Of those that are right in another order, 0.045 and 0.24 were measured at most: `excusable`.
+    Case(
+        "special",
+        "infinities, NaNs, signed zeros, extremes",
+        ((20_000,),),
+        fill="special",
+        excusable=0.08,
+    ),
+    Case(
+        "special-odd",
+        "the same, clipped and decayed",
+        ((20_000,),),
+        ODD,
+        fill="special",
+        excusable=0.08,
+    ),
+    Case(
+        "overflow",
+        "squares beyond the largest number",
+        ((5_000,),),
+        ODD,
+        fill="huge",
+        excusable=0.35,
+    ),
     Case("subnormal", "strict subnormals", ((5_000,),), fill="tiny"),
     Case("subnormal-odd", "strict subnormals, odd", ((5_000,),), ODD, fill="tiny"),
     Case("flushed", "subnormals flushed to zero", ((5_000,),), fill="tiny", flush=True),
@@ -297,7 +324,7 @@ DEFAULT = (
 )
 FULL = (
     *_grid(),
-    *(_single(length) for length in LENGTHS if length not in {0, 1, 17, 4097}),
+    *(single(length) for length in LENGTHS if length not in {0, 1, 17, 4097}),
     Case("longer", "1000 steps", ((257,),), ODD, steps=1000),
     Case("million", "where one element may be off", ((1_000_003,),), ODD, steps=2),
     Case(
@@ -338,15 +365,15 @@ def select(
     if unknown:
         near = difflib.get_close_matches(unknown[0], CASES, n=3)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        single = [name for name in CASES if not name.startswith("grid-")]
+        listed = [name for name in CASES if not name.startswith("grid-")]
         raise UsageError(
             f"--case is {unknown[0]!r}, and there is no case of that name{meant}; known are "
-            f"{', '.join((*single, GRID_NAMES, draw.ALL))}"
+            f"{', '.join((*listed, GRID_NAMES, draw.ALL))}"
         )
     if names and sizes:
         raise UsageError("--sizes takes the place of the cases; leave out --case or --sizes")
     if sizes:
-        chosen = [_single(size) for size in sizes]
+        chosen = [single(size) for size in sizes]
     elif names:
         chosen = [known[name] for name in names]
     else:

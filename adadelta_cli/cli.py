@@ -258,6 +258,10 @@ def _sizes(
     metavar="S", help="Seconds that one case of one implementation may take.",
 )  # fmt: skip
 @click.option(
+    "--subnormals", type=click.Choice(["strict", "flush"]), default="strict", show_default=True,
+    help="Whether a kernel of your own may flush subnormals to zero.",
+)  # fmt: skip
+@click.option(
     "--self-test", is_flag=True,
     help="Plant mistakes that people make into the sources, one by one, and see each one caught.",
 )  # fmt: skip

@@ -5,9 +5,10 @@ Three questions, each answered in a sandbox with small rows:
 * guard: does it write outside its tensors? Each buffer lies between guard zones, on a GPU too, and
   on MXNet, whose arrays are made on memory of ours.
 * repeat: does a step give the same bits again, at other memory alignments, on one thread, in other
-  cuttings? An element that is left unwritten in a new array shows here too, for the memory that new
-  arrays are likely to get is poisoned with another number before each run; one left unwritten in
-  place keeps its old number, which the comparison with the reference sees.
+  cuttings? A kernel of the user's own also takes one step hundreds of times over, since a race is
+  seldom lost. An element that is left unwritten in a new array shows here too, for the memory that
+  new arrays are likely to get is poisoned with another number before each run; one left unwritten
+  in place keeps its old number, which the comparison with the reference sees.
 * saved: do the states survive an MXNet `Updater`'s `get_states` and `set_states` midway, with the
   optimizer in them, into arrays that were poisoned meanwhile?
 """
@@ -15,6 +16,7 @@ Three questions, each answered in a sandbox with small rows:
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,6 +147,45 @@ def behaviour(name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu") ->
             found = _compared("repeat", tensor, got, wanted)
             repeats[tensor] = _together(before, found, f"{variation.about}: ")
     return outside + list(repeats.values())
+
+
+# Elements, and how often a step on them is repeated: small for many times, large for many threads.
+STEADY = ((4_099, 2_000), (100_003, 300))
+STEADY_S = 2.0  # for each of these, at most
+
+
+def steady(name: str, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
+    """Take the same step hundreds of times over, and compare the bits."""
+    return [
+        finding
+        for elements, times in STEADY
+        for finding in _repeated(name, elements, times, dtype, seed, ctx)
+    ]
+
+
+def _repeated(
+    name: str, elements: int, times: int, dtype: str, seed: int, ctx: str
+) -> Iterator[Finding]:
+    chosen = implementations.implementation(name, ctx)
+    backend, case = chosen.arrays(), cases.single(elements)
+    (start,), (grad,) = case.start(dtype, seed), case.grads(dtype, seed, 1)
+    parameter = implementations.parameter(backend, start.weight, grad, *start[1:], dtype=dtype)
+    step = chosen.bind([parameter], case.hyper, case.lr_mults, case.wd_mults)
+    first: dict[str, np.ndarray] = {}
+    changed, taken = dict.fromkeys(start._fields, 0), 0
+    until = time.monotonic() + STEADY_S
+    while taken < times and (taken < 2 or time.monotonic() < until):
+        for tensor, values in zip(start._fields, start, strict=True):
+            backend.assign(getattr(parameter, tensor), values)
+        step()
+        taken += 1
+        for tensor in changed:
+            after = backend.numpy(getattr(parameter, tensor))
+            before = first.setdefault(tensor, after.copy())
+            changed[tensor] += Difference.between(after, before, before).mismatches
+    for tensor, count in changed.items():
+        note = f"the same step {taken} times over gave other bits" if count else ""
+        yield Finding("repeat", tensor, taken * elements, count, note)
 
 
 def _varied(

@@ -1,4 +1,4 @@
-"""Fresh cases that Hypothesis draws from the seed, and shrinks to the smallest that fails.
+"""Fresh cases drawn from the seed; Hypothesis shrinks what fails.
 
 A drawn case is named by what it is, as in `drawn:shapes=3x4+7,fill=tiny,rho=0.95`, so that
 `adadelta verify --case NAME` repeats it without Hypothesis.
@@ -7,31 +7,32 @@ A drawn case is named by what it is, as in `drawn:shapes=3x4+7,fill=tiny,rho=0.9
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from adadelta_cli import implementations
-from adadelta_cli.cases import DRAWN_FILLS, Case, Shape
-from adadelta_cli.difference import Difference
-from adadelta_cli.errors import UsageError, of_device
-from adadelta_cli.trajectory import step_through
+from adadelta_cli.cases import DRAWN_FILLS, FILLS, Case, Shape
+from adadelta_cli.errors import UsageError
 from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Iterator
 
     from hypothesis.strategies import SearchStrategy
 
 ALL = "drawn"  # the name by which `--case` asks for the drawing itself
+LENGTHS = "drawn:lengths"  # what `Row.case` calls the tensors of every length
 EXAMPLES, FULL_EXAMPLES = 12, 300  # for each implementation and dtype
+OF_USERS = 25  # times as many for a kernel of the user's own, whose bounds hide more
+SECONDS, FULL_SECONDS = 5.0, 40.0  # of drawing for such a kernel and dtype: some compile each case
 PREFIX = f"{ALL}:"
 SCALAR = "scalar"
 RATES = tuple(field.name for field in fields(Hyperparameters))
 FORM = "drawn:shapes=3x4+7+scalar,fill=FILL,steps=N,draw=N,varied=1 and hyper-parameters"
 READERS: dict[str, Callable[[str], Any]] = {
     "shapes": lambda text: tuple(map(_shape, text.split("+"))),
-    "fill": lambda text: _allowed("fill", text, DRAWN_FILLS),
+    "fill": lambda text: _allowed("fill", text, FILLS),
     "steps": lambda text: _allowed("steps", int(text), range(1, 1001)),
     "draw": int, "varied": lambda text: bool(int(text)),
     **dict.fromkeys(RATES, float),
@@ -47,6 +48,7 @@ class Drawn(Case):
     """
 
     draw: int = 0
+    excusable: float = 1.0  # of a few elements any number may be near the ends of the range
     check: ClassVar[str] = "drawn"
 
     @property
@@ -104,40 +106,109 @@ def count(names: tuple[str, ...], *, full: bool, alone: bool) -> int:
     return 0 if alone else EXAMPLES
 
 
+def longest(*, full: bool) -> int:
+    """Say up to which length tensors are put to a kernel of the user's own."""
+    return FULL_MOST if full else MOST
+
+
+def seconds(*, full: bool) -> float:
+    """Say for how long cases are drawn for such a kernel, at most."""
+    return FULL_SECONDS if full else SECONDS
+
+
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def strategy() -> SearchStrategy[Drawn]:
-    """Draw cases: up to three small tensors, hyper-parameters over all of their ranges."""
-    from hypothesis import strategies as st
-
-    shapes = st.lists(
-        st.lists(st.integers(0, 9), max_size=3).map(tuple) | st.tuples(st.integers(0, 200)),
-        min_size=1, max_size=3,
-    ).map(tuple)  # fmt: skip
-    rate = st.floats(-1e3, 1e3)
-    hyper = st.builds(
-        Hyperparameters,
-        learning_rate=st.just(1.0) | rate,
-        rho=st.just(0.9) | st.floats(0, 1, exclude_max=True),
-        epsilon=st.just(1e-6) | st.floats(1e-30, 1),
-        wd=st.just(0.0) | st.floats(-10, 10),
-        rescale_grad=st.just(1.0) | rate,
-        clip_gradient=st.none() | st.floats(0, 1e3),
-    )
-    return st.builds(
-        drawn, shapes, hyper, fill=st.sampled_from(sorted(DRAWN_FILLS, key="usual".__ne__)),
-        steps=st.integers(1, 4), varied=st.booleans(), draw=st.integers(0, 2**32 - 1),
-    )  # fmt: skip
+RANKS = 8  # dimensions of a shape that is drawn for a kernel of the user's own, at most
+OWN_RANKS = 5  # likewise for this package's, since MXNet's operators broadcast no more
 
 
-def search(wrong: Callable[[Drawn], bool], seed: int, examples: int) -> Drawn | None:
-    """Draw cases until one is wrong, and shrink that; None when none was.
+class _Range(NamedTuple):
+    """How a hyper-parameter is drawn from a number that is even in [0, 1).
+
+    Attributes:
+        usual: its value in `share` of the cases.
+        share: likewise.
+        edge: its value in one case of twenty.
+        spread: makes the value of the others, of another such number.
+    """
+
+    usual: float | None
+    share: float
+    edge: float
+    spread: Callable[[float], float]
+
+    def at(self, u: float) -> float | None:
+        """Take the value at a place in [0, 1)."""
+        if u < self.share:
+            return self.usual
+        if u < self.share + 0.05:
+            return self.edge
+        return float(f"{self.spread((u - self.share - 0.05) / (0.95 - self.share)):.8g}")
+
+
+def _log(low: float, high: float) -> Callable[[float], float]:
+    """Spread numbers evenly in the logarithm, between these powers of ten."""
+    return lambda u: 10 ** (low + (high - low) * u)
+
+
+def _signed(low: float, high: float) -> Callable[[float], float]:
+    """Spread numbers of both signs, their magnitudes as `_log` does."""
+    return lambda u: _log(low, high)(2 * u) if u < 0.5 else -_log(low, high)(2 * u - 1)
+
+
+def _halves(*parts: Callable[[float], float]) -> Callable[[float], float]:
+    """Spread half of the numbers in one way and half in the other."""
+    return lambda u: parts[int(2 * u)](2 * u % 1)
+
+
+RANGES = {  # whole ranges: even in the logarithm; rho also even, and near 1
+    "learning_rate": _Range(1.0, 0.2, 0.0, _signed(-6, 4)),
+    "rho": _Range(0.9, 0.1, 0.0, _halves(lambda u: u, lambda u: 1 - _log(-7, 0)(u))),
+    "epsilon": _Range(1e-6, 0.3, 1.0, _log(-30, 3)),
+    "wd": _Range(0.0, 0.3, 0.0, _signed(-8, 2)),
+    "rescale_grad": _Range(1.0, 0.3, 0.0, _signed(-8, 8)),
+    # Near the gradients, where it matters, and far from them.
+    "clip_gradient": _Range(None, 0.3, 0.0, _halves(_log(-6, 4), _log(-30, 30))),
+}
+
+
+def draws(seed: int, count: int, ranks: int = RANKS) -> Iterator[Drawn]:
+    """Draw `count` cases of up to `ranks` dimensions, a Latin hypercube of hyper-parameters.
+
+    Each of `count` equal parts of each range is met once (M. D. McKay, R. J. Beckman, W. J.
+    Conover, "A comparison of three methods for selecting values of input variables", 1979).
+    """
+    rng = np.random.default_rng([seed, count])
+    places = {
+        name: (rng.permutation(count) + rng.random(count)) / count for name in RANGES
+    }  # fmt: skip
+    fills = sorted(DRAWN_FILLS)
+    for k in range(count):
+        hyper = {name: each.at(places[name][k]) for name, each in RANGES.items()}
+        shapes = tuple(_drawn_shape(rng, ranks) for _ in range(rng.integers(1, 4)))
+        yield drawn(
+            shapes, Hyperparameters(**hyper),  # type: ignore[arg-type] # only a clip is None
+            fill="usual" if rng.random() < 0.5 else str(rng.choice(fills)),
+            steps=int(rng.integers(1, 5)), varied=bool(rng.random() < 0.5), draw=k,
+        )  # fmt: skip
+
+
+def _drawn_shape(rng: np.random.Generator, ranks: int) -> Shape:
+    """Draw a shape of any rank, some hundred elements at most, or a length up to 10,000."""
+    if rng.random() < 0.3:
+        return (int(10 ** rng.uniform(0, 4)),)
+    rank = int(rng.integers(0, ranks + 1))
+    most = {0: 1, 1: 300, 2: 20, 3: 8}.get(rank, 3)
+    return tuple(int(n) for n in rng.integers(rank < 4, most + 1, rank)) if rank else ()
+
+
+def shrunk(case: Drawn, wrong: Callable[[Drawn], bool]) -> Drawn:
+    """Find a simpler case that is wrong: fewer and smaller tensors, plain settings.
 
     Args:
-        wrong: tells whether something is wrong with a case.
-        seed: the same seed draws the same cases, with one version of Hypothesis.
-        examples: how many to draw, at most.
+        case: one that is wrong.
+        wrong: tells whether a case is.
     """
     import random
 
@@ -145,60 +216,63 @@ def search(wrong: Callable[[Drawn], bool], seed: int, examples: int) -> Drawn | 
     from hypothesis.errors import NoSuchExample
 
     how = settings(
-        max_examples=examples, database=None, deadline=None,
+        max_examples=SHRINKS, database=None, deadline=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
+    known = {case.name: True}
+
+    def same_answer_again(each: Drawn) -> bool:  # Hypothesis repeats what it ends with
+        if each.name not in known:
+            known[each.name] = wrong(each)
+        return known[each.name]
+
     try:
-        generator = random.Random(seed)  # noqa: S311 - no secret
-        return find(strategy(), wrong, settings=how, random=generator)
+        generator = random.Random(0)  # noqa: S311 - no secret
+        return find(_simpler(case), same_answer_again, settings=how, random=generator)
     except NoSuchExample:
-        return None
+        return case
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search came to.
-
-    Attributes:
-        cases: how many were put, those of the shrinking included.
-        elements: how many numbers were compared.
-        smallest: the smallest case that is wrong; None where there is none.
-    """
-
-    cases: int
-    elements: int
-    smallest: Drawn | None
+SHRINKS = 100  # cases in which something simpler is looked for
 
 
-def examine(
-    name: str, reference: str, dtype: str, seed: int, examples: int, ctx: str = "cpu"
-) -> Found:
-    """Search for a case in which two implementations differ in a bit, or the first raises.
+def _simpler(case: Drawn) -> SearchStrategy[Drawn]:
+    """Draw parts of a case: some of its tensors, cut shorter; its settings, or plain ones."""
+    from hypothesis import strategies as st
 
-    What the first is known to lack is not put to it. What fails on a device for good is no verdict.
-    """
-    sizes: list[int] = []
-    lacks = implementations.implementation(name).lacks
+    def cut(shape: Shape) -> SearchStrategy[Shape]:
+        # Uncut in half of the draws: what is wrong may need all of it.
+        return st.tuples(*(st.integers(0, 2 * n).map(partial(min, n)) for n in shape))
 
-    def taken(which: str, case: Drawn) -> dict[str, list[np.ndarray]]:
-        return step_through(which, case, dtype, seed, None, ctx).tensors
+    def either(*values: Any) -> SearchStrategy[Any]:
+        return st.sampled_from(list(dict.fromkeys(values)))
 
-    def wrong(case: Drawn) -> bool:
-        if lacks(case.hyper):
-            return False
-        wanted = taken(reference, case)
-        sizes.append(case.elements * case.steps * len(wanted))
-        try:
-            got = taken(name, case)
-        except Exception as error:
-            if of_device(error):
-                raise
-            return True  # whatever it raises, it is wrong
-        return any(
-            Difference.between(a, b, np.abs(b)).mismatches
-            for tensor, states in wanted.items()
-            for a, b in zip(got[tensor], states, strict=True)
-        )
+    some = st.tuples(*(st.none() | cut(shape) for shape in case.shapes))
+    shapes = some.map(lambda each: tuple(s for s in each if s is not None)).filter(len)
+    plain = {"learning_rate": 1.0, "wd": 1.0, "rescale_grad": 1.0, "clip_gradient": 1.0}
+    usual = vars(Hyperparameters())
+    hyper = st.builds(Hyperparameters, **{
+        name: either(usual[name], plain.get(name, usual[name]), value)
+        for name, value in vars(case.hyper).items()
+    })  # fmt: skip
+    return st.builds(
+        drawn, shapes, hyper, fill=either("usual", case.fill),
+        steps=either(1, case.steps),
+        varied=either(False, case.varied), draw=st.just(case.draw),
+    )  # fmt: skip
 
-    smallest = search(wrong, seed, examples)
-    return Found(len(sizes), sum(sizes), smallest)
+
+# --- every length ---------------------------------------------------------------------------------
+
+GROWTH = 1.06  # from one length to the next: a fault in a window of lengths of 6 % is met
+MOST, FULL_MOST = 1_150_000, 4_400_000  # beyond 2^20; with --full beyond 2^22
+HYPER = Hyperparameters(0.7, 0.95, 1e-5, 0.013, 0.37, 0.9)
+
+
+def lengths(most: int) -> Iterator[Drawn]:
+    """Yield a tensor of each of many lengths up to `most`, odd and even in turn."""
+    length, number = 1, 0
+    while length <= most:
+        yield drawn(((length,),), HYPER, fill="tiled", steps=1, draw=number)
+        number += 1
+        length = max(length + 1, int(length * GROWTH) // 2 * 2 + number % 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SOURCES = {"update": "update.py", "kernel": "kernels/cpu.py"}
+SOURCES = {"update": "update.py", "kernel": "kernels/cpu.py", "user": "own_kernel.py"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Fault:
     dtype: str = "float32"
 
 
-FAULTS = (
+FAULTS: tuple[Fault, ...] = (
     Fault(
         "epsilon-outside-root",
         "update",
@@ -703,3 +703,105 @@ FAULTS = (
         "float16",
     ),
 )
+
+# --- in a kernel of the user's own ----------------------------------------------------------------
+
+# One for each way in which a result might be excused, and one for each check of such a kernel.
+_RESULT = "weight[wrong] = acc_grad[wrong] = acc_delta[wrong] = 0"
+_WHERE = "wrong = finite & False"
+_END = 'weight[...] = weight - real(settings["learning_rate"]) * delta\n'
+
+
+def _written(name: str, about: str, where: str, value: str, case: str) -> Fault:
+    """Write a value to all results where a condition holds."""
+    both = f"{_WHERE}\n        {_RESULT}"
+    results = _RESULT.replace("= 0", f"= {value}")
+    new = f"wrong = np.broadcast_to({where}, weight.shape)\n        {results}"
+    return Fault(name, "user", about, both, new, case)
+
+
+def _afterwards(name: str, about: str, line: str, case: str) -> Fault:
+    """Do something more after the step."""
+    return Fault(name, "user", about, _END, f"{_END}        {line}\n", case)
+
+
+def _before(name: str, about: str, line: str, case: str) -> Fault:
+    """Do something before the step."""
+    first = "real = weight.dtype.type\n"
+    return Fault(name, "user", about, first, f"{first}    {line}\n", case)
+
+
+_NARROW = "(abs(grad) > 0.01) & (abs(grad) < 0.011)"
+FAULTS += (
+    _written("user-garbage", "garbage everywhere", "True", "-7.5", "length-1"),
+    _written("user-nan", "NaN everywhere", "True", "np.nan", "length-1"),
+    _written("user-infinity", "infinity everywhere", "True", "np.inf", "length-1"),
+    _written(
+        "user-garbage-where-finite", "garbage where the inputs are finite", "finite", "-7.5",
+        "length-1",
+    ),
+    _written(
+        "user-nan-where-finite", "NaN where the inputs are finite", "finite", "np.nan", "length-1"
+    ),
+    _written(
+        "user-infinity-where-finite", "infinity where the inputs are finite", "finite", "np.inf",
+        "length-1",
+    ),
+    _written(
+        "user-garbage-narrow", "garbage where the gradient lies in a narrow range", _NARROW, "7.5",
+        "multipliers",
+    ),
+    _written(
+        "user-nan-narrow", "NaN where the gradient lies in a narrow range", _NARROW, "np.nan",
+        "multipliers",
+    ),
+    _afterwards(
+        "user-negative-acc-grad", "acc_grad negative", "acc_grad[...] = -abs(acc_grad) - real(1)",
+        "length-1",
+    ),
+    _afterwards(
+        "user-negative-acc-delta", "acc_delta negative",
+        "acc_delta[...] = -abs(acc_delta) - real(1)", "length-1",
+    ),
+    _afterwards("user-nan-acc-grad", "acc_grad alone NaN", "acc_grad[...] = np.nan", "length-1"),
+    _afterwards(
+        "user-infinite-acc-grad", "acc_grad infinite where it is large",
+        "acc_grad[acc_grad > 100] = np.inf", "length-1",
+    ),
+    _afterwards(
+        "user-nan-near-overflow", "NaN where the gradient comes near the largest number",
+        "acc_grad[abs(grad) > np.finfo(real).max / 2] = np.nan", "overflow",
+    ),
+    _afterwards(
+        "user-flushes", "subnormals flushed to zero, in a kernel that is not said to",
+        "for each in (weight, acc_grad, acc_delta): each[abs(each) < np.finfo(real).tiny] = 0",
+        "subnormal",
+    ),
+    _afterwards(
+        "user-rank-six", "wrong for tensors of six dimensions",
+        "weight *= real(1 if weight.ndim != 6 else 2)", "drawn",
+    ),
+    _afterwards(
+        "user-length-window", "the last element wrong for lengths of 65,538 to 69,999",
+        "weight.reshape(-1)[-1:] *= real(2 if 65_538 <= weight.size < 70_000 else 1)",
+        "drawn:lengths",
+    ),
+    _afterwards(
+        "user-beyond-2^20", "wrong beyond 2^20 elements",
+        "weight.reshape(-1)[2**20 :] = 0", "drawn:lengths",
+    ),
+    _afterwards(
+        "user-race", "a race: one element wrong in one call of 997 on 4,096 elements or more",
+        "calls[0] += weight.size >= 4_096; weight.reshape(-1)[:1] *= real(calls[0] % 997 > 0)",
+        "steady",
+    ),
+    _before(
+        "user-rho-range", "wrong for rho between 0.5 and 0.85",
+        'settings["rho"] += 0.01 * (0.5 < settings["rho"] < 0.85)', "drawn",
+    ),
+    _before(
+        "user-clip-range", "a clip between 1 and 1e20 ignored",
+        'settings["clip_gradient"] = None if 1 < (settings["clip_gradient"] or 0) < 1e20 else '
+        'settings["clip_gradient"]', "drawn",
+    ),
+)  # fmt: skip

@@ -38,7 +38,7 @@ import numpy as np
 from adadelta_cli.difference import Difference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from adadelta_cli.cases import Case
     from adadelta_cli.update import Hyperparameters
@@ -291,20 +291,32 @@ class Sample:
         return f"worst at step {step + 1}, element {self.indices[k]}: {values}"
 
 
-def one_step(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[Verdict]:
-    """Judge each step of a trajectory by itself, given the implementation's own inputs to it.
+def one_step(
+    sample: Sample,
+    tensors: dict[str, list[np.ndarray]],
+    outputs: dict[str, list[np.ndarray]] | None = None,
+    more_ulp: Mapping[str, float] | None = None,
+) -> Iterator[Verdict]:
+    """Judge each step of a trajectory by itself, given the inputs to it.
 
     Args:
         sample: the elements to compute.
         tensors: `Trajectory.tensors` of the case: the elements of all tensors, at the start and
             after each step.
+        outputs: the results to judge of steps that began at `tensors`; by default the steps that
+            led from each of `tensors` to the next.
+        more_ulp: by tensor, how far a result may be from one of this package's own; the triangle
+            inequality gives the bound.
     """
     elements = [
         element
         for step in range(1, sample.case.steps + 1)
         for element in _each(_states(sample, tensors, step - 1), sample.grads(step), sample)
     ]
-    yield from _verdicts(elements, sample, tensors, _step_bounds(tensors))
+    allowed = _step_bounds(tensors)
+    for name, more in (more_ulp or {}).items():
+        allowed[name] = (allowed[name] or 0.0) + more
+    yield from _verdicts(elements, sample, tensors, allowed, outputs)
 
 
 def drift(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[Verdict]:
@@ -376,9 +388,10 @@ def _verdicts(
     sample: Sample,
     tensors: dict[str, list[np.ndarray]],
     allowed: dict[str, float | None],
+    outputs: dict[str, list[np.ndarray]] | None = None,
 ) -> Iterator[Verdict]:
     left_out = sum(not element.ordinary for element in elements)
-    for tensor, states in tensors.items():
+    for tensor, states in (outputs or tensors).items():
         part = State._fields.index("weight" if tensor == "master" else tensor)
         exact = Exact.of([(e.state[part], e.scale[part], e.ordinary) for e in elements])
         got = np.concatenate([sample.of(state) for state in states[1:]])

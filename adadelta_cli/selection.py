@@ -43,6 +43,7 @@ class Request:
     backend: str = "auto"
     seed: int = 0
     timeout: float | None = None
+    subnormals: str = "strict"
 
     @property
     def plan(self) -> Plan:
@@ -66,6 +67,7 @@ class Request:
             configs=tuple(self.configs or (() if named else config.shipped())),
             named=self.full or named,
             drawn=draw.count(self.case_names, full=self.full, alone=named or bool(self.configs)),
+            lengths=self._lengths(named=named),
             watched=frozenset(self.case_names or (conduct.FULL if self.full else conduct.CASES)),
             dtypes=dtypes or DTYPES,
             training_dtypes=dtypes or (DTYPES if self.full else ("float32",)),
@@ -75,7 +77,15 @@ class Request:
             judged=self.names or (() if self.peers else ("numpy",)),
             oracle_budget=500 if self.full else ORACLE_BUDGET,
             ctx=self.ctx,
+            flush=self.subnormals == "flush",
+            seconds=draw.seconds(full=self.full),
         )
+
+    def _lengths(self, *, named: bool) -> int:
+        """Say up to which length tensors are put to a kernel of the user's own."""
+        if named or self.configs or not any(map(implementations.is_users, self.names)):
+            return 0
+        return draw.longest(full=self.full)
 
     def _cases(self) -> list[Case]:
         fixed = tuple(name for name in self.case_names if name != draw.ALL)

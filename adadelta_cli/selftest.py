@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -28,12 +29,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import cases, implementations, machine, trajectory, verification
+from adadelta_cli import (
+    candidate,
+    cases,
+    draw,
+    implementations,
+    machine,
+    parity,
+    trajectory,
+    verification,
+)
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.faults import FAULTS, SOURCES, Fault
 from adadelta_cli.implementations import Implementation, Step
-from adadelta_cli.sandbox import Sandbox, SandboxError
+from adadelta_cli.sandbox import InProcess, Sandbox, SandboxError
 from adadelta_cli.update import Hyperparameters, Parameter
 
 if TYPE_CHECKING:
@@ -177,13 +187,28 @@ def _bind_kernel(module: Any) -> Bind:
     return bind
 
 
-BINDERS = {"update": _bind_update, "kernel": _bind_kernel}
+def _bind_user(module: Any) -> Bind:
+    """Bind a kernel through the same door as a user's own."""
+    with candidate.known(module.step) as name:
+        return implementations.implementation(name).bind
+
+
+BINDERS = {"update": _bind_update, "kernel": _bind_kernel, "user": _bind_user}
 
 
 @contextlib.contextmanager
-def named(bind: Bind) -> Iterator[str]:
-    """Make it an implementation that verify knows by name, for a while, in this process."""
-    name = "planted"
+def named(fault: Fault, module: ModuleType) -> Iterator[str]:
+    """Make it an implementation that verify knows by name, for a while, in this process.
+
+    A kernel of the user's own is known by its file, as `--impl` names it.
+    """
+    if fault.part == "user":
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "kernel.py")
+            path.write_text(planted_text(fault), encoding="utf-8")
+            yield f"{path}:step"
+        return
+    name, bind = "planted", BINDERS[fault.part](module)
     implementations.IMPLEMENTATIONS[name] = Implementation(name, "numpy", False, bind, "numpy")
     try:
         yield name
@@ -217,7 +242,13 @@ def differing(name: str, case: Case, dtype: str, seed: int) -> tuple[str, int] |
     Returns:
         The tensor where it shows first and how many numbers of it differ; None where none does.
     """
-    got, wanted = trajectory.step_through(name, case, dtype, seed), _wanted(case, dtype, seed)
+    wanted, allowed = _wanted(case, dtype, seed), implementations.implementation(name).allowed
+    if allowed:
+        got = trajectory.step_through(name, case, dtype, seed, wanted.tensors)
+        found = parity.verdicts(case, dtype, seed, wanted.tensors, got.tensors, allowed)
+        failed = next((each for each in found if each.passed is False), None)
+        return (failed.tensor, failed.difference.mismatches) if failed else None
+    got = trajectory.step_through(name, case, dtype, seed)
     subject = {
         "check": "step", "case": case.name, "implementation": name, "reference": "numpy",
         "backend": "numpy", "ctx": "cpu", "dtype": dtype, "steps": case.steps,
@@ -226,6 +257,24 @@ def differing(name: str, case: Case, dtype: str, seed: int) -> tuple[str, int] |
         if not row.passed:
             return row.tensor, row.mismatches or 0
     return ("grad", got.grad_changes) if got.grad_changes else None
+
+
+def undirected(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, str, int]:
+    """Check a kernel of the user's own by what is drawn, not listed.
+
+    Returns:
+        As `smallest`; the case is `drawn`, `drawn:lengths` or `steady`.
+    """
+    lengths, examples = draw.longest(full=False), draw.EXAMPLES
+    plan = verification.Plan((name,), (), dtypes=tuple(dtypes), seed=seed, drawn=examples,
+                             lengths=lengths, timeout=None)  # fmt: skip
+    work = verification.Verification(plan)
+    work.execute(sandbox=InProcess())
+    for row in work.failures:
+        listed = "fill=tiled" in row.case
+        case = draw.LENGTHS if listed else draw.ALL if row.check == "drawn" else row.case
+        return case, row.dtype, row.tensor, row.mismatches or 0
+    return "", "", "", 0
 
 
 def smallest(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, str, int]:
@@ -247,10 +296,15 @@ def examine(fault: Fault, seed: int) -> Row:
     unchanged = not fault.old
     with planted(fault) as module:
         bind = BINDERS[fault.part](module)
-        with named(bind) as name:
-            dtypes = DTYPES if unchanged else (fault.dtype,)
-            case, dtype, tensor, mismatches = smallest(name, dtypes, seed)
-        by_mxnet, by_pytorch = mxnet_test(bind, seed), pytorch_test(bind, seed)
+        with named(fault, module) as name:
+            able = implementations.implementation(name).dtypes
+            dtypes = [each for each in DTYPES if each in able] if unchanged else [fault.dtype]
+            found = smallest(name, dtypes, seed)
+            if fault.part == "user" and not found[0]:
+                found = undirected(name, dtypes, seed)
+        case, dtype, tensor, mismatches = found
+        halves = ("float32", "float16") if "float16" in able else ("float32",)
+        by_mxnet, by_pytorch = mxnet_test(bind, seed, halves), pytorch_test(bind, seed)
     caught = bool(case)
     return Row(
         fault=fault.name,
@@ -283,15 +337,15 @@ def _agree(
     return all(np.allclose(a, b, rtol, atol) for a, b in arrays)
 
 
-def mxnet_test(bind: Bind, seed: int) -> bool:
-    """Tell whether MXNet's test would catch an implementation.
+def mxnet_test(bind: Bind, seed: int, dtypes: Sequence[str] = ("float32", "float16")) -> bool:
+    """Tell whether MXNet's test would catch an implementation, in those of its dtypes.
 
     tests/python/unittest/test_optimizer.py, test_adadelta: one step from zero accumulators on three
     tensors of uniform numbers in [0, 1), one at a time and all together; relative tolerance 1e-4,
     absolute 1e-5.
     """
     grid = itertools.product(
-        ("float32", "float16"), (1e-6, 1e-8), (None, 0.4, 0.5), (1.0, 0.14, 0.8),
+        dtypes, (1e-6, 1e-8), (None, 0.4, 0.5), (1.0, 0.14, 0.8),
         (0.0, 0.03, 0.05, 0.07), (1, 3),
     )  # fmt: skip
     for dtype, epsilon, clip, rescale, wd, together in grid:

@@ -132,12 +132,8 @@ def _excess(chosen: Implementation, before: Sequence[Parameter], after: Sequence
         {name: np.concatenate([getattr(p, name) for p in each]) for name in _FLOATS}
         for each in (before, after)
     )
-    judge = _adam_errors if chosen.name in YARDSTICKS else _adadelta_errors
-    wrong = [
-        f"{tensor} is off by {error:.3g} ULPs, allowed are {getattr(chosen.allowed, tensor):g}"
-        for tensor, error in judge(chosen, then, now)
-        if not error <= getattr(chosen.allowed, tensor)
-    ]
+    judge = _adam_faults if chosen.name in YARDSTICKS else _adadelta_faults
+    wrong = [f"{tensor} {fault}" for tensor, fault in judge(chosen, then, now)]
     return f"wrong: {'; '.join(wrong)}" if wrong else ""
 
 
@@ -145,9 +141,7 @@ _FLOATS = ("weight", "grad", "acc_grad", "acc_delta")
 _Flat = dict[str, np.ndarray]
 
 
-def _adadelta_errors(
-    chosen: Implementation, then: _Flat, now: _Flat
-) -> Iterator[tuple[str, float]]:
+def _adadelta_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, str]]:
     from adadelta_cli import parity
 
     grad = then["grad"]
@@ -157,11 +151,16 @@ def _adadelta_errors(
     reference = {name: [then[name], getattr(right, name)] for name in parity.TENSORS}
     got = {name: [then[name], now[name]] for name in parity.TENSORS}
     allowed: Any = chosen.allowed
-    for each in parity.judged(case, [grad], reference, got, allowed):
-        yield each.tensor, each.difference.scaled_ulp
+    for each in parity.judged(case, [grad], reference, got, allowed, flush=chosen.flushes):
+        if not each.passed:
+            yield each.tensor, _excess_of(each.difference.scaled_ulp, each.allowed_ulp)
 
 
-def _adam_errors(_chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, float]]:
+def _excess_of(error_ulp: float, allowed_ulp: float) -> str:
+    return f"is off by {error_ulp:.3g} ULPs, allowed are {allowed_ulp:g}"
+
+
+def _adam_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, str]]:
     from adadelta_cli import parity, peers
     from adadelta_cli.difference import Difference
 
@@ -170,4 +169,6 @@ def _adam_errors(_chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[t
     for name in parity.TENSORS:
         wanted = getattr(right, name).astype(now[name].dtype)
         operand = np.maximum(abs(then[name]), abs(wanted - then[name]))
-        yield name, Difference.between(now[name], wanted, operand).scaled_ulp
+        error = Difference.between(now[name], wanted, operand).scaled_ulp
+        if not error <= getattr(chosen.allowed, name):
+            yield name, _excess_of(error, getattr(chosen.allowed, name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -43,6 +45,7 @@ REFERENCES = {
     "cupy-fused": "cupy",
 }
 DTYPES = ("float32", "float64", "float16")
+SUBNORMALS = ("strict", "flush")
 # Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
 # NumPy, and with `--full` on both, a training goes to its end.
 TRAINING_STEPS = 50
@@ -58,9 +61,9 @@ class Row:
     exact result, given the same inputs), `drift` (all steps, against the exact trajectory, or that
     of the array update for one that is not ours), or how it behaves, compared with itself: `guard`,
     `repeat`, `saved` (`conduct`); or `drawn`, of all cases that `draw` drew from the seed, or of
-    the smallest that failed. The errors are those of `Difference`; None
-    where there was nothing to compare. `passed` is None where the case was skipped; `note` says
-    why.
+    the smallest that failed. The errors are those of `Difference`; None where there was nothing to
+    compare. `excused` counts elements outside the bound for a reason that counts (`parity`).
+    `passed` is None where the case was skipped; `note` says why.
     """
 
     check: str
@@ -84,6 +87,7 @@ class Row:
     passed: bool | None = None
     note: str = ""
     seed: int = 0
+    excused: int = 0
 
     @property
     def replay(self) -> str:
@@ -127,29 +131,44 @@ def compare(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Ite
         reference, result = np.concatenate(states[1:]), np.concatenate(got.tensors[tensor][1:])
         difference = Difference.between(result, reference, _scale(tensor, states))
         passed = difference.mismatches == 0
-        errors = {name: value for name, value in vars(difference).items() if name != "first"}
         note = "" if passed else _first(difference.first or 0, result, reference, states[0].size)
-        yield Row(**subject, tensor=tensor, **errors, passed=passed, note=note)
+        yield Row(**subject, tensor=tensor, **_errors(difference), passed=passed, note=note)
+
+
+def _errors(difference: Difference) -> dict[str, Any]:
+    """Return the fields that a row shares with a difference."""
+    return {name: value for name, value in vars(difference).items() if name != "first"}
 
 
 def _judgement(subject: dict[str, Any], verdict: oracle.Verdict) -> Row:
-    """Make a row of what the oracle says of one tensor."""
-    errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
+    """Make a row of the oracle's verdict on one tensor."""
     notes = [verdict.worst] if verdict.passed is False else []
     if verdict.left_out:
         notes.append(f"{verdict.left_out} left out: beyond the theory of rounding")
     return Row(
-        **subject, tensor=verdict.tensor, **errors, allowed_ulp=verdict.allowed_ulp,
-        passed=verdict.passed, note="; ".join(notes),
+        **subject, tensor=verdict.tensor, **_errors(verdict.difference),
+        allowed_ulp=verdict.allowed_ulp, passed=verdict.passed, note="; ".join(notes),
     )  # fmt: skip
 
 
 def _bounded(subject: dict[str, Any], verdict: parity.Verdict, *, unchanged: bool) -> Row:
-    errors = {name: value for name, value in vars(verdict.difference).items() if name != "first"}
     note = "changed nothing and returned nothing: update in place, or return the new arrays; "
     return Row(
-        **subject, tensor=verdict.tensor, **errors, allowed_ulp=verdict.allowed_ulp,
-        passed=verdict.passed, note=note * (unchanged and not verdict.passed) + verdict.note,
+        **subject, tensor=verdict.tensor, **_errors(verdict.difference),
+        allowed_ulp=verdict.allowed_ulp, passed=verdict.passed, excused=verdict.excused,
+        note=note * (unchanged and verdict.passed is False) + verdict.note,
+    )  # fmt: skip
+
+
+def _drifted(subject: dict[str, Any], drift: parity.Drift) -> Row:
+    """Make a row of how far one tensor of a trajectory is from the reference's."""
+    notes = [drift.worst] if drift.passed is False else []
+    if drift.left_out:
+        notes.append(f"{drift.left_out} left out: beyond the theory of rounding")
+    return Row(
+        **subject | {"check": "drift"}, tensor=drift.tensor, **_errors(drift.difference),
+        allowed_ulp=drift.allowed_ulp, passed=drift.passed, excused=drift.left_out,
+        note="; ".join(notes),
     )  # fmt: skip
 
 
@@ -214,9 +233,14 @@ class Plan:
         absent: implementations that were asked for where they are, and are not here: name, reason.
         named: the cases were asked for, so each is put to all implementations that can take it.
         drawn: how many cases to draw from the seed for each implementation that is compared to the
-            bit; of those that are not fused only when `named`.
+            bit, of those that are not fused only when `named`; for a kernel of the user's own,
+            `draw.OF_USERS` times as many.
+        lengths: put tensors of every length to a kernel of the user's own, up to this one; see
+            `draw.lengths`.
         watched: the names of the cases that are put again to see how an implementation behaves.
         ctx: the device, for what computes there.
+        flush: third-party code may flush subnormals to zero.
+        seconds: how long cases are drawn for one kernel and dtype, at most.
     """
 
     implementations: tuple[str, ...]
@@ -233,12 +257,31 @@ class Plan:
     absent: tuple[tuple[str, str], ...] = ()
     named: bool = False
     drawn: int = 0
+    lengths: int = 0
     watched: frozenset[str] = conduct.CASES
     ctx: str = "cpu"
+    flush: bool = False
+    seconds: float = draw.SECONDS
 
     def implementation(self, name: str) -> Implementation:
         """Look up an implementation, as it is on the device."""
         return implementations.implementation(name, self.ctx)
+
+    @property
+    def only_trains(self) -> bool:
+        """Whether nothing but trainings was asked for."""
+        return not (self.cases or self.drawn or self.lengths)
+
+    def bounds(self, name: str) -> Bounds:
+        """Say how far third-party code may be from the reference."""
+        bounds = self.implementation(name).allowed
+        if bounds is None:
+            raise TypeError(f"{name} has no bounds: it is compared bit for bit")
+        return bounds
+
+    def flushes(self, name: str) -> bool:
+        """Say whether an implementation may flush subnormals to zero."""
+        return self.flush or self.implementation(name).flushes
 
 
 @dataclass(frozen=True)
@@ -327,8 +370,8 @@ class Verification:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing was compared: every row was skipped."""
-        return bool(self.rows) and all(row.passed is None for row in self.rows)
+        """Nothing was compared: there is no row, or every row was skipped."""
+        return all(row.passed is None for row in self.rows)
 
     def execute(self, tick: Tick = no_tick, sandbox: Sandbox | InProcess | None = None) -> None:
         """Do all of it; `rows` has what was finished, should it be interrupted.
@@ -346,7 +389,7 @@ class Verification:
         jobs += [
             (f"drawn {dtype}", partial(self._check_drawn, dtype))
             for dtype in plan.dtypes
-            if plan.drawn
+            if plan.drawn or plan.lengths
         ]
         jobs += [
             (f"training {config} {dtype}", partial(self._check_training, config, dtype))
@@ -365,22 +408,7 @@ class Verification:
         tick(len(jobs), len(jobs), "")
 
     def _check_case(self, case: Case, dtype: str, sandbox: Sandbox | InProcess) -> None:
-        known: dict[str, Trajectory | SandboxError] = {}
-
-        def trajectory(name: str) -> Trajectory:
-            if name not in known:
-                try:
-                    place = sandbox.of(_group(self.plan.implementation(name), case))
-                    known[name] = place.call(
-                        step_through, name, case, dtype, self.plan.seed, None, self.plan.ctx
-                    )
-                except SandboxError as error:
-                    known[name] = error
-            found = known[name]
-            if isinstance(found, SandboxError):
-                raise found
-            return found
-
+        runs = _Runs(self.plan, case, dtype, sandbox)
         for name in self.plan.implementations:
             chosen = self.plan.implementation(name)
             subject = self._subject(case.check, case.name, name, dtype, case.steps)
@@ -388,41 +416,69 @@ class Verification:
             if reason or name in self._hung:
                 self._skip(subject, reason or f"it hung in case {self._hung[name]}")
             elif chosen.allowed:
-                place = sandbox.of(_group(chosen, case))
-                self._compare_steps(subject, case, chosen.allowed, trajectory, place)
+                self._compare_steps(subject, runs)
             else:
-                self._compare(subject, trajectory, case.elements * case.steps)
+                self._compare(subject, runs.own, case.elements * case.steps)
             if case.name in self.plan.watched and not reason:
                 self._watch(case, chosen, dtype, sandbox.of(_group(chosen, case)))
         for name in self.plan.judged:
-            self._judge(case, name, dtype, trajectory)
+            self._judge(case, name, dtype, runs)
 
     def _check_drawn(self, dtype: str, sandbox: Sandbox | InProcess) -> None:
         for name in self.plan.implementations:
             chosen = self.plan.implementation(name)
             wanted = chosen.fused or self.plan.named
-            if wanted and not chosen.allowed and dtype in chosen.dtypes and name not in self._hung:
+            if dtype not in chosen.dtypes or name in self._hung or chosen.backend in backends.PEERS:
+                continue
+            if self.plan.lengths and chosen.allowed:
+                lengths = draw.lengths(self.plan.lengths)
+                self._put(self._subject("drawn", draw.LENGTHS, name, dtype, 1), lengths, sandbox)
+                self._repeat(name, dtype, sandbox)
+            if self.plan.drawn and (wanted or chosen.allowed) and name not in self._hung:
                 self._draw(self._subject("drawn", draw.ALL, name, dtype, 0), sandbox)
 
-    def _draw(self, subject: dict[str, Any], place: Sandbox | InProcess) -> None:
-        plan, dtype = self.plan, subject["dtype"]
-        names = subject["implementation"], subject["reference"]
-        try:
-            found = place.call(draw.examine, *names, dtype, plan.seed, plan.drawn, plan.ctx)
-        except SandboxError as error:
-            self._fail(subject, error)
-            return
-        case = found.smallest
+    def _draw(self, subject: dict[str, Any], sandbox: Sandbox | InProcess) -> None:
+        """Draw cases until an implementation is wrong in one, and shrink that."""
+        plan, chosen = self.plan, self.plan.implementation(subject["implementation"])
+        trial = _Trial(plan, subject, sandbox, plan.seconds if chosen.allowed else math.inf)
+        drawn = (
+            draw.draws(plan.seed, plan.drawn * draw.OF_USERS)
+            if chosen.allowed
+            else draw.draws(plan.seed, plan.drawn, draw.OWN_RANKS)
+        )
+        case = next(filter(trial.wrong, drawn), None)
+        if case and not trial.crashed:  # each crash takes a new process
+            case = draw.shrunk(case, trial.wrong)
+        self._conclude(trial, case, f"the smallest of {trial.cases} cases drawn and shrunk; ")
+
+    def _put(
+        self, subject: dict[str, Any], some: Iterable[draw.Drawn], sandbox: Sandbox | InProcess
+    ) -> None:
+        """Put cases to an implementation, until it is wrong in one."""
+        trial = _Trial(self.plan, subject, sandbox, math.inf)
+        self._conclude(trial, next(filter(trial.wrong, some), None), "")
+
+    def _conclude(self, trial: _Trial, case: draw.Drawn | None, note: str) -> None:
+        subject, plan = trial.subject, self.plan
         if case is None:
-            row = Row(**subject, tensor="", elements=found.elements, mismatches=0, passed=True)
-            self.rows.append(replace(row, note=f"{found.cases} cases drawn"))
+            compared = True if trial.cases else None
+            row = Row(**subject, tensor="", elements=trial.elements, mismatches=trial.mismatches,
+                      allowed_ulp=trial.allowed_ulp, scaled_ulp=trial.scaled_ulp,
+                      excused=trial.excused, passed=compared)  # fmt: skip
+            what = "lengths" if subject["case"] == draw.LENGTHS else "cases drawn"
+            self.rows.append(replace(row, note=f"{trial.cases} {what}"))
             return
         before = len(self.rows)
-        subject |= {"case": case.name, "steps": case.steps}
-        how = (case, dtype, plan.seed, None, plan.ctx)
-        self._compare(subject, lambda name: place.call(step_through, name, *how))
-        told = f"the smallest of {found.cases} cases drawn and shrunk; "
-        self.rows[before:] = [replace(r, note=told + r.note) for r in self.rows[before:]]
+        subject = subject | {"case": case.name, "steps": case.steps}
+        runs = _Runs(plan, case, subject["dtype"], trial.sandbox)
+        if plan.implementation(subject["implementation"]).allowed:
+            self._compare_steps(subject, runs)
+        else:
+            self._compare(subject, runs.own, case.elements * case.steps)
+        self.rows[before:] = [replace(r, note=note + r.note) for r in self.rows[before:]]
+        if all(row.passed is not False for row in self.rows[before:]):
+            changes = "it was wrong once and right when it was repeated: it is not deterministic"
+            self._fail(subject, SandboxError(changes))
 
     def _watch(
         self, case: Case, chosen: Implementation, dtype: str, place: Sandbox | InProcess
@@ -434,65 +490,94 @@ class Verification:
         theirs |= chosen.backend == "mxnet" and chosen.device.kind == "gpu"  # memory of MXNet's
         if chosen.name in self._hung or crashed or theirs:
             return
-        runs = [conduct.behaviour, conduct.saved] if chosen.optimizer else [conduct.behaviour]
         subject = self._subject("repeat", case.name, chosen.name, dtype, case.steps)
         subject["reference"] = "itself"
+        how = dtype, self.plan.seed, self.plan.ctx
         try:
-            found = [each for run in runs for each in place.call(
-                run, chosen.name, case, dtype, self.plan.seed, self.plan.ctx)]  # fmt: skip
+            found = place.call(conduct.behaviour, chosen.name, case, *how)
+            if chosen.optimizer:
+                found += place.call(conduct.saved, chosen.name, case, *how)
         except SandboxError as error:
             self._fail(subject, error)
             return
+        self._note_findings(subject, found)
+
+    def _note_findings(self, subject: dict[str, Any], found: Sequence[conduct.Finding]) -> None:
         self.rows += [
             Row(**subject | vars(each), passed=not each.mismatches, allowed_ulp=None)
             for each in found
         ]
 
-    def _judge(self, case: Case, name: str, dtype: str, trajectory: Any) -> None:
+    def _repeat(self, name: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
+        """Take a step hundreds of times over, to meet a race."""
+        chosen = self.plan.implementation(name)
+        subject = self._subject("repeat", "steady", name, dtype, 1) | {"reference": "itself"}
+        place = sandbox.of(chosen.sandbox)
+        try:
+            found = place.call(conduct.steady, name, dtype, self.plan.seed, self.plan.ctx)
+        except SandboxError as error:
+            self._fail(subject, error)
+            return
+        self._note_findings(subject, found)
+
+    def _judge(self, case: Case, name: str, dtype: str, runs: _Runs) -> None:
         """Put an implementation's trajectory before the oracle: step by step, and as a whole.
 
-        The bounds are those of our order of operations: what is not ours is told its distance.
+        The steps of third-party code begin at the reference's states, so that nothing that it
+        computes decides what is judged.
         """
         chosen = self.plan.implementation(name)
         skipped = name in self._hung or _skipped(chosen, case, dtype, named=self.plan.named)
         if skipped or not case.elements:
             return
-        try:
-            tensors = trajectory(name).tensors
-        except SandboxError:
-            return  # which the rows of the steps have told
         sample = oracle.Sample(case, dtype, self.plan.seed, self.plan.oracle_budget)
         subject = self._subject("oracle", case.name, name, dtype, case.steps)
         subject["reference"] = "oracle"
-        rows = [_judgement(subject, verdict) for verdict in oracle.one_step(sample, tensors)]
-        if chosen.allowed:
-            self.rows += [replace(row, allowed_ulp=None, passed=True) for row in rows]
-            return
-        subject["check"] = "drift"
-        self.rows += rows
-        self.rows += [_judgement(subject, verdict) for verdict in oracle.drift(sample, tensors)]
-
-    def _compare_steps(
-        self, subject: dict[str, Any], case: Case, allowed: Bounds, trajectory: Any,
-        sandbox: Sandbox | InProcess,
-    ) -> None:  # fmt: skip
-        """Compare one that is not ours: each step by itself within bounds, then the drift."""
-        name, dtype, seed = subject["implementation"], subject["dtype"], self.plan.seed
-        ctx = self.plan.ctx
         try:
-            wanted = trajectory(subject["reference"])
-            got = sandbox.call(step_through, name, case, dtype, seed, wanted.tensors, ctx)
-            drift = list(compare(subject | {"check": "drift"}, trajectory(name), wanted))
+            if chosen.allowed:
+                inputs, outputs = runs.reference(name).tensors, self._kept(case, name, dtype, runs)
+                found = oracle.one_step(sample, inputs, outputs, chosen.allowed._asdict())
+                self.rows += [_judgement(subject, verdict) for verdict in found]
+                return
+            tensors = runs.own(name).tensors
+        except SandboxError:
+            return  # which the rows of the steps report
+        self.rows += [_judgement(subject, each) for each in oracle.one_step(sample, tensors)]
+        subject["check"] = "drift"
+        self.rows += [_judgement(subject, each) for each in oracle.drift(sample, tensors)]
+
+    def _verdicts(self, case: Case, name: str, dtype: str, runs: _Runs) -> list[parity.Verdict]:
+        return list(parity.verdicts(
+            case, dtype, self.plan.seed, runs.reference(name).tensors, runs.restarted(name).tensors,
+            self.plan.bounds(name), flush=self.plan.flushes(name),
+        ))  # fmt: skip
+
+    def _kept(self, case: Case, name: str, dtype: str, runs: _Runs) -> dict[str, list[np.ndarray]]:
+        """Return the results of single steps, the excused ones replaced by the reference's."""
+        starts = {tensor: states[:1] for tensor, states in runs.reference(name).tensors.items()}
+        verdicts = self._verdicts(case, name, dtype, runs)
+        return {each.tensor: starts[each.tensor] + list(each.kept) for each in verdicts}
+
+    def _compare_steps(self, subject: dict[str, Any], runs: _Runs) -> None:
+        """Compare third-party code: each step by itself, then the drift, both within bounds."""
+        name, dtype, seed, case = subject["implementation"], runs.dtype, self.plan.seed, runs.case
+        try:
+            wanted, got = runs.reference(name), runs.restarted(name)
+            own = runs.own(name) if case.steps > 1 else got
         except SandboxError as error:
             self._fail(subject, error)
             return
-        self.drifts += _drifts(subject, trajectory(name), wanted)
         unchanged = _unchanged(got, wanted)
-        for verdict in parity.verdicts(case, dtype, seed, wanted.tensors, got.tensors, allowed):
+        for verdict in self._verdicts(case, name, dtype, runs):
             self.rows.append(_bounded(subject, verdict, unchanged=unchanged))
         self._note_gradient(subject, got, case.elements * case.steps)
-        reported: dict[str, Any] = {"allowed_ulp": None, "passed": True, "note": ""}
-        self.rows += [replace(row, **reported) for row in drift if case.steps > 1]
+        if case.steps > 1:
+            self.drifts += _drifts(subject, own, wanted)
+            drifts = parity.drifts(
+                case, parity.gradients(case, dtype, seed), wanted.tensors, own.tensors,
+                self.plan.bounds(name), flush=self.plan.flushes(name),
+            )  # fmt: skip
+            self.rows += [_drifted(subject, each) for each in drifts]
 
     def _compare(self, subject: dict[str, Any], trajectory: Any, grads: int = 0) -> None:
         name = subject["implementation"]
@@ -521,6 +606,10 @@ class Verification:
 
     def _check_training(self, config: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
         chosen = [self.plan.implementation(name) for name in self.plan.implementations]
+        for each in chosen if self.plan.only_trains else ():
+            subject = self._subject("training", config, each.name, dtype, 0)
+            if not each.fused:
+                self._skip(subject, f"a training compares fused steps, and {each.name} is none")
         for fused in (each for each in chosen if each.fused):
             found: dict[str, Trajectory] = {}
 
@@ -562,6 +651,100 @@ class Verification:
     def _skip(self, subject: dict[str, Any], reason: str) -> None:
         note = f"skipped: {reason}"
         self.rows.append(Row(**subject, tensor="", elements=0, allowed_ulp=None, note=note))
+
+
+class _Runs:
+    """What implementations make of a case, each run once."""
+
+    def __init__(self, plan: Plan, case: Case, dtype: str, sandbox: Sandbox | InProcess) -> None:
+        self.plan, self.case, self.dtype, self._sandbox = plan, case, dtype, sandbox
+        self._known: dict[tuple[str, bool], Trajectory | SandboxError] = {}
+
+    def own(self, name: str) -> Trajectory:
+        """Return the trajectory of an implementation.
+
+        Raises:
+            SandboxError: it raised, hung or crashed.
+        """
+        return self._run(name, None)
+
+    def reference(self, name: str) -> Trajectory:
+        """Return the trajectory that an implementation is compared with."""
+        return self.own(REFERENCES.get(name, "numpy"))
+
+    def restarted(self, name: str) -> Trajectory:
+        """Return the steps of an implementation, each from the reference's state before it."""
+        if self.case.steps == 1:
+            return self.own(name)
+        return self._run(name, self.reference(name).tensors)
+
+    def _run(self, name: str, starts: dict[str, list[np.ndarray]] | None) -> Trajectory:
+        key = name, starts is not None
+        if key not in self._known:
+            place = self._sandbox.of(_group(self.plan.implementation(name), self.case))
+            how = self.case, self.dtype, self.plan.seed, starts, self.plan.ctx
+            try:
+                self._known[key] = place.call(step_through, name, *how)
+            except SandboxError as error:
+                self._known[key] = error
+        found = self._known[key]
+        if isinstance(found, SandboxError):
+            raise found
+        return found
+
+
+class _Trial:
+    """Puts drawn cases to an implementation, and counts what was compared.
+
+    Attributes:
+        subject: what the rows share.
+        sandbox: where the steps are taken.
+        cases: how many cases were put, those of the shrinking included.
+        elements: how many numbers were compared.
+        crashed: whether the last one took its process down, or hung.
+    """
+
+    def __init__(
+        self, plan: Plan, subject: dict[str, Any], sandbox: Sandbox | InProcess, seconds: float
+    ) -> None:
+        self.plan, self.subject, self.sandbox = plan, subject, sandbox
+        self._until = time.monotonic() + seconds
+        self.cases = self.elements = self.mismatches = self.excused = 0
+        self.scaled_ulp = 0.0
+        self.chosen = plan.implementation(subject["implementation"])
+        self.crashed = False
+        self.allowed_ulp = max(self.chosen.allowed) if self.chosen.allowed else 0.0
+
+    def wrong(self, case: draw.Drawn) -> bool:
+        """Tell whether an implementation is wrong in a case: differs, raises, hangs or crashes."""
+        if time.monotonic() > self._until or self.chosen.lacks(case.hyper):
+            return False
+        runs = _Runs(self.plan, case, self.subject["dtype"], self.sandbox)
+        name = self.subject["implementation"]
+        wanted = runs.reference(name)
+        self.cases += 1
+        self.elements += case.elements * case.steps * len(wanted.tensors)
+        try:
+            return self._differs(runs, name)
+        except SandboxError as error:
+            self.crashed = not str(error).startswith("raised")
+            return True
+
+    def _differs(self, runs: _Runs, name: str) -> bool:
+        got = runs.restarted(name) if self.chosen.allowed else runs.own(name)
+        if got.grad_changes and self.chosen.keeps_grad:
+            return True
+        if self.chosen.allowed is None:
+            return any(not row.passed for row in compare(self.subject, got, runs.reference(name)))
+        found = list(parity.verdicts(
+            runs.case, runs.dtype, self.plan.seed, runs.reference(name).tensors, got.tensors,
+            self.chosen.allowed, flush=self.plan.flushes(name),
+        ))  # fmt: skip
+        self.mismatches += sum(each.difference.mismatches for each in found)
+        self.excused += sum(each.excused for each in found)
+        largest = max(each.difference.scaled_ulp for each in found)
+        self.scaled_ulp = max(self.scaled_ulp, largest)
+        return any(each.passed is False for each in found)
 
 
 # MXNet's OpenMP threads keep the subnormal mode that the engine's thread had when it first needed
@@ -608,6 +791,7 @@ def verify(
     steps: int | None = None,
     full: bool = False,
     ctx: str = "cpu",
+    subnormals: str = "strict",
 ) -> list[Row]:
     """Check a kernel of your own, in this process: for your own test suite.
 
@@ -618,11 +802,13 @@ def verify(
         step: the kernel: updates weight, acc_grad and acc_delta in place and returns None, or
             returns the new (weight, acc_grad, acc_delta); leaves grad as it is.
         dtypes: of float32 and float64.
-        cases: names of cases; all of the default set where there is none.
+        cases: names of cases, and no others; the default set, drawn cases and tensors of every
+            length where there is none.
         seed: everything random derives from it.
         steps: take so many steps in each case, in place of its own number.
         full: the whole catalogue of cases: minutes.
         ctx: the device: on `gpu` or `gpu:N` the kernel gets CuPy arrays.
+        subnormals: `strict`, or `flush` where the kernel may flush subnormals to zero.
 
     Returns:
         Rows as in verify.csv; `row.passed` is False where something is wrong, and `row.note` says
@@ -646,11 +832,47 @@ def verify(
         raise UsageError(f"dtypes has {wrong[0]!r}; allowed are float32 and float64")
     if not callable(step):
         raise UsageError(f"step is {step!r}; expected a function {candidate.SIGNATURE}")
+    if subnormals not in SUBNORMALS:
+        allowed = " and ".join(SUBNORMALS)
+        raise UsageError(f"subnormals is {subnormals!r}; allowed are {allowed}")
     chosen = tuple(select(tuple(cases), full=full, steps=steps))
     with candidate.known(step) as name, warnings.catch_warnings():
-        watched = frozenset(cases or (conduct.FULL if full else conduct.CASES))
-        plan = Plan((name,), chosen, dtypes=tuple(dtypes), seed=seed, watched=watched, ctx=ctx)
+        plan = Plan(
+            (name,), chosen, dtypes=tuple(dtypes), seed=seed, ctx=ctx,
+            watched=frozenset(cases or (conduct.FULL if full else conduct.CASES)),
+            drawn=draw.count((), full=full, alone=bool(cases)),
+            lengths=0 if cases else draw.longest(full=full),
+            flush=subnormals == "flush", seconds=draw.seconds(full=full),
+        )  # fmt: skip
         plan.implementation(name).arrays()
         work = Verification(plan)
         work.execute(sandbox=InProcess())
     return work.rows
+
+
+def assert_correct(step: Callable[..., Any], **how: Any) -> None:
+    """Assert that a kernel is right, for your own test suite.
+
+    Args:
+        step: the kernel, as in `verify`.
+        how: the other arguments of `verify`.
+
+    Raises:
+        AssertionError: rows failed, which the message lists; or nothing was compared.
+        UsageError: as in `verify`.
+        UnavailableError: as in `verify`.
+        BrokenError: as in `verify`.
+
+    Examples:
+        >>> from adadelta_cli import assert_correct
+        >>> from examples.numpy_kernel import step
+        >>> assert_correct(step, cases=["odd"])
+    """
+    rows = verify(step, **how)
+    failed = [row for row in rows if row.passed is False]
+    if failed:
+        lines = [f"{row.check} {row.case} {row.dtype} {row.tensor}: {row.note}" for row in failed]
+        raise AssertionError(f"{len(failed)} of {len(rows)} rows failed:\n" + "\n".join(lines))
+    if all(row.passed is None for row in rows):
+        reasons = "; ".join(dict.fromkeys(row.note for row in rows if row.note))
+        raise AssertionError(f"nothing was compared: {reasons}")

@@ -1,4 +1,8 @@
-"""AdaDelta in JAX, functional: adadelta verify --impl examples/jax_kernel.py:step."""
+"""AdaDelta in JAX, functional.
+
+XLA flushes subnormals to zero on a CPU:
+adadelta verify --impl examples/jax_kernel.py:step --subnormals flush
+"""
 
 from functools import partial
 

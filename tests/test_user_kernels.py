@@ -54,16 +54,20 @@ def test_the_right_kernel_passes_every_default_case_and_is_bit_equal():
     assert {row.mismatches for row in steps} == {0}
     assert {row.note for row in steps} == {"equal in every bit"}
     assert {row.dtype for row in steps} == {"float32", "float64"}
-    skipped = {row.note for row in rows if row.passed is None}
-    assert all(note.startswith("skipped: ") for note in skipped) and skipped
+    skipped = {row.note for row in rows if row.passed is None and row.elements == 0}
+    assert all(note.startswith("skipped: ") or not note for note in skipped) and skipped
+    drawn = [row for row in rows if row.check == "drawn"]
+    assert {row.case for row in drawn} == {"drawn", "drawn:lengths"}
+    assert all(row.passed and row.elements > 100_000 for row in drawn)
+    assert all(row.passed for row in rows if row.case == "steady")
 
 
-def test_steps_are_bounded_and_the_drift_is_reported():
-    """Rows of `step` carry the bound of their tensor, rows of `drift` none."""
+def test_steps_and_drift_are_bounded():
+    """Rows of `step` and of `drift` carry the bound of their tensor."""
     rows = check(right)
-    allowed = {row.tensor: row.allowed_ulp for row in rows if row.check == "step"}
-    assert allowed == candidate.ALLOWED._asdict()
-    assert {row.allowed_ulp for row in rows if row.check == "drift"} == {None}
+    for name in ("step", "drift"):
+        allowed = {row.tensor: row.allowed_ulp for row in rows if row.check == name}
+        assert allowed == candidate.ALLOWED._asdict()
     assert {row.check for row in rows} == {"step", "gradient", "drift", "repeat"}
     assert {row.reference for row in rows if row.check == "step"} == {"numpy"}
 
@@ -99,26 +103,6 @@ def test_another_order_of_the_operations_passes_without_being_bit_equal():
     assert failed(rows) == []
     assert max(row.scaled_ulp for row in rows if row.check == "step") > 0.5
     assert all(row.scaled_ulp <= row.allowed_ulp for row in rows if row.check == "step")
-
-
-def flushing(weight, grad, acc_grad, acc_delta, **settings):
-    """Flush subnormal results to zero."""
-    right(weight, grad, acc_grad, acc_delta, **settings)
-    for array in (weight, acc_grad, acc_delta):
-        array[abs(array) < np.finfo(array.dtype).tiny] = 0
-
-
-def test_flushed_subnormals_are_excused_and_counted():
-    """It is a mode and no error; but what it does to other numbers is not excused."""
-    rows = check(flushing, "subnormal")
-    assert failed(rows) == []
-    assert any("excused: subnormals flushed to zero" in row.note for row in rows)
-
-    def crude(weight, grad, acc_grad, acc_delta, **settings):
-        right(weight, grad, acc_grad, acc_delta, **settings)
-        acc_grad[acc_grad < 1e-20] = 0
-
-    assert failed(check(crude, "subnormal"))
 
 
 def in_single(weight, grad, acc_grad, acc_delta, **settings):
@@ -211,7 +195,7 @@ FAULTS = {
 def test_faults_are_told_as_what_they_are(name):
     """Each is a row that did not pass, with a note that says what was found."""
     kernel, told = FAULTS[name]
-    rows = failed(check(kernel, dtypes=("float64",)))
+    rows = [row for row in failed(check(kernel, dtypes=("float64",))) if row.check != "drift"]
     assert rows and all(told in row.note for row in rows)
     if name == "spoiled gradient":
         assert [(row.check, row.tensor) for row in rows] == [("gradient", "grad")]
@@ -225,7 +209,8 @@ def test_the_worst_element_is_named_with_its_inputs():
         if acc_grad.size == 40:
             acc_grad.reshape(-1)[7] *= np.float32(1.1)
 
-    (row,) = (row for row in failed(check(off)) if row.tensor == "acc_grad")
+    rows = [row for row in failed(check(off)) if row.check == "step"]
+    (row,) = (row for row in rows if row.tensor == "acc_grad")
     case = cases.CASES["odd"]
     before = case.start("float32", 0)[1].acc_grad.reshape(-1)[7]
     assert row.scaled_ulp > 1000 and f"element {60 + 7}: got " in row.note
@@ -422,7 +407,9 @@ def test_the_examples_pass(name):
     chosen = tuple(cases.select(names))
     implementation = f"{EXAMPLES / name}.py:step"
     assert selection.choose((implementation,), "numpy", "cpu") == (implementation,)
-    work = Verification(Plan((implementation,), chosen, dtypes=("float32", "float64")))
+    flush = name == "jax_kernel"  # XLA does on a CPU
+    plan = Plan((implementation,), chosen, dtypes=("float32", "float64"), flush=flush)
+    work = Verification(plan)
     work.execute()
     assert work.failures == []
     steps = [row for row in work.rows if row.check == "step"]

@@ -1,0 +1,285 @@
+"""No kernel decides by its own results what it is compared with: garbage fails, wherever it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import adadelta_cli
+from adadelta_cli import cases
+from adadelta_cli.errors import ExitCode
+from adadelta_cli.sandbox import InProcess
+from adadelta_cli.selection import Request
+from adadelta_cli.update import Hyperparameters, Parameter, update
+from adadelta_cli.verification import Verification
+
+KERNEL = """
+import numpy as np
+from adadelta_cli.update import Hyperparameters, Parameter, update
+
+def step(weight, grad, acc_grad, acc_delta, **settings):
+    before = weight.copy(), grad.copy(), acc_grad.copy(), acc_delta.copy()
+    with np.errstate(all="ignore"):
+        scalars = Hyperparameters(**settings).scalars(weight.dtype)
+        update(np, Parameter(weight, grad, acc_grad, acc_delta), scalars,
+               settings["learning_rate"], settings["wd"])
+        results = {"weight": weight, "acc_grad": acc_grad, "acc_delta": acc_delta}
+        wrong(before, results)
+"""
+
+
+def where(condition, values, names=("weight", "acc_grad", "acc_delta")):
+    """Write a fault: these values in these tensors, where the condition holds."""
+    lines = [f"    at = np.broadcast_to({condition}, weight.shape)"]
+    lines += [f"    results[{n!r}][at] = {v}" for n, v in zip(names, values, strict=True)]
+    return "\n".join(
+        ["def wrong(before, results):", "    weight, grad, acc_grad, acc_delta = before", *lines]
+    )
+
+
+FINITE = "np.isfinite(weight) & np.isfinite(grad) & np.isfinite(acc_grad) & np.isfinite(acc_delta)"
+GARBAGE, NAN, INFINITE = ("1e9", "-1", "12345"), ("np.nan",) * 3, ("np.inf",) * 3
+FAULTS = {
+    "garbage": where("True", GARBAGE),
+    "nan": where("True", NAN),
+    "infinity": where("True", INFINITE),
+    "garbage-where-finite": where(FINITE, GARBAGE),
+    "nan-where-finite": where(FINITE, NAN),
+    "infinity-where-finite": where(FINITE, INFINITE),
+    "nan-for-some-gradients": where("(abs(grad) > 0.01) & (abs(grad) < 0.02)", NAN),
+    "garbage-for-some-gradients": where("(abs(grad) > 0.01) & (abs(grad) < 0.02)", GARBAGE),
+    "nan-for-large-gradients": where("(abs(grad) > 1e20) & (abs(grad) < 1e21)", NAN),
+    "negative-acc-grad": where("True", ["-abs(results['acc_grad']) - 1"], ["acc_grad"]),
+    "negative-acc-delta": where("True", ["-abs(results['acc_delta']) - 1"], ["acc_delta"]),
+    "nan-acc-grad": where("True", ["np.nan"], ["acc_grad"]),
+    "negative-zero-point": where("acc_grad > 0", ["-acc_grad[at]"], ["acc_grad"]),
+    "nan-weight-where-acc-grad-is-wrong": where("True", ["-1", "np.nan"], ["acc_grad", "weight"]),
+}  # fmt: skip
+
+
+def write(folder, fault):
+    """Write a kernel with a fault; return its name."""
+    path = folder / "kernel.py"
+    path.write_text(f"{KERNEL}\n\n{fault}\n")
+    return f"{path}:step"
+
+
+def adadelta(*args, cwd):
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", *map(str, args)],
+        capture_output=True, text=True, check=False, timeout=300, cwd=cwd,
+    )  # fmt: skip
+
+
+def load(folder, fault):
+    """Load a kernel with a fault into this process."""
+    scope: dict = {}
+    exec(write(folder, fault) and (folder / "kernel.py").read_text(), scope)  # noqa: S102
+    return scope["step"]
+
+
+CASES = ("odd", "fresh", "special", "overflow", "subnormal", "length-17")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_garbage_fails_in_python(tmp_path, fault):
+    """Some row of these cases fails; none raises."""
+    rows = adadelta_cli.verify(load(tmp_path, FAULTS[fault]), cases=CASES, dtypes=["float32"])
+    assert any(row.passed is False for row in rows if row.check == "step")
+    assert any(row.passed is False for row in rows if row.check == "drift")
+
+
+@pytest.mark.parametrize("fault", ["garbage", "nan", "infinity", "garbage-where-finite"])
+def test_garbage_fails_before_the_oracle(tmp_path, fault):
+    """Its steps are judged from the reference's inputs, within a bound."""
+    name = write(tmp_path, FAULTS[fault])
+    done = adadelta("verify", "--impl", name, "--case", "odd", "--dtype", "float64", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    with (tmp_path / "results/verify/verify.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["check"] == "oracle"]
+    assert len(rows) == 3 and {row["passed"] for row in rows} == {"false"}
+    assert all(row["allowed_ulp"] for row in rows)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """Record the gradients of a short training."""
+    folder = tmp_path_factory.mktemp("recording")
+    settings = ("--record-gradients", "gradients.npz", "--set", "training.steps=5")
+    done = adadelta("run", "rosenbrock", "--backend", "numpy", *settings, cwd=folder)
+    assert (folder / "gradients.npz").exists(), done.stderr
+    return folder / "gradients.npz"
+
+
+CHOSEN = {
+    "--case odd": {"case_names": ("odd",)},
+    "--case special": {"case_names": ("special",)},
+    "--case drawn": {"case_names": ("drawn",)},
+    "--case drawn:...": {"case_names": ("drawn:shapes=17,steps=2",)},
+    "--sizes": {"sizes": (1000,)},
+    "--replay": {},
+}
+
+
+@pytest.mark.parametrize("chosen", CHOSEN)
+@pytest.mark.parametrize("fault", ["garbage", "nan", "infinity"])
+def test_garbage_fails_through_every_way_to_choose_cases(tmp_path, recording, chosen, fault):
+    """The exit code is 1."""
+    how = CHOSEN[chosen] | ({"replay": recording} if chosen == "--replay" else {})
+    name = write(tmp_path, FAULTS[fault])
+    plan = Request(names=(name,), dtypes=("float32",), backend="numpy", **how).plan
+    work = Verification(replace(plan, configs=()))
+    work.execute(sandbox=InProcess())
+    assert work.exit_code is ExitCode.CHECK_FAILED
+    assert {row.check for row in work.failures} & {"step", "drawn", "replay"}
+
+
+@pytest.mark.parametrize("chosen", ["--case odd", "--replay gradients.npz"])
+def test_the_command_fails_on_garbage(tmp_path, recording, chosen):
+    """And says so."""
+    shutil.copy(recording, tmp_path / "gradients.npz")
+    name = write(tmp_path, FAULTS["garbage"])
+    done = adadelta("verify", "--impl", name, *chosen.split(), cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED" in done.stdout
+
+
+@pytest.mark.parametrize("fault", ["garbage", "nan-where-finite", "negative-acc-grad"])
+def test_garbage_is_not_timed(tmp_path, fault):
+    """`bench` ends with 1, and the row has no time."""
+    name = write(tmp_path, FAULTS[fault])
+    done = adadelta(
+        "bench", "--sizes", "1e4", "--impl", name, "--processes", "1", "--max-time", "0.2",
+        "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    assert row["median_s"] is None and row["note"].startswith("wrong: ")
+
+
+# --- what may be excused --------------------------------------------------------------------------
+
+
+def right(weight, grad, acc_grad, acc_delta, **settings):
+    """Take the step as it should be."""
+    scalars = Hyperparameters(**settings).scalars(weight.dtype)
+    rate, wd = settings["learning_rate"], settings["wd"]
+    update(np, Parameter(weight, grad, acc_grad, acc_delta), scalars, rate, wd)
+
+
+def in_double(weight, grad, acc_grad, acc_delta, **settings):
+    """Compute in a wider type, which overflows later."""
+    wide = [each.astype(np.longdouble) for each in (weight, grad, acc_grad, acc_delta)]
+    right(*wide, **settings)
+    weight[...], _, acc_grad[...], acc_delta[...] = wide
+
+
+def gradient_first(weight, grad, acc_grad, acc_delta, **s):
+    """Multiply the gradient in before the division, which overflows sooner."""
+    real = weight.dtype.type
+    clip = np.inf if s["clip_gradient"] is None else s["clip_gradient"]
+    x = np.clip(grad * real(s["rescale_grad"]), -real(clip), real(clip)) + real(s["wd"]) * weight
+    share, epsilon = real(1 - s["rho"]), real(s["epsilon"])
+    acc_grad[...] = real(s["rho"]) * acc_grad + share * (x * x)
+    delta = np.sqrt(acc_delta + epsilon) * x / np.sqrt(acc_grad + epsilon)
+    acc_delta[...] = real(s["rho"]) * acc_delta + share * (delta * delta)
+    weight[...] = weight - real(s["learning_rate"]) * delta
+
+
+@pytest.mark.parametrize("kernel", [in_double, gradient_first])
+def test_another_order_that_leaves_the_range_is_excused_and_counted(kernel):
+    """In the cases that state so, and only there; rows say how many."""
+    names = ("overflow", "special", "special-odd", "odd", "subnormal")
+    rows = adadelta_cli.verify(kernel, cases=names, dtypes=["float32"])
+    assert [row for row in rows if row.passed is False] == []
+    excused = {row.case for row in rows if row.check == "step" and row.excused}
+    assert "overflow" in excused and excused <= {"overflow", "special", "special-odd"}
+    assert all("excused: " in row.note for row in rows if row.check == "step" and row.excused)
+
+
+def test_more_excuses_than_the_case_allows_fail(monkeypatch):
+    """A case states how many results may be right in another range only."""
+    strict = replace(cases.CASES["overflow"], excusable=0.0)
+    monkeypatch.setitem(cases.CASES, "overflow", strict)
+    rows = adadelta_cli.verify(gradient_first, cases=["overflow"], dtypes=["float32"])
+    failed = [row for row in rows if row.passed is False and row.check == "step"]
+    assert failed and all("more than the 0 that the case allows" in row.note for row in failed)
+
+
+def test_where_every_element_is_excused_nothing_was_compared():
+    """That is no pass: the row has no verdict."""
+    name = "drawn:shapes=4,fill=huge,draw=7,rescale_grad=1e+30"
+    rows = adadelta_cli.verify(in_double, cases=[name], dtypes=["float32"])
+    (row,) = (r for r in rows if r.check == "drawn" and r.tensor == "acc_delta")
+    assert row.excused == row.elements and row.passed is None
+    assert row.note.startswith("nothing was compared: every element is excused")
+
+
+# --- subnormals -----------------------------------------------------------------------------------
+
+FLUSHING = """
+def wrong(before, results):
+    for array in results.values():
+        array[abs(array) < np.finfo(array.dtype).tiny] = 0
+"""
+
+
+def test_a_kernel_that_flushes_subnormals_fails_with_the_option_that_allows_it(tmp_path):
+    """Strict by default; under the option it passes, with the reason in its row."""
+    asked = ("verify", "--impl", write(tmp_path, FLUSHING), "--case", "subnormal")
+    done = adadelta(*asked, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "differs only where subnormal numbers are involved" in done.stdout
+    assert "--subnormals flush" in done.stdout
+    done = adadelta(*asked, "--subnormals", "flush", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "results/verify/verify.csv").open() as file:
+        notes = {row["note"] for row in csv.DictReader(file) if row["check"] == "step"}
+    assert any("excused: flushes subnormals" in note for note in notes)
+
+
+def test_flushing_excuses_no_other_number(tmp_path):
+    """Zeros in the place of small ordinary numbers fail, with the option too."""
+    crude = FLUSHING.replace("np.finfo(array.dtype).tiny", "1e-20")
+    asked = ("verify", "--impl", write(tmp_path, crude), "--case", "subnormal")
+    done = adadelta(*asked, "--subnormals", "flush", "--dtype", "float32", cwd=tmp_path)
+    assert done.returncode == 1
+
+
+# --- nothing compared -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["mlp", "--impl", "kernel.py:step"],
+        ["mlp", "--impl", "numpy"],
+        ["--case", "flushed", "--impl", "numpy-fused"],
+        ["--case", "odd", "--impl", "kernel.py:step", "--dtype", "float16"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_compared_ends_with_1_and_the_reason(tmp_path, args):
+    """Whatever way leads there."""
+    write(tmp_path, "def wrong(before, results): pass")
+    done = adadelta("verify", *args, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Nothing was compared: " in done.stderr
+    assert done.stderr.split("Nothing was compared: ")[1].split("\n")[0].strip()
+
+
+def test_a_kernel_that_dies_in_drawn_cases_fails(tmp_path):
+    """The case that it died in is named."""
+    dies = "def wrong(before, results):\n    import os\n    os.kill(os.getpid(), 11)"
+    name = write(tmp_path, dies)
+    done = adadelta("verify", "--case", "drawn", "--impl", name, "--dtype", "float32", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "killed by SIGSEGV" in done.stdout and "--case drawn:shapes=" in done.stdout
