@@ -93,6 +93,14 @@ def leave_children(path):
 SIGNS = 5
 
 
+def leave_a_child_and_hang(path):
+    """Leave one behind in the process group, and never return."""
+    handle = give_sign(path)
+    if os.fork() == 0:
+        os.write(handle, b"x")
+    live()
+
+
 def leave_children_and_hang(path):
     """Leave children behind, and never return."""
     leave_children(path)
@@ -181,6 +189,25 @@ def test_all_ends_with_a_leader_that_is_killed(life):
         leader.kill()
         life.await_end()
         assert leader.stderr.read() == ""
+
+
+def test_elsewhere_than_on_linux_the_process_group_ends(life, tmp_path, monkeypatch):
+    """Without prctl and /proc, what stayed in the group ends when a call hangs."""
+    text = child.SUPERVISOR.read_text()
+    elsewhere = tmp_path / "supervisor.py"
+    elsewhere.write_text(text.replace('"linux"', '"darwin"').replace('f"/proc', 'f"/nowhere'))
+    assert elsewhere.read_text().count("nowhere") == 3
+    monkeypatch.setattr(child, "SUPERVISOR", elsewhere)
+    with Sandbox(60) as sandbox:
+        worker = sandbox.call(os.getpid)
+        sandbox.timeout = 2.0
+        with pytest.raises(HungError):
+            sandbox.call(leave_a_child_and_hang, life.path)
+        life.await_signs(2)
+        life.await_end()
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+        assert sandbox.call(abs, -1) == 1
 
 
 def test_a_worker_ends_in_silence_when_its_leader_does():
