@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -19,8 +21,37 @@ class TerminatedError(BaseException):
     """SIGTERM: unwinds like Ctrl-C, so that what was finished is written."""
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise TerminatedError
+UNWINDING_S = 5.0  # in which another signal asks for what is under way
+
+
+class Signals:
+    """Turns Ctrl-C and SIGTERM into exceptions, the first of several only.
+
+    What unwinds then ends processes and writes files, which a second exception would break off. But
+    an exception may be lost, as one raised in a destructor is; so a later signal raises again.
+    """
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def install(self) -> None:
+        """Take over both; a Ctrl-C that is ignored, as in a shell's background job, stays so."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self.handle)
+        signal.signal(signal.SIGTERM, self.handle)
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Raise, unless another one is on its way."""
+        now = time.monotonic()
+        if now - self._last > UNWINDING_S:
+            self._last = now
+            raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError
+
+    @staticmethod
+    def ignore() -> None:
+        """Ignore both from now on: the program is about to end."""
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
 
 
 FINISHED = "what was finished is on disk, if anything was"
@@ -56,10 +87,12 @@ def outcome(error: BaseException) -> tuple[ExitCode, str]:
 
 def main() -> None:
     """Run the command line and exit; the console script's entry point."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signals = Signals()
+    signals.install()
     try:
         code = _run()
     except (Exception, KeyboardInterrupt, TerminatedError) as error:
+        signals.ignore()
         if os.environ.get("ADADELTA_DEBUG") == "1":
             raise
         code, message = outcome(error)

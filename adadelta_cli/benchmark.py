@@ -11,7 +11,6 @@ import itertools
 import math
 import shutil
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from adadelta_cli import backends, candidate, engine, implementations, peers
 from adadelta_cli.backends import Device
 from adadelta_cli.console import Tick, no_tick
-from adadelta_cli.crew import Columns, Crew, Role, Worker
+from adadelta_cli.crew import Columns, Crew, Job, Role, Worker, side_by_side
 from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
 from adadelta_cli.implementations import IMPLEMENTATIONS, timeable
 from adadelta_cli.measurement import (
@@ -460,16 +459,14 @@ def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
         if able:
             tasks.append((able, name))
     tick(0, plan.processes * len(plan.groups), "memory")
-    with ThreadPoolExecutor(_at_once(plan)) as pool:  # nothing is timed here
-        peaks = []
-        for peak in pool.map(lambda task: _peak(plan, *task), tasks):
-            peaks.append(peak)
-            tick(0, plan.processes * len(plan.groups), f"memory, {len(peaks)} of {len(tasks)}")
-    return {
-        (group, name): peak
-        for (groups, name), own in zip(tasks, peaks, strict=True)
-        for group, peak in zip(groups, own, strict=True)
-    }
+    found: dict[tuple[Group, str], int | None] = {}
+    jobs = [_peak(plan, *task) for task in tasks]
+    # Nothing is timed here.
+    for done, (number, peaks) in enumerate(side_by_side(jobs, _at_once(plan)), 1):
+        groups, name = tasks[number]
+        found |= {(group, name): peak for group, peak in zip(groups, peaks, strict=True)}
+        tick(0, plan.processes * len(plan.groups), f"memory, {done} of {len(tasks)}")
+    return found
 
 
 def _at_once(plan: Plan) -> int:
@@ -478,14 +475,17 @@ def _at_once(plan: Plan) -> int:
     return 2 if 2 * needed < (plan.survey.available_bytes or 0) else 1
 
 
-def _peak(plan: Plan, groups: Sequence[Group], name: str) -> list[int | None]:
+def _peak(plan: Plan, groups: Sequence[Group], name: str) -> Job[list[int | None]]:
     spec = _spec(plan, groups[0]) | {"implementations": [name], "task": "peak"}
     spec["workloads"] = [group.workload.shapes for group in groups]
     foreign = bool(timeable(name).sandbox)
     with Worker(groups[0].threads, foreign=foreign, **UNPOOLED) as worker:
         try:
+            yield worker
             worker.greet()
-            return worker.ask(**spec)["peak_extra_bytes"]
+            worker.send(**spec)
+            yield worker
+            return worker.answer()["peak_extra_bytes"]
         except BrokenError:
             if not foreign:
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
     from adadelta_cli.benchmark import Benchmark
     from adadelta_cli.comparison import Comparison, Document
+    from adadelta_cli.selftest import SelfTest
+    from adadelta_cli.training import Run
+    from adadelta_cli.verification import Verification
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -185,15 +190,26 @@ def run(
     library = array_library(backend, ctx)
     runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
     files.prepare(out)
-    results = []
-    for each in runs:
-        with screen.progress(f"run {each.name}") as tick:
-            results.append(each.execute(tick))
-    screen.table(report.run_table(results))
-    screen.document({"results": [report.run_summary(result) for result in results]})
+    if record_gradients:
+        files.prepare(record_gradients.parent, option="--record-gradients")
+    with ExitStack() as finished:
+        finished.callback(_show_runs, screen, runs)
+        for each in runs:
+            with screen.progress(f"run {each.name}") as tick:
+                each.execute(tick)
+    results = [each.result for each in runs if each.result]
     for line in report.run_remarks(results, out):
         screen.note(line)
     click.get_current_context().exit(training.exit_code(results))
+
+
+def _show_runs(screen: Terminal, runs: Sequence[Run]) -> None:
+    from adadelta_cli.report import run as report
+
+    results = [each.result for each in runs if each.result]
+    if results:
+        screen.table(report.run_table(results))
+        screen.document({"results": [report.run_summary(result) for result in results]})
 
 
 @adadelta.command()
@@ -296,21 +312,29 @@ def verify(
         given = names or case_names or any(asked[key] for key in CHOSEN_BY_SELF_TEST)
         _self_test(screen, out, seed, alone=not given and asked["ctx"] == "cpu")
     plan = Request(names=names, case_names=case_names, seed=seed, **asked).plan
-    files.prepare(out)
+    files.prepare(out, report.FILES)
     work = verification.Verification(plan)
-    try:
+    show = partial(_show_verification, screen, work, most=1000 if verbose else 10)
+    with ExitStack() as finished:  # whatever breaks off: shown first, in case the disk is full
+        finished.callback(report.write_verification, out, work)
+        finished.callback(lambda: work.rows and show())
         with screen.progress("verify") as tick:
             work.execute(tick)
-    finally:
-        report.write_verification(out, work)
+    if not work.rows:
+        show()
+    screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
+    click.get_current_context().exit(work.exit_code)
+
+
+def _show_verification(screen: Terminal, work: Verification, most: int) -> None:
+    from adadelta_cli.report import verification as report
+
     screen.table(report.verification_table(work))
-    for line in report.verification_failures(work, most=1000 if verbose else 10):
+    for line in report.verification_failures(work, most):
         screen.text(line)
     for line in report.verification_skips(work):
         screen.note(line)
     screen.document(report.verification_document(work))
-    screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
-    click.get_current_context().exit(work.exit_code)
 
 
 CHOSEN_BY_SELF_TEST = ("configs", "full", "peers", "replay", "sizes", "steps", "dtypes")
@@ -325,17 +349,23 @@ def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
             "--self-test chooses implementations, cases and dtypes itself, and plants its mistakes "
             "in the sources for a CPU; leave them and --ctx out, or leave out --self-test"
         )
-    files.prepare(out)
+    files.prepare(out, report.FILES)
     work = selftest.SelfTest(seed=seed)
-    try:
+    with ExitStack() as finished:
+        finished.callback(lambda: report.write_self_test(out, work.rows))
+        finished.callback(_show_self_test, screen, work)
         with screen.progress("self-test") as tick:
             work.execute(tick)
-    finally:
-        report.write_self_test(out, work.rows)
-    screen.table(report.self_test_table(work.rows))
-    screen.document(report.self_test_document(work.rows))
     screen.note(f"Files: {out}/selftest.csv, self-test.md")
     click.get_current_context().exit(work.exit_code)
+
+
+def _show_self_test(screen: Terminal, work: SelfTest) -> None:
+    from adadelta_cli.report import selftest as report
+
+    if work.rows:
+        screen.table(report.self_test_table(work.rows))
+        screen.document(report.self_test_document(work.rows))
 
 
 # --- doctor
@@ -502,23 +532,17 @@ def bench(
     )  # fmt: skip
     benchmark.check_memory(plan)
     work = benchmark.Benchmark(plan, train, machine.describe())
-    files.prepare(out)
+    files.prepare(out, report.FILES)
     judged: list[Comparison] = []
-    try:
+    with ExitStack() as finished:
+        finished.callback(_write_bench, screen, work, judged, out)
+        finished.callback(_show_bench, screen, work, judged, layout)
         with screen.progress("bench") as tick:
             work.execute(tick)
         judged += [comparison.against(work, threshold)] if work.other else []
         if before:
             this = comparison.document(report.bench_document(work), str(out))
             judged.append(comparison.judge(before, this, threshold))
-    finally:
-        if work.results:
-            written = report.write_bench(out, work, judged)
-            _show_bench(screen, work, layout)
-            screen.note(f"written: {', '.join(map(str, written))}")
-    for each in judged:
-        _show_comparison(screen, each, layout)
-    screen.document(report.bench_document(work, judged))
     return max(work.exit_code, *(each.exit_code for each in judged), ExitCode.OK)
 
 
@@ -534,10 +558,24 @@ def _baseline(baseline: Path, out: Path) -> Document:
     return before
 
 
-def _show_bench(screen: Terminal, work: Benchmark, layout: str) -> None:
+def _write_bench(
+    screen: Terminal, work: Benchmark, judged: Sequence[Comparison], out: Path
+) -> None:
+    from adadelta_cli.report import bench as report
+
+    if work.results:
+        written = report.write_bench(out, work, judged)
+        screen.note(f"written: {', '.join(map(str, written))}")
+
+
+def _show_bench(
+    screen: Terminal, work: Benchmark, judged: Sequence[Comparison], layout: str
+) -> None:
     from adadelta_cli.report import bench as report
 
     rows = work.rows
+    if not work.results:
+        return
     if layout == "markdown":
         screen.text(report.bench_markdown(rows))
     else:
@@ -546,6 +584,9 @@ def _show_bench(screen: Terminal, work: Benchmark, layout: str) -> None:
             screen.text(line)
     for doubt in work.doubts:
         screen.note(f"Warning: {doubt}")
+    for each in judged:
+        _show_comparison(screen, each, layout)
+    screen.document(report.bench_document(work, judged))
 
 
 # --- compare
@@ -596,11 +637,19 @@ def compare(
     screen = terminal(as_json, quiet, verbose)
     found = comparison.judge(comparison.read(old), comparison.read(new), threshold)
     if out:
-        files.prepare(out)
-        screen.note(f"written: {report.write_comparison(out, found)}")
-    _show_comparison(screen, found, layout)
-    screen.document(report.comparison_document(found))
+        files.prepare(out, report.FILES)
+    with ExitStack() as finished:
+        if out:
+            finished.callback(_write_comparison, screen, found, out)
+        _show_comparison(screen, found, layout)
+        screen.document(report.comparison_document(found))
     return found.exit_code
+
+
+def _write_comparison(screen: Terminal, found: Comparison, out: Path) -> None:
+    from adadelta_cli.report import comparison as report
+
+    screen.note(f"written: {report.write_comparison(out, found)}")
 
 
 def _show_comparison(screen: Terminal, found: Comparison, layout: str) -> None:

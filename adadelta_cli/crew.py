@@ -10,21 +10,21 @@ from __future__ import annotations
 import json
 import math
 import os
-import select
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from adadelta_cli import machine
+from adadelta_cli.child import LIMIT, Child
 from adadelta_cli.errors import (
     KERNEL_FAULTS,
     BrokenError,
@@ -35,7 +35,7 @@ from adadelta_cli.errors import (
 from adadelta_cli.worker import PROTOCOL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from typing_extensions import Self
 
@@ -47,18 +47,16 @@ REST_S = 0.01
 ANSWER_S = 600.0
 # One that times what is not ours: some compile for a minute before their first step, none later.
 FOREIGN_ANSWER_S = {"task": 300.0, "sample": 120.0}
-GLANCE_S = 1.0  # in between, to see whether it lives: its own children may hold the pipe open
 START = """
-import os, sys
-sys.path[:] = [folder for folder in sys.path if folder]
+import os
 from adadelta_cli.worker import main
 os.dup2({replies}, 1)
 os.close({replies})
 main()
 """
-"""What starts a process. A checkout in the current folder would hide the version that is meant, and
-what anybody prints while it starts would be taken for an answer."""
+"""What a process executes. What it prints before that would be taken for an answer."""
 
+T = TypeVar("T")
 Columns = dict[str, np.ndarray]
 """By entry, the seconds of a step in each round; NaN where the entry had no turn in it."""
 
@@ -74,6 +72,7 @@ class Worker:
 
     Attributes:
         about: what it said of itself: protocol, version, path.
+        sources: of which one can be read once it has answered or ended.
 
     Raises:
         BrokenError: it ended, or is silent.
@@ -86,21 +85,20 @@ class Worker:
     ) -> None:
         self._python, self._foreign = python, foreign
         self.about: dict[str, Any] = {}
+        self._expect(ANSWER_S)
         # What belongs to a user's kernel need not be UTF-8.
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
+        readable, orders = os.pipe()
         replies, writable = os.pipe()
+        self._orders = open(orders, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed below
         self._replies = open(replies, encoding="utf-8", errors="replace")  # noqa: SIM115, PTH123 - closed below
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - the user's own interpreter
-                [python or sys.executable, "-c", START.format(replies=writable)],
-                stdin=subprocess.PIPE,
-                stdout=self._errors,
-                stderr=self._errors,
-                pass_fds=[writable],
-                text=True,
+            self._child = Child(
+                START.format(replies=writable), [writable], python or sys.executable,
+                limit=LIMIT if foreign else 0,
+                stdin=readable, stdout=self._errors, stderr=self._errors,
                 env=_environment(threads, own=python is None) | environment,
-                start_new_session=True,  # so that its own children end with it
-            )
+            )  # fmt: skip
         except OSError as error:
             self._close()
             if python is None:
@@ -110,29 +108,26 @@ class Worker:
                 "the Python of an environment: ../main/.venv/bin/python"
             ) from error
         finally:
+            os.close(readable)
             os.close(writable)
+        self.sources = (self._replies.fileno(), self._child.lifeline)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.returncode is None:  # else its number may be another's by now
-            self._kill()
-        self._process.communicate()
+        self._child.end()
         self._close()
 
     def _close(self) -> None:
-        self._errors.close()
-        self._replies.close()
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # it has ended, and so have its own
-            os.killpg(self._process.pid, signal.SIGKILL)
+        for file in (self._errors, self._replies, self._orders):
+            with suppress(BrokenPipeError):  # an order that was not read
+                file.close()
 
     def greet(self) -> None:
         """Hear who it is."""
         try:
-            self.about = self._answer(ANSWER_S)
+            self.about = self.answer()
             self._check_path()
         except BrokenError as error:
             if self._python is None:
@@ -160,55 +155,91 @@ class Worker:
 
     def ask(self, **order: Any) -> dict[str, Any]:
         """Send an order; return the answer."""
-        orders = cast("IO[str]", self._process.stdin)
-        patience_s = FOREIGN_ANSWER_S["task" if "task" in order else "sample"]
-        try:
-            orders.write(json.dumps(order) + "\n")
-            orders.flush()
-        except BrokenPipeError as error:
-            raise self._broken() from error
-        return self._answer(patience_s if self._foreign else ANSWER_S)
+        self.send(**order)
+        return self.answer()
 
-    def _answer(self, patience_s: float) -> dict[str, Any]:
-        line = self._replies.readline() if self._speaks(patience_s) else ""
+    def send(self, **order: Any) -> None:
+        """Send an order, and wait for no answer."""
+        patience_s = FOREIGN_ANSWER_S["task" if "task" in order else "sample"]
+        self._expect(patience_s if self._foreign else ANSWER_S)
+        with suppress(BrokenPipeError):  # which is reported instead of an answer
+            self._orders.write(json.dumps(order) + "\n")
+            self._orders.flush()
+
+    def _expect(self, patience_s: float) -> None:
+        self._patience_s, self._until = patience_s, time.monotonic() + patience_s
+
+    @property
+    def left_s(self) -> float:
+        """Return how long its answer may still take."""
+        return max(0.0, self._until - time.monotonic())
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the answer."""
+        ready = wait(self.sources, self.left_s)
+        if not ready:
+            self._child.end()
+            raise BrokenError(
+                f"a process that takes samples hung: {self._patience_s:g} s of silence"
+            )
+        line = self._replies.readline() if self.sources[0] in ready else ""
         if not line:
             raise self._broken()
         try:
             answer = json.loads(line)
         except json.JSONDecodeError as error:
-            self._kill()
             raise BrokenError(
                 f"a process that takes samples said {line.strip()[:200]!r}; expected JSON"
             ) from error
         if "broken" in answer:  # its GPU is of no more use to it
-            self._kill()
+            self._child.end()
             raise DeviceError(answer["broken"], answer["status"])
         return answer
 
-    def _speaks(self, patience_s: float) -> bool:
-        """Wait for an answer, or for the end of the answers."""
-        until = time.monotonic() + patience_s
-        while self._process.poll() is None:
-            left_s = until - time.monotonic()
-            if left_s <= 0:
-                self._kill()
-                raise BrokenError(f"a process that takes samples hung: {patience_s:g} s of silence")
-            if select.select([self._replies], [], [], min(GLANCE_S, left_s))[0]:
-                return True
-        return bool(select.select([self._replies], [], [], 0)[0])
-
     def _broken(self) -> BrokenError:
         """Say how it ended; if it closed its pipes only, end it."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(GLANCE_S)
-        code = self._process.poll()
-        self._kill()
+        how = self._child.ended()
         self._errors.seek(0)
         last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
-        if code is None:
-            return BrokenError(f"a process that takes samples closed its pipes: {last}")
-        hint = "; the system ran out of memory, it seems: ask for smaller --sizes" * (code == -9)
-        return BrokenError(f"a process that takes samples ended with {code}: {last}{hint}")
+        out_of_memory = "; the system ran out of memory, it seems: ask for smaller --sizes"
+        hint = out_of_memory if how == "killed by SIGKILL" else ""
+        return BrokenError(f"a process that takes samples crashed: {how}: {last}{hint}")
+
+
+Job = Generator[Worker, None, T]
+"""Work that yields a worker whenever it waits for that worker's answer."""
+
+
+def side_by_side(jobs: Sequence[Job[T]], at_once: int) -> Iterator[tuple[int, T]]:
+    """Let jobs go on side by side.
+
+    Args:
+        jobs: what to do.
+        at_once: how many of them, at most.
+
+    Yields:
+        The place of a job, and what it returned, as soon as it has.
+    """
+    waiting = list(enumerate(jobs))[::-1]
+    running: dict[Worker, tuple[int, Job[T]]] = {}
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.callback(job.close)
+        while waiting or running:
+            full = len(running) >= at_once or not waiting
+            number, job = running.pop(_heard(running)) if full else waiting.pop()
+            try:
+                running[next(job)] = number, job
+            except StopIteration as end:
+                yield number, end.value
+
+
+def _heard(workers: Iterable[Worker]) -> Worker:
+    """Wait for the first that answers, ends or is silent for too long."""
+    until = {worker: worker.left_s for worker in workers}
+    ready = wait([each for worker in until for each in worker.sources], min(until.values()))
+    heard = [worker for worker in until if any(each in ready for each in worker.sources)]
+    return heard[0] if heard else min(until, key=until.__getitem__)
 
 
 def _environment(threads: int, *, own: bool) -> dict[str, str]:

@@ -3,60 +3,131 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import math
 import os
+import stat
 import tempfile
 from dataclasses import asdict, fields
 from enum import Enum
-from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import BrokenError
+from adadelta_cli.errors import BrokenError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from matplotlib.figure import Figure
 
 
-def prepare(folder: Path) -> None:
+KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
+}  # fmt: skip
+
+
+def prepare(folder: Path, names: Iterable[str] = (), option: str = "--out") -> None:
     """Make a folder and see that it takes files, before work that is to end there.
 
+    Args:
+        folder: the folder.
+        names: the files that are to be written there.
+        option: where the folder was named, for messages.
+
     Raises:
-        BrokenError: it cannot be made, or takes none.
+        UsageError: what a name leads to is no regular file.
+        BrokenError: the folder cannot be made, or takes no files.
     """
+    for name in names:
+        check(folder / name, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise BrokenError(
-            f"--out {folder} cannot be made or written to ({error.strerror}); name one that can"
+            f"{option}: {folder} cannot be made or written to ({error.strerror}); name a folder "
+            "that can"
         ) from error
+
+
+def check(path: Path, option: str = "--out") -> None:
+    """See that a file may be written: that it would replace a regular file, or none.
+
+    Raises:
+        UsageError: the path leads to something else, as `/dev/null`.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return  # there is none; whether one can be made is another question
+    if kind != stat.S_IFREG:
+        raise UsageError(
+            f"{option}: {path} is {KINDS.get(kind, 'no regular file')}, which is not replaced by a "
+            "file; name another path, of a regular file or of none"
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file whole or not at all, making its folder if missing.
 
+    Where the path is a symbolic link, the file that it leads to is written, and the link stays.
+
     Raises:
-        OSError: the folder or the file cannot be written; an earlier file is left as it was.
+        UsageError: the path leads to something that is no regular file.
+        BrokenError: the folder or the file cannot be written; an earlier file is left as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    check(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        _replace(path.resolve(), content)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        reason = getattr(error, "strerror", None) or error
+        raise BrokenError(
+            f"{path} could not be written ({reason}); expected a folder that can be written to, "
+            "and free space; provide both, or name another path, and run the command again"
+        ) from error
     return path
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote this file."""
+    for each in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = each.name.removesuffix(".tmp").rpartition(".")[2]
+        # One of our own number is from an earlier process: this one writes one file at a time.
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _is_running(int(pid))):
+            each.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if there is one; the one that it leads to where the path is a link."""
+    path.resolve().unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] | None = None) -> Path:

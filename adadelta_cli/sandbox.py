@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import time
+import subprocess
+import sys
+import threading
 import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from adadelta_cli.child import LIMIT, Child
 from adadelta_cli.errors import BrokenError, of_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from multiprocessing.connection import Connection
 
     from typing_extensions import Self
+
+START = """
+import sys
+sys.path[:] = {path}
+from adadelta_cli.sandbox import serve
+serve({handle})
+"""
+"""What the process executes. It is a fresh one: threads of libraries do not survive a fork."""
 
 T = TypeVar("T")
 
@@ -78,18 +88,20 @@ class Sandbox:
     """Run functions in one child process, started when first needed and again after a failure.
 
     Functions and arguments are pickled. What the child writes to stdout goes to stderr, so that it
-    cannot spoil a command's output.
+    cannot spoil a command's output. What it starts ends with it.
 
     Args:
         timeout: seconds that one call may take; None for no limit.
+        limit: how many processes it may have started at a time.
     """
 
-    def __init__(self, timeout: float | None = None) -> None:
-        self.timeout = timeout
-        self._process: Any = None
+    def __init__(self, timeout: float | None = None, limit: int = LIMIT) -> None:
+        self.timeout, self._limit = timeout, limit
+        self._child: Child | None = None
         self._connection: Connection | None = None
         self._groups: dict[str, Sandbox] = {}
-        self._pending = False
+        self._pending = self._closed = False
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -99,86 +111,104 @@ class Sandbox:
 
     def of(self, group: str) -> Sandbox:
         """Return the sandbox of a group of libraries that disturb others: a process of its own."""
-        return self._groups.setdefault(group, Sandbox(self.timeout)) if group else self
+        if not group:
+            return self
+        return self._groups.setdefault(group, Sandbox(self.timeout, self._limit))
 
     def begin(self, function: Callable[..., None], *args: Any) -> None:
-        """Call `function(*args)` in the child without waiting; what comes of it is not told."""
-        self._connected().send((function, args))
+        """Call `function(*args)` in the child without waiting; its outcome is not reported."""
+        _, connection = self._started()
+        connection.send((function, args))
         self._pending = True
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)` in the child and return what it returns.
 
         Raises:
-            SandboxError: it raised, took longer than the timeout, or its process died.
+            SandboxError: it raised, took longer than the timeout, its process died, or another
+                thread closed the sandbox.
             BrokenError: a device failed, which is no verdict on the work.
         """
-        connection = self._connected()
+        child, connection = self._started()
         try:
             if self._pending:
                 self._pending = False
-                self._answer(connection)
+                self._answer(child, connection)
             connection.send((function, args))
-            failure, result = self._answer(connection)
+            failure, result = self._answer(child, connection)
         except (EOFError, OSError):
-            raise SandboxError(f"crashed: {self._cause_of_death()}") from None
+            cause = child.ended()
+            self._stop()
+            raise SandboxError(f"crashed: {cause}") from None
         if isinstance(failure, BrokenError):
             raise failure
         if isinstance(failure, FatalFinding):
-            self.close()
+            self._stop()
         if failure:
             raise SandboxError(str(failure))
         return result
 
-    def _answer(self, connection: Connection) -> Any:
-        if not connection.poll(self.timeout):
-            self.close()
+    def _answer(self, child: Child, connection: Connection) -> Any:
+        if not wait([connection, child.lifeline], self.timeout):
+            self._stop()
             raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
+        if not connection.poll():
+            raise EOFError  # the child ended, and something else holds its end of the connection
         return connection.recv()
 
     def close(self) -> None:
-        """End the child, and those of the groups."""
+        """End the child, and those of the groups, for good; another thread may wait for them."""
+        self._closed = True
         for sandbox in self._groups.values():
             sandbox.close()
-        if self._process is not None and self._process.pid is not None:
-            self._process.kill()
-            self._process.join()
-        self._process = self._connection = None
+        self._stop()
 
-    def _connected(self) -> Connection:
-        if self._connection is None:
-            # Not forked: threads and thread pools of libraries do not survive a fork.
-            spawn = multiprocessing.get_context("spawn")
-            self._connection, theirs = spawn.Pipe()
-            self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-            self._process.start()
-            theirs.close()
-        return self._connection
+    def _stop(self) -> None:
+        with self._lock:
+            if self._child and self._connection:
+                self._child.end()
+                self._connection.close()
+            self._child = self._connection = None
 
-    def _cause_of_death(self) -> str:
-        ends = time.monotonic() + 1  # it may have closed its end and live on; join would wait
-        while self._process.exitcode is None and time.monotonic() < ends:
-            time.sleep(0.01)
-        self._process.kill()
-        self._process.join()
-        code = self._process.exitcode
-        self._process = self._connection = None
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    def _started(self) -> tuple[Child, Connection]:
+        with self._lock:
+            if self._closed:
+                raise SandboxError("was closed")
+            if not self._child or not self._connection:
+                self._connection, theirs = Pipe()
+                with theirs:
+                    handle = theirs.fileno()
+                    self._child = Child(
+                        START.format(path=sys.path, handle=handle), [handle],
+                        limit=self._limit, stdin=subprocess.DEVNULL, stdout=2,
+                    )  # fmt: skip
+            return self._child, self._connection
 
 
-def _serve(connection: Connection) -> None:
-    """Answer calls until the other end is closed; Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)
-    while True:
-        try:
+def serve(handle: int) -> None:
+    """Answer calls until the other end is closed."""
+    connection, own = Connection(handle), os.getpid()
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
             function, args = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer: tuple[Any, Any] = (None, function(*args))
-        except FatalFinding as error:
-            answer = (error, None)
-        except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
-            answer = (of_device(error) or told(error), None)
-        connection.send(answer)
+            try:
+                answer = _outcome(function, args)
+            finally:
+                leave_if_forked(own)
+            connection.send(answer)
+
+
+def leave_if_forked(own: int) -> None:
+    """End this process at once if the work forked it and let it return; `own` is the worker's."""
+    if os.getpid() != own:
+        os._exit(0)
+
+
+def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Call; return what went wrong, and the result."""
+    try:
+        return None, function(*args)
+    except FatalFinding as error:
+        return error, None
+    except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
+        return of_device(error) or told(error), None

@@ -301,6 +301,9 @@ class Recorder:
         files.write_bytes(self.path, content.getvalue())
 
 
+FILES = ("checkpoint.npz", *report.FILES)
+
+
 class Run:
     """One config's run and its files in `folder`; making it checks all that can be checked before.
 
@@ -313,9 +316,12 @@ class Run:
         force: give up an unfinished run's checkpoint.
         record_gradients: the file for the gradient of each step.
 
+    Attributes:
+        result: what came of it, before the files are written; None before that.
+
     Raises:
-        UsageError: the data are no good, the checkpoint is of another run, or an unfinished run
-            would be lost.
+        UsageError: the data are no good, the checkpoint is of another run, an unfinished run
+            would be lost, or a file would replace what is no file.
     """
 
     def __init__(
@@ -332,9 +338,14 @@ class Run:
         force: bool = False,
         record_gradients: Path | None = None,
     ) -> None:
+        for each in FILES:
+            files.check(folder / each)
+        if record_gradients:
+            files.check(record_gradients, "--record-gradients")
         self.name = name
         self.config = config
         self.folder = folder
+        self.result: Result | None = None
         self.training = Training(config, backend, fused=fused, dtype=dtype, seed=seed)
         self._facts: dict[str, Any] = {
             "name": name, "problem": config.problem.name, "backend": backend.name,
@@ -410,12 +421,12 @@ class Run:
                 began = time.perf_counter()
                 try:
                     self._advance()
-                except BaseException:  # a GPU that was lost, memory that ran out
+                    self._seconds += time.perf_counter() - began
+                    if self.training.step % self.config.training.checkpoint_every == 0:
+                        self._write_checkpoint()
+                except BaseException:  # a GPU that was lost, memory that ran out, a full disk
                     self._keep()
                     raise
-                self._seconds += time.perf_counter() - began
-                if self.training.step % self.config.training.checkpoint_every == 0:
-                    self._write_checkpoint()
                 try:
                     release()
                     what = f"steps, loss {self._history[-1].loss:.4g}"
@@ -427,8 +438,8 @@ class Run:
 
     def _clear(self) -> None:
         """Remove an earlier run's files, so that none is taken for this one's."""
-        for name in ("checkpoint.npz", "history.csv", "summary.json", "loss.png", "config.yaml"):
-            (self.folder / name).unlink(missing_ok=True)
+        for name in FILES:
+            files.remove(self.folder / name)
 
     def _is_finite(self) -> bool:
         return math.isfinite(self._history[-1].loss)
@@ -453,19 +464,22 @@ class Run:
 
     def _stop(self) -> None:
         """Keep what an interrupted run has done."""
-        self._write_checkpoint()
-        self._keep()
+        try:
+            self._write_checkpoint()
+        finally:
+            self._keep()
 
     def _keep(self) -> None:
         """Keep the history, which lies in this memory, whatever became of the tensors."""
-        report.write_run(self.folder, self._result(Outcome.INTERRUPTED), self.config, plot=False)
+        self.result = self._result(Outcome.INTERRUPTED)
+        report.write_run(self.folder, self.result, self.config, plot=False)
         if self._recorder:
             self._recorder.write()
 
     def _finish(self) -> Result:
-        result = self._result(self._outcome())
+        self.result = result = self._result(self._outcome())
         if result.outcome is Outcome.DIVERGED:
-            self._checkpoint_path.unlink(missing_ok=True)  # going on would only diverge again
+            files.remove(self._checkpoint_path)  # going on would only diverge again
         else:
             self._write_checkpoint()
         report.write_run(self.folder, result, self.config)

@@ -27,6 +27,7 @@ from adadelta_cli.backends import BACKENDS
 from adadelta_cli.errors import of_device
 from adadelta_cli.implementations import timeable
 from adadelta_cli.processor import Cpu, processor
+from adadelta_cli.sandbox import leave_if_forked
 from adadelta_cli.subject import HYPER, Subject, fault_of, raised
 from adadelta_cli.tensors import Tensors, held_bytes
 
@@ -310,6 +311,7 @@ def serve(orders: IO[str], replies: IO[str]) -> None:
     _reply(replies, about | {"version": versions.get("adadelta", "not installed")})
     gc.disable()
     task: Any = None
+    own = os.getpid()
     for line in orders:
         order = json.loads(line)
         try:
@@ -317,19 +319,25 @@ def serve(orders: IO[str], replies: IO[str]) -> None:
                 task = None  # what it holds is given back before the next is made
                 gc.collect()
                 task = TASKS[order["task"]](order)
-                _reply(replies, task.ready())
+                answer = task.ready()
             else:
-                _reply(replies, {"samples": task.sample(order["sample"])})
+                answer = {"samples": task.sample(order["sample"])}
         except Exception as error:
             broken = of_device(error)
             if not broken:
                 raise
-            _reply(replies, {"broken": str(broken), "status": broken.status})
+            answer = {"broken": str(broken), "status": broken.status}
+        finally:
+            leave_if_forked(own)
+        _reply(replies, answer)
 
 
 def _reply(replies: IO[str], answer: dict[str, Any]) -> None:
-    replies.write(json.dumps(answer) + "\n")
-    replies.flush()
+    try:
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+    except BrokenPipeError:  # the leader has ended
+        os._exit(0)
 
 
 def main() -> None:

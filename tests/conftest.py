@@ -29,6 +29,16 @@ os.environ.setdefault("MXNET_OMP_MAX_THREADS", "1")
 # they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Leave the signals as they were: the program takes them over, and ignores them at its end."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden.json").read_text())["cases"]
 HAS_MXNET = engine.is_installed()

@@ -425,7 +425,7 @@ class TestCrew:
             for _ in range(2):
                 crew.prepare(("numpy-fused", dies), **SPEC)
                 found = crew.sample(0.05, lambda _: False)
-                assert "ended with 7" in crew.faults[dies]
+                assert "crashed: exited with 7" in crew.faults[dies]
                 assert dies not in found
                 assert np.isfinite(found["numpy-fused"]).any()
 
@@ -552,7 +552,7 @@ def test_a_process_that_breaks_says_why():
     """What a worker wrote last on stderr is in the message."""
     with Worker(1) as process:
         process.greet()
-        with pytest.raises(BrokenError, match=r"ended with 1: KeyError"):
+        with pytest.raises(BrokenError, match=r"crashed: exited with 1: KeyError"):
             process.ask(task="unheard of")
 
 

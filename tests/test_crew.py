@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adadelta_cli import crew
-from adadelta_cli.crew import Crew, Role, Worker
+from adadelta_cli.crew import Crew, Role, Worker, side_by_side
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
 
 ROOT = Path(crew.__file__).parents[1]
@@ -43,11 +43,22 @@ def forks(*arrays, **settings):
     global calls
     calls += 1
     if calls == 1 and os.fork() == 0:
+        os.setsid()
         with (HERE / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             time.sleep(3)
             (HERE / "survived").touch()
             os._exit(0)
+    step(*arrays, **settings)
+
+def forks_and_returns(*arrays, **settings):
+    with (HERE / "forked").open("ab") as file:
+        file.write(b"x")
+        file.flush()
+        if file.tell() > 60:
+            time.sleep(60)
+            os._exit(0)
+    os.fork()
     step(*arrays, **settings)
 
 def forks_and_dies(*arrays, **settings):
@@ -129,7 +140,8 @@ def test_a_file_that_is_no_program(content, tmp_path):
     ):
         pass
     assert error.value.exit_code is ExitCode.USAGE
-    assert [worker._process.returncode for worker in found._workers.values()] == [-9]
+    (worker,) = found._workers.values()
+    assert worker._child._process.returncode == 0
 
 
 # --- what is said ---------------------------------------------------------------------------------
@@ -158,7 +170,7 @@ def test_last_words_need_not_be_utf_8(tmp_path):
     path = package(tmp_path, "os.write(2, b'caf' + bytes([0xE9])); os._exit(3)")
     with (
         Worker(1, PYTHONPATH=path) as worker,
-        pytest.raises(BrokenError, match="ended with 3: caf\N{REPLACEMENT CHARACTER}"),
+        pytest.raises(BrokenError, match="crashed: exited with 3: caf\N{REPLACEMENT CHARACTER}"),
     ):
         worker.greet()
 
@@ -166,7 +178,7 @@ def test_last_words_need_not_be_utf_8(tmp_path):
 # --- what is not ours -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "fault"), [("forks", ""), ("forks_and_dies", "ended with 7")])
+@pytest.mark.parametrize(("name", "fault"), [("forks", ""), ("forks_and_dies", "exited with 7")])
 def test_what_a_kernel_started_ends_with_it(name, fault, tmp_path):
     """Its children are neither waited for nor left behind."""
     own = f"{kernels(tmp_path)}:{name}"
@@ -179,6 +191,16 @@ def test_what_a_kernel_started_ends_with_it(name, fault, tmp_path):
     assert not (tmp_path / "survived").exists()
 
 
+def test_a_kernel_that_multiplies_is_ended(tmp_path, monkeypatch):
+    """Each process that it forks takes the next step, too, and forks again; here, 60 times."""
+    monkeypatch.setattr(crew, "LIMIT", 8)
+    own = f"{kernels(tmp_path)}:forks_and_returns"
+    with Crew([Role((own,), foreign=True)], threads=1) as found:
+        found.prepare((own,), **SPEC)
+        found.sample(0.5, lambda _: True)
+        assert "started more than 8 processes at a time" in found.faults[own]
+
+
 def test_what_broke_is_not_asked_again(tmp_path):
     """Its fault is that of the later tasks that it is able to; nobody else's."""
     dies = f"{kernels(tmp_path)}:dies"
@@ -188,8 +210,8 @@ def test_what_broke_is_not_asked_again(tmp_path):
             found.prepare(able, **SPEC)
             assert set(found.faults) == set(able)
             assert found.faults["numpy-fused"] == ""
-            assert found.faults.get(dies, "wrong: ended with 7").startswith("wrong: ")
-            assert "ended with 7" in found.faults.get(dies, "ended with 7")
+            assert found.faults.get(dies, "wrong: crashed: exited with 7").startswith("wrong: ")
+            assert "crashed: exited with 7" in found.faults.get(dies, "crashed: exited with 7")
             assert np.isfinite(found.sample(0.01, lambda _: True)["numpy-fused"]).any()
     assert (tmp_path / "imports").read_text() == "x"
 
@@ -217,3 +239,74 @@ def test_what_is_slow_has_its_turns_in_rounds_of_all():
     periods = [crew._period(name, costs) for name in costs]
     assert periods == [1, 1, 1, 1, 2, 4, 16]
     assert crew._period("first", {}) == 1
+
+
+# --- side by side ---------------------------------------------------------------------------------
+
+
+class Silent:
+    """A worker that answers when it is let to, and no earlier."""
+
+    left_s = 30.0
+
+    def __init__(self):
+        readable, self._writable = os.pipe()
+        self.sources = (readable,)
+
+    def speak(self):
+        """Answer."""
+        os.write(self._writable, b"x")
+
+
+def test_jobs_go_on_as_their_workers_answer():
+    """Two at once; the third begins when one of them has ended."""
+    workers, events = [Silent() for _ in range(3)], []
+
+    def job(number):
+        events.append(f"begin {number}")
+        yield workers[number]
+        events.append(f"end {number}")
+        return 10 * number
+
+    ended = side_by_side([job(number) for number in range(3)], 2)
+    workers[1].speak()
+    assert next(ended) == (1, 10)
+    assert events == ["begin 0", "begin 1", "end 1"]
+    workers[0].speak()
+    workers[2].speak()
+    assert dict(ended) == {0: 0, 2: 20}
+    assert events[3] == "begin 2"
+
+
+def test_a_job_that_fails_ends_the_others():
+    """Whatever one raises, the workers of the others are given back."""
+    fails, waits, events = Silent(), Silent(), []
+
+    def failing():
+        yield fails
+        raise BrokenError("all is lost")
+
+    def waiting():
+        try:
+            yield waits
+        finally:
+            events.append("closed")
+
+    fails.speak()
+    with pytest.raises(BrokenError, match="all is lost"):
+        list(side_by_side([waiting(), failing()], 2))
+    assert events == ["closed"]
+
+
+def test_a_worker_that_is_silent_for_too_long_is_asked_for_its_answer():
+    """Which tells that it hangs; others are not waited for."""
+    slow = Silent()
+    slow.left_s = 0.01
+
+    def job(worker):
+        yield worker
+        return "asked"
+
+    ended = side_by_side([job(Silent()), job(slow)], 2)
+    assert next(ended) == (1, "asked")
+    ended.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -44,6 +45,46 @@ def test_every_kind_of_error_has_its_exit_code(monkeypatch, capsys, error, code)
     assert ended.value.code == code
     err = capsys.readouterr().err
     assert err.startswith("Error: ") and "Traceback" not in err
+
+
+def test_the_first_of_several_signals_raises(monkeypatch):
+    """What follows soon would break off what ends processes and writes files; later, it raises."""
+    now = [100.0]
+    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
+    signals = program.Signals()
+    with pytest.raises(program.TerminatedError):
+        signals.handle(signal.SIGTERM, None)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signals.handle(number, None)
+    now[0] += program.UNWINDING_S + 1
+    with pytest.raises(KeyboardInterrupt):
+        signals.handle(signal.SIGINT, None)
+
+
+def test_signals_that_come_while_files_are_written_change_nothing(monkeypatch, capsys):
+    """Two of the three come when the work unwinds; the program ends with what the first asked."""
+    written = []
+
+    def work(**_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            written.append("all")
+
+    monkeypatch.setattr("adadelta_cli.cli.adadelta.main", work)
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert (ended.value.code, written) == (130, ["all"])
+    assert capsys.readouterr().err.startswith("Error: interrupted")
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    """As a shell's background job has it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    program.Signals().install()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_a_bug_shows_its_traceback_when_asked(monkeypatch):

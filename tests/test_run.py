@@ -29,7 +29,6 @@ FILES = {"history.csv", "summary.json", "config.yaml", "loss.png", "checkpoint.n
 def adadelta(tmp_path, monkeypatch, capsys):
     """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
 
     def adadelta(*arguments):
         monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
@@ -37,8 +36,7 @@ def adadelta(tmp_path, monkeypatch, capsys):
             program.main()
         return exited.value.code, *capsys.readouterr()
 
-    yield adadelta
-    signal.signal(signal.SIGTERM, handler)
+    return adadelta
 
 
 def test_all_shipped_configs_run_when_none_is_named(adadelta, tmp_path):

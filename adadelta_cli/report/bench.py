@@ -123,11 +123,14 @@ def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[s
     }
 
 
+FILES = ("bench.csv", "bench.json", "bench.png", "bench-samples.png")
+
+
 def write_bench(out: Path, work: Benchmark, judged: Sequence[Comparison] = ()) -> list[Path]:
     """Write bench.csv, bench.json, bench.png and bench-samples.png.
 
     Raises:
-        OSError: one cannot be written.
+        BrokenError: one cannot be written.
     """
     return [
         write_csv(out / "bench.csv", work.rows),

@@ -153,10 +153,13 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
     return {"exit_code": int(comparison.exit_code), "level": LEVEL, **jsonable(comparison)}
 
 
+FILES = ("compare.csv",)
+
+
 def write_comparison(out: Path, comparison: Comparison) -> Path:
     """Write compare.csv.
 
     Raises:
-        OSError: it cannot be written.
+        BrokenError: it cannot be written.
     """
     return write_csv(out / "compare.csv", [jsonable(row) for row in comparison.rows], COLUMNS)

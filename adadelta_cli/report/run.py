@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from adadelta_cli.training import Result
 
 
+FILES = ("history.csv", "summary.json", "config.yaml", "loss.png")
+
+
 def write_run(folder: Path, result: Result, config: Config, *, plot: bool = True) -> None:
     """Write history.csv, summary.json, config.yaml and loss.png of a run."""
     write_csv(folder / "history.csv", [row.cells for row in result.history])

@@ -37,6 +37,9 @@ as its repository has it, would have caught the same mistake, with the right upd
 """
 
 
+FILES = ("selftest.csv", "self-test.md")
+
+
 def write_self_test(folder: Path, rows: Sequence[selftest.Row]) -> None:
     """Write selftest.csv and the page self-test.md."""
     if rows:

@@ -38,6 +38,9 @@ COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks that have no di
 DRAWN = {"step", "training", "replay"}  # the checks that the picture shows
 
 
+FILES = ("verify.csv", "verify.json", "verify.png")
+
+
 def write_verification(folder: Path, verification: Verification, *, plot: bool = True) -> None:
     """Write verify.csv, verify.json and verify.png."""
     columns = [field.name for field in fields(Row)]

@@ -1,0 +1,168 @@
+"""Stands between a leader and its worker, and ends all that the worker started when either ends.
+
+A script that child.py runs in the Python that the worker is to have, which may be another
+environment's: it imports nothing of this package. It forks at once. The child becomes the worker.
+The parent stays small and waits for one of three events:
+
+* The leader ended, even by SIGKILL: its end of a socket, the lifeline, is closed.
+* The worker ended: what it started must not outlive it.
+* The worker and its descendants became too many (a fork bomb). RLIMIT_NPROC would not stop one that
+  root started.
+
+Then it kills the worker's process group. On Linux it also kills what left that group (setsid): such
+processes become children of this one, which is a subreaper. Its last words on the lifeline say how
+the worker ended.
+
+Killing the worker with PR_SET_PDEATHSIG alone would not do: what the worker forked would live on,
+and the signal comes when the *thread* ends that started the worker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+CROWDED = "crowded"
+"""The last words where there were too many processes; else they are the worker's exit code."""
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl.h
+COUNT_EVERY_S = 0.1  # counting takes 0.3 ms; in that time a Python kernel forks some 100 times
+PATIENCE_S = 5.0  # for killed processes to end; those that wait for a device may not
+
+
+def _prctl(option: int, value: int) -> None:
+    """Set an attribute of this process, on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _become_worker(supervisor: int, lifeline: int) -> None:
+    """Leave the supervisor's process group, and die with it."""
+    os.setpgid(0, 0)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:  # it died before the call
+        os._exit(1)
+    os.close(lifeline)  # so that the leader sees when the supervisor ends
+    del sys.argv[1:]
+    # A checkout in the current folder would hide the version that is meant.
+    here = os.path.dirname(__file__)  # noqa: PTH120 - compared with text
+    sys.path[:] = [folder for folder in sys.path if folder not in {"", here}]
+
+
+def _children(pid: int) -> list[int]:
+    """List the children of a process, where the system can say: on Linux."""
+    found: list[int] = []
+    with suppress(OSError):  # it has ended meanwhile
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - faster, here as below
+            path = f"/proc/{pid}/task/{thread}/children"
+            with suppress(OSError), open(path, "rb", 0) as file:  # noqa: PTH123
+                found += map(int, file.read().split())
+    return found
+
+
+def _descendants() -> list[int]:
+    """List the processes below this one."""
+    found = _children(os.getpid())
+    for pid in found:  # which grows meanwhile
+        found += _children(pid)
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether a process is more than a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _is_crowded(limit: int) -> bool:
+    """Tell whether the worker has more than so many living descendants."""
+    found = _descendants()
+    return len(found) > limit + 1 and sum(map(_is_alive, found)) > limit + 1
+
+
+def _reap() -> dict[int, int]:
+    """Return the exit codes of the children that have ended."""
+    ended: dict[int, int] = {}
+    with suppress(ChildProcessError):
+        while (child := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[child[0]] = os.waitstatus_to_exitcode(child[1])
+    return ended
+
+
+def _woken_by_children() -> int:
+    """Return a descriptor that can be read whenever a child has ended."""
+    wakes, rings = os.pipe()
+    os.set_blocking(rings, False)
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(rings)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    return wakes
+
+
+def _watch(worker: int, lifeline: int, limit: int) -> str:
+    """Wait for the end of leader or worker; return the last words, empty if it is the leader's."""
+    wakes, poller = _woken_by_children(), select.poll()
+    poller.register(lifeline, select.POLLIN)
+    poller.register(wakes, select.POLLIN)
+    while True:
+        code = _reap().get(worker)
+        if code is not None:
+            return str(code)
+        if limit and _is_crowded(limit):
+            return CROWDED
+        ready = [fd for fd, _ in poller.poll(COUNT_EVERY_S * 1000 if limit else None)]
+        if lifeline in ready:
+            return ""
+        with suppress(BlockingIOError):
+            os.read(wakes, 4096)
+
+
+def _end_all(group: int) -> None:
+    """Kill the worker's process group, and what left it."""
+    until = time.monotonic() + PATIENCE_S
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+    with suppress(ChildProcessError):  # none is left
+        while time.monotonic() < until:
+            for pid in _descendants():
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                time.sleep(0.001)
+
+
+def _supervise(worker: int, lifeline: int, limit: int, pipes: list[int]) -> None:
+    """Stay until worker or leader end, then end the other's processes."""
+    with suppress(PermissionError, ProcessLookupError):  # the worker did it, or has ended
+        os.setpgid(worker, worker)
+    for pipe in (0, *pipes):  # else nobody sees it when the worker closes them
+        os.close(pipe)
+    words = _watch(worker, lifeline, limit)
+    _end_all(worker)
+    with suppress(OSError):
+        os.write(lifeline, words.encode())
+    os._exit(0)
+
+
+def main() -> str:
+    """Fork; return in the worker what it is to execute."""
+    lifeline, limit, code, *pipes = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's, which ends this
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    supervisor = os.getpid()
+    worker = os.fork()
+    if worker:
+        _supervise(worker, int(lifeline), int(limit), list(map(int, pipes)))
+    _become_worker(supervisor, int(lifeline))
+    return code
+
+
+if __name__ == "__main__":
+    exec(main(), {"__name__": "__main__"})  # noqa: S102 - the leader's own code
