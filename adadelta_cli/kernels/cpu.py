@@ -28,7 +28,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from adadelta_cli.kernels.operand import Kind, Operand, grouped, operands
+from adadelta_cli.kernels.operand import Kind, Operand, arrays_of, grouped, operands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -380,11 +380,11 @@ class Prepared:
 
     Attributes:
         launches: a compiled launch and its table, for each kind of tensor.
-        owners: what has to live as long as the addresses are used.
+        owners: the arrays, which have to live as long as their addresses are used.
     """
 
     launches: list[tuple[Any, np.ndarray]]
-    owners: Any = None
+    owners: tuple[Any, ...] = ()
 
     def __call__(self) -> None:
         """Take the step; safe from several threads: calls take turns."""
@@ -399,16 +399,19 @@ def prepared(
     *,
     flush_subnormals: bool = False,
     parts: int | None = None,
-    owners: Any = None,
+    owners: Iterable[Parameter] = (),
 ) -> Prepared:
-    """Prepare what `launch` does, with the same arguments."""
+    """Prepare what `launch` does, with the same arguments.
+
+    The step keeps the arrays of `owners`, to whom the addresses belong.
+    """
     launches = []
     for kind, group in grouped(tensors).items():
         table = tabulate(group, hyper)
         table[FLUSH] = flush_subnormals
         table[PARTS] = parts or parts_for(sum(operand.size for operand in group))
         launches.append((launcher(kind), table))
-    return Prepared(launches, owners)
+    return Prepared(launches, arrays_of(owners))
 
 
 def tabulate(operands: Sequence[Operand], hyper: Hyperparameters) -> np.ndarray:
