@@ -103,15 +103,16 @@ _CPU = _Context(1, 0)
 @cache
 def _mode_probe() -> Any:
     """Compile a function that the engine can call and that stores MXCSR where it is told."""
-    from numba import cfunc, types
+    from numba import types
 
+    from adadelta_cli.kernels.cache import cfunc
     from adadelta_cli.kernels.cpu import read_mxcsr
 
     def probe(_run_context, mxcsr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
         mxcsr[0] = read_mxcsr()
 
     signature = types.void(types.voidptr, types.CPointer(types.uint32))
-    return cfunc(signature, nopython=True, cache=True)(probe)
+    return cfunc(signature)(probe)
 
 
 def quiesce() -> bool:

@@ -7,9 +7,8 @@ import subprocess
 import sys
 import weakref
 
-import numpy as np
 import pytest
-from conftest import assert_same_bits, random_arrays, simulated_gpu
+from conftest import random_arrays, simulated_gpu
 
 from adadelta_cli.kernels import cpu, cuda, operand
 from adadelta_cli.update import Hyperparameters, Parameter

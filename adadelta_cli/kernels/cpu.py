@@ -12,12 +12,12 @@ for zero, without which the loop does not vectorise.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import platform
 import struct
 import threading
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -28,6 +28,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
+from adadelta_cli.kernels import cache
 from adadelta_cli.kernels.operand import Kind, Operand, arrays_of, grouped, operands
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
     from adadelta_cli.update import Hyperparameters, Parameter
 
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
-compiled_parallel = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
+compiled_parallel = cache.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
 # Below this many elements, waking the other threads costs more than they save.
 SERIAL_ELEMENTS = 4096
@@ -333,7 +334,7 @@ def _launch(table, kind):
             _update_range_in_mode(table, starts, hyper, kind, low, high)
 
 
-@cache
+@functools.cache
 def launcher(kind: Kind) -> Any:
     """Compile what steps over a table of tensors of a kind.
 
