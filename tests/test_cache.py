@@ -29,7 +29,7 @@ event.register("numba:compile", Count())
 
 
 def step(folder, code=STEP, **environment):
-    """Take a step in a process with this cache; return what it printed and how often it compiled."""
+    """Take a step in a process with this cache; return its output, and how often it compiled."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT + code + "print(Count.compiled)"], text=True, check=False,
         env={**os.environ, "NUMBA_CACHE_DIR": str(folder), **environment}, capture_output=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adadelta_cli import __main__ as program
-from adadelta_cli import config, inputs
+from adadelta_cli import config, inputs, machine
 from adadelta_cli.cli import adadelta
 from adadelta_cli.errors import UsageError
 
@@ -213,3 +213,33 @@ def test_an_environment_that_does_not_go_is_named(tmp_path, variable, args):
     assert done.stderr.startswith("Error: ") and f"{name} is '{value}'" in done.stderr
     assert "bug" not in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "advice"),
+    [
+        (["--sizes", "1e10"], "smaller --sizes"),
+        (["--sizes", "9e99"], "smaller --sizes"),
+        (["--case", "length-9000000000000"], "smaller --sizes"),
+        (["--case", "large", "--steps", "100000", "--dtype", "float64"], "fewer --steps"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_refused_before_the_work(refused, args, advice):
+    """It is the machine that lacks memory, and no kernel that fails."""
+    code, message = refused("verify", *args, *ON_NUMPY)
+    assert code == 3 and advice in message and "GB" in message
+    assert not Path("results").exists()
+
+
+def test_memory_is_compared_with_what_is_available(refused, monkeypatch):
+    """Where it is not known how much there is, nothing is refused."""
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
+    args = ["verify", "--sizes", "4097", "--impl", "numpy-fused", "--dtype", "float32", *ON_NUMPY]
+    code, message = refused(*args)
+    # Two implementations and four copies on the way, each of 4 states of three arrays.
+    assert code == 3 and f"({4097 * 4 * 12 * 6} bytes)" in message and "(1000 bytes)" in message
+    monkeypatch.setattr(machine, "available_bytes", lambda: None)
+    assert refused(*args)[0] in (None, 0)
