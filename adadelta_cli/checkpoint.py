@@ -166,4 +166,4 @@ class Checkpoint:
 
 
 def _layouts(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    return {name: f"{array.dtype.str[1:]}{list(array.shape)}" for name, array in arrays.items()}
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}

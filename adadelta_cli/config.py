@@ -30,9 +30,9 @@ LARGEST_DIGITS = 300  # of a whole number; float64 ends at 309
 MOST_FAULTS = 10  # that a message lists
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-# Matplotlib cannot lay out an axis that reaches the largest numbers.
-Bound = Annotated[float, Field(ge=-1e300, le=1e300)]
-PositiveBound = Annotated[float, Field(gt=0, le=1e300)]
+# Of what the plot shows: see report.run.LARGEST_DRAWN.
+Bound = Annotated[float, Field(ge=-1e150, le=1e150)]
+PositiveBound = Annotated[float, Field(gt=0, le=1e150)]
 Width = Annotated[int, Field(ge=1, le=4096)]
 
 

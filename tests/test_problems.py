@@ -232,6 +232,8 @@ WRONG = {
     "text": ("a,label\n1,0\nx,1\n", r"my\.csv, line 3: a is 'x'; features must be finite numbers"),
     "NaN": ("a,label\n1,0\n,1\n", r"line 3: a is nan"),
     "infinite": ("a,label\ninf,0\n1,1\n", r"line 2: a is inf"),
+    "huge": ("a,label\n1e151,0\n1,1\n", r"line 2: a is 1e\+151; .* at most 1e\+150"),
+    "400 digits": (f"a,label\n{'9' * 400},0\n1,1\n", r"too large"),
     "no label": (
         "a,b\n1,0\n2,1\n",
         r"no column is named 'label'; problem\.label must be one of a, b",

@@ -172,7 +172,13 @@ def _features(path: Path, table: Any) -> np.ndarray:
 
     if not len(table.columns):
         raise UsageError(f"{path}: there is no column beside the label; features are needed")
-    numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    try:
+        numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    except OverflowError as error:  # of a whole number with hundreds of digits
+        raise UsageError(
+            f"{path}: a feature is too large a number; features must be finite numbers, of at most "
+            f"{LARGEST_FEATURE:g}"
+        ) from error
     wrong = np.argwhere(~(np.abs(numbers) <= LARGEST_FEATURE))
     if len(wrong):
         row, column = wrong[0]
