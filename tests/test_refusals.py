@@ -243,3 +243,25 @@ def test_memory_is_compared_with_what_is_available(refused, monkeypatch):
     assert code == 3 and f"({4097 * 4 * 12 * 6} bytes)" in message and "(1000 bytes)" in message
     monkeypatch.setattr(machine, "available_bytes", lambda: None)
     assert refused(*args)[0] in (None, 0)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_name_in_brackets_is_no_markup(tmp_path):
+    """Rich takes [red] for a colour, and [/x] for an error."""
+    folder = tmp_path / "k["
+    folder.mkdir()
+    kernel = Path(__file__).parent.parent / "examples" / "numpy_kernel.py"
+    (folder / "x].py").write_text(kernel.read_text())
+    (tmp_path / "q[red].yaml").write_text(ROSENBROCK)
+    impl = ["--impl", "k[/x].py:step", *ON_NUMPY]
+    bench = ["--sizes", "1", "--processes", "1", "--max-time", "0.1", "--out", "o[/y]"]
+    for args, shown in (
+        (["verify", *impl, "--case", "odd"], "k[/x].py:step"),
+        (["bench", *impl, *bench], "k[/x].py:step"),
+        (["compare", "o[/y]", "o[/y]"], "o[/y]"),
+        (["run", "q[red].yaml", *ON_NUMPY], "q[red]"),
+    ):
+        done = command(tmp_path, *args)
+        assert done.returncode == 0 and shown in done.stdout, (args, done.stderr)

@@ -68,6 +68,7 @@ RUN_COLUMNS = (
 def run_table(results: Sequence[Result]) -> Table:
     """Lay out what came of each run, one row a metric."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="adadelta run: does it train?", title_justify="left", box=SIMPLE_HEAD)
@@ -77,7 +78,7 @@ def run_table(results: Sequence[Result]) -> Table:
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
         for i, metric in enumerate(result.labels):
-            facts = (result.name, f"{result.steps:,}", f"{result.seconds:.1f} s")
+            facts = (escape(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s")
             head = facts if i == 0 else ("", "", "")
             wanted, verdict = _expected(result, metric)
             cells = (*head, metric, f"{start[metric]:.4g}", f"{end[metric]:.4g}", wanted)
