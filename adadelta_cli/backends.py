@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import engine, gpu
-from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError
+from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError, shortened
 from adadelta_cli.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class Device:
         Raises:
             UsageError: it is none of these.
         """
-        match = re.fullmatch(r"(cpu)|gpu(?::([0-9]+))?", text)
+        match = re.fullmatch(r"(cpu)|gpu(?::([0-9]{1,4}))?", text)
         if not match:
-            raise UsageError(f"--ctx is {text!r}; allowed are cpu, gpu and gpu:N")
+            raise UsageError(f"--ctx is {shortened(text)!r}; allowed are cpu, gpu and gpu:N")
         return cls("cpu") if match[1] else cls("gpu", int(match[2] or 0))
 
     def __str__(self) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
+import re
 import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.errors import UsageError
+from adadelta_cli.errors import UsageError, shortened
 from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class Case:
     @property
     def elements(self) -> int:
         """Count the elements of all tensors."""
-        return sum(int(np.prod(shape)) for shape in self.shapes)
+        return sum(map(math.prod, self.shapes))
 
     @property
     def lr_mults(self) -> list[float]:
@@ -273,6 +275,9 @@ def _grid() -> list[Case]:
     ]  # fmt: skip
 
 
+LENGTH = re.compile(r"length-(0|[1-9][0-9]{0,17})")  # any length is a case, in no catalogue
+
+
 def single(length: int) -> Case:
     """Make the case of one tensor of a length."""
     return Case(f"length-{length}", "a tensor alone", ((length,),), ODD, steps=3)
@@ -361,14 +366,15 @@ def select(
     from adadelta_cli import draw
 
     known = CASES | {name: draw.read(name) for name in names if name.startswith(draw.PREFIX)}
+    known |= {m[0]: single(int(m[1])) for m in map(LENGTH.fullmatch, names) if m}
     unknown = [name for name in names if name not in known]
     if unknown:
         near = difflib.get_close_matches(unknown[0], CASES, n=3)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         listed = [name for name in CASES if not name.startswith("grid-")]
         raise UsageError(
-            f"--case is {unknown[0]!r}, and there is no case of that name{meant}; known are "
-            f"{', '.join((*listed, GRID_NAMES, draw.ALL))}"
+            f"--case is {shortened(unknown[0])!r}, and there is no case of that name{meant}; known "
+            f"are {', '.join((*listed, 'length-N', GRID_NAMES, draw.ALL))}"
         )
     if names and sizes:
         raise UsageError("--sizes takes the place of the cases; leave out --case or --sizes")

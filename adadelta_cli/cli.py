@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadelta_cli.console import Terminal
-from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
+from adadelta_cli.errors import ExitCode, UnavailableError, UsageError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,7 +70,16 @@ def _folder(
     """Refuse an empty name, which means this folder to Python and a slip to its writer."""
     if folder == Path():
         raise UsageError("--out is empty or '.'; name a folder of its own")
-    return folder
+    return _possible(_context, _parameter, folder)
+
+
+def _possible(_context: click.Context, parameter: click.Parameter, path: Any) -> Any:
+    """Refuse a path that the system cannot make."""
+    from adadelta_cli import inputs
+
+    if path is not None:
+        inputs.check_possible(Path(path), parameter.opts[0])
+    return path
 
 
 SCREEN_OPTIONS = (
@@ -81,6 +90,22 @@ SCREEN_OPTIONS = (
     click.option("-q", "--quiet", is_flag=True, help="Less."),
     click.option("-v", "--verbose", is_flag=True, help="More."),
 )  # fmt: skip
+
+
+class _Positive(click.FloatRange):
+    """A positive number, small enough for seconds that one can wait; no NaN, unlike Click's."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=1e6, min_open=True)
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> Any:
+        """Refuse NaN, which passes the comparison with every bound."""
+        number = super().convert(value, parameter, context)
+        return self.fail("nan is no number", parameter, context) if number != number else number  # noqa: PLR0124
+
+
+POSITIVE = _Positive()
+MOST_THREADS = 1024
 
 
 def _decorator(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
@@ -126,7 +151,8 @@ def shared_options(command: str) -> Callable[[Any], Any]:
 
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), callback=_threads, is_eager=True, expose_value=False,
+    "--threads", type=click.IntRange(1, MOST_THREADS), callback=_threads, is_eager=True,
+    expose_value=False,
     help="CPU threads of every implementation; default all available cores.",
 )  # fmt: skip
 
@@ -156,6 +182,7 @@ def terminal(as_json: bool, quiet: bool, verbose: bool) -> Terminal:
 @click.option("--force", is_flag=True, help="Begin anew, even where that loses an unfinished run.")
 @click.option(
     "--record-gradients", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    callback=_possible,
     help="Write the gradient of each step to an npz file, for verify --replay.",
 )  # fmt: skip
 @click.option(
@@ -184,8 +211,10 @@ def run(
     """
     from adadelta_cli import files, training
     from adadelta_cli.backends import backend as array_library
+    from adadelta_cli.report import check_pictures
     from adadelta_cli.report import run as report
 
+    check_pictures()
     screen = terminal(as_json, quiet, verbose)
     library = array_library(backend, ctx)
     runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
@@ -270,7 +299,7 @@ def _sizes(
     help="Element type; repeatable. Default: all. float16 keeps float32 masters.",
 )  # fmt: skip
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120.0, show_default=True,
+    "--timeout", type=POSITIVE, default=120.0, show_default=True,
     metavar="S", help="Seconds that one case of one implementation may take.",
 )  # fmt: skip
 @click.option(
@@ -304,6 +333,7 @@ def verify(
     adadelta verify --ctx gpu
     """
     from adadelta_cli import files, verification
+    from adadelta_cli.report import check_pictures
     from adadelta_cli.report import verification as report
     from adadelta_cli.selection import Request
 
@@ -311,6 +341,7 @@ def verify(
     if self_test:
         given = names or case_names or any(asked[key] for key in CHOSEN_BY_SELF_TEST)
         _self_test(screen, out, seed, alone=not given and asked["ctx"] == "cpu")
+    check_pictures()
     plan = Request(names=names, case_names=case_names, seed=seed, **asked).plan
     files.prepare(out, report.FILES)
     work = verification.Verification(plan)
@@ -408,9 +439,11 @@ def _thread_counts(
     from adadelta_cli import machine
 
     parts = text.split(",") if text else [str(machine.available_cores())]
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    allowed = [str(count) for count in range(1, MOST_THREADS + 1)]
+    if not all(part.strip() in allowed for part in parts):
         raise UsageError(
-            f"--threads is {text!r}; allowed is a list of whole numbers from 1 on: 1,2"
+            f"--threads is {shortened(text)!r}; allowed is a list of whole numbers from 1 to "
+            f"{MOST_THREADS}: 1,2"
         )
     return tuple(map(int, parts))
 
@@ -428,9 +461,6 @@ threshold_option = click.option(
     "--threshold", type=float, default=0.05, show_default=True, callback=_threshold, metavar="X",
     help="The smallest difference that counts, as a share: 0.05 is 5 %.",
 )  # fmt: skip
-
-
-POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @adadelta.command()
@@ -480,11 +510,11 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
     help="Seconds of sampling for one workload, at most.",
 )  # fmt: skip
 @click.option(
-    "--processes", type=click.IntRange(min=1), default=6, show_default=True,
+    "--processes", type=click.IntRange(1, 1000), default=6, show_default=True,
     help="How many fresh processes measure each workload.",
 )  # fmt: skip
 @click.option(
-    "--against", metavar="PYTHON",
+    "--against", metavar="PYTHON", callback=_possible,
     help="The Python of another environment, whose installed version is timed in turn with this "
     "one; exit 1 when this one is slower.",
 )  # fmt: skip
@@ -515,15 +545,27 @@ def bench(
     adadelta bench --sizes 1e7 --impl numpy-fused --peers
     adadelta bench --sizes 1e6 --against ../main/.venv/bin/python
     """
-    from adadelta_cli import benchmark, comparison, files, machine, workloads
+    from adadelta_cli import (
+        benchmark,
+        comparison,
+        engine,
+        files,
+        implementations,
+        machine,
+        workloads,
+    )
     from adadelta_cli.report import bench as report
+    from adadelta_cli.report import check_pictures
 
+    check_pictures()
     screen = terminal(as_json, quiet, verbose)
     before = _baseline(baseline, out) if baseline else None
     if train:  # before a device is tried
         benchmark.check_train(ctx, how["against"])
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
     own = benchmark.choose(names, backend, ctx, fused_only=bool(how["against"]))
+    if train or any(implementations.timeable(name).backend == "mxnet" for name in own):
+        engine.check_environment()
     here, absent = benchmark.choose_peers() if peers else ((), ())
     plan = benchmark.Plan(
         (*workloads.sizes(wanted), *map(workloads.model, models)),

@@ -8,14 +8,16 @@ compared only where the machine is the same. Whether a difference counts is verd
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from adadelta_cli import machine, verdict, worker
-from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli import inputs, machine, verdict, worker
+from adadelta_cli.errors import ExitCode, UsageError, shortened
 from adadelta_cli.measurement import FAILURES
 from adadelta_cli.verdict import Difference, Verdict
 
@@ -40,7 +42,9 @@ MEASURE_AGAIN = "measure both on one machine: adadelta bench --against"
 
 # --- what bench.json holds ------------------------------------------------------------------------
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Beyond these no time in seconds is, and no share of a ceiling.
+Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
+DEEPEST = 20  # of nested lists and objects; a bench.json has 4
 
 
 class Key(NamedTuple):
@@ -65,7 +69,7 @@ class Timing(BaseModel):
     workload: str
     threads: int
     cache: str
-    ceiling_gigabytes_per_s: float | None = None
+    ceiling_gigabytes_per_s: Positive | None = None
     note: str = ""
 
     @property
@@ -109,10 +113,10 @@ class Document(BaseModel):
             raise ValueError(
                 f"there are {len(self.rows)} rows and {len(self.by_process)} entries in by_process"
             )
-        keys = [row.key for row in self.rows]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise ValueError(f"two rows are of one measurement: {' '.join(map(str, twice[0]))}")
+        counts = Counter(row.key for row in self.rows)
+        key, count = max(counts.items(), key=lambda item: item[1], default=((), 0))
+        if count > 1:
+            raise ValueError(f"two rows are of one measurement: {' '.join(map(str, key))}")
         return self
 
     @property
@@ -128,19 +132,36 @@ def read(path: Path) -> Document:
     Raises:
         UsageError: it cannot be read, or is no result that can be compared.
     """
-    file = path / "bench.json" if path.is_dir() else path
+    file = path / "bench.json" if os.path.isdir(path) else path  # noqa: PTH112 - takes any path
+    reason = inputs.problem(file)
+    if reason:
+        raise UsageError(
+            f"{shortened(file)} cannot be read ({reason}); name the bench.json that adadelta bench "
+            "wrote to its --out, or that folder"
+        )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"{file} cannot be read ({error.strerror}); name the bench.json that adadelta bench "
-            "wrote to its --out, or that folder"
-        ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{file} is no JSON ({error}); name the bench.json that adadelta bench wrote"
         ) from error
     return document(content, str(file))
+
+
+def _check_depth(content: Any, source: str) -> None:
+    """Refuse what is nested so deeply that walking through it would exhaust Python's stack."""
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [
+            child
+            for each in level
+            if isinstance(each, (dict, list))
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise UsageError(
+            f"{source} is no result of adadelta bench: it is nested too deeply; name one"
+        )
 
 
 def document(content: Any, source: str) -> Document:
@@ -160,14 +181,15 @@ def document(content: Any, source: str) -> Document:
             f"{source} has no 'by_process': it is of a version that did not keep what each process "
             "found, without which no difference can be tested; measure it again: adadelta bench"
         )
+    _check_depth(content, source)
     try:
         return Document.model_validate(content | {"source": source})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "as a whole"
         raise UsageError(
-            f"{source} is malformed, {where}: {first['msg']}; take the file as adadelta bench "
-            "wrote it, or measure again"
+            f"{source} is malformed, {shortened(where)}: {shortened(first['msg'])}; take the file "
+            "as adadelta bench wrote it, or measure again"
         ) from error
 
 

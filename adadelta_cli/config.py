@@ -10,13 +10,15 @@ import difflib
 import json
 import re
 import reprlib
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adadelta_cli.errors import UsageError
+from adadelta_cli import inputs
+from adadelta_cli.errors import UsageError, shortened
 from adadelta_cli.problems import PROBLEMS
 from adadelta_cli.update import Hyperparameters
 
@@ -24,9 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 LARGEST_BYTES = 100_000  # a config takes one; a mistaken file is not read to its end
+LARGEST_DIGITS = 300  # of a whole number; float64 ends at 309
+MOST_FAULTS = 10  # that a message lists
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-Positive = Annotated[float, Field(gt=0)]
+# Of what the plot shows: see report.run.LARGEST_DRAWN.
+Bound = Annotated[float, Field(ge=-1e150, le=1e150)]
+PositiveBound = Annotated[float, Field(gt=0, le=1e150)]
 Width = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -110,11 +116,11 @@ class Training(_Section):
 class Expect(_Section):
     """What counts as success: bounds on the last row of history.csv."""
 
-    max_loss: float | None = None
+    max_loss: Bound | None = None
     """Largest loss."""
-    max_distance: Positive | None = None
+    max_distance: PositiveBound | None = None
     """Largest distance to the minimum (rosenbrock)."""
-    max_gap: Positive | None = None
+    max_gap: PositiveBound | None = None
     """Largest loss above the optimum's (logistic_regression)."""
     min_accuracy: float | None = Field(None, ge=0, le=1)
     """Least share of samples classified rightly (logistic_regression, mlp)."""
@@ -141,8 +147,9 @@ class Config(_Section):
         )
 
 
+@cache
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of a config, for editors."""
+    """Return the JSON schema of a config, for editors; only to be read."""
     return {"$schema": SCHEMA_DIALECT, **Config.model_json_schema()}
 
 
@@ -168,12 +175,11 @@ def locate(reference: str) -> Path:
         UsageError: there is none, or it is no file.
     """
     path = folder() / f"{reference}.yaml" if reference in shipped() else Path(reference)
-    if path.is_dir():
-        raise UsageError(f"{reference} is a folder; a config is a YAML file")
-    if not path.exists():
+    lack = inputs.problem(path)
+    if lack:
         raise UsageError(
-            f"there is no config {reference!r}: it is no file, and the names that ship are "
-            f"{', '.join(shipped())}"
+            f"there is no config {shortened(reference)!r}: {lack}; name a YAML file, or one that "
+            f"ships: {', '.join(shipped())}"
         )
     return path
 
@@ -200,11 +206,14 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(tree.root)
     except ValidationError as error:
-        faults = _deepest([_fault(each) for each in error.errors()])
+        found = _deepest(error.errors())
+        faults = [_fault(each) for each in found[:MOST_FAULTS]]
     else:
-        faults = list(_contradictions(config))
+        found = faults = list(_contradictions(config))
     if faults:
-        raise UsageError("\n".join(f"{tree.place(f.key)}: {f.message}" for f in faults))
+        lines = [f"{tree.place(f.key)}: {f.message}" for f in faults]
+        more = len(found) - len(faults)
+        raise UsageError("\n".join([*lines, f"... and {more:,} more"] if more else lines))
     return config
 
 
@@ -244,6 +253,8 @@ TAG = "tag:yaml.org,2002:"
 
 
 def _integer(text: str) -> int:
+    if len(text) > LARGEST_DIGITS:
+        raise ValueError
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     return int(text if base == 10 else text[2:], base)
 
@@ -309,11 +320,11 @@ class _Tree:
             raise UsageError(f"{place(1)}: nested too deeply; {EXPECTED_SHAPE}") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            reason = " ".join(part for part in (error.context, error.problem) if part)
+            reason = shortened(" ".join(part for part in (error.context, error.problem) if part))
             line = mark.line + 1 if mark else 1
             raise UsageError(f"{place(line)}: this is no YAML for a config: {reason}") from error
         except yaml.YAMLError as error:
-            raise UsageError(f"{place(1)}: this is no YAML: {error}") from error
+            raise UsageError(f"{place(1)}: this is no YAML: {shortened(error)}") from error
 
     def _value(self, node: yaml.Node, place: Any, key: Key) -> Any:
         where = place(node.start_mark.line + 1)
@@ -326,8 +337,11 @@ class _Tree:
         try:
             return SCALARS[tag](node.value)
         except (KeyError, ValueError):
-            got = f"{dotted(key)} is {node.tag} {reprlib.repr(node.value)}"
-            raise UsageError(f"{where}: {got}; allowed are plain texts and numbers") from None
+            got = f"{dotted(key)} is {shortened(node.tag)} {reprlib.repr(node.value)}"
+            raise UsageError(
+                f"{where}: {got}; allowed are plain texts, and numbers of at most {LARGEST_DIGITS} "
+                "digits"
+            ) from None
 
     def _items(self, node: yaml.Node, place: Any, key: Key) -> Iterator[tuple[str, Any]]:
         first: dict[str, str] = {}
@@ -358,7 +372,7 @@ class _Tree:
         Raises:
             UsageError: it is not of that form, or the key lies below something that is no mapping.
         """
-        where = f"--set {override}"
+        where = f"--set {shortened(override)}"
         name, equals, text = override.partition("=")
         key = tuple(name.strip().split("."))
         if not equals or not all(key):
@@ -374,7 +388,7 @@ class _Tree:
 
 def dotted(key: Key) -> str:
     """Write a key as `--set` takes it."""
-    return ".".join(map(str, key)) or "the file"
+    return shortened(".".join(map(str, key))) or "the file"
 
 
 # --- what was wrong -------------------------------------------------------------------------------
@@ -385,10 +399,10 @@ class _Fault(NamedTuple):
     message: str
 
 
-def _deepest(faults: Sequence[_Fault]) -> list[_Fault]:
+def _deepest(errors: Sequence[Any]) -> list[Any]:
     """Leave out a fault of a list that only repeats one of its items."""
-    keys = [fault.key for fault in faults]
-    return [f for f in faults if not any(k != f.key and k[: len(f.key)] == f.key for k in keys)]
+    above = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
+    return [error for error in errors if error["loc"] not in above]
 
 
 def _shown(value: Any) -> str:

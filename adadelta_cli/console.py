@@ -35,6 +35,12 @@ class Terminal:
     json: bool = False
     verbosity: int = 0
 
+    def __post_init__(self) -> None:
+        """Let stdout write what its encoding lacks as an escape, as stderr does."""
+        reconfigure = getattr(sys.stdout, "reconfigure", None)  # a test's stdout may have none
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
     def table(self, table: Table) -> None:
         """Print a table to stdout, wide enough that nothing is cut where it is no terminal."""
         if not self.json:

@@ -28,6 +28,23 @@ def is_installed() -> bool:
     return importlib.util.find_spec("mxnet") is not None
 
 
+ENGINES = ("NaiveEngine", "ThreadedEngine", "ThreadedEnginePerDevice")  # src/engine/engine.cc
+
+
+def check_environment() -> None:
+    """See that the environment names an engine that MXNet has.
+
+    Raises:
+        UnavailableError: it names another.
+    """
+    name = os.environ.get("MXNET_ENGINE_TYPE", ENGINES[0])
+    if name not in ENGINES:
+        raise UnavailableError(
+            f"MXNET_ENGINE_TYPE is {name!r}, and MXNet has no such engine; unset it, or take one "
+            f"of {', '.join(ENGINES)}"
+        )
+
+
 @cache
 def load() -> Any:
     """Import MXNet and return it.
@@ -43,6 +60,7 @@ def load() -> Any:
             "the mxnet backend needs MXNet, which is not installed here (its wheels are for Linux "
             "on x86-64 and Python 3.10 to 3.12); use --backend numpy"
         )
+    check_environment()
     heard_before = "mxnet" in sys.modules
     vars(np).setdefault("bool", np.bool_)
     with warnings.catch_warnings():
@@ -85,15 +103,16 @@ _CPU = _Context(1, 0)
 @cache
 def _mode_probe() -> Any:
     """Compile a function that the engine can call and that stores MXCSR where it is told."""
-    from numba import cfunc, types
+    from numba import types
 
+    from adadelta_cli.kernels.cache import cfunc
     from adadelta_cli.kernels.cpu import read_mxcsr
 
     def probe(_run_context, mxcsr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
         mxcsr[0] = read_mxcsr()
 
     signature = types.void(types.voidptr, types.CPointer(types.uint32))
-    return cfunc(signature, nopython=True, cache=True)(probe)
+    return cfunc(signature)(probe)
 
 
 def quiesce() -> bool:

@@ -54,6 +54,19 @@ class DeviceError(BrokenError):
         self.status = status
 
 
+# --- messages -------------------------------------------------------------------------------------
+
+
+def shortened(value: object, most: int = 160) -> str:
+    """Write a value for a message; of a long one, both ends.
+
+    >>> shortened("a" * 5000, most=20)
+    'aaaaaaaa...aaaaaaaa (5000 characters)'
+    """
+    text, end = str(value), (most - 3) // 2
+    return text if len(text) <= most else f"{text[:end]}...{text[-end:]} ({len(text)} characters)"
+
+
 # --- what CUDA says -------------------------------------------------------------------------------
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, CUDA's driver_types.h, as all numbers here

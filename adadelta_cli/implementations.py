@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli import backends
+from adadelta_cli import backends, inputs
 from adadelta_cli.backends import CPU, Device
-from adadelta_cli.errors import UsageError
+from adadelta_cli.errors import UsageError, shortened
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 if TYPE_CHECKING:
@@ -344,11 +345,12 @@ def implementation(name: str, ctx: str = "cpu") -> Implementation:
     if is_users(name):
         from adadelta_cli import candidate
 
+        inputs.check_possible(Path(name.rpartition(":")[0] or name), "--impl")
         candidate.check_form(name)
         return candidate.implementation(name).on(device)
     raise UsageError(
-        f"--impl is {name!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of your own as "
-        "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+        f"--impl is {shortened(name)!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of "
+        "your own as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
     )
 
 

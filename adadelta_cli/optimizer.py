@@ -7,6 +7,7 @@ import operator
 import sys
 import warnings
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -405,26 +406,70 @@ def load_states(trainer: Any, path: str) -> None:
 
     Raises:
         TypeError: the trainer's optimizer, or the one that saved the states, is no AdaDelta.
+        ValueError: the file is damaged, or holds a hyper-parameter that is out of range.
+        OSError: the file cannot be read.
+
+    After an error the trainer is as it was before.
     """
     before = trainer.optimizer
     if not isinstance(before, AdaDelta):
         raise TypeError(f"the trainer's optimizer is {type(before)}; expected {AdaDelta}")
-    trainer.load_states(path)
-    loaded = trainer.optimizer
+    content = Path(path).read_bytes()
+    optimizer = _taken_over(_unpickled(content, before, path).optimizer, before, path)
+    updaters = _updaters(trainer)
+    # Each gets states of its own. Nothing from here on can fail once all of them are read.
+    pairs = [(updater, _unpickled(content, before, path)) for updater in updaters]
+    optimizer.param_dict = dict(enumerate(trainer._params))  # noqa: SLF001 - as Trainer.load_states
+    trainer._optimizer = optimizer  # noqa: SLF001
+    for updater, loaded in pairs:
+        updater.states, updater.states_synced = loaded.states, loaded.states_synced
+        updater.optimizer = optimizer
+
+
+def _unpickled(content: bytes, before: AdaDelta, path: Any) -> Any:
+    """Read states, and the optimizer that saved them if any, into an updater of their own."""
+    updater = mx.optimizer.Updater(before)
+    try:
+        updater.set_states(content)
+    except Exception as error:  # unpickling raises many kinds on damaged files
+        raise ValueError(
+            f"{path} is no file of states ({type(error).__name__}: {error}); expected one that "
+            "Trainer.save_states wrote"
+        ) from error
+    return updater
+
+
+def _taken_over(loaded: Any, before: AdaDelta, path: Any) -> AdaDelta:
+    """Make an optimizer that goes on as the one that was saved, in the way of the one before."""
     if not isinstance(loaded, (AdaDelta, mx.optimizer.adadelta.AdaDelta)):
         raise TypeError(f"{path} was saved by {type(loaded)}; expected an AdaDelta's states")
     optimizer = AdaDelta.__new__(AdaDelta)
     optimizer.__setstate__(loaded.__getstate__())
     optimizer.use_fused_step = before.use_fused_step
     optimizer.aggregate_num = before.aggregate_num
-    optimizer.param_dict = loaded.param_dict
     optimizer._hyperparameters()  # noqa: SLF001 - a file is input: raises what is out of range
-    trainer._optimizer = optimizer  # noqa: SLF001 - as Trainer.load_states does itself
-    updaters = trainer._updaters  # noqa: SLF001
-    if trainer._update_on_kvstore:  # noqa: SLF001
-        updaters = [trainer._kvstore._updater]  # noqa: SLF001
-    for updater in updaters:
-        updater.optimizer = optimizer
+    rates = {"learning_rate": optimizer.lr}
+    if optimizer.lr_scheduler is not None:
+        rates["lr_scheduler.base_lr"] = getattr(optimizer.lr_scheduler, "base_lr", 0.0)
+    for name in ("lr_mult", "wd_mult"):
+        rates |= {f"{name} of {key}": mult for key, mult in getattr(optimizer, name).items()}
+    for name, value in rates.items():
+        checked(name, value, "a finite number")
+    return optimizer
+
+
+def _updaters(trainer: Any) -> list[Any]:
+    """Find what holds a trainer's states, once its key-value store is there."""
+    if not trainer._kv_initialized:  # noqa: SLF001 - as Trainer.load_states does itself
+        trainer._init_kvstore()  # noqa: SLF001
+    if trainer._params_to_init:  # noqa: SLF001
+        trainer._init_params()  # noqa: SLF001
+    if not trainer._update_on_kvstore:  # noqa: SLF001
+        return list(trainer._updaters)  # noqa: SLF001
+    updater = trainer._kvstore._updater  # noqa: SLF001
+    if updater is None:
+        raise ValueError("a distributed key-value store keeps its states itself; none are loaded")
+    return [updater]
 
 
 # Assigned, since `Optimizer.register` prints a warning where a name is taken.

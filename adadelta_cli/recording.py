@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from adadelta_cli import npz
 from adadelta_cli.cases import Case, Values
-from adadelta_cli.errors import UsageError
+from adadelta_cli.errors import UsageError, in_one_line
 from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 LARGEST_TRAJECTORY = 100_000_000  # elements of all steps together: 1.2 GB of float32 states
-EXPECTED = "expected a file that adadelta run CONFIG --record-gradients FILE wrote"
+NO_RECORDING = "is no recording"
+DTYPES = ("float32", "float64", "float16")
+EXPECTED = "--replay takes a file that adadelta run CONFIG --record-gradients FILE wrote"
 
 
 @dataclass(frozen=True)
@@ -85,26 +88,22 @@ class Recording(Case):
 @lru_cache(maxsize=1)
 def _content(path: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Read weights and gradients, once in each process that replays them."""
-    with np.load(path) as file:
-        names = [key.removeprefix("weight/") for key in file if key.startswith("weight/")]
-        return [file[f"weight/{n}"] for n in names], [file[f"grad/{n}"] for n in names]
+    content = _checked(Path(path))
+    return list(content["weight"].values()), list(content["grad"].values())
 
 
 def _checked(path: Path) -> dict[str, Any]:
     """Read what tells a recording from another file, and check that its parts fit each other."""
+    file = npz.load(path, NO_RECORDING, EXPECTED)
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            content = _parts(file)
-    except FileNotFoundError:
-        raise UsageError(f"--replay: there is no file {path}; {EXPECTED}") from None
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"--replay: {path} is no recording: {error}; {EXPECTED}") from error
-    return content
+        return _parts(file)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(f"{path} {NO_RECORDING}: {in_one_line(error)}; {EXPECTED}") from error
 
 
-def _parts(file: Any) -> dict[str, Any]:
+def _parts(file: Mapping[str, np.ndarray]) -> dict[str, Any]:
     weights, grads = (
-        {key.removeprefix(part): file[key] for key in file if key.startswith(part)}
+        {key.removeprefix(part): array for key, array in file.items() if key.startswith(part)}
         for part in ("weight/", "grad/")
     )
     content = {
@@ -112,8 +111,12 @@ def _parts(file: Any) -> dict[str, Any]:
         "hyperparameters": json.loads(str(file["hyperparameters"])), "dtype": str(file["dtype"]),
     }  # fmt: skip
     Hyperparameters(**content["hyperparameters"])
-    steps = {len(each) for each in grads.values()}
-    if not weights or list(weights) != list(grads) or len(steps) != 1 or steps == {0}:
+    dtypes = {each.dtype for each in (*weights.values(), *grads.values())}
+    if content["dtype"] not in DTYPES or dtypes - {np.dtype(content["dtype"])}:
+        listed = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"its dtype is {content['dtype']!r}, and its arrays are {listed}")
+    steps = {each.shape[:1] for each in grads.values()}
+    if not weights or list(weights) != list(grads) or len(steps) != 1 or steps & {(), (0,)}:
         raise ValueError("it has not one gradient of each tensor for each step")
     for name, weight in weights.items():
         if grads[name].shape[1:] != weight.shape:

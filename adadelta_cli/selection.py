@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adadelta_cli import backends, candidate, cases, conduct, config, draw, implementations, peers
+from adadelta_cli import (
+    backends,
+    candidate,
+    cases,
+    conduct,
+    config,
+    draw,
+    implementations,
+    machine,
+    peers,
+)
 from adadelta_cli.backends import Device
 from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.recording import Recording
-from adadelta_cli.verification import DTYPES, ORACLE_BUDGET, TRAINING_STEPS, Plan
+from adadelta_cli.verification import (
+    DTYPES,
+    ORACLE_BUDGET,
+    REFERENCES,
+    TRAINING_STEPS,
+    Plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +77,7 @@ class Request:
         for reference in self.configs:
             config.load(reference)
         here, absent = self._others()
-        return Plan(
+        plan = Plan(
             implementations=self._implementations(here),
             absent=absent,
             cases=tuple(some) if named or not self.configs else (),
@@ -80,6 +97,8 @@ class Request:
             flush=self.subnormals == "flush",
             seconds=draw.seconds(full=self.full),
         )
+        check_memory(plan)
+        return plan
 
     def _lengths(self, *, named: bool) -> int:
         """Say up to which length tensors are put to a kernel of the user's own."""
@@ -115,6 +134,37 @@ class Request:
         if self.peers and not self.names:
             return here
         return choose((*self.names, *here), self.backend, self.ctx, self.timeout)
+
+
+# Copies of a trajectory on the way from the process that computed it, and what is computed of it.
+# With this, what was measured at 1e7 elements, of one and of all implementations, is 0.84 to 1.08
+# times what is reckoned.
+PASSING_COPIES = 4
+STATE_BYTES = {"float32": 3 * 4, "float64": 3 * 8, "float16": 3 * 4 + 2}  # of an element
+
+
+def needed_bytes(plan: Plan, case: Case, dtype: str) -> int:
+    """Reckon what comparing implementations on a case takes: all states of all steps are kept."""
+    names = {*plan.implementations, *(REFERENCES.get(n, "numpy") for n in plan.implementations)}
+    trajectory = case.elements * (case.steps + 1) * STATE_BYTES[dtype]
+    return trajectory * (len(names) + PASSING_COPIES)
+
+
+def check_memory(plan: Plan) -> None:
+    """Compare what the largest case needs with what is free, before anything is computed.
+
+    Raises:
+        UnavailableError: it does not fit.
+    """
+    available = machine.available_bytes()
+    needs = [(needed_bytes(plan, c, dtype), c, dtype) for dtype in plan.dtypes for c in plan.cases]
+    needed, case, dtype = max(needs, key=operator.itemgetter(0), default=(0, None, ""))
+    if case and available is not None and needed > available:
+        raise UnavailableError(
+            f"{case.name} in {dtype} with {case.steps} steps needs {needed / 1e9:.3g} GB ({needed} "
+            f"bytes) and {available / 1e9:.3g} GB ({available} bytes) are available; ask for a "
+            "smaller --sizes or --case, fewer --steps, or one --impl only"
+        )
 
 
 def choose(

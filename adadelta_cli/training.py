@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import config as configs
-from adadelta_cli import files, implementations, interruption, problems
+from adadelta_cli import files, implementations, inputs, interruption, problems
 from adadelta_cli.checkpoint import Checkpoint
 from adadelta_cli.console import Tick, no_tick
 from adadelta_cli.errors import ExitCode, UsageError
@@ -380,13 +380,17 @@ class Run:
         return {**facts, **settings, "sha256 of the data": digest.hexdigest()}
 
     def _prepare(self, *, resume: bool, force: bool) -> None:
+        inputs.check_possible(self._checkpoint_path, "--out with the config's name")
         if force:
             return
         found = Checkpoint.read(self._checkpoint_path)
         if found is None:
             return
         if resume:
-            found.check_resumable(self._checkpoint_path, self._identity(), self.training.total)
+            found.check_resumable(
+                self._checkpoint_path, self._identity(), self.training.total,
+                self.training.state(), (*COLUMNS, *self.training.problem.metrics),
+            )  # fmt: skip
             self._restore(found)
         elif not found.finished:
             raise UsageError(

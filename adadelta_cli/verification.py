@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
 import time
 import warnings
 from collections import defaultdict
@@ -15,6 +17,7 @@ import numpy as np
 from adadelta_cli import (
     backends,
     candidate,
+    cases,
     conduct,
     draw,
     implementations,
@@ -92,12 +95,21 @@ class Row:
     @property
     def replay(self) -> str:
         """The command that repeats just this."""
-        whats = {"training": self.case, "replay": f"--replay {self.case}"}
-        what = whats.get(self.check, f"--case {self.case}")
-        seed = f" --seed {self.seed}" if self.seed else ""
-        ctx = "" if self.ctx == "cpu" else f" --ctx {self.ctx}"
-        command = f"adadelta verify {what} --impl {self.implementation} --dtype {self.dtype}"
-        return command + ctx + seed
+        steps = ["--steps", str(self.steps)]
+        whats = {"training": [self.case], "replay": ["--replay", self.case, *steps]}
+        other = self.steps not in (0, _own_steps(self.case))  # than the case's own number
+        what = whats.get(self.check, ["--case", self.case, *(steps if other else [])])
+        ctx = [] if self.ctx == "cpu" else ["--ctx", self.ctx]
+        seed = ["--seed", str(self.seed)] if self.seed else []
+        which = ["--impl", self.implementation, "--dtype", self.dtype]
+        return shlex.join(["adadelta", "verify", *what, *which, *ctx, *seed])
+
+
+def _own_steps(name: str) -> int | None:
+    """Say how many steps a case takes where no number is asked for; None for what is no case."""
+    with contextlib.suppress(UsageError):
+        return cases.select((name,))[0].steps
+    return None
 
 
 @dataclass(frozen=True)

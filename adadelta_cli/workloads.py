@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adadelta_cli.errors import UsageError
+from adadelta_cli.errors import UsageError, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -58,10 +58,13 @@ def sizes(text: str) -> list[Workload]:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e\+?[0-9]{1,2})?)([kMG]?)", text.strip())
+    match = re.fullmatch(
+        r"((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:e\+?[0-9]{1,2})?)([kMG]?)", text.strip()
+    )
     size = float(match[1]) * SUFFIXES[match[2]] if match else 0.0
-    if size < 1 or size != int(size):
-        raise UsageError(f"--sizes has {text.strip()!r}, which is no size; {SIZES_ALLOWED}")
+    if not 1 <= size < math.inf or size != int(size):
+        given = shortened(text.strip())
+        raise UsageError(f"--sizes has {given!r}, which is no size; {SIZES_ALLOWED}")
     return int(size)
 
 

@@ -72,3 +72,12 @@ def test_selecting():
     assert {case.steps for case in cases.select(steps=2)} == {2}
     with pytest.raises(UsageError, match=r"'oddd'.*known are .*odd"):
         cases.select(("oddd",))
+
+
+def test_a_length_is_the_name_of_a_case():
+    """So what --sizes puts can be repeated by --case, with the same numbers."""
+    (sized,), (named,) = cases.select(sizes=(12_345,)), cases.select(("length-12345",))
+    assert named == sized and named.elements == 12_345
+    for name in ("length-", "length-1e3", "length--1", "length-01", f"length-{'9' * 400}"):
+        with pytest.raises(UsageError, match="no case of that name"):
+            cases.select((name,))

@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -280,6 +284,11 @@ def broken(name, value):
     return json.dumps(content() | {name: value})
 
 
+def nested(depth):
+    """Make lists and objects within each other."""
+    return {"a": [nested(depth - 2)]} if depth > 0 else 1
+
+
 OLD_FORMAT = {key: value for key, value in content().items() if key != "by_process"}
 
 
@@ -298,6 +307,16 @@ OLD_FORMAT = {key: value for key, value in content().items() if key != "by_proce
         (broken("by_process", []), "2 rows and 0 entries in by_process"),
         (broken("by_process", [{"median_s": [0]}, {}]), "malformed, by_process.0.median_s.0"),
         (broken("by_process", [{"median_s": ["nan"]}, {}]), "malformed, by_process.0.median_s.0"),
+        (broken("by_process", [{"median_s": [1e300]}, {}]), "malformed, by_process.0.median_s.0"),
+        (broken("by_process", [{"median_s": [1e-300]}, {}]), "malformed, by_process.0.median_s.0"),
+        (broken("by_process", [{"median_s": [10**400]}, {}]), "malformed, by_process.0.median_s.0"),
+        (
+            broken("by_process", [{"ceiling_fraction": [1e300]}, {}]),
+            "by_process.0.ceiling_fraction",
+        ),
+        ('{"rows":' + "[" * 100_000, "is no JSON"),
+        (broken("machine", {"a": nested(900)}), "nested too deeply"),
+        (broken("settings", {"a": nested(25)}), "nested too deeply"),
         (broken("rows", content()["rows"][:1] * 2), "two rows are of one measurement: numpy-fused"),
     ],
 )
@@ -310,6 +329,35 @@ def test_what_cannot_be_compared_is_wrong_usage(text, says, tmp_path):
         comparison.read(path)
     assert str(path) in str(caught.value)
     assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_many_rows_are_read_in_a_time_that_grows_as_they_do():
+    """What twice as many rows cost is about twice as much, not four times."""
+    row, times = content()["rows"][0], content()["by_process"][0]
+
+    def seconds(count):
+        rows = [row | {"workload": str(k)} for k in range(count)]
+        made = content() | {"rows": rows, "by_process": [times] * count}
+        began = time.process_time()
+        comparison.document(made, "x")
+        return time.process_time() - began
+
+    few, many = (min(seconds(count) for _ in range(3)) for count in (500, 5000))
+    assert many < 30 * few
+
+
+def test_what_stdout_cannot_write_is_written_as_an_escape(tmp_path):
+    """A lone surrogate, which JSON can write, in a fact of the machine; and names on ASCII."""
+    odd = content(kernel="\ud800")
+    for name, made in {"old": content(), "odd": odd}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    done = subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", "compare", "old.json", "odd.json"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "machine.kernel was not recorded, is \\ud800" in done.stdout
 
 
 # --- the command line

@@ -345,7 +345,7 @@ def test_a_device_copy_moves_the_bytes_that_are_counted(monkeypatch, simulated):
     ]
     assert len({pointer for each in moved for pointer in each[:2]}) == 4
     assert together == 8 / 28
-    lines = [each.owners.weight.data.ptr for each in roofs[processor.MEMORY][0]]
+    lines = [each.owners[0].data.ptr for each in roofs[processor.MEMORY][0]]
     assert lines == [each.line.weight.data.ptr for each in two]
 
 

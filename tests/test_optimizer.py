@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import pickle
 import re
@@ -493,6 +494,80 @@ def test_load_states_refuses_other_optimizers(mxnet, tmp_path):
     ours = mxnet.gluon.Trainer(net.collect_params(), AdaDelta())
     with pytest.raises(TypeError, match="saved by"):
         adadelta_cli.load_states(ours, path)
+
+
+def snapshot(trainer):
+    """Gather what loading states may change: objects by identity, arrays by bits."""
+    kvstore = trainer._kvstore
+    on_kvstore = [kvstore._updater] if trainer._update_on_kvstore else []
+    optimizer = trainer.optimizer
+    return [
+        id(optimizer), repr(vars(optimizer)), optimizer.num_update,
+        repr(optimizer._index_update_count),
+        *(
+            (id(each), id(each.optimizer), each.aggregate_updates, dict(each.states_synced),
+             {k: [s.asnumpy().tobytes() for s in state] for k, state in each.states.items()})
+            for each in (*trainer._updaters, *on_kvstore)
+        ),
+    ]  # fmt: skip
+
+
+def saved_with(mxnet, path, make, **changed):
+    """Save the states of a trainer after some steps, with attributes of its optimizer changed."""
+    net = network(mxnet)
+    trainer = mxnet.gluon.Trainer(net.collect_params(), make())
+    train(mxnet, trainer, net, seed=1)
+    for name, value in changed.items():
+        setattr(trainer.optimizer, name, value)
+    trainer.save_states(path)
+
+
+UNLOADABLE = {
+    "another optimizer": ({"make": lambda mx: mx.optimizer.SGD()}, TypeError, "saved by"),
+    **{
+        f"{name}={value}": ({name: value}, ValueError, f"{shown} is {value}")
+        for name, value, shown in (
+            ("lr", math.inf, "learning_rate"), ("lr", math.nan, "learning_rate"),
+            ("wd", math.inf, "wd"), ("rho", 1.0, "rho"),
+            ("rho", math.nan, "rho"), ("epsilon", 0.0, "epsilon"),
+            ("clip_gradient", -1.0, "clip_gradient"),
+            ("rescale_grad", -math.inf, "rescale_grad"),
+        )
+    },
+    "a text": ({"lr": "x"}, ValueError, "learning_rate is .x."),
+    "lr_mult": ({"lr_mult": {0: math.inf}}, ValueError, "lr_mult of 0 is inf"),
+    "a scheduler": ({"lr_scheduler": None}, ValueError, "base_lr is inf"),
+    "cut": ({"cut": True}, ValueError, "is no file of states"),
+    "no states": ({"cut": b"I5\n."}, ValueError, "is no file of states"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("update_on_kvstore", [False, True])
+@pytest.mark.parametrize(("how", "kind", "message"), UNLOADABLE.values(), ids=UNLOADABLE)
+def test_load_states_is_all_or_nothing(mxnet, tmp_path, how, kind, message, update_on_kvstore):
+    """What cannot be taken over leaves the trainer as it was: objects, states, counts."""
+    mxnet.npx.set_np()
+    path, how = tmp_path / "states", dict(how)
+    make, cut = how.pop("make", lambda _: Stock(**AWKWARD)), how.pop("cut", None)
+    if "lr_scheduler" in how:
+        how["lr_scheduler"] = mxnet.lr_scheduler.FactorScheduler(step=5, base_lr=math.inf)
+    saved_with(mxnet, str(path), lambda: make(mxnet), **how)
+    if cut:
+        path.write_bytes(cut if isinstance(cut, bytes) else path.read_bytes()[:-40])
+    net = network(mxnet)
+    store = {"kvstore": mxnet.kv.create("local")} if update_on_kvstore else {}
+    only_one = {"aggregate_num": 1} if update_on_kvstore else {}
+    trainer = mxnet.gluon.Trainer(
+        net.collect_params(), AdaDelta(use_fused_step=True, **only_one), **store,
+        update_on_kvstore=update_on_kvstore,
+    )  # fmt: skip
+    train(mxnet, trainer, net, steps=2)
+    before = snapshot(trainer)
+    with pytest.raises(kind, match=message):
+        adadelta_cli.load_states(trainer, str(path))
+    assert snapshot(trainer) == before
+    train(mxnet, trainer, net, steps=1)
 
 
 def test_pickled_optimizers_are_themselves():

@@ -1,5 +1,7 @@
 """A run is reproducible, stops and goes on without a trace, and says how it ended."""
 
+# ruff: noqa: E501 - a case is one line of a table
+
 from __future__ import annotations
 
 import csv
@@ -323,6 +325,68 @@ def test_a_file_that_is_no_checkpoint_is_refused(run, content):
     assert run(small("rosenbrock"), force=True).execute().steps == 50
 
 
+def without(arrays, name):
+    """Leave an array out."""
+    return {key: array for key, array in arrays.items() if key != name}
+
+
+def document(arrays, **changes):
+    """Change what a checkpoint holds beside its tensors."""
+    content = json.loads(str(arrays["document"])) | changes
+    return arrays | {"document": np.array(json.dumps(content))}
+
+
+def rows(arrays, **changes):
+    """Change the last row of a checkpoint's history; None leaves a cell out."""
+    *before, last = json.loads(str(arrays["document"]))["history"]
+    last = {key: value for key, value in (last | changes).items() if value is not None}
+    return document(arrays, history=[*before, last])
+
+
+DAMAGED = {
+    "a tensor missing": (lambda a: without(a, "acc_grad/x"), r"acc_grad/x is missing; expected float32\[2\]"),
+    "an unknown tensor": (lambda a: a | {"weight/y": a["weight/x"]}, r"weight/y is float32\[2\]; .*no such"),
+    "an unknown part": (lambda a: a | {"gradient/x": a["weight/x"]}, r"gradient/x is .*no such tensor"),
+    "no part": (lambda a: a | {"y": a["weight/x"]}, r"the tensor y is .*no such tensor"),
+    "another shape": (lambda a: a | {"weight/x": np.ones(3, "f4")}, r"weight/x is float32\[3\]; expected float32\[2\]"),
+    "no dimension": (lambda a: a | {"weight/x": np.float32(3)}, r"weight/x is float32\[\]; expected"),
+    "another dtype": (lambda a: a | {"weight/x": np.ones(2)}, r"weight/x is float64\[2\]; expected float32"),
+    "whole numbers": (lambda a: a | {"weight/x": np.ones(2, "i4")}, r"weight/x\.npy holds int32"),
+    "the other byte order": (lambda a: a | {"weight/x": np.ones(2, ">f4")}, r"weight/x is >f4\[2\]"),
+    "a master": (lambda a: a | {"master/x": a["weight/x"]}, r"master/x is .*no such tensor"),
+    "no document": (lambda a: without(a, "document"), r"no checkpoint .*'document'"),
+    "no object": (lambda a: a | {"document": np.array("[]")}, r"no checkpoint"),
+    "nested deeply": (lambda a: a | {"document": np.array("[" * 100_000)}, r"no checkpoint .*Recursion"),
+    "a step that is a text": (lambda a: document(a, step="20"), r"no checkpoint .*step"),
+    "a step below zero": (lambda a: document(a, step=-1), r"no checkpoint .*step"),
+    "a step beyond the end": (lambda a: document(a, step=51), r"no checkpoint .*is at 51 of 50"),
+    "400 digits": (lambda a: document(a, step=10**400, total=10**400), r"no checkpoint .*step"),
+    "no history": (lambda a: document(a, history=[]), r"no checkpoint .*rows"),
+    "a row that is none": (lambda a: document(a, history=[3]), r"no checkpoint .*history"),
+    "no loss": (lambda a: rows(a, loss=None), r"no checkpoint .*loss"),
+    "a loss that is a text": (lambda a: rows(a, loss="x"), r"no checkpoint .*loss"),
+    "a metric missing": (lambda a: rows(a, distance=None), r"row 2 of its history has step, .*expected"),
+    "a metric of no such name": (lambda a: rows(a, gap=1.0), r"row 2 of its history has .*gap"),
+    "rows out of order": (lambda a: rows(a, step=3), r"no checkpoint .*order"),
+    "endless seconds": (lambda a: document(a, seconds=math.inf), r"no checkpoint .*seconds"),
+    "something more": (lambda a: document(a, more=1), r"no checkpoint .*more"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_checkpoint_is_refused(run, change, message):
+    """Whatever is missing, too much, or of another kind; --force gets rid of it."""
+    interrupt(run(small("rosenbrock")), 20)
+    path = run(small("rosenbrock"), resume=True).folder / "checkpoint.npz"
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file}
+    np.savez(path, **change(arrays))
+    with pytest.raises(UsageError, match=message) as caught:
+        run(small("rosenbrock"), resume=True)
+    assert "--force" in str(caught.value)
+    assert run(small("rosenbrock"), force=True).execute().steps == 50
+
+
 def test_a_checkpoint_reads_back_as_it_was_written(run, tmp_path):
     """Every array keeps its bits, every number of the history too."""
     made = run(small("mlp"), dtype="float16")
@@ -359,6 +423,27 @@ def test_a_run_that_diverges_stops_and_says_so(run, backend):
     assert not (made.folder / "checkpoint.npz").exists()
     assert training.exit_code([result]) is ExitCode.CHECK_FAILED
     assert run(settings, backend=backend).execute().steps == 7
+
+
+def test_a_loss_of_any_size_is_drawn(tmp_path, monkeypatch):
+    """The largest, infinite and subnormal ones too."""
+    monkeypatch.undo()
+    settings = config.load("rosenbrock", ["training.steps=3", "expect.max_loss=1e150"])
+    run = training.Run("it", settings, tmp_path, array_library("numpy"))
+    for losses in (
+        [1.7e308, 1.0],
+        [1e-320, 1e249],
+        [-1e249, 1e249],
+        [1e-249, 1e249],
+        [1.7e308],
+        [math.inf, 1e305],
+    ):
+        run._history = [training.Row(k, 0, loss, None, None, {"distance": loss})
+                        for k, loss in enumerate(losses)]  # fmt: skip
+        report.write_plot(
+            tmp_path / "loss.png", report.run_figure(run._result(training.Outcome.PASSED))
+        )
+        assert (tmp_path / "loss.png").exists()
 
 
 @pytest.mark.parametrize("name", config.shipped())

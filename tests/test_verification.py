@@ -145,6 +145,24 @@ def test_planted_faults_are_caught(monkeypatch, fault):
     assert row.replay.endswith(" --dtype float32 --seed 7")
 
 
+def test_the_command_that_repeats_a_failure_asks_for_the_same(monkeypatch, tmp_path):
+    """Whatever size and number of steps failed; a name is quoted where the shell needs it."""
+    plant(monkeypatch, one_ulp)
+    work = Verification(Plan(("numpy-fused",), tuple(cases.select(sizes=(4_321,), steps=2))))
+    work.execute(sandbox=InProcess())
+    row = work.failures[0]
+    assert row.replay.startswith("adadelta verify --case length-4321 --steps 2 --impl numpy-fused ")
+    assert "--steps" not in replace(row, steps=3).replay, "3 is its own number"
+    replayed = replace(row, check="replay", case=f"{tmp_path}/my file.npz", steps=7)
+    assert f"--replay '{tmp_path}/my file.npz' --steps 7 --impl" in replayed.replay
+    own = replace(row, implementation="my kernel.py:step")
+    assert "--impl 'my kernel.py:step'" in own.replay
+    drawn = replace(row, check="drawn", case="drawn:shapes=3", steps=1)
+    assert "--case drawn:shapes=3 --impl" in drawn.replay
+    whole = replace(row, check="drawn", case="drawn", steps=0)
+    assert "--case drawn --impl" in whole.replay
+
+
 def test_the_first_mismatch_is_named_exactly(monkeypatch):
     """Step, element and both values, as hexadecimal floats."""
     plant(monkeypatch, one_ulp)

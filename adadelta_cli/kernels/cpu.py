@@ -12,12 +12,12 @@ for zero, without which the loop does not vectorise.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import platform
 import struct
 import threading
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -28,15 +28,16 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from adadelta_cli.kernels.operand import Kind, Operand, grouped, operands
+from adadelta_cli.kernels import cache
+from adadelta_cli.kernels.operand import Kind, Operand, arrays_of, grouped, operands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from adadelta_cli.update import Hyperparameters, Parameter
 
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
-compiled_parallel = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
+compiled_parallel = cache.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
 # Below this many elements, waking the other threads costs more than they save.
 SERIAL_ELEMENTS = 4096
@@ -333,7 +334,7 @@ def _launch(table, kind):
             _update_range_in_mode(table, starts, hyper, kind, low, high)
 
 
-@cache
+@functools.cache
 def launcher(kind: Kind) -> Any:
     """Compile what steps over a table of tensors of a kind.
 
@@ -380,11 +381,11 @@ class Prepared:
 
     Attributes:
         launches: a compiled launch and its table, for each kind of tensor.
-        owners: what has to live as long as the addresses are used.
+        owners: the arrays, which have to live as long as their addresses are used.
     """
 
     launches: list[tuple[Any, np.ndarray]]
-    owners: Any = None
+    owners: tuple[Any, ...] = ()
 
     def __call__(self) -> None:
         """Take the step; safe from several threads: calls take turns."""
@@ -399,16 +400,19 @@ def prepared(
     *,
     flush_subnormals: bool = False,
     parts: int | None = None,
-    owners: Any = None,
+    owners: Iterable[Parameter] = (),
 ) -> Prepared:
-    """Prepare what `launch` does, with the same arguments."""
+    """Prepare what `launch` does, with the same arguments.
+
+    The step keeps the arrays of `owners`, to whom the addresses belong.
+    """
     launches = []
     for kind, group in grouped(tensors).items():
         table = tabulate(group, hyper)
         table[FLUSH] = flush_subnormals
         table[PARTS] = parts or parts_for(sum(operand.size for operand in group))
         launches.append((launcher(kind), table))
-    return Prepared(launches, owners)
+    return Prepared(launches, arrays_of(owners))
 
 
 def tabulate(operands: Sequence[Operand], hyper: Hyperparameters) -> np.ndarray:

@@ -89,11 +89,11 @@ class Prepared:
 
     Attributes:
         launches: kernel, blocks and arguments, once for each kind of tensor.
-        owners: what has to live as long as the addresses are used.
+        owners: the arrays, which have to live as long as their addresses are used.
     """
 
     launches: list[tuple[Any, int, tuple[Any, ...]]]
-    owners: Any = None
+    owners: tuple[Any, ...] = ()
 
     def __call__(self) -> None:
         """Enqueue the step on CuPy's current stream, and return at once."""
@@ -102,7 +102,11 @@ class Prepared:
 
 
 def prepared(
-    operands: Iterable[Operand], hyper: Hyperparameters, *, work: str = "update", owners: Any = None
+    operands: Iterable[Operand],
+    hyper: Hyperparameters,
+    *,
+    work: str = "update",
+    owners: Iterable[Parameter] = (),
 ) -> Prepared:
     """Prepare a step on all tensors, in place, in one pass over memory.
 
@@ -113,11 +117,11 @@ def prepared(
         hyper: their common hyper-parameters; rate and decay are each tensor's own.
         work: `update`; or `traffic`, which adds the gradient times `rescale_grad` to weight and
             states: the bytes of an update, and next to no arithmetic.
-        owners: what has to live as long as the addresses are used.
+        owners: to whom the addresses belong; the step keeps their arrays.
     """
     plans = [(table.kind.name, plan(table)) for table in operand.tabulate(operands)]
     launches = [_launch(f"{work}_{name}", each, hyper) for name, each in plans if each.tiles]
-    return Prepared(launches, owners)
+    return Prepared(launches, operand.arrays_of(owners))
 
 
 def _launch(name: str, plan: Plan, hyper: Hyperparameters) -> tuple[Any, int, tuple[Any, ...]]:
@@ -175,7 +179,7 @@ def prepared_traffic(line: Parameter) -> Prepared:
     _check_device([line])
     hyper = Hyperparameters(rescale_grad=factor)
     operands = operand.operands([line], [0.0], [0.0], operand.CUDA)
-    return prepared(operands, hyper, work="traffic", owners=line)
+    return prepared(operands, hyper, work="traffic", owners=[line])
 
 
 def _check_device(parameters: Sequence[Parameter]) -> None:

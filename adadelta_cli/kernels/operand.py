@@ -126,6 +126,14 @@ def operands(
     ]
 
 
+def arrays_of(parameters: Iterable[Parameter]) -> tuple[Any, ...]:
+    """List all arrays: what has to live as long as their addresses are used.
+
+    The caller's own list is no substitute: the caller may clear it, or replace an item.
+    """
+    return tuple(array for parameter in parameters for array in parameter.arrays)
+
+
 def operand(
     parameter: Parameter, learning_rate: float, wd: float, interface: str = HOST
 ) -> Operand:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.errors import UsageError
+from adadelta_cli import inputs
+from adadelta_cli.errors import UsageError, in_one_line, shortened
 from adadelta_cli.problems.problem import Problem
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # Below this margin, exp(-margin) is not computed: log(1 + exp(30)) is 30 to 14 digits.
 LEAST_MARGIN = -30
+LARGEST_FEATURE = 1e150  # of which the square, and the sum of many, is a float64
 
 
 class LogisticRegression(Problem):
@@ -41,14 +44,32 @@ class LogisticRegression(Problem):
             features, positive = _from_csv(Path(settings.csv), settings.label)
         self.data = (_standardised(features), np.where(positive, 1.0, -1.0))
         self.start = {"weight": np.zeros(features.shape[1]), "bias": np.zeros(1)}
-        self.optimum = float(self.loss(np, self._solved(), *self.data))
+        self.optimum = self._least_loss()
 
-    def _solved(self) -> list[np.ndarray]:
-        """Let scikit-learn find the optimum: the same objective, times the number of samples.
+    def _least_loss(self) -> float:
+        """Compute the loss at the optimum.
 
         Raises:
-            UsageError: it finds none, as the classes can be separated and l2 is next to nothing.
+            UsageError: scikit-learn's solver finds none, as the classes can be separated and l2 is
+                next to nothing, or as l2 is too large a number for it.
         """
+        from sklearn.exceptions import ConvergenceWarning
+
+        try:
+            with np.errstate(all="ignore"):
+                least = float(self.loss(np, self._solved(), *self.data))
+            reason = "" if math.isfinite(least) else f"the loss there is {least}"
+        except (ConvergenceWarning, ValueError, ArithmeticError) as error:
+            reason = in_one_line(error)
+        if reason:
+            raise UsageError(
+                f"problem.l2 is {self.l2}, for which scikit-learn's solver finds no optimum on "
+                f"these data ({reason}); try a number from 1e-6 to 1e6"
+            )
+        return least
+
+    def _solved(self) -> list[np.ndarray]:
+        """Let scikit-learn find the optimum: the same objective, times the number of samples."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression as Solver
 
@@ -56,14 +77,9 @@ class LogisticRegression(Problem):
         strength = 1 / (self.l2 * len(labels))
         solver = Solver(C=strength, solver="newton-cholesky", tol=1e-10, max_iter=1000)
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", ConvergenceWarning)
-            try:
-                solver.fit(features, labels)
-            except ConvergenceWarning as warning:
-                raise UsageError(
-                    f"problem.l2 is {self.l2}, too small for these data: scikit-learn's solver "
-                    f"finds no optimum ({warning}); try 1e-6 or more"
-                ) from warning
+            solver.fit(features, labels)
         return [solver.coef_[0], solver.intercept_]
 
     def loss(self, xp: Any, weights: Sequence[Any], *batch: Any) -> Any:
@@ -112,32 +128,40 @@ def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
         UsageError: the file is missing or no CSV, has no such label or not two classes, or holds
             a feature that is no finite number.
     """
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, skipinitialspace=True)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UsageError(
-            f"problem.csv is {path}, which cannot be read: {error}; it must be a CSV file in UTF-8 "
-            "with a header"
-        ) from error
+    table = _table(path)
     if label not in table.columns:
         raise UsageError(
-            f"{path}: no column is named {label!r}; problem.label must be one of "
-            f"{', '.join(table.columns)}"
+            f"{path}: no column is named {shortened(label)!r}; problem.label must be one of "
+            f"{shortened(', '.join(map(str, table.columns)))}"
         )
     return _features(path, table.drop(columns=label)), _second_class(path, table[label])
+
+
+def _table(path: Path) -> Any:
+    import pandas as pd
+
+    reason = inputs.problem(path)
+    if not reason:
+        try:  # all of a column at once, so that its cells are of one type
+            return pd.read_csv(path, skipinitialspace=True, compression=None, low_memory=False)
+        except (OSError, ValueError, OverflowError) as error:  # pandas' own are ValueErrors
+            reason = in_one_line(error)
+    raise UsageError(
+        f"problem.csv is {shortened(path)}, which cannot be read: {reason}; it must be a CSV file "
+        "in UTF-8 with a header"
+    )
 
 
 def _second_class(path: Path, labels: Any) -> np.ndarray:
     if labels.isna().any():
         line = int(labels.isna().to_numpy().argmax()) + 2
-        raise UsageError(f"{path}, line {line}: {labels.name} is empty; every sample needs a class")
+        name = shortened(labels.name)
+        raise UsageError(f"{path}, line {line}: {name} is empty; every sample needs a class")
     classes = sorted(labels.unique())
     if len(classes) != 2:
+        listed = ", ".join(map(shortened, classes[:5])) + ", ..." * (len(classes) > 5)
         raise UsageError(
-            f"{path}: the column {labels.name} holds {len(classes)} classes "
-            f"({', '.join(map(str, classes[:5]))}{', ...' if len(classes) > 5 else ''}); "
+            f"{path}: the column {shortened(labels.name)} holds {len(classes)} classes ({listed}); "
             "logistic regression needs 2"
         )
     return (labels == classes[1]).to_numpy()
@@ -148,14 +172,21 @@ def _features(path: Path, table: Any) -> np.ndarray:
 
     if not len(table.columns):
         raise UsageError(f"{path}: there is no column beside the label; features are needed")
-    numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = np.argwhere(~np.isfinite(numbers))
+    try:
+        numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    except OverflowError as error:  # of a whole number with hundreds of digits
+        raise UsageError(
+            f"{path}: a feature is too large a number; features must be finite numbers, of at most "
+            f"{LARGEST_FEATURE:g}"
+        ) from error
+    wrong = np.argwhere(~(np.abs(numbers) <= LARGEST_FEATURE))
     if len(wrong):
         row, column = wrong[0]
         cell = table.iloc[row, column]
         got = cell if isinstance(cell, str) else float(cell)
         raise UsageError(
-            f"{path}, line {row + 2}: {table.columns[column]} is {got!r}; features must be finite "
-            "numbers"
+            f"{path}, line {row + 2}: {shortened(table.columns[column])} is "
+            f"{shortened(repr(got))}; features must be finite numbers, of at most "
+            f"{LARGEST_FEATURE:g}"
         )
     return numbers

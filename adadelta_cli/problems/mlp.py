@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from adadelta_cli.errors import UsageError
 from adadelta_cli.problems.problem import Problem
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class Mlp(Problem):
         generator = np.random.default_rng(seed)
         order = generator.permutation(len(digits))
         held_out, kept = np.split(order, [max(1, round(settings.held_out * len(order)))])
+        if not len(kept):
+            raise UsageError(
+                f"problem.held_out is {settings.held_out}, which leaves none of the {len(order)} "
+                f"pictures for the training; allowed is at most {1 - 1 / len(order):.4f}"
+            )
         one_hot = np.eye(CLASSES)[digits]
         self.data = (pixels[kept] / BRIGHTEST, one_hot[kept])
         self.held_out = (pixels[held_out] / BRIGHTEST, digits[held_out])

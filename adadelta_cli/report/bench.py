@@ -68,6 +68,7 @@ def bench_table(rows: Sequence[Any]) -> Table:
     What all rows have in common stands in the title.
     """
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     common = {
@@ -85,7 +86,7 @@ def bench_table(rows: Sequence[Any]) -> Table:
     for number, row in enumerate(rows):
         last = groups[number] not in groups[number + 1 :]
         cells = bench_cells(row)
-        table.add_row(*(cells[k] for k in shown), end_section=last)
+        table.add_row(*(escape(cells[k]) for k in shown), end_section=last)
     return table
 
 

@@ -64,6 +64,7 @@ def _value(value: float | None, measure: str) -> str:
 def comparison_table(comparison: Comparison) -> Table:
     """Lay out the verdicts for a terminal, a rule between workloads; all but the notes."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
@@ -72,7 +73,7 @@ def comparison_table(comparison: Comparison) -> Table:
     shown = [k for k in range(len(HEADINGS)) if k not in shared]
     about = ", ".join(cells[0][k] + " threads" * (HEADINGS[k] == "threads") for k in shared)
     table = Table(
-        box=SIMPLE_HEAD, title=f"adadelta compare: {_title(comparison)}\n{about}",
+        box=SIMPLE_HEAD, title=escape(f"adadelta compare: {_title(comparison)}\n{about}"),
         title_justify="left", caption=_explanation(comparison), caption_justify="left",
     )  # fmt: skip
     for k in shown:

@@ -71,6 +71,7 @@ RUN_COLUMNS = (
 def run_table(results: Sequence[Result]) -> Table:
     """Lay out what came of each run, one row a metric."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="adadelta run: does it train?", title_justify="left", box=SIMPLE_HEAD)
@@ -80,7 +81,7 @@ def run_table(results: Sequence[Result]) -> Table:
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
         for i, metric in enumerate(result.labels):
-            facts = (result.name, f"{result.steps:,}", f"{result.seconds:.1f} s")
+            facts = (escape(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s")
             head = facts if i == 0 else ("", "", "")
             wanted, verdict = _expected(result, metric)
             cells = (*head, metric, f"{start[metric]:.4g}", f"{end[metric]:.4g}", wanted)
@@ -124,6 +125,7 @@ def run_remarks(results: Sequence[Result], out: Path) -> list[str]:
     return [*remarks, f"Files: {folder}/history.csv, summary.json, config.yaml, loss.png"]
 
 
+LARGEST_DRAWN = 1e150  # Matplotlib cannot lay out an axis that reaches the largest numbers
 SHARES = {"accuracy"}  # between 0 and 1, where a logarithm would hide the end that matters
 
 
@@ -149,10 +151,10 @@ def run_figure(result: Result) -> Figure:
 
 def _plot_metric(panel: Axes, result: Result, metric: str) -> None:
     cells = [row.cells for row in result.history]
-    values = [row[metric] for row in cells]
+    values = [row[metric] if abs(row[metric]) < LARGEST_DRAWN else math.nan for row in cells]
     panel.plot([row["step"] for row in cells], values, color="C0", linewidth=1.2)
     finite = [value for value in values if math.isfinite(value)]
-    spread = finite and min(finite) > 0 and max(finite) > 10 * min(finite)
+    spread = finite and min(finite) > 1 / LARGEST_DRAWN and max(finite) > 10 * min(finite)
     if spread and metric not in SHARES:
         panel.set_yscale("log")
     if metric == "loss" and result.optimum:

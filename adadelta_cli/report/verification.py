@@ -66,6 +66,7 @@ def verification_document(verification: Verification, *, rows: bool = False) -> 
 def verification_table(verification: Verification) -> Table:
     """Lay out the verdicts, one row for each check of each implementation."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
@@ -81,7 +82,7 @@ def verification_table(verification: Verification) -> Table:
     before = ""
     for each in summaries(verification.rows):
         table.add_row(
-            each.implementation if each.implementation != before else "",
+            escape(each.implementation) if each.implementation != before else "",
             each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
             f"{each.mismatches:,}", f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
             _verdict(each),

@@ -1,0 +1,318 @@
+"""Give every reader damaged and absurd input; what it makes of it must be no bug.
+
+    python tests/fuzz.py 500            # inputs for each reader, within 60 s each
+    python tests/fuzz.py 500 checkpoint # one reader
+
+A reader may take an input, and then its work is done in small, or refuse it with the exit code of
+wrong usage. Anything else is printed, with the seed that repeats it, and kept in a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli import __main__ as program
+from adadelta_cli import comparison, config, training
+from adadelta_cli.backends import backend
+from adadelta_cli.errors import UsageError
+from adadelta_cli.recording import Recording
+from adadelta_cli.report import comparison as report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SLOW_S = 20  # an input that takes longer is a finding, too
+TOKENS = [
+    b"", b"\0", b"\xff", b"\n", b" ", b"\t", b":", b"-", b"[", b"{", b"}", b"]", b",", b'"', b"'",
+    b"#", b"&a", b"*a", b"!!int", b"|", b">", b"%", b"@", b"<<", b"~", b"null", b"true", b".inf",
+    b"nan", b"NaN", b"Infinity", b"-Infinity", b"-1", b"0", b"1e300", b"1.7e308", b"5e-324",
+    b"-1e300", b"1e999", b"9" * 400, b"9" * 5000, b"0x" + b"f" * 5000, b"[" * 2000,
+    b'{"a":' * 2000,
+    b"0.9999999999999999", b"\xed\xa0\x80", b"\\ud800", b"/dev/zero", b"a" * 5000, b"[/red]",
+    b"problem", b"name", b"optimizer: ", b"training: ", b"steps: 1", b"hidden: [1]", b"rows", b"x",
+    b"=", b"1_000", b"2001-01-01", b"label", b"18446744073709551616", b"\xf0\x9f\x98\x80",
+]  # fmt: skip
+VALUES = [
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.0, -0.0, 1e-320, 1e300, -1e300, 1.7e308,
+    math.inf, -math.inf, math.nan, "", "x", "[/red]", "\ud800", "a" * 5000, [], {}, [[]], {"a": {}},
+    [1, "x", None],
+]  # fmt: skip
+Random = np.random.Generator
+
+
+def pick(random: Random, choices: Any) -> Any:
+    """Choose one of a list."""
+    return choices[random.integers(len(choices))]
+
+
+def mutated(content: bytes, random: Random) -> bytes:
+    """Change bytes: some of them, a run of them, or all after a place."""
+    data = bytearray(content)
+    for _ in range(1 + random.geometric(0.5)):
+        at = int(random.integers(len(data) + 1))
+        to = min(len(data), at + int(random.geometric(0.1)))
+        kind = random.integers(6)
+        if kind == 0:
+            data[at:to] = random.bytes(to - at)
+        elif kind == 1:
+            data[at:to] = pick(random, TOKENS)
+        elif kind == 2:
+            data[at:at] = pick(random, TOKENS)
+        elif kind == 3:
+            del data[at:to]
+        elif kind == 4 and data:
+            other = int(random.integers(len(data)))
+            data[at:to] = data[other : other + to - at]
+        elif random.integers(4) == 0:
+            del data[at:]
+    return bytes(data)
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """List the paths of everything in a tree of lists and dicts."""
+    if not isinstance(tree, (dict, list)):
+        return [path]
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return [path, *(place for key, value in pairs for place in places(value, (*path, key)))]
+
+
+def replanted(tree: Any, random: Random) -> Any:
+    """Change values of a tree: another value, another key, or nothing left."""
+    tree = json.loads(json.dumps(tree))
+    for _ in range(random.geometric(0.6)):
+        *parents, last = pick(random, places(tree)[1:] or [("x",)])
+        parent = tree
+        for key in parents:
+            parent = parent[key]
+        kind = random.integers(4)
+        if kind == 0:
+            parent.pop(last) if last != "x" else None
+        elif kind == 1 and isinstance(parent, dict):
+            parent[pick(random, ["x", "\ud800", "[/red]", ""])] = parent.pop(last, None)
+        else:
+            parent[last] = pick(random, VALUES)
+    return tree
+
+
+def rearranged(arrays: dict[str, np.ndarray], random: Random) -> dict[str, np.ndarray]:
+    """Change arrays: dtype, shape, number, name, or the JSON in a text."""
+    arrays = dict(arrays)
+    for _ in range(random.geometric(0.7)):
+        name = pick(random, sorted(arrays)) if arrays else "x"
+        array = arrays.pop(name, np.zeros(1))
+        kind = random.integers(7)
+        if kind == 0:
+            continue
+        if kind == 1:
+            name = pick(random, ["x", "weight/x", "grad/x", "weight/", "document", "dtype"])
+        if kind == 2 and array.dtype.kind == "f":
+            array = array.astype(pick(random, ["f2", "f8", ">f4", "c8", "i4", "?", "g", "U9"]))
+        if kind == 3:
+            array = array.reshape(
+                pick(random, [array.shape, (*array.shape, 1), (1, *array.shape), -1])
+            )
+        if kind == 4:
+            array = array.ravel()[: int(random.integers(3))]
+        if kind == 5 and array.dtype.kind == "U" and str(array).startswith("{"):
+            array = np.array(json.dumps(replanted(json.loads(str(array)), random)))
+        if kind == 6 and array.dtype.kind == "U":
+            array = np.array(
+                pick(random, ["", "x", "[" * 3000, "{}", "[]", "1", "9" * 5000, "float16"])
+            )
+        arrays[name] = array
+    return arrays
+
+
+def archive(arrays: dict[str, np.ndarray], random: Random) -> bytes:
+    """Write changed arrays, or arrays and then changed bytes."""
+    content = io.BytesIO()
+    by_bytes = random.integers(2)
+    np.savez(content, **(arrays if by_bytes else rearranged(arrays, random)))
+    return mutated(content.getvalue(), random) if by_bytes else content.getvalue()
+
+
+# --- the readers ----------------------------------------------------------------------------------
+
+SHORT = ["training.epochs=null", "training.steps=3", "training.record_every=1"]
+
+
+class Readers:
+    """The readers, each a function that takes a generator and reads a changed file in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.numpy = folder, backend("numpy")
+        self.configs = [(config.folder() / f"{n}.yaml").read_bytes() for n in config.shipped()]
+        mlp = config.load("mlp", [*SHORT, "problem.hidden=[3]"])
+        self.mlp, grads = mlp, folder / "grads.npz"
+        self._run(mlp, "whole", record_gradients=grads)
+        self.checkpoint = self._arrays(folder / "whole" / "checkpoint.npz")
+        self.recording = self._arrays(grads)
+        self.bench = bench_json()
+
+    def _run(self, settings: Any, name: str, **how: Any) -> None:
+        run = training.Run("it", settings, self.folder / name, self.numpy, **how)
+        run.execute()
+
+    def _arrays(self, path: Path) -> dict[str, np.ndarray]:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+
+    def _short_run(self, path: Path | str, overrides: list[str]) -> None:
+        settings = config.load(str(path), overrides)
+        if sum(getattr(settings.problem, "hidden", ())) < 5000:
+            self._run(config.load(str(path), [*overrides, *SHORT]), "run", force=True)
+
+    def config(self, random: Random) -> None:
+        """A config in YAML."""
+        path = self.folder / "my.yaml"
+        path.write_bytes(mutated(pick(random, self.configs), random))
+        self._short_run(path, [])
+
+    def set(self, random: Random) -> None:
+        """The values of --set."""
+        sections = [(s, f) for s, model in config.Config.model_fields.items()
+                    if s != "problem" for f in model.annotation.model_fields]  # fmt: skip
+        sections += [
+            ("problem", f) for f in ("dimension", "l2", "csv", "label", "hidden", "held_out")
+        ]
+        overrides = []
+        for _ in range(random.geometric(0.6)):
+            section, key = pick(random, sections)
+            value = pick(random, TOKENS).decode(errors="surrogateescape")
+            if random.integers(4) == 0:
+                value = mutated(
+                    f"{section}.{key}={value}".encode(errors="surrogateescape"), random
+                ).decode(errors="surrogateescape")
+                overrides.append(value)
+            else:
+                overrides.append(f"{section}.{key}={value}")
+        self._short_run(pick(random, config.shipped()), overrides)
+
+    def checkpoint_npz(self, random: Random) -> None:
+        """A checkpoint, to go on from."""
+        shutil.rmtree(self.folder / "resumed", ignore_errors=True)
+        (self.folder / "resumed").mkdir()
+        path = self.folder / "resumed" / "checkpoint.npz"
+        path.write_bytes(archive(self.checkpoint, random))
+        longer = config.load("mlp", [*SHORT, "problem.hidden=[3]", "training.steps=5"])
+        self._run(longer, "resumed", resume=True)
+
+    def recording_npz(self, random: Random) -> None:
+        """A recording, to replay."""
+        path = self.folder / "recording.npz"
+        path.write_bytes(archive(self.recording, random))
+        recording = Recording.read(path)
+        for dtype in ("float16", "float64"):
+            recording.start(dtype, 0)
+            recording.grads(dtype, 0, recording.steps)
+
+    def bench_result(self, random: Random) -> None:
+        """A bench.json, to compare."""
+        path = self.folder / "bench.json"
+        text = json.dumps(self.bench if random.integers(2) else replanted(self.bench, random))
+        path.write_bytes(mutated(text.encode(), random) if random.integers(2) else text.encode())
+        whole = comparison.document(self.bench, "old")
+        found = comparison.judge(
+            *pick(random, [(whole, comparison.read(path)), (comparison.read(path), whole)])
+        )
+        screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+        from rich.console import Console
+
+        Console(file=screen, width=200).print(report.comparison_table(found))
+        screen.write("\n".join(report.comparison_remarks(found)))
+        screen.write(report.comparison_markdown(found))
+        json.dumps(report.comparison_document(found), allow_nan=False)
+
+    def csv(self, random: Random) -> None:
+        """A CSV file with features and classes."""
+        rows = [b"a,b,label"] + [b"%d,%.3f,%d" % (k, random.normal(), k % 2) for k in range(20)]
+        path = self.folder / "my.csv"
+        path.write_bytes(mutated(b"\n".join(rows), random))
+        settings = config.load("logistic_regression", [*SHORT, f"problem.csv={path}"])
+        self._run(settings, "csv", force=True)
+
+
+READERS = [name for name, each in vars(Readers).items() if callable(each) and name[0] != "_"]
+
+
+def bench_json() -> dict[str, Any]:
+    """Make what `adadelta bench` writes of two rows."""
+    row = {
+        "implementation": "numpy-fused", "backend": "numpy", "ctx": "cpu", "dtype": "float32",
+        "workload": "1e6", "threads": 2, "cache": "warm",
+        "ceiling_gigabytes_per_s": 50.0, "note": "",
+    }  # fmt: skip
+    times = {"median_s": [1e-3, 1.1e-3, 1.2e-3], "ceiling_fraction": [0.9, 0.91, 0.92]}
+    return {
+        "rows": [row, row | {"workload": "1e7"}], "by_process": [times, times],
+        "machine": {"host": "one", "cache_bytes": {"L2": 1}, "versions": {"numpy": "1"}},
+        "settings": {"precision": 0.02, "threads": [2]},
+    }  # fmt: skip
+
+
+TAKEN = [0]  # how many inputs were read to the end
+
+
+def finding(read: Callable[[Random], None], seed: int) -> str:
+    """Say what is wrong with how an input was read; empty when nothing is."""
+    began = time.monotonic()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read(np.random.default_rng(seed))
+    except UsageError as error:
+        if len(str(error)) > 6000:
+            return f"a message of {len(str(error))} characters"
+    except Exception as error:  # noqa: BLE001 - which is a finding
+        code, message = program.outcome(error)
+        return (
+            f"exit code {code}: {message[:300]}\n{''.join(traceback.format_exception(error)[-4:])}"
+        )
+    else:
+        TAKEN[0] += 1
+    took = time.monotonic() - began
+    return f"it took {took:.0f} s" if took > SLOW_S else ""
+
+
+def fuzz(name: str, count: int, limit_s: float, first: int = 0) -> list[str]:
+    """Give a reader so many inputs, or fewer in the time; return the findings."""
+    found, ends = [], time.monotonic() + limit_s
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        read = getattr(Readers(Path(folder)), name)
+        for seed in range(first, first + count):
+            if time.monotonic() > ends:
+                break
+            wrong = finding(read, seed)
+            if wrong:
+                found.append(f"{name}, seed {seed}: {wrong}")
+    return found
+
+
+def main() -> None:
+    """Fuzz the readers that the command line names."""
+    count, names = int(sys.argv[1]), sys.argv[2:] or READERS
+    for name in names:
+        began, TAKEN[0] = time.monotonic(), 0
+        found = fuzz(name, count, 90.0)
+        took = time.monotonic() - began
+        print(f"{name}: {len(found)} findings, {TAKEN[0]} inputs were taken, {took:.0f} s")
+        print("\n".join(found[:8]))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()

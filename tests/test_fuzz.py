@@ -1,0 +1,23 @@
+"""Some seeded inputs of tests/fuzz.py, which has many more for those who change a reader."""
+
+from __future__ import annotations
+
+import fuzz
+import pytest
+
+COUNTS = {"config": 15, "set": 15, "checkpoint_npz": 25, "csv": 40}  # others are quick
+
+
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_damaged_input_is_read_or_refused(name):
+    """And never a bug, a traceback or a wait; the same inputs at each run."""
+    assert fuzz.fuzz(name, COUNTS.get(name, 150), limit_s=60.0) == []
+
+
+def test_a_reader_that_raises_is_found():
+    """The fuzzer can tell: what is no refusal is a finding."""
+
+    def broken(_random):
+        raise ZeroDivisionError
+
+    assert "This is a bug" in fuzz.finding(broken, 0)
