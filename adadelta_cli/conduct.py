@@ -150,15 +150,15 @@ def behaviour(name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu") ->
 
 
 # Elements, and how often a step on them is repeated: small for many times, large for many threads.
-STEADY = ((4_099, 2_000), (100_003, 300))
-STEADY_S = 2.0  # for each of these, at most
+REPEATED = ((4_099, 2_000), (100_003, 300))
+REPEATED_S = 2.0  # for each of these, at most
 
 
 def steady(name: str, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
     """Take the same step hundreds of times over, and compare the bits."""
     return [
         finding
-        for elements, times in STEADY
+        for elements, times in REPEATED
         for finding in _repeated(name, elements, times, dtype, seed, ctx)
     ]
 
@@ -173,7 +173,7 @@ def _repeated(
     step = chosen.bind([parameter], case.hyper, case.lr_mults, case.wd_mults)
     first: dict[str, np.ndarray] = {}
     changed, taken = dict.fromkeys(start._fields, 0), 0
-    until = time.monotonic() + STEADY_S
+    until = time.monotonic() + REPEATED_S
     while taken < times and (taken < 2 or time.monotonic() < until):
         for tensor, values in zip(start._fields, start, strict=True):
             backend.assign(getattr(parameter, tensor), values)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 ALL = "drawn"  # the name by which `--case` asks for the drawing itself
-LENGTHS = "drawn:lengths"  # what `Row.case` calls the tensors of every length
+LENGTHS = "drawn:lengths"  # likewise for tensors of every length
+STEADY = "steady"  # and for one step taken hundreds of times over (`conduct.steady`)
+COLLECTIVE = (ALL, LENGTHS, STEADY)  # names that `--case` takes, and that stand for no single case
 EXAMPLES, FULL_EXAMPLES = 12, 300  # for each implementation and dtype
 OF_USERS = 25  # times as many for a kernel of the user's own, whose bounds hide more
 SECONDS, FULL_SECONDS = 5.0, 40.0  # of drawing for such a kernel and dtype: some compile each case

@@ -84,7 +84,8 @@ class Request:
             configs=tuple(self.configs or (() if named else config.shipped())),
             named=self.full or named,
             drawn=draw.count(self.case_names, full=self.full, alone=named or bool(self.configs)),
-            lengths=self._lengths(named=named),
+            lengths=draw.longest(full=self.full) * self._of_users(draw.LENGTHS, named=named),
+            steady=self._of_users(draw.STEADY, named=named),
             watched=frozenset(self.case_names or (conduct.FULL if self.full else conduct.CASES)),
             dtypes=dtypes or DTYPES,
             training_dtypes=dtypes or (DTYPES if self.full else ("float32",)),
@@ -100,14 +101,13 @@ class Request:
         check_memory(plan)
         return plan
 
-    def _lengths(self, *, named: bool) -> int:
-        """Say up to which length tensors are put to a kernel of the user's own."""
-        if named or self.configs or not any(map(implementations.is_users, self.names)):
-            return 0
-        return draw.longest(full=self.full)
+    def _of_users(self, name: str, *, named: bool) -> bool:
+        """Tell whether a kernel of the user's own gets cases that only such a kernel gets."""
+        asked = name in self.case_names or not (named or self.configs)
+        return asked and any(map(implementations.is_users, self.names))
 
     def _cases(self) -> list[Case]:
-        fixed = tuple(name for name in self.case_names if name != draw.ALL)
+        fixed = tuple(name for name in self.case_names if name not in draw.COLLECTIVE)
         chosen: list[Case] = cases.select(fixed, full=self.full, steps=self.steps, sizes=self.sizes)
         return chosen if fixed or not self.case_names else []
 

@@ -267,7 +267,7 @@ def undirected(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, s
     """
     lengths, examples = draw.longest(full=False), draw.EXAMPLES
     plan = verification.Plan((name,), (), dtypes=tuple(dtypes), seed=seed, drawn=examples,
-                             lengths=lengths, timeout=None)  # fmt: skip
+                             lengths=lengths, steady=True, timeout=None)  # fmt: skip
     work = verification.Verification(plan)
     work.execute(sandbox=InProcess())
     for row in work.failures:

@@ -91,6 +91,7 @@ class Row:
     note: str = ""
     seed: int = 0
     excused: int = 0
+    subnormals: str = "strict"
 
     @property
     def replay(self) -> str:
@@ -98,10 +99,12 @@ class Row:
         steps = ["--steps", str(self.steps)]
         whats = {"training": [self.case], "replay": ["--replay", self.case, *steps]}
         other = self.steps not in (0, _own_steps(self.case))  # than the case's own number
+        other &= self.case not in draw.COLLECTIVE
         what = whats.get(self.check, ["--case", self.case, *(steps if other else [])])
         ctx = [] if self.ctx == "cpu" else ["--ctx", self.ctx]
         seed = ["--seed", str(self.seed)] if self.seed else []
         which = ["--impl", self.implementation, "--dtype", self.dtype]
+        which += ["--subnormals", self.subnormals] if self.subnormals != "strict" else []
         return shlex.join(["adadelta", "verify", *what, *which, *ctx, *seed])
 
 
@@ -249,6 +252,7 @@ class Plan:
             `draw.OF_USERS` times as many.
         lengths: put tensors of every length to a kernel of the user's own, up to this one; see
             `draw.lengths`.
+        steady: take one step of such a kernel hundreds of times over.
         watched: the names of the cases that are put again to see how an implementation behaves.
         ctx: the device, for what computes there.
         flush: third-party code may flush subnormals to zero.
@@ -270,6 +274,7 @@ class Plan:
     named: bool = False
     drawn: int = 0
     lengths: int = 0
+    steady: bool = False
     watched: frozenset[str] = conduct.CASES
     ctx: str = "cpu"
     flush: bool = False
@@ -282,7 +287,7 @@ class Plan:
     @property
     def only_trains(self) -> bool:
         """Whether nothing but trainings was asked for."""
-        return not (self.cases or self.drawn or self.lengths)
+        return not (self.cases or self.drawn or self.lengths or self.steady)
 
     def bounds(self, name: str) -> Bounds:
         """Say how far third-party code may be from the reference."""
@@ -401,7 +406,7 @@ class Verification:
         jobs += [
             (f"drawn {dtype}", partial(self._check_drawn, dtype))
             for dtype in plan.dtypes
-            if plan.drawn or plan.lengths
+            if plan.drawn or plan.lengths or plan.steady
         ]
         jobs += [
             (f"training {config} {dtype}", partial(self._check_training, config, dtype))
@@ -445,6 +450,7 @@ class Verification:
             if self.plan.lengths and chosen.allowed:
                 lengths = draw.lengths(self.plan.lengths)
                 self._put(self._subject("drawn", draw.LENGTHS, name, dtype, 1), lengths, sandbox)
+            if self.plan.steady and chosen.allowed:
                 self._repeat(name, dtype, sandbox)
             if self.plan.drawn and (wanted or chosen.allowed) and name not in self._hung:
                 self._draw(self._subject("drawn", draw.ALL, name, dtype, 0), sandbox)
@@ -523,7 +529,7 @@ class Verification:
     def _repeat(self, name: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
         """Take a step hundreds of times over, to meet a race."""
         chosen = self.plan.implementation(name)
-        subject = self._subject("repeat", "steady", name, dtype, 1) | {"reference": "itself"}
+        subject = self._subject("repeat", draw.STEADY, name, dtype, 1) | {"reference": "itself"}
         place = sandbox.of(chosen.sandbox)
         try:
             found = place.call(conduct.steady, name, dtype, self.plan.seed, self.plan.ctx)
@@ -657,7 +663,7 @@ class Verification:
             "check": check, "case": case, "implementation": name,
             "reference": REFERENCES.get(name, "numpy"),
             "backend": chosen.backend, "ctx": str(chosen.device), "dtype": dtype, "steps": steps,
-            "seed": self.plan.seed,
+            "seed": self.plan.seed, "subnormals": SUBNORMALS[self.plan.flushes(name)],
         }  # fmt: skip
 
     def _skip(self, subject: dict[str, Any], reason: str) -> None:
@@ -853,7 +859,7 @@ def verify(
             (name,), chosen, dtypes=tuple(dtypes), seed=seed, ctx=ctx,
             watched=frozenset(cases or (conduct.FULL if full else conduct.CASES)),
             drawn=draw.count((), full=full, alone=bool(cases)),
-            lengths=0 if cases else draw.longest(full=full),
+            lengths=0 if cases else draw.longest(full=full), steady=not cases,
             flush=subnormals == "flush", seconds=draw.seconds(full=full),
         )  # fmt: skip
         plan.implementation(name).arrays()

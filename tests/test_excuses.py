@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -283,3 +284,56 @@ def test_a_kernel_that_dies_in_drawn_cases_fails(tmp_path):
     done = adadelta("verify", "--case", "drawn", "--impl", name, "--dtype", "float32", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "killed by SIGSEGV" in done.stdout and "--case drawn:shapes=" in done.stdout
+
+
+RACE = """
+calls = [0]
+
+def wrong(before, results):
+    calls[0] += 1
+    results["weight"].reshape(-1)[:1] *= calls[0] % 701 > 0
+"""
+
+
+def test_a_race_is_met_and_the_command_that_repeats_it_is_one(tmp_path):
+    """One wrong element in one of 701 calls is seen by taking the same step over and over."""
+    name = write(tmp_path, RACE)
+    asked = ("--impl", name, "--dtype", "float32")
+    done = adadelta("verify", "--case", "steady", *asked, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "the same step 2000 times over gave other bits" in done.stdout
+    assert (
+        f"repeat it: adadelta verify --case steady --impl {name} --dtype float32\n" in done.stdout
+    )
+
+
+WINDOW = """
+def wrong(before, results):
+    if 65_538 <= results["weight"].size <= 69_999:
+        results["weight"].reshape(-1)[-1:] += 1
+"""
+
+
+def test_a_fault_in_a_window_of_lengths_is_met(tmp_path):
+    """The row names a length in it."""
+    name = write(tmp_path, WINDOW)
+    done = adadelta(
+        "verify", "--case", "drawn:lengths", "--impl", name, "--dtype", "float32", cwd=tmp_path
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    (length,) = set(re.findall(r"drawn:shapes=(\d+),", done.stdout))
+    assert 65_538 <= int(length) <= 69_999
+
+
+def test_assert_correct_raises_on_wrong_rows_and_on_none():
+    """For a kernel author's own tests."""
+    adadelta_cli.assert_correct(right, cases=["odd"], dtypes=["float32"])
+
+    def wrong(weight, grad, acc_grad, acc_delta, **settings):
+        right(weight, grad, acc_grad, acc_delta, **settings)
+        acc_grad[...] = np.nan
+
+    with pytest.raises(AssertionError, match="step odd float32 acc_grad: worst at step 1"):
+        adadelta_cli.assert_correct(wrong, cases=["odd"], dtypes=["float32"])
+    with pytest.raises(AssertionError, match="nothing was compared: skipped: "):
+        adadelta_cli.assert_correct(right, cases=["flushed"])

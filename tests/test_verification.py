@@ -247,7 +247,7 @@ def test_summaries_add_up(monkeypatch):
 COLUMNS = [
     "check", "case", "implementation", "reference", "backend", "ctx", "dtype", "tensor", "elements",
     "steps", "mismatches", "max_abs", "max_rel", "relative_l2", "p999_ulp", "max_ulp", "scaled_ulp",
-    "allowed_ulp", "passed", "note", "seed", "excused",
+    "allowed_ulp", "passed", "note", "seed", "excused", "subnormals",
 ]  # fmt: skip
 
 
