@@ -27,7 +27,8 @@ STEADY = "steady"  # and for one step taken hundreds of times over (`conduct.ste
 COLLECTIVE = (ALL, LENGTHS, STEADY)  # names that `--case` takes, and that stand for no single case
 EXAMPLES, FULL_EXAMPLES = 12, 300  # for each implementation and dtype
 OF_USERS = 25  # times as many for a kernel of the user's own, whose bounds hide more
-SECONDS, FULL_SECONDS = 5.0, 40.0  # of drawing for such a kernel and dtype: some compile each case
+# For each dtype of such a kernel: some compile each case. Lengths take twice as long.
+SECONDS, FULL_SECONDS = 5.0, 40.0
 PREFIX = f"{ALL}:"
 SCALAR = "scalar"
 RATES = tuple(field.name for field in fields(Hyperparameters))
@@ -271,10 +272,16 @@ MOST, FULL_MOST = 1_150_000, 4_400_000  # beyond 2^20; with --full beyond 2^22
 HYPER = Hyperparameters(0.7, 0.95, 1e-5, 0.013, 0.37, 0.9)
 
 
-def lengths(most: int) -> Iterator[Drawn]:
-    """Yield a tensor of each of many lengths up to `most`, odd and even in turn."""
-    length, number = 1, 0
-    while length <= most:
-        yield drawn(((length,),), HYPER, fill="tiled", steps=1, draw=number)
-        number += 1
-        length = max(length + 1, int(length * GROWTH) // 2 * 2 + number % 2)
+def lengths(most: int) -> list[Drawn]:
+    """Return a tensor of each of many lengths up to `most`, odd and even in turn.
+
+    In an order in which any first part of them is spread over all lengths, since time may run out.
+    """
+    found = [1]
+    while found[-1] < most:
+        longer = int(found[-1] * GROWTH) // 2 * 2 + len(found) % 2
+        found.append(max(found[-1] + 1, longer))
+    order = np.random.default_rng(0).permutation(len(found))
+    return [
+        drawn(((found[k],),), HYPER, fill="tiled", steps=1, draw=int(k)) for k in order
+    ]  # fmt: skip

@@ -439,7 +439,7 @@ FAULTS: tuple[Fault, ...] = (
         "a fused multiply-add of weight decay",
         "grad = grad + real(wd) * weight",
         "grad = (grad + np.float64(real(wd)) * weight.astype(np.float64)).astype(grad.dtype)",
-        "multipliers",
+        "ranks",
         "float32",
     ),
     Fault(

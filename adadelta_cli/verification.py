@@ -473,7 +473,7 @@ class Verification:
         self, subject: dict[str, Any], some: Iterable[draw.Drawn], sandbox: Sandbox | InProcess
     ) -> None:
         """Put cases to an implementation, until it is wrong in one."""
-        trial = _Trial(self.plan, subject, sandbox, math.inf)
+        trial = _Trial(self.plan, subject, sandbox, 2 * self.plan.seconds)
         self._conclude(trial, next(filter(trial.wrong, some), None), "")
 
     def _conclude(self, trial: _Trial, case: draw.Drawn | None, note: str) -> None:
@@ -484,7 +484,8 @@ class Verification:
                       allowed_ulp=trial.allowed_ulp, scaled_ulp=trial.scaled_ulp,
                       excused=trial.excused, passed=compared)  # fmt: skip
             what = "lengths" if subject["case"] == draw.LENGTHS else "cases drawn"
-            self.rows.append(replace(row, note=f"{trial.cases} {what}"))
+            late = "; then time was up" if trial.is_late else ""
+            self.rows.append(replace(row, note=f"{trial.cases} {what}{late}"))
             return
         before = len(self.rows)
         subject = subject | {"case": case.name, "steps": case.steps}
@@ -733,9 +734,14 @@ class _Trial:
         self.crashed = False
         self.allowed_ulp = max(self.chosen.allowed) if self.chosen.allowed else 0.0
 
+    @property
+    def is_late(self) -> bool:
+        """Whether there is no time for another case."""
+        return time.monotonic() > self._until
+
     def wrong(self, case: draw.Drawn) -> bool:
         """Tell whether an implementation is wrong in a case: differs, raises, hangs or crashes."""
-        if time.monotonic() > self._until or self.chosen.lacks(case.hyper):
+        if self.is_late or self.chosen.lacks(case.hyper):
             return False
         runs = _Runs(self.plan, case, self.subject["dtype"], self.sandbox)
         name = self.subject["implementation"]

@@ -52,6 +52,9 @@ def forks(*arrays, **settings):
     step(*arrays, **settings)
 
 def forks_and_returns(*arrays, **settings):
+    if not (HERE / "checked").exists():  # on memory that a fork shares, it would be wrong
+        (HERE / "checked").touch()
+        return step(*arrays, **settings)
     with (HERE / "forked").open("ab") as file:
         file.write(b"x")
         file.flush()

@@ -25,7 +25,7 @@ def drawn(*names, dtypes=("float32",), examples=60, **more):
 
 def test_a_name_is_the_case():
     """What a drawn case is named by gives it back: the same tensors, gradients, settings."""
-    for case in (*draw.draws(5, 200), *itertools.islice(draw.lengths(10**4), 0, None, 20)):
+    for case in (*draw.draws(5, 200), *draw.lengths(10**4)[::20]):
         again = draw.read(case.name)
         assert again == case
         assert_same_bits(again.start("float32", 3)[0], case.start("float32", 3)[0])
@@ -47,7 +47,7 @@ def test_every_part_of_a_range_is_drawn():
 
 def test_every_length_is_followed_by_one_at_most_six_percent_longer():
     """So a fault in a window of lengths is met; both odd and even ones are there, and long ones."""
-    found = [case.elements for case in draw.lengths(draw.MOST)]
+    found = sorted(case.elements for case in draw.lengths(draw.MOST))
     assert found[:17] == list(range(1, 18)) and max(found) > 2**20
     assert all(b <= a * draw.GROWTH + 2 for a, b in itertools.pairwise(found))
     assert 0.4 < np.mean([n % 2 for n in found]) < 0.6

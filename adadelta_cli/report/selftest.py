@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 SELF_TEST_PAGE = """# Planted faults
 
-`adadelta verify --self-test` plants each of these mistakes into the one source that it belongs to,
-the array update or the scalar kernel, and sees to it that `verify` catches it. It wrote this page.
+`adadelta verify --self-test` plants each of these mistakes into the one source that it belongs to:
+the array update, the scalar kernel, or a kernel as a user would write it, which is checked through
+`--impl`. It sees to it that `verify` catches each. It wrote this page.
 
 The case is the smallest of `verify`'s own that catches the fault; `adadelta verify --case` puts it
 to any implementation. The last two columns say whether the test procedure of MXNet or of PyTorch,
