@@ -180,6 +180,7 @@ class Exact(NamedTuple):
         inverse: 1 / sqrt(acc_grad + epsilon), with the new acc_grad.
         ratio: root / sqrt(acc_grad + epsilon), likewise.
         negative: one of these roots is that of a negative number, or of the rounding errors of one.
+        still: the results of an update of zero, by tensor.
     """
 
     after: Tensors
@@ -190,6 +191,7 @@ class Exact(NamedTuple):
     inverse: np.ndarray
     ratio: np.ndarray
     negative: np.ndarray
+    still: Tensors
 
     @property
     def delta(self) -> np.ndarray:
@@ -234,7 +236,8 @@ class Exact(NamedTuple):
         scales = {name: np.maximum.reduce(list(map(abs, each))) for name, each in terms.items()}
         after = {name: getattr(p, name) for name in TENSORS}
         negative = (np.minimum(*arguments) < 0) | (NEAR * least * condition > 1)
-        return cls(after, scales, abs(rate), x, root, 1 / below, ratio, negative)
+        still = {"acc_delta": h.rho * d, "weight": w}
+        return cls(after, scales, abs(rate), x, root, 1 / below, ratio, negative, still)
 
 
 # --- one step -------------------------------------------------------------------------------------
@@ -318,11 +321,13 @@ def _right_in_another_range(
 ) -> np.ndarray:
     """Find what another order of the operations makes of the same inputs.
 
-    That is the exact result, rounded; or a finite one between this and the reference's; or the
+    That is the exact result, rounded; or a finite one between this and the reference's; or that of
+    an update of zero, since an acc_grad that overflows divides it away; or the
     infinity or NaN of a product that overflows in that order; or anything, where the formula takes
     the root of a negative number, which no sum of squares is.
     """
     overflows, undefined = _overflows(tensor, exact, np.finfo(got.dtype))
+    limit = np.finfo(got.dtype).max / NEAR
     rounded = exact.after[tensor].astype(got.dtype).astype(WIDE)
     got, wanted = got.astype(WIDE), wanted.astype(WIDE)
     low, high = np.minimum(rounded, wanted), np.maximum(rounded, wanted)
@@ -332,6 +337,9 @@ def _right_in_another_range(
     exactly |= abs(got - rounded) <= tolerance
     apart = ~(abs(rounded - wanted) <= tolerance)  # else it is no matter of the range
     infinite = np.isinf(got) if tensor == "weight" else np.isposinf(got)
+    if tensor != "acc_grad":
+        # An acc_grad that overflows leaves an update of zero, whatever else is wider.
+        exactly |= (exact.x**2 >= WIDE(limit)) & (abs(got - exact.still[tensor]) <= tolerance)
     invalid = exact.negative & (tensor != "acc_grad")
     return invalid | apart & (exactly | between) | overflows & infinite | undefined & np.isnan(got)
 
