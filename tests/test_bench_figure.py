@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adadelta_cli.implementations import IMPLEMENTATIONS, YARDSTICKS
-from adadelta_cli.measurement import Measurement, Row
-from adadelta_cli.report.bench_figure import bench_figure, looks, samples_figure
+from adadelta_cli.bench.figures import bench_figure, looks, samples_figure
+from adadelta_cli.bench.results import Measurement, Row
+from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 
 MACHINE = {
     "processor": "a processor",

@@ -16,29 +16,21 @@ import numpy as np
 import pytest
 from conftest import needs_mxnet
 
-from adadelta_cli import (
-    benchmark,
-    comparison,
-    machine,
-    measurement,
-    subject,
-    worker,
-    workloads,
-)
-from adadelta_cli import tensors as tensors_module
-from adadelta_cli.cli import adadelta
-from adadelta_cli.crew import Crew, Role, Worker, _period
+from adadelta_cli.bench import buffers as tensors_module
+from adadelta_cli.bench import regression as comparison
+from adadelta_cli.bench import results as measurement
+from adadelta_cli.bench import runner as benchmark
+from adadelta_cli.bench import target as subject
+from adadelta_cli.bench import worker, workloads
+from adadelta_cli.bench.bootstrap import estimate, ratio
+from adadelta_cli.bench.buffers import Tensors
+from adadelta_cli.bench.device import ARITHMETIC, MEMORY, Cpu
+from adadelta_cli.bench.significance import Verdict
+from adadelta_cli.bench.worker_pool import Crew, Role, Worker, _period
+from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
-from adadelta_cli.estimate import estimate, ratio
-from adadelta_cli.implementations import (
-    IMPLEMENTATIONS,
-    Bounds,
-    Implementation,
-    timeable,
-)
-from adadelta_cli.processor import ARITHMETIC, MEMORY, Cpu
-from adadelta_cli.tensors import Tensors
-from adadelta_cli.verdict import Verdict
+from adadelta_cli.implementations.registry import IMPLEMENTATIONS, Bounds, Implementation, timeable
+from adadelta_cli.system import info as machine
 
 COLUMNS = """
     implementation backend ctx dtype workload tensors elements threads cache processes samples
@@ -494,7 +486,7 @@ def test_peak_extra_bytes():
     In a process of its own, as it is measured: here, memory of other tests may be used again.
     """
     program = (
-        "import numpy as np; from adadelta_cli.processor import Cpu; "
+        "import numpy as np; from adadelta_cli.bench.device import Cpu; "
         "peak = Cpu().peak_extra_bytes; "
         "print(peak(lambda: np.ones(5_000_000).sum()), peak(lambda: None))"
     )
@@ -559,7 +551,7 @@ def test_a_process_that_breaks_says_why():
 def test_a_worker_ends_with_its_leader():
     """When stdin is closed the process ends by itself."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "adadelta_cli.worker"], stdin=subprocess.PIPE,
+        [sys.executable, "-m", "adadelta_cli.bench.worker"], stdin=subprocess.PIPE,
         stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     process.stdin.close()

@@ -74,7 +74,9 @@ caching.CacheImpl._locator_classes = []
 @needs_mxnet
 def test_the_probe_of_the_engine_is_compiled_anew(tmp_path):
     """A C function that MXNet's engine calls has a cache of its own."""
-    probe = "from adadelta_cli import engine\nprint(int(engine.quiesce()))\n"
+    probe = (
+        "from adadelta_cli.mxnet_bridge import runtime as engine\nprint(int(engine.quiesce()))\n"
+    )
     wanted = step(tmp_path, probe)
     for file in tmp_path.rglob("*.nb?"):
         os.truncate(file, 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adadelta_cli import cases
 from adadelta_cli.errors import UsageError
+from adadelta_cli.verification import cases
 
 
 def test_names_are_unique():

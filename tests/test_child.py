@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from adadelta_cli import child
-from adadelta_cli.sandbox import HungError, Sandbox, SandboxError
+from adadelta_cli.system import child
+from adadelta_cli.system.sandbox import HungError, Sandbox, SandboxError
 
-ROOT = Path(child.__file__).parents[1]
+ROOT = Path(child.__file__).parents[2]
 ENDS_S = 20.0  # by when all must have ended; what does not end by itself within `LIVES_S` fails
 LIVES_S = 100.0
 needs_proc = pytest.mark.skipif(
@@ -177,7 +177,7 @@ def test_what_work_that_dies_left_behind_ends_with_it(life):
 def test_all_ends_with_a_leader_that_is_killed(life):
     """Its work hangs, and nobody is left to close a sandbox."""
     code = (
-        "import sys; from adadelta_cli.sandbox import Sandbox; import test_child\n"
+        "import sys; from adadelta_cli.system.sandbox import Sandbox; import test_child\n"
         "with Sandbox() as sandbox: sandbox.call(test_child.leave_children_and_hang, sys.argv[1])"
     )
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
@@ -213,7 +213,7 @@ def test_elsewhere_than_on_linux_the_process_group_ends(life, tmp_path, monkeypa
 def test_a_worker_ends_in_silence_when_its_leader_does():
     """What it was about to answer has nobody to read it: no traceback of a broken pipe."""
     code = (
-        "import os, time; from adadelta_cli.sandbox import Sandbox\n"
+        "import os, time; from adadelta_cli.system.sandbox import Sandbox\n"
         "sandbox = Sandbox(); sandbox.call(abs, -1); sandbox.begin(time.sleep, 0.05)\n"
         "os.kill(os.getpid(), 9)"
     )

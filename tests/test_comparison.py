@@ -12,12 +12,12 @@ import time
 
 import pytest
 
-from adadelta_cli import comparison
-from adadelta_cli.cli import adadelta
-from adadelta_cli.comparison import COLUMNS, SECONDS, SHARE
+from adadelta_cli.bench import regression as comparison
+from adadelta_cli.bench import regression_report as report_comparison
+from adadelta_cli.bench.regression import COLUMNS, SECONDS, SHARE
+from adadelta_cli.bench.significance import Verdict
+from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import ExitCode, UsageError
-from adadelta_cli.report import comparison as report_comparison
-from adadelta_cli.verdict import Verdict
 
 MACHINE = {
     "host": "one", "processor": "P", "architecture": "x86_64", "cores": 2, "cores_available": 2,

@@ -12,11 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adadelta_cli
-from adadelta_cli import candidate, cases, conduct, guard, implementations
+from adadelta_cli.implementations import guard
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.kernels import cpu
-from adadelta_cli.report import verification as report
-from adadelta_cli.sandbox import InProcess
-from adadelta_cli.verification import Plan, Verification
+from adadelta_cli.system.sandbox import InProcess
+from adadelta_cli.verification import cases, report
+from adadelta_cli.verification import invariants as conduct
+from adadelta_cli.verification.runner import Plan, Verification
 
 OURS = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ()))
 
@@ -124,7 +127,7 @@ def test_a_lost_state_is_seen(monkeypatch, name, lost):
     """A hyper-parameter or an accumulator that does not come back changes the bits."""
     import mxnet as mx
 
-    from adadelta_cli.optimizer import AdaDelta
+    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
 
     if lost == "rho":
         restored = AdaDelta.__setstate__

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adadelta_cli import config
 from adadelta_cli.errors import UsageError
+from adadelta_cli.run import config
 from adadelta_cli.update import Hyperparameters
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
@@ -204,7 +204,7 @@ def test_configs_inside_the_package_come_first(tmp_path, monkeypatch):
     inside = tmp_path / "adadelta_cli" / "configs"
     inside.mkdir(parents=True)
     (inside / "tiny.yaml").write_text(ROSENBROCK)
-    monkeypatch.setattr(config, "__file__", str(inside.parent / "config.py"))
+    monkeypatch.setattr(config, "__file__", str(inside.parent / "run" / "config.py"))
     assert config.load("tiny").training.steps == 10
 
 

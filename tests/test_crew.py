@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adadelta_cli import crew
-from adadelta_cli.crew import Crew, Role, Worker, side_by_side
+from adadelta_cli.bench import worker_pool as crew
+from adadelta_cli.bench.worker_pool import Crew, Role, Worker, side_by_side
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
 
-ROOT = Path(crew.__file__).parents[1]
+ROOT = Path(crew.__file__).parents[2]
 SPEC = {"shapes": [[5000]], "dtype": "float32", "seed": 0, "cold": False, "roofs": False}
 KERNELS = """
 import fcntl, os, time
@@ -114,7 +114,7 @@ def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch
         found.prepare(("numpy-fused", "kernels.py:step"), **SPEC)
         assert found.faults == {"numpy-fused": "", "kernels.py:step": "", "old: numpy-fused": ""}
         assert {worker.about["path"] for worker in found._workers.values()} == {
-            str(ROOT / "adadelta_cli" / "worker.py")
+            str(ROOT / "adadelta_cli" / "bench" / "worker.py")
         }
 
 

@@ -24,11 +24,12 @@ from conftest import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadelta_cli import cases, draw
 from adadelta_cli.kernels import cpu, cuda
-from adadelta_cli.kernels.operand import Table, kind_of, operand
-from adadelta_cli.trajectory import step_through
+from adadelta_cli.kernels.layout import Table, kind_of, operand
 from adadelta_cli.update import Hyperparameters, Parameter
+from adadelta_cli.verification import cases
+from adadelta_cli.verification import fuzz as draw
+from adadelta_cli.verification.execute import step_through
 
 pytestmark = pytest.mark.skipif(
     host_cuda.COMPILER is None, reason="no C++ compiler on the PATH: kernels are not simulated"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adadelta_cli.difference import Difference
+from adadelta_cli.verification.ulp import Difference
 
 DTYPES = ("float16", "float32", "float64")
 

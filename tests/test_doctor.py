@@ -15,12 +15,13 @@ import pytest
 from conftest import HAS_MXNET
 from rich.console import Console
 
-from adadelta_cli import doctor, machine
-from adadelta_cli.activity import Activity, Process
-from adadelta_cli.doctor import Examination, Level, Outcome, Piece
+from adadelta_cli.doctor import checks as doctor
+from adadelta_cli.doctor import report
+from adadelta_cli.doctor.checks import Examination, Level, Outcome, Piece
 from adadelta_cli.errors import ExitCode
-from adadelta_cli.report import doctor as report
-from adadelta_cli.sandbox import Sandbox
+from adadelta_cli.system import info as machine
+from adadelta_cli.system.load import Activity, Process
+from adadelta_cli.system.sandbox import Sandbox
 
 QUIET = replace(
     machine.examine(),
@@ -247,7 +248,7 @@ def test_it_tells_of_a_broken_library(tmp_path):
     """NumPy that takes the process down is exit code 3, with a report."""
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text("import os; os._exit(7)")
-    path = os.pathsep.join([str(tmp_path), str(Path(doctor.__file__).parents[1])])
+    path = os.pathsep.join([str(tmp_path), str(Path(doctor.__file__).parents[2])])
     done = run("-q", PYTHONPATH=path)
     assert done.returncode == 3
     assert "crashed: exited with 7" in done.stdout and "Error: " in done.stderr

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from conftest import HAS_MXNET, assert_same_bits
 
-from adadelta_cli import cases, draw, implementations, verification
 from adadelta_cli import update as formula
 from adadelta_cli.errors import UsageError
-from adadelta_cli.sandbox import InProcess
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.system.sandbox import InProcess
+from adadelta_cli.verification import cases
+from adadelta_cli.verification import fuzz as draw
+from adadelta_cli.verification import runner as verification
 
 
 def drawn(*names, dtypes=("float32",), examples=60, **more):

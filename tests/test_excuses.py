@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import adadelta_cli
-from adadelta_cli import cases
 from adadelta_cli.errors import ExitCode
-from adadelta_cli.sandbox import InProcess
-from adadelta_cli.selection import Request
+from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.update import Hyperparameters, Parameter, update
-from adadelta_cli.verification import Verification
+from adadelta_cli.verification import cases
+from adadelta_cli.verification.plan import Request
+from adadelta_cli.verification.runner import Verification
 
 KERNEL = """
 import numpy as np

@@ -23,19 +23,17 @@ import pytest
 from conftest import AWKWARD, HERE, assert_same_bits, random_arrays
 
 import adadelta_cli
-from adadelta_cli import (
-    backends,
-    benchmark,
-    doctor,
-    errors,
-    gpu,
-    implementations,
-    processor,
-    workloads,
-)
+from adadelta_cli import errors
+from adadelta_cli.bench import device as processor
+from adadelta_cli.bench import runner as benchmark
+from adadelta_cli.bench import workloads
+from adadelta_cli.bench.buffers import Tensors
+from adadelta_cli.doctor import checks as doctor
 from adadelta_cli.errors import UnavailableError
+from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.kernels import cuda
-from adadelta_cli.tensors import Tensors
+from adadelta_cli.system import cuda as gpu
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 ROOT = HERE.parent
@@ -128,9 +126,9 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
                            "OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, b / a)")  # fmt: skip
     assert wrong != source
     monkeypatch.setattr(cuda, "source", lambda: wrong)
-    from adadelta_cli.sandbox import InProcess
-    from adadelta_cli.selection import Request
-    from adadelta_cli.verification import Verification
+    from adadelta_cli.system.sandbox import InProcess
+    from adadelta_cli.verification.plan import Request
+    from adadelta_cli.verification.runner import Verification
 
     work = Verification(Request(names=("cupy",), case_names=("odd",), ctx="gpu").plan)
     work.execute(sandbox=InProcess())
@@ -143,8 +141,8 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
 @needs_mxnet
 def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simulated):
     """Where the arrays are no CPU's, the CUDA kernel steps on MXNet's own memory: the same bits."""
-    from adadelta_cli import engine
-    from adadelta_cli.optimizer import AdaDelta
+    from adadelta_cli.mxnet_bridge import runtime as engine
+    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
 
     assert simulated
     mx = engine.load()
@@ -188,7 +186,7 @@ def test_the_cupy_example_passes(tmp_path):
 
 KERNEL = """
 import ctypes, time, cupy
-from adadelta_cli.kernels import arithmetic
+from adadelta_cli.kernels import cupy_ieee as arithmetic
 from adadelta_cli.update import Hyperparameters, Parameter, update
 def step(*arrays, **settings):
     rate, wd = settings["learning_rate"], settings["wd"]
@@ -602,7 +600,7 @@ def test_doctor_tells_what_mends_the_gpu(simulated, monkeypatch):
             return self
 
         def call(self, function):
-            from adadelta_cli.sandbox import InProcess
+            from adadelta_cli.system.sandbox import InProcess
 
             return InProcess().call(function)
 

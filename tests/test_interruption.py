@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from adadelta_cli import interruption
+from adadelta_cli.run import signals as interruption
 
 
 @pytest.fixture(autouse=True)

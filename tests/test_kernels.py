@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adadelta_cli.kernels import cpu
-from adadelta_cli.kernels.operand import operand
+from adadelta_cli.kernels.layout import operand
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 SIZES = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 4095, 4097, 100_003]

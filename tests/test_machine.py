@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from adadelta_cli import activity, files, machine
+from adadelta_cli import files
+from adadelta_cli.system import info as machine
+from adadelta_cli.system import load as activity
 
 CPU = "sys/devices/system/cpu"
 LAPTOP = {

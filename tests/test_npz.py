@@ -10,8 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from adadelta_cli import npz
 from adadelta_cli.errors import UsageError
+from adadelta_cli.run import npz
 
 
 def member(shape="(3,)", descr="'<f4'", data=bytes(12), version=(1, 0)):

@@ -21,7 +21,8 @@ if not HAS_MXNET:
     pytest.skip("MXNet has no wheel for this platform", allow_module_level=True)
 
 import adadelta_cli
-from adadelta_cli import AdaDelta, engine
+from adadelta_cli import AdaDelta
+from adadelta_cli.mxnet_bridge import runtime as engine
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 mx = engine.load()
@@ -719,7 +720,7 @@ def test_importing_registers_it_without_a_sound():
 def test_importing_the_package_imports_nothing_heavy():
     """Not MXNet, not Numba, not even NumPy."""
     python(
-        "import sys, adadelta_cli, adadelta_cli.cli\n"
+        "import sys, adadelta_cli, adadelta_cli.cli.main\n"
         "heavy = {'mxnet', 'numba', 'numpy', 'pandas', 'matplotlib', 'sklearn', 'rich'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )

@@ -16,9 +16,10 @@ from conftest import GOLDEN, HERE
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adadelta_cli import cases, oracle, verification
-from adadelta_cli.oracle import Constants, Exact, Sample, State
 from adadelta_cli.update import Hyperparameters
+from adadelta_cli.verification import cases, oracle
+from adadelta_cli.verification import runner as verification
+from adadelta_cli.verification.oracle import Constants, Exact, Sample, State
 
 TENSORS = ("weight", "acc_grad", "acc_delta")
 
@@ -44,10 +45,13 @@ def test_it_agrees_with_the_golden_trajectories(case):
 
 def test_it_loads_no_other_formula():
     """Importing the oracle imports neither the array update nor a kernel."""
-    code = "import sys, adadelta_cli.oracle; print(*[m for m in sys.modules if 'adadelta' in m])"
+    code = (
+        "import sys, adadelta_cli.verification.oracle\n"
+        "print(*[m for m in sys.modules if 'adadelta' in m])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = {"adadelta_cli", "adadelta_cli.oracle", "adadelta_cli.difference"}
-    assert set(done.stdout.split()) == modules
+    modules = {"", ".verification", ".verification.oracle", ".verification.ulp"}
+    assert set(done.stdout.split()) == {f"adadelta_cli{each}" for each in modules}
 
 
 def test_hyperparameters_are_what_the_dtype_makes_of_them():

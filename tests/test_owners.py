@@ -10,7 +10,8 @@ import weakref
 import pytest
 from conftest import random_arrays, simulated_gpu
 
-from adadelta_cli.kernels import cpu, cuda, operand
+from adadelta_cli.kernels import cpu, cuda
+from adadelta_cli.kernels import layout as operand
 from adadelta_cli.update import Hyperparameters, Parameter
 
 SHAPES = ((100_003,), (7,))

@@ -10,25 +10,23 @@ import numpy as np
 import pytest
 from conftest import AWKWARD, assert_same_bits, random_arrays
 
-from adadelta_cli import (
-    backends,
-    cases,
-    implementations,
-    machine,
-    parity,
-    peers,
-    selection,
-    subject,
-    verification,
-)
-from adadelta_cli.crew import Crew, Role
+from adadelta_cli.bench import target as subject
+from adadelta_cli.bench.buffers import Tensors
+from adadelta_cli.bench.device import Cpu
+from adadelta_cli.bench.worker_pool import Crew, Role
 from adadelta_cli.errors import ExitCode, UnavailableError
-from adadelta_cli.implementations import PEERS, YARDSTICKS, Bounds, timeable
-from adadelta_cli.processor import Cpu
-from adadelta_cli.report.verification import verification_skips
-from adadelta_cli.tensors import Tensors
+from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import frameworks as peers
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations.registry import PEERS, YARDSTICKS, Bounds, timeable
+from adadelta_cli.system import info as machine
 from adadelta_cli.update import Hyperparameters, Parameter, update
-from adadelta_cli.verification import Plan, Verification
+from adadelta_cli.verification import cases
+from adadelta_cli.verification import plan as selection
+from adadelta_cli.verification import runner as verification
+from adadelta_cli.verification import tolerance as parity
+from adadelta_cli.verification.report import verification_skips
+from adadelta_cli.verification.runner import Plan, Verification
 
 QUICK = ("torch", "torch-foreach", "optax")  # torch-compile takes 15 s for its first case
 CASES = ("odd", "multipliers", "length-0", "special-odd", "subnormal", "overflow", "flushed")
@@ -252,8 +250,8 @@ def test_torch_compile_needs_a_compiler(monkeypatch):
 def test_choosing_a_peer_imports_nothing():
     """Libraries that disturb each other are loaded in their own processes only."""
     program = (
-        "import sys; from adadelta_cli import implementations, peers; "
-        "peers.present(implementations.PEERS); "
+        "import sys; from adadelta_cli.implementations import frameworks, registry; "
+        "frameworks.present(registry.PEERS); "
         "sys.exit(bool({'torch', 'jax', 'optax'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

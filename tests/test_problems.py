@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from conftest import needs_mxnet
 
-from adadelta_cli import config, implementations
-from adadelta_cli.backends import backend as array_library
 from adadelta_cli.errors import UsageError
-from adadelta_cli.problems import PROBLEMS, problem
-from adadelta_cli.problems.problem import gradient
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations.array_backends import backend as array_library
+from adadelta_cli.run import config
+from adadelta_cli.run.problems import PROBLEMS, problem
+from adadelta_cli.run.problems.problem import gradient
 
 CASES = {
     "rosenbrock": {"name": "rosenbrock"},

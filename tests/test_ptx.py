@@ -21,10 +21,10 @@ from conftest import (
     simulated_gpu,
 )
 
-from adadelta_cli.cases import ODD, Case
 from adadelta_cli.kernels import cpu, cuda
-from adadelta_cli.kernels.operand import KINDS as KERNEL_KINDS
+from adadelta_cli.kernels.layout import KINDS as KERNEL_KINDS
 from adadelta_cli.update import Hyperparameters, Parameter
+from adadelta_cli.verification.cases import ODD, Case
 
 pytestmark = pytest.mark.skipif(
     nvrtc.library() is None,

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from adadelta_cli import __main__ as program
-from adadelta_cli import config, inputs, machine
-from adadelta_cli.cli import adadelta
+from adadelta_cli import inputs
+from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
+from adadelta_cli.run import config
+from adadelta_cli.system import info as machine
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
 LONG_NAME, LONG_PATH = "a" * 5000, "a/" * 2500

@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 
-from adadelta_cli import backends, config, training, verification
 from adadelta_cli.errors import UsageError
-from adadelta_cli.recording import Recording
-from adadelta_cli.verification import Plan, Verification
+from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.run import config, training
+from adadelta_cli.verification import runner as verification
+from adadelta_cli.verification.recording import Recording
+from adadelta_cli.verification.runner import Plan, Verification
 
 SETTINGS = ["training.epochs=1", "problem.hidden=[16, 8]", "optimizer.rho=0.95",
             "optimizer.clip_gradient=0.5"]  # fmt: skip
@@ -114,7 +116,7 @@ def test_wrong_files_are_usage_errors(recorded, tmp_path):
 
 def test_a_recording_beyond_memory_is_refused(recorded, monkeypatch):
     """With how many of its steps would do."""
-    monkeypatch.setattr("adadelta_cli.recording.LARGEST_TRAJECTORY", 5000)
+    monkeypatch.setattr("adadelta_cli.verification.recording.LARGEST_TRAJECTORY", 5000)
     with pytest.raises(UsageError, match="use --steps 3"):
         Recording.read(recorded[0])
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from adadelta_cli.implementations import implementation
+from adadelta_cli.bench.buffers import Tensors
+from adadelta_cli.bench.target import HYPER
+from adadelta_cli.implementations.registry import implementation
 from adadelta_cli.kernels import cpu, roofline
-from adadelta_cli.subject import HYPER
-from adadelta_cli.tensors import Tensors
 from adadelta_cli.update import Hyperparameters
 
 ELEMENTS = 10_000

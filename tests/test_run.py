@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from adadelta_cli import __main__ as program
-from adadelta_cli import config
+from adadelta_cli.run import config
 
 REPOSITORY = Path(__file__).parent.parent
 QUICK = (

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from adadelta_cli.sandbox import Sandbox, SandboxError
+from adadelta_cli.system.sandbox import Sandbox, SandboxError
 
 
 def test_a_result_comes_back_from_another_process():

@@ -12,11 +12,14 @@ from dataclasses import replace
 import pytest
 from conftest import HERE
 
-from adadelta_cli import cases, files, implementations, selftest
+from adadelta_cli import files
 from adadelta_cli.errors import BrokenError, ExitCode
-from adadelta_cli.faults import FAULTS, SOURCES, Fault
-from adadelta_cli.report import selftest as report
-from adadelta_cli.selftest import Row, SelfTest
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.verification import cases
+from adadelta_cli.verification import mutation_report as report
+from adadelta_cli.verification import mutation_test as selftest
+from adadelta_cli.verification.mutants import FAULTS, SOURCES, Fault
+from adadelta_cli.verification.mutation_test import Row, SelfTest
 
 PAGE = HERE.parent / "docs" / "self-test.md"
 BY_NAME = {fault.name: fault for fault in FAULTS}

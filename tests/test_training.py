@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from conftest import assert_same_bits, needs_mxnet
 
-from adadelta_cli import config, training
-from adadelta_cli.backends import backend as array_library
-from adadelta_cli.checkpoint import Checkpoint
 from adadelta_cli.errors import ExitCode, UsageError
-from adadelta_cli.implementations import own, parameter
-from adadelta_cli.report import run as report
+from adadelta_cli.implementations.array_backends import backend as array_library
+from adadelta_cli.implementations.registry import own, parameter
+from adadelta_cli.run import config, report, training
+from adadelta_cli.run.checkpoint import Checkpoint
 from adadelta_cli.update import Hyperparameters
 
 SMALL = {

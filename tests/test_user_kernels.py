@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 
 import adadelta_cli
-from adadelta_cli import candidate, cases, implementations, selection
 from adadelta_cli.errors import UnavailableError, UsageError
-from adadelta_cli.report import verification as report
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.update import Hyperparameters, Parameter, update
-from adadelta_cli.verification import Plan, Verification
+from adadelta_cli.verification import cases, report
+from adadelta_cli.verification import plan as selection
+from adadelta_cli.verification.runner import Plan, Verification
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HAS_JAX = importlib.util.find_spec("jax") is not None

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from adadelta_cli import verdict
-from adadelta_cli.verdict import Difference, Verdict, holm, judge, paired, unpaired
+from adadelta_cli.bench import significance as verdict
+from adadelta_cli.bench.significance import Difference, Verdict, holm, judge, paired, unpaired
 
 MIRROR = {Verdict.FASTER: Verdict.SLOWER, Verdict.SLOWER: Verdict.FASTER}
 TIMES = st.lists(st.floats(0.8, 1.25), min_size=1, max_size=8)

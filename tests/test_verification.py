@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from conftest import HAS_MXNET
 
-from adadelta_cli import cases, implementations, selection, verification
 from adadelta_cli import update as formula
 from adadelta_cli.errors import ExitCode, UsageError
-from adadelta_cli.report import verification as report
-from adadelta_cli.sandbox import InProcess
-from adadelta_cli.verification import Plan, Verification
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.system.sandbox import InProcess
+from adadelta_cli.verification import cases, report
+from adadelta_cli.verification import plan as selection
+from adadelta_cli.verification import runner as verification
+from adadelta_cli.verification.runner import Plan, Verification
 
 
 def check(*names, case_names=("odd",), dtypes=("float32",), configs=(), **settings):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adadelta_cli import workloads
+from adadelta_cli.bench import workloads
 from adadelta_cli.errors import UsageError
 
 

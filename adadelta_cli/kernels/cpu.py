@@ -29,7 +29,7 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
 from adadelta_cli.kernels import cache
-from adadelta_cli.kernels.operand import Kind, Operand, arrays_of, grouped, operands
+from adadelta_cli.kernels.layout import Kind, Operand, arrays_of, grouped, operands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
