@@ -19,7 +19,7 @@ test: $(VENV)/installed-test
 
 # With PyTorch and JAX beside it: what needs one of them, which `make test` skips.
 test-peers: $(VENV)/installed-peers
-	$(BIN)/python -m pytest -n 2 tests/test_peers.py tests/test_user_kernels.py
+	$(BIN)/python -m pytest -n 2 tests/implementations
 	$(BIN)/adadelta verify --peers --out results/peers
 	$(BIN)/adadelta bench --sizes 1e5 --impl numpy-fused --peers --processes 2 --out results/peers
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_comparison import content
+from test_regression import content
 
 from adadelta_cli import __main__ as program
 from adadelta_cli import files

@@ -15,7 +15,7 @@ from adadelta_cli.update import Hyperparameters
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
 MLP = "problem:\n  name: mlp\ntraining:\n  epochs: 1\n"
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture

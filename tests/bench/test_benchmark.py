@@ -39,7 +39,7 @@ COLUMNS = """
     speedup_high peak_extra_bytes bytes_per_element note
 """.split()  # noqa: SIM905 - as the contract lists them
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLAN = benchmark.Plan(tuple(workloads.sizes("1e6")), ("numpy", "numpy-fused"))
 GROUP = PLAN.groups[0]
 FAULTLESS = {"numpy": "", "numpy-fused": ""}
@@ -51,7 +51,7 @@ def bench(*arguments, out):
     return subprocess.run(
         [sys.executable, "-m", "adadelta_cli", "bench", "--out", str(out), "--processes", "2",
          "--max-time", "0.2", "--backend", "numpy", *arguments],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
 
 
@@ -552,7 +552,7 @@ def test_a_worker_ends_with_its_leader():
     """When stdin is closed the process ends by itself."""
     process = subprocess.Popen(
         [sys.executable, "-m", "adadelta_cli.bench.worker"], stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1],
+        stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     process.stdin.close()
     process.wait(timeout=30)

@@ -254,7 +254,7 @@ def test_a_name_in_brackets_is_no_markup(tmp_path):
     """Rich takes [red] for a colour, and [/x] for an error."""
     folder = tmp_path / "k["
     folder.mkdir()
-    kernel = Path(__file__).parent.parent / "examples" / "numpy_kernel.py"
+    kernel = Path(__file__).parents[2] / "examples" / "numpy_kernel.py"
     (folder / "x].py").write_text(kernel.read_text())
     (tmp_path / "q[red].yaml").write_text(ROSENBROCK)
     impl = ["--impl", "k[/x].py:step", *ON_NUMPY]

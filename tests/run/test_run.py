@@ -17,7 +17,7 @@ import pytest
 from adadelta_cli import __main__ as program
 from adadelta_cli.run import config
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 QUICK = (
     "--backend", "numpy", "--set", "expect={}", "--set", "training.epochs=null",
     "--set", "training.steps=20", "--set", "training.record_every=5",

@@ -24,7 +24,7 @@ from adadelta_cli.verification import cases, report
 from adadelta_cli.verification import plan as selection
 from adadelta_cli.verification.runner import Plan, Verification
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 HAS_JAX = importlib.util.find_spec("jax") is not None
 
 
