@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from adadelta_cli.bench.buffers import Tensors
     from adadelta_cli.bench.device import Cpu
-    from adadelta_cli.implementations.registry import Implementation
+    from adadelta_cli.implementations.base import Implementation
 
 CHECKED_ELEMENTS = 4096  # of each tensor, spread over all of it
 HYPER = Hyperparameters()

@@ -22,7 +22,7 @@ from adadelta_cli.system.sandbox import Finding
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from adadelta_cli.implementations.registry import Implementation, Step
+    from adadelta_cli.implementations.base import Implementation, Step
     from adadelta_cli.update import Hyperparameters, Parameter
 
 

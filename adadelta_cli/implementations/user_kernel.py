@@ -7,7 +7,6 @@ an element and not to a vector, as a view of a larger array would be.
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -21,16 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import KERNEL_FAULTS, AdadeltaError, UnavailableError, UsageError, status
-from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations.base import Bounds, Implementation
 from adadelta_cli.implementations.guard import Guarded, address, library, poison
-from adadelta_cli.implementations.registry import Bounds, Implementation
 from adadelta_cli.system.sandbox import FatalFinding, Finding, Sandbox, SandboxError, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
-    from adadelta_cli.implementations.registry import Step
+    from adadelta_cli.implementations.base import Step
     from adadelta_cli.update import Hyperparameters, Parameter
 
 FORMS = "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
@@ -52,18 +50,9 @@ def implementation(name: str) -> Implementation:
     return _implementation(name, partial(_bind_named, name), partial(_time_named, name))
 
 
-@contextlib.contextmanager
-def known(kernel: Callable[..., Any]) -> Iterator[str]:
-    """Make a function an implementation for a while, in this process; yields its name."""
-    name = getattr(kernel, "__qualname__", type(kernel).__qualname__)
-    name = f"{name} (in Python)"
-    implementations.IMPLEMENTATIONS[name] = _implementation(
-        name, partial(_bind, kernel), partial(_time, kernel)
-    )
-    try:
-        yield name
-    finally:
-        del implementations.IMPLEMENTATIONS[name]
+def of_function(name: str, kernel: Callable[..., Any]) -> Implementation:
+    """Return the implementation that a function is."""
+    return _implementation(name, partial(_bind, kernel), partial(_time, kernel))
 
 
 def _implementation(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adadelta_cli.implementations.array_backends import NumpyBackend
-    from adadelta_cli.implementations.registry import Bind
+    from adadelta_cli.implementations.base import Bind
     from adadelta_cli.verification.cases import Case
 
 

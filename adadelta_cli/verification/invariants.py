@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from adadelta_cli.implementations.array_backends import NumpyBackend
-    from adadelta_cli.implementations.registry import Bind, Implementation, Step
+    from adadelta_cli.implementations.base import Bind, Implementation, Step
     from adadelta_cli.update import Hyperparameters, Parameter
     from adadelta_cli.verification.cases import Case
     from adadelta_cli.verification.execute import Trajectory

@@ -31,8 +31,7 @@ import numpy as np
 
 from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations import user_kernel as candidate
-from adadelta_cli.implementations.registry import Implementation, Step
+from adadelta_cli.implementations.base import Implementation, Step
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import info as machine
 from adadelta_cli.system.sandbox import InProcess, Sandbox, SandboxError
@@ -187,7 +186,7 @@ def _bind_kernel(module: Any) -> Bind:
 
 def _bind_user(module: Any) -> Bind:
     """Bind a kernel through the same door as a user's own."""
-    with candidate.known(module.step) as name:
+    with implementations.known(module.step) as name:
         return implementations.implementation(name).bind
 
 

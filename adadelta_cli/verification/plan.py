@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from adadelta_cli.implementations.registry import Implementation
+    from adadelta_cli.implementations.base import Implementation
     from adadelta_cli.verification.cases import Case
 
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")

@@ -30,7 +30,7 @@ from adadelta_cli.verification.ulp import Difference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from adadelta_cli.implementations.registry import Bounds, Implementation
+    from adadelta_cli.implementations.base import Bounds, Implementation
     from adadelta_cli.verification.cases import Case
 
 # What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
@@ -857,7 +857,7 @@ def verify(
         allowed = " and ".join(SUBNORMALS)
         raise UsageError(f"subnormals is {subnormals!r}; allowed are {allowed}")
     chosen = tuple(select(tuple(cases), full=full, steps=steps))
-    with candidate.known(step) as name, warnings.catch_warnings():
+    with implementations.known(step) as name, warnings.catch_warnings():
         plan = Plan(
             (name,), chosen, dtypes=tuple(dtypes), seed=seed, ctx=ctx,
             watched=frozenset(cases or (conduct.FULL if full else conduct.CASES)),

@@ -26,7 +26,7 @@ from adadelta_cli.verification.ulp import Difference
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from adadelta_cli.implementations.registry import Bounds
+    from adadelta_cli.implementations.base import Bounds
     from adadelta_cli.verification.cases import Case
 
 States = dict[str, list[np.ndarray]]
