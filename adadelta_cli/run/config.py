@@ -12,14 +12,15 @@ import re
 import reprlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, shortened
 from adadelta_cli.run.problems import PROBLEMS
+from adadelta_cli.run.problems.settings import LogisticRegression, Mlp, Rosenbrock, Section
 from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
@@ -30,54 +31,15 @@ LARGEST_DIGITS = 300  # of a whole number; float64 ends at 309
 MOST_FAULTS = 10  # that a message lists
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-# Of what the plot shows: see report.run.LARGEST_DRAWN.
+# Of what the plot shows: see run.report.LARGEST_DRAWN.
 Bound = Annotated[float, Field(ge=-1e150, le=1e150)]
 PositiveBound = Annotated[float, Field(gt=0, le=1e150)]
-Width = Annotated[int, Field(ge=1, le=4096)]
 
 
 # --- what a config holds --------------------------------------------------------------------------
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Rosenbrock(_Section):
-    """Rosenbrock's valley: sum of 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2, least at (1, ..., 1)."""
-
-    name: Literal["rosenbrock"]
-    dimension: int = Field(2, ge=2, le=1_000_000)
-    """Number of coordinates; above 3 there is a second, local minimum."""
-
-
-class LogisticRegression(_Section):
-    """Two classes, a linear model, L2 on its weights and none on its bias."""
-
-    name: Literal["logistic_regression"]
-    l2: float = Field(1e-3, gt=0)
-    """Factor of half the squared norm of the weights, beside the mean loss of a sample."""
-    csv: str | None = None
-    """A CSV file with a header, relative to this file; without it, the breast-cancer data."""
-    label: str = "label"
-    """The CSV column with the class, of which there are two; all others are features."""
-
-
-class Mlp(_Section):
-    """A multi-layer perceptron that reads handwritten digits."""
-
-    name: Literal["mlp"]
-    hidden: tuple[Width, ...] = Field((128, 64), min_length=1, max_length=8, strict=False)
-    """Sizes of the hidden layers."""
-    activation: Literal["relu", "tanh", "sigmoid"] = "relu"
-    """What follows each hidden layer."""
-    held_out: float = Field(0.2, gt=0, lt=1)
-    """Share of the samples that is kept from training, for the accuracy."""
-
-
-class Optimizer(_Section):
+class Optimizer(Section):
     """The hyper-parameters of AdaDelta, with the defaults of MXNet 2.0."""
 
     learning_rate: float = 1.0
@@ -98,7 +60,7 @@ class Optimizer(_Section):
         return Hyperparameters(**self.model_dump())
 
 
-class Training(_Section):
+class Training(Section):
     """How long, on how much at a time, and how often something is written."""
 
     steps: int | None = Field(None, ge=1, le=10**9)
@@ -113,7 +75,7 @@ class Training(_Section):
     """Steps between two checkpoints."""
 
 
-class Expect(_Section):
+class Expect(Section):
     """What counts as success: bounds on the last row of history.csv."""
 
     max_loss: Bound | None = None
@@ -132,7 +94,7 @@ class Expect(_Section):
             yield side, metric, bound
 
 
-class Config(_Section):
+class Config(Section):
     """A problem, the optimizer that is to solve it, for how long, and what counts as success."""
 
     problem: Rosenbrock | LogisticRegression | Mlp = Field(discriminator="name")

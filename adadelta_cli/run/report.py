@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adadelta_cli.run.config import Config
-    from adadelta_cli.run.training import Result
+    from adadelta_cli.run.result import Result
 
 
 FILES = ("history.csv", "summary.json", "config.yaml", "loss.png")

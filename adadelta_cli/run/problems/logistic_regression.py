@@ -16,7 +16,7 @@ from adadelta_cli.run.problems.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadelta_cli.run import config
+    from adadelta_cli.run.problems import settings as config
 
 # Below this margin, exp(-margin) is not computed: log(1 + exp(30)) is 30 to 14 digits.
 LEAST_MARGIN = -30

@@ -13,7 +13,7 @@ from adadelta_cli.run.problems.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adadelta_cli.run import config
+    from adadelta_cli.run.problems import settings as config
 
 CLASSES = 10
 BRIGHTEST = 16.0  # the pixels are whole numbers from 0 to 16

@@ -15,7 +15,7 @@ from adadelta_cli.run.problems.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadelta_cli.run import config
+    from adadelta_cli.run.problems import settings as config
 
 
 class Rosenbrock(Problem):
