@@ -33,6 +33,7 @@ from adadelta_cli.errors import UnavailableError
 from adadelta_cli.implementations import array_backends as backends
 from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.kernels import cuda
+from adadelta_cli.mxnet_bridge import probe
 from adadelta_cli.system import cuda as gpu
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
@@ -77,7 +78,7 @@ def simulated(monkeypatch):
 
     forget()
     monkeypatch.syspath_prepend(SIMULATED)
-    yield gpu.use(0)
+    yield gpu.use(0, probe.build)
     forget()
 
 
@@ -141,15 +142,16 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
 @needs_mxnet
 def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simulated):
     """Where the arrays are no CPU's, the CUDA kernel steps on MXNet's own memory: the same bits."""
+    from adadelta_cli.mxnet_bridge import fused
     from adadelta_cli.mxnet_bridge import runtime as engine
     from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
 
     assert simulated
     mx = engine.load()
     found = []
-    for step in (engine.FusedStep, None):
+    for step in (fused.FusedStep, None):
         if step is None:  # as it is of arrays on a GPU
-            monkeypatch.setattr(engine.FusedStep, "_inspect", lambda _: np.full(2, -1))
+            monkeypatch.setattr(fused.FusedStep, "_inspect", lambda _: np.full(2, -1))
         optimizer = AdaDelta(**AWKWARD, multi_precision=True, use_fused_step=True)
         weights = [mx.np.array(random_arrays(n)[0].astype(t)) for n, t in SHAPES]
         grads = [mx.np.array(random_arrays(n, seed=1)[1].astype(t)) for n, t in SHAPES]
@@ -160,7 +162,7 @@ def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simul
         found.append([array.asnumpy() for array in flat])
     assert_same_bits(found[1], found[0])
     step = optimizer._bound[0].step
-    assert isinstance(step, engine.GpuStep)
+    assert isinstance(step, fused.GpuStep)
     where = []  # the arrays' own device is the current one when the work is waited for, only then
     stream = SimpleNamespace(synchronize=lambda: where.append(simulated.cuda.Device().id))
     monkeypatch.setattr(simulated.cuda, "get_current_stream", lambda: stream)
@@ -522,7 +524,7 @@ def test_several_cupys_are_told(simulated, monkeypatch):
 @pytest.mark.parametrize(("mend", "name"), [("", "mxnet"), ("use --backend cupy", "cupy")])
 def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, mend, name):
     """And CuPy elsewhere; no list of GPUs is asked."""
-    monkeypatch.setattr(gpu, "mxnet", lambda _number: gpu.Finding(gpu.MXNET, "", mend))
+    monkeypatch.setattr(probe, "launches", lambda _number: gpu.Finding(probe.MXNET, "", mend))
     assert backends.chosen("auto", "gpu:1") == name
 
 

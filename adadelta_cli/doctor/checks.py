@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import ExitCode
+from adadelta_cli.mxnet_bridge import probe
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import cuda as gpu
 from adadelta_cli.system import info as machine
@@ -238,7 +239,7 @@ def _try_gpu() -> str:
         Fault: a piece does not work, or bits differ.
     """
     found = gpu.examine()
-    told = gpu.tell((*found, gpu.mxnet_build()))
+    told = gpu.tell((*found, probe.build()))
     if found[-1].mend:
         raise Fault(told + MENDING + found[-1].mend)
     return f"{_same_bits('cupy-fused', 'numpy', 'gpu')}; {told}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError, shortened
+from adadelta_cli.mxnet_bridge import probe
 from adadelta_cli.mxnet_bridge import runtime as engine
 from adadelta_cli.system import cuda as gpu
 from adadelta_cli.system.sandbox import Sandbox
@@ -85,7 +86,7 @@ class MxnetBackend(NumpyBackend):
     def __init__(self, device: Device = CPU) -> None:
         super().__init__(device)
         if device.kind == "gpu":
-            found = gpu.mxnet_launch(device.number)
+            found = probe.launch(device.number)
             if found.mend:
                 raise UnavailableError(
                     f"--ctx {device} --backend mxnet: {found.piece}: {found.seen}; {found.mend}"
@@ -116,7 +117,7 @@ class CupyBackend(NumpyBackend):
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
-        self.xp = gpu.use(device.number)
+        self.xp = gpu.use(device.number, probe.build)
 
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of this library, same shape and dtype."""
@@ -230,7 +231,7 @@ PEERS: dict[str, type[NumpyBackend]] = {"torch": TorchBackend, "jax": JaxBackend
 # What `auto` takes on each kind of device.
 AUTOMATIC: dict[str, Callable[[Device], str]] = {
     "cpu": lambda _device: "mxnet" if engine.is_installed() else "numpy",
-    "gpu": lambda device: "cupy" if gpu.mxnet(device.number).mend else "mxnet",
+    "gpu": lambda device: "cupy" if probe.launches(device.number).mend else "mxnet",
 }
 
 

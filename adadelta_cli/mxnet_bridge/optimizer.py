@@ -14,6 +14,7 @@ import numpy as np
 
 from adadelta_cli.kernels import layout as operand
 from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.mxnet_bridge.fused import Common, FusedStep, GpuStep
 from adadelta_cli.update import Hyperparameters, Parameter, checked, update
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             masters = self.multi_precision
             self._unfused(indices, _parameters(weights, grads, states, masters=masters))
 
-    def _hyperparameters(self) -> engine.Common:
+    def _hyperparameters(self) -> Common:
         """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
         values = self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
         before, common = self._common
@@ -274,11 +275,11 @@ class _Bound:
     ) -> None:
         self._parameters = _parameters(weights, grads, states, masters=masters)  # to keep them
         tensors = [parameter.arrays for parameter in self._parameters]
-        self.step: engine.FusedStep | engine.GpuStep = engine.FusedStep(tensors)
+        self.step: FusedStep | GpuStep = FusedStep(tensors)
         if not self.step.possible:
             for wrong in filter(None, map(_what_is_wrong, self._parameters)):
                 raise wrong
-            self.step = engine.GpuStep(tensors)  # nothing is wrong, so that is where they are
+            self.step = GpuStep(tensors)  # nothing is wrong, so that is where they are
         lasting = all(map(_is_lasting, states))
         self._given = [*weights, *grads, *states] if lasting else []
         self._masters = masters
@@ -303,14 +304,14 @@ def _is_lasting(state: Any) -> bool:
 
 
 @lru_cache(maxsize=64, typed=True)
-def _common(_signs: Any, *values: Any) -> engine.Common:
+def _common(_signs: Any, *values: Any) -> Common:
     """Check them once, not at each step."""
     return _checked(*values)
 
 
-def _checked(*values: Any) -> engine.Common:
+def _checked(*values: Any) -> Common:
     hyper = Hyperparameters(1.0, *values)
-    return engine.Common(hyper, hyper.doubles)
+    return Common(hyper, hyper.doubles)
 
 
 def _parameters(

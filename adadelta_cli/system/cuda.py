@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adadelta_cli.errors import UnavailableError, in_one_line, status
-from adadelta_cli.system.sandbox import Sandbox, SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,8 +26,6 @@ DRIVER = (  # the least that runs CUDA 12: CUDA's release notes, "CUDA Toolkit a
     "install NVIDIA's driver, 525.60.13 or later, on the host (Ubuntu: apt-get install "
     "nvidia-driver-550; Debian: nvidia-driver); a container is started with docker run --gpus all"
 )
-MXNET, CUPY = "MXNet's CUDA", "use --backend cupy"
-LAUNCH_S = 120.0  # that MXNet's first launch may take: it may compile kernels for this GPU
 # The wheels that CUDA's libraries come in, and what is loaded of each: CuPy 13 looks for them only
 # where the system's loader does; what is loaded already it takes (CuPy 14 finds the wheels itself).
 WHEELS = {
@@ -73,21 +70,22 @@ def examine(number: int = 0) -> list[Finding]:
     return found
 
 
-def use(number: int) -> Any:
+def use(number: int, also: Callable[[], Finding]) -> Any:
     """Make a device the current one of this thread, once all that it needs was found to work.
 
     Arguments, return value and errors as of `working`.
     """
-    cupy = working(number)
+    cupy = working(number, also)
     cupy.cuda.Device(number).use()
     return cupy
 
 
-def working(number: int) -> Any:
+def working(number: int, also: Callable[[], Finding]) -> Any:
     """See that all that a device needs works.
 
     Args:
         number: of the device.
+        also: looks for another library that can use it, for the message.
 
     Returns:
         CuPy.
@@ -95,14 +93,14 @@ def working(number: int) -> Any:
     Raises:
         UnavailableError: something is missing, with what was looked for and what mends it.
     """
-    lack = _lack(number)
+    lack = _lack(number, also)
     if lack:
         raise UnavailableError(lack)
     return _cupy()
 
 
 @cache
-def _lack(number: int) -> str:
+def _lack(number: int, also: Callable[[], Finding]) -> str:
     """Say what a step on a device lacks; empty where it lacks nothing."""
     found = examine(number)
     if not found[-1].mend:
@@ -110,7 +108,7 @@ def _lack(number: int) -> str:
     if not is_installed():
         found.append(driver())
     mends = [each.mend for each in found if each.mend]
-    told = tell((*found, mxnet_build()))
+    told = tell((*found, also()))
     return (
         f"--ctx gpu:{number} cannot be used. Looked for {told}. To do: {'; '.join(mends)}; or use "
         "--ctx cpu"
@@ -283,53 +281,3 @@ PROBES: tuple[Callable[[int], Finding], ...] = (
     _probe_cupy, _probe_driver, _probe_devices, _probe_compiler, _probe_launch,
     _probe_products,
 )  # fmt: skip
-
-
-# --- MXNet ----------------------------------------------------------------------------------------
-
-
-def mxnet_build() -> Finding:
-    """See whether there is an MXNet that was built with CUDA; nothing is launched."""
-    from adadelta_cli.mxnet_bridge import runtime as engine
-
-    if not engine.is_installed():
-        return Finding(MXNET, "MXNet is not installed", CUPY)
-    try:
-        with_cuda = engine.load().runtime.Features().is_enabled("CUDA")
-    except UnavailableError as error:
-        return Finding(MXNET, str(error), CUPY)
-    if with_cuda:
-        return Finding(MXNET, "built with it")
-    return Finding(MXNET, "built without it, as the wheels of 2.0.0b1 are", CUPY)
-
-
-def mxnet_launch(number: int) -> Finding:
-    """Try MXNet on a device by a small launch, in this process, which it may end.
-
-    Args:
-        number: of the device.
-    """
-    found = mxnet_build()
-    if found.mend:
-        return found
-    from adadelta_cli.mxnet_bridge import runtime as engine
-
-    mx = engine.load()
-    try:
-        one = mx.nd.ones(1, ctx=mx.gpu(number))
-        (one + one).asnumpy()
-    except mx.MXNetError as error:  # its message ends in a page of addresses
-        return Finding(MXNET, in_one_line(error).partition(" Stack trace")[0], CUPY)
-    return Finding(MXNET, "a small launch works")
-
-
-@cache
-def mxnet(number: int) -> Finding:
-    """Try MXNet on a device as `mxnet_launch` does, in a process of its own."""
-    if driver().mend:
-        return Finding(MXNET, "not tried, for there is no driver", CUPY)
-    with Sandbox(LAUNCH_S) as sandbox:
-        try:
-            return sandbox.call(mxnet_launch, number)
-        except SandboxError as error:
-            return Finding(MXNET, str(error), CUPY)
