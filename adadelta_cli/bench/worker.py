@@ -291,8 +291,8 @@ class Training:
 
 
 def _training_optimizer(name: str) -> Any:
-    from adadelta_cli import AdaDelta
     from adadelta_cli.mxnet_bridge import runtime as engine
+    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
 
     make: dict[str, Callable[[], Any]] = {
         "mxnet-stock": engine.load().optimizer.adadelta.AdaDelta,

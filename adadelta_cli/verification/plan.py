@@ -15,7 +15,7 @@ from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.run import config
 from adadelta_cli.system import info as machine
-from adadelta_cli.verification import cases
+from adadelta_cli.verification import catalogue
 from adadelta_cli.verification import fuzz as draw
 from adadelta_cli.verification import invariants as conduct
 from adadelta_cli.verification.recording import Recording
@@ -100,7 +100,9 @@ class Request:
 
     def _cases(self) -> list[Case]:
         fixed = tuple(name for name in self.case_names if name not in draw.COLLECTIVE)
-        chosen: list[Case] = cases.select(fixed, full=self.full, steps=self.steps, sizes=self.sizes)
+        chosen: list[Case] = catalogue.select(
+            fixed, full=self.full, steps=self.steps, sizes=self.sizes
+        )
         return chosen if fixed or not self.case_names else []
 
     def _replayed(self) -> tuple[list[Case], tuple[str, ...]]:

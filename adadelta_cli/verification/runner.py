@@ -20,7 +20,7 @@ from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system.sandbox import HungError, InProcess, Sandbox, SandboxError
-from adadelta_cli.verification import cases, oracle
+from adadelta_cli.verification import catalogue, oracle
 from adadelta_cli.verification import fuzz as draw
 from adadelta_cli.verification import invariants as conduct
 from adadelta_cli.verification import tolerance as parity
@@ -108,7 +108,7 @@ class Row:
 def _own_steps(name: str) -> int | None:
     """Say how many steps a case takes where no number is asked for; None for what is no case."""
     with contextlib.suppress(UsageError):
-        return cases.select((name,))[0].steps
+        return catalogue.select((name,))[0].steps
     return None
 
 
@@ -846,8 +846,6 @@ def verify(
         >>> [row for row in verify(step, cases=["odd"]) if row.passed is False]
         []
     """
-    from adadelta_cli.verification.cases import select
-
     wrong = [dtype for dtype in dtypes if dtype not in {"float32", "float64"}]
     if wrong:
         raise UsageError(f"dtypes has {wrong[0]!r}; allowed are float32 and float64")
@@ -856,7 +854,7 @@ def verify(
     if subnormals not in SUBNORMALS:
         allowed = " and ".join(SUBNORMALS)
         raise UsageError(f"subnormals is {subnormals!r}; allowed are {allowed}")
-    chosen = tuple(select(tuple(cases), full=full, steps=steps))
+    chosen = tuple(catalogue.select(tuple(cases), full=full, steps=steps))
     with implementations.known(step) as name, warnings.catch_warnings():
         plan = Plan(
             (name,), chosen, dtypes=tuple(dtypes), seed=seed, ctx=ctx,

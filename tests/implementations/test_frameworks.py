@@ -21,7 +21,7 @@ from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.implementations.registry import PEERS, YARDSTICKS, Bounds, timeable
 from adadelta_cli.system import info as machine
 from adadelta_cli.update import Hyperparameters, Parameter, update
-from adadelta_cli.verification import cases
+from adadelta_cli.verification import cases, catalogue
 from adadelta_cli.verification import plan as selection
 from adadelta_cli.verification import runner as verification
 from adadelta_cli.verification import tolerance as parity
@@ -41,7 +41,7 @@ def needs(name):
 
 def check(name, *names, dtypes=("float32", "float64"), **plan):
     """Verify a peer in its own process."""
-    chosen = tuple(cases.select(names or CASES))
+    chosen = tuple(catalogue.select(names or CASES))
     work = Verification(Plan((name,), chosen, dtypes=dtypes, **plan))
     work.execute()
     return work
@@ -75,7 +75,7 @@ def test_several_peers_and_ours_share_a_verification():
     needs("torch")
     needs("optax")
     names = ("torch", "optax", "numpy-fused")
-    work = Verification(Plan(names, tuple(cases.select(("odd",))), dtypes=("float32",)))
+    work = Verification(Plan(names, tuple(catalogue.select(("odd",))), dtypes=("float32",)))
     work.execute()
     assert work.failures == []
     assert {row.implementation for row in work.rows} == set(names)

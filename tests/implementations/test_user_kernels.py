@@ -20,7 +20,7 @@ from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.update import Hyperparameters, Parameter, update
-from adadelta_cli.verification import cases, report
+from adadelta_cli.verification import cases, catalogue, report
 from adadelta_cli.verification import plan as selection
 from adadelta_cli.verification.runner import Plan, Verification
 
@@ -327,7 +327,7 @@ def test_a_file_may_import_its_neighbours(tmp_path):
 def test_a_crash_is_a_row_and_the_next_case_is_checked(tmp_path, body, told):
     """Its process is not ours."""
     name = write(tmp_path, SHELL.format(f"if weight.size == 17: {body}"))
-    chosen = tuple(cases.select(("length-17", "length-0")))
+    chosen = tuple(catalogue.select(("length-17", "length-0")))
     work = Verification(Plan((name,), chosen, dtypes=("float32",)))
     work.execute()
     (row,) = work.failures
@@ -340,7 +340,7 @@ def test_a_crash_is_a_row_and_the_next_case_is_checked(tmp_path, body, told):
 def test_a_kernel_that_hangs_is_given_up(tmp_path):
     """It is reported once, and other cases are not waited for."""
     name = write(tmp_path, SHELL.format("import time; time.sleep(3600)"))
-    chosen = tuple(cases.select(("length-1", "odd")))
+    chosen = tuple(catalogue.select(("length-1", "odd")))
     work = Verification(Plan((name,), chosen, dtypes=("float32",), timeout=6.0))
     began = time.monotonic()
     work.execute()
@@ -406,7 +406,7 @@ def test_the_examples_pass(name):
         assert not os.environ.get("CI"), "CI has a C compiler, and must not skip what needs it"
         pytest.skip("there is no C compiler")
     names = ("odd", "multipliers", "length-0", "special-odd", "subnormal", "overflow")
-    chosen = tuple(cases.select(names))
+    chosen = tuple(catalogue.select(names))
     implementation = f"{EXAMPLES / name}.py:step"
     assert selection.choose((implementation,), "numpy", "cpu") == (implementation,)
     flush = name == "jax_kernel"  # XLA does on a CPU

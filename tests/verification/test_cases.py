@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.verification import cases
+from adadelta_cli.verification import cases, catalogue
 
 
 def test_names_are_unique():
@@ -66,18 +66,18 @@ def test_special_cases_hold_every_special_value():
 
 def test_selecting():
     """By name, by size, all, or the default set; steps can be overridden."""
-    assert [case.name for case in cases.select(("odd", "special"))] == ["odd", "special"]
-    assert [case.shapes for case in cases.select(sizes=(5, 7))] == [((5,),), ((7,),)]
-    assert len(cases.select(full=True)) == len(cases.CASES)
-    assert {case.steps for case in cases.select(steps=2)} == {2}
+    assert [case.name for case in catalogue.select(("odd", "special"))] == ["odd", "special"]
+    assert [case.shapes for case in catalogue.select(sizes=(5, 7))] == [((5,),), ((7,),)]
+    assert len(catalogue.select(full=True)) == len(cases.CASES)
+    assert {case.steps for case in catalogue.select(steps=2)} == {2}
     with pytest.raises(UsageError, match=r"'oddd'.*known are .*odd"):
-        cases.select(("oddd",))
+        catalogue.select(("oddd",))
 
 
 def test_a_length_is_the_name_of_a_case():
     """So what --sizes puts can be repeated by --case, with the same numbers."""
-    (sized,), (named,) = cases.select(sizes=(12_345,)), cases.select(("length-12345",))
+    (sized,), (named,) = catalogue.select(sizes=(12_345,)), catalogue.select(("length-12345",))
     assert named == sized and named.elements == 12_345
     for name in ("length-", "length-1e3", "length--1", "length-01", f"length-{'9' * 400}"):
         with pytest.raises(UsageError, match="no case of that name"):
-            cases.select((name,))
+            catalogue.select((name,))

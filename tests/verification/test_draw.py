@@ -13,7 +13,7 @@ from adadelta_cli import update as formula
 from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import cases
+from adadelta_cli.verification import catalogue
 from adadelta_cli.verification import fuzz as draw
 from adadelta_cli.verification import runner as verification
 
@@ -101,7 +101,9 @@ def test_what_fails_is_shrunk_and_can_be_repeated(monkeypatch):
     command = f"adadelta verify --case {row.case} --impl numpy-fused --dtype float32"
     assert row.replay == command
     work = verification.Verification(
-        verification.Plan(("numpy-fused",), tuple(cases.select((row.case,))), dtypes=("float32",))
+        verification.Plan(
+            ("numpy-fused",), tuple(catalogue.select((row.case,))), dtypes=("float32",)
+        )
     )
     work.execute(sandbox=InProcess())
     assert "acc_grad" in {row.tensor for row in work.failures}
@@ -143,7 +145,7 @@ def test_seeds_draw_other_cases():
 def test_a_name_that_is_no_case_is_wrong_usage(name):
     """The message shows the form."""
     with pytest.raises(UsageError, match="expected drawn:shapes="):
-        cases.select((name,))
+        catalogue.select((name,))
 
 
 def test_how_many_are_drawn():

@@ -17,7 +17,7 @@ from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.kernels import cpu
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import cases, report
+from adadelta_cli.verification import cases, catalogue, report
 from adadelta_cli.verification import invariants as conduct
 from adadelta_cli.verification.runner import Plan, Verification
 
@@ -26,7 +26,7 @@ OURS = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ())
 
 def rows(name, case="length-4097", dtypes=("float32",)):
     """Verify in this process; return the rows by check and tensor."""
-    chosen = tuple(cases.select((case,)))
+    chosen = tuple(catalogue.select((case,)))
     work = Verification(Plan((name,), chosen, dtypes=dtypes, watched=frozenset({case})))
     work.execute(sandbox=InProcess())
     return {(row.check, row.tensor): row for row in work.rows}
@@ -201,7 +201,7 @@ def test_the_picture_shows_errors_and_drift():
     from examples.numpy_kernel import step
 
     with candidate.known(step) as name:
-        plan = Plan((name,), tuple(cases.select(("odd", "defaults"))), dtypes=("float32",))
+        plan = Plan((name,), tuple(catalogue.select(("odd", "defaults"))), dtypes=("float32",))
         work = Verification(plan)
         work.execute(sandbox=InProcess())
     assert {(len(each.relative_l2), each.case) for each in work.drifts} == {

@@ -21,7 +21,7 @@ from adadelta_cli import update as formula
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import cases, report
+from adadelta_cli.verification import catalogue, report
 from adadelta_cli.verification import plan as selection
 from adadelta_cli.verification import runner as verification
 from adadelta_cli.verification.runner import Plan, Verification
@@ -29,7 +29,7 @@ from adadelta_cli.verification.runner import Plan, Verification
 
 def check(*names, case_names=("odd",), dtypes=("float32",), configs=(), **settings):
     """Verify in this process; return the verification."""
-    chosen = tuple(cases.select(tuple(case_names))) if case_names else ()
+    chosen = tuple(catalogue.select(tuple(case_names))) if case_names else ()
     work = Verification(Plan(names, chosen, configs, dtypes, **settings))
     work.execute(sandbox=InProcess())
     return work
@@ -150,7 +150,7 @@ def test_planted_faults_are_caught(monkeypatch, fault):
 def test_the_command_that_repeats_a_failure_asks_for_the_same(monkeypatch, tmp_path):
     """Whatever size and number of steps failed; a name is quoted where the shell needs it."""
     plant(monkeypatch, one_ulp)
-    work = Verification(Plan(("numpy-fused",), tuple(cases.select(sizes=(4_321,), steps=2))))
+    work = Verification(Plan(("numpy-fused",), tuple(catalogue.select(sizes=(4_321,), steps=2))))
     work.execute(sandbox=InProcess())
     row = work.failures[0]
     assert row.replay.startswith("adadelta verify --case length-4321 --steps 2 --impl numpy-fused ")
