@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 CASES = frozenset({"length-4097"})  # the default: cheap, and long enough to be cut
 FULL = frozenset(case.name for case in cases.DEFAULT)  # and with --full
+CHECKS = ("guard", "repeat", "saved")
 BUFFERS = ("weight", "grad", "acc_grad", "acc_delta", "master")
 
 

@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
-from adadelta_cli.verification.runner import Row, summaries
+from adadelta_cli.verification.runner import Row, reasons, summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,9 +108,7 @@ def verification_skips(verification: Verification) -> list[str]:
     """Say which implementations are not here; and why nothing was compared, if nothing was."""
     lines = [f"Skipped {name}: {lack}" for name, lack in verification.plan.absent]
     if verification.is_empty:
-        notes = [row.note.removeprefix("skipped: ") for row in verification.rows]
-        reasons = dict.fromkeys(filter(None, notes))
-        lines.append(f"Nothing was compared: {'; '.join(reasons)}")
+        lines.append(f"Nothing was compared: {'; '.join(reasons(verification.rows))}")
     return lines
 
 

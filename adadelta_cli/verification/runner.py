@@ -91,6 +91,12 @@ class Row:
     subnormals: str = "strict"
 
     @property
+    def is_comparison(self) -> bool:
+        """Whether results were compared with those of another, or there was none to compare."""
+        with_itself = self.check in {"gradient", *conduct.CHECKS}
+        return not with_itself and (self.elements > 0 or self.passed is False)
+
+    @property
     def replay(self) -> str:
         """The command that repeats just this."""
         steps = ["--steps", str(self.steps)]
@@ -384,8 +390,8 @@ class Verification:
 
     @property
     def is_empty(self) -> bool:
-        """Nothing was compared: there is no row, or every row was skipped."""
-        return all(row.passed is None for row in self.rows)
+        """Whether no result was compared: no row, or all skipped, or without an element."""
+        return not any(row.passed is not None and row.is_comparison for row in self.rows)
 
     def execute(self, tick: Tick = no_tick, sandbox: Sandbox | InProcess | None = None) -> None:
         """Do all of it; `rows` has what was finished, should it be interrupted.
@@ -525,8 +531,12 @@ class Verification:
         ]
 
     def _repeat(self, name: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
-        """Take a step hundreds of times over, to meet a race."""
+        """Take a step hundreds of times over, to meet a race; and compare it once."""
         chosen = self.plan.implementation(name)
+        for elements, _ in conduct.REPEATED:
+            case = replace(cases.single(elements), steps=1)
+            runs = _Runs(self.plan, case, dtype, sandbox)
+            self._compare_steps(self._subject(case.check, case.name, name, dtype, 1), runs)
         subject = self._subject("repeat", draw.STEADY, name, dtype, 1) | {"reference": "itself"}
         place = sandbox.of(chosen.sandbox)
         try:
@@ -892,6 +902,11 @@ def assert_correct(step: Callable[..., Any], **how: Any) -> None:
     if failed:
         lines = [f"{row.check} {row.case} {row.dtype} {row.tensor}: {row.note}" for row in failed]
         raise AssertionError(f"{len(failed)} of {len(rows)} rows failed:\n" + "\n".join(lines))
-    if all(row.passed is None for row in rows):
-        reasons = "; ".join(dict.fromkeys(row.note for row in rows if row.note))
-        raise AssertionError(f"nothing was compared: {reasons}")
+    if not any(row.passed is not None and row.is_comparison for row in rows):
+        raise AssertionError(f"nothing was compared: {'; '.join(reasons(rows))}")
+
+
+def reasons(rows: Sequence[Row]) -> list[str]:
+    """Say why nothing was compared."""
+    notes = [row.note.removeprefix("skipped: ") for row in rows if row.passed is None]
+    return list(dict.fromkeys(filter(None, notes))) or ["there was no element to compare"]
