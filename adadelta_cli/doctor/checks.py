@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import ExitCode
-from adadelta_cli.mxnet_bridge import probe
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import cuda as gpu
 from adadelta_cli.system import info as machine
@@ -238,6 +237,8 @@ def _try_gpu() -> str:
     Raises:
         Fault: a piece does not work, or bits differ.
     """
+    from adadelta_cli.mxnet_bridge import probe
+
     found = gpu.examine()
     told = gpu.tell((*found, probe.build()))
     if found[-1].mend:

@@ -20,7 +20,7 @@ from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system.sandbox import HungError, InProcess, Sandbox, SandboxError
-from adadelta_cli.verification import catalogue, oracle
+from adadelta_cli.verification import cases, catalogue, oracle
 from adadelta_cli.verification import fuzz as draw
 from adadelta_cli.verification import invariants as conduct
 from adadelta_cli.verification import tolerance as parity
