@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from adadelta_cli.doctor.checks import Level, Outcome
+from adadelta_cli.doctor.checks import Outcome
+from adadelta_cli.doctor.findings import Level
 from adadelta_cli.files import jsonable
 
 if TYPE_CHECKING:
