@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adadelta_cli.mxnet_bridge.optimizer import AdaDelta, load_states
-    from adadelta_cli.verification.runner import assert_correct, verify
+    from adadelta_cli.verification.api import assert_correct, verify
 
 __all__ = ["AdaDelta", "assert_correct", "load_states", "verify"]
 
 _MODULE_OF = {
     "AdaDelta": "mxnet_bridge.optimizer",
-    "assert_correct": "verification.runner",
+    "assert_correct": "verification.api",
     "load_states": "mxnet_bridge.optimizer",
-    "verify": "verification.runner",
+    "verify": "verification.api",
 }
 
 

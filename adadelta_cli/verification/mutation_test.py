@@ -42,6 +42,7 @@ from adadelta_cli.verification import fuzz as draw
 from adadelta_cli.verification import runner as verification
 from adadelta_cli.verification import tolerance as parity
 from adadelta_cli.verification.mutants import FAULTS, SOURCES, Fault
+from adadelta_cli.verification.plan import Plan
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -263,7 +264,7 @@ def undirected(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, s
         As `smallest`; the case is `drawn`, `drawn:lengths` or `steady`.
     """
     lengths, examples = draw.longest(full=False), draw.EXAMPLES
-    plan = verification.Plan((name,), (), dtypes=tuple(dtypes), seed=seed, drawn=examples,
+    plan = Plan((name,), (), dtypes=tuple(dtypes), seed=seed, drawn=examples,
                              lengths=lengths, steady=True, timeout=None)  # fmt: skip
     work = verification.Verification(plan)
     work.execute(sandbox=InProcess())

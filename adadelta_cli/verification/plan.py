@@ -19,17 +19,108 @@ from adadelta_cli.verification import catalogue
 from adadelta_cli.verification import fuzz as draw
 from adadelta_cli.verification import invariants as conduct
 from adadelta_cli.verification.recording import Recording
-from adadelta_cli.verification.runner import DTYPES, ORACLE_BUDGET, REFERENCES, TRAINING_STEPS, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from adadelta_cli.implementations.base import Implementation
+    from adadelta_cli.implementations.base import Bounds, Implementation
     from adadelta_cli.verification.cases import Case
 
+# What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
+# with that on NumPy, so that by two steps everything is compared with the NumPy one.
+REFERENCES = {
+    "numpy": "numpy-fused",
+    "numpy-fused": "numpy",
+    "mxnet": "numpy",
+    "mxnet-fused": "mxnet",
+    "mxnet-stock": "mxnet",
+    "cupy": "numpy",
+    "cupy-fused": "cupy",
+}
+DTYPES = ("float32", "float64", "float16")
+SUBNORMALS = ("strict", "flush")
+# Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
+# NumPy, and with `--full` on both, a training goes to its end.
+TRAINING_STEPS = 50
+ORACLE_BUDGET = 150  # see `Plan.oracle_budget`; with --full, 500
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 ON_GPU = ("cupy", "cupy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one `verify` does.
+
+    Attributes:
+        implementations: the names to check.
+        cases: the synthetic cases.
+        configs: the problems to train, as `config.load` takes them.
+        dtypes: each case is put in each of these.
+        training_dtypes: each problem is trained in each of these.
+        training_steps: a training on MXNet is stopped after so many steps; None: it goes to its
+            end, as those on NumPy always do.
+        seed: everything random derives from it.
+        timeout: seconds that one case of one implementation may take.
+        overrides: `key=value` settings for the configs.
+        judged: the names to put before the oracle; what differs from one of them in no bit needs
+            no judgement of its own.
+        oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
+            microseconds for one.
+        absent: implementations that were asked for where they are, and are not here: name, reason.
+        named: the cases were asked for, so each is put to all implementations that can take it.
+        drawn: how many cases to draw from the seed for each implementation that is compared to the
+            bit, of those that are not fused only when `named`; for a kernel of the user's own,
+            `draw.OF_USERS` times as many.
+        lengths: put tensors of every length to a kernel of the user's own, up to this one; see
+            `draw.lengths`.
+        steady: take one step of such a kernel hundreds of times over.
+        watched: the names of the cases that are put again to see how an implementation behaves.
+        ctx: the device, for what computes there.
+        flush: third-party code may flush subnormals to zero.
+        seconds: how long cases are drawn for one kernel and dtype, at most.
+    """
+
+    implementations: tuple[str, ...]
+    cases: tuple[Case, ...]
+    configs: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = DTYPES
+    training_dtypes: tuple[str, ...] = ("float32",)
+    training_steps: int | None = TRAINING_STEPS
+    seed: int = 0
+    timeout: float | None = 120.0
+    overrides: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
+    oracle_budget: int = ORACLE_BUDGET
+    absent: tuple[tuple[str, str], ...] = ()
+    named: bool = False
+    drawn: int = 0
+    lengths: int = 0
+    steady: bool = False
+    watched: frozenset[str] = conduct.CASES
+    ctx: str = "cpu"
+    flush: bool = False
+    seconds: float = draw.SECONDS
+
+    def implementation(self, name: str) -> Implementation:
+        """Look up an implementation, as it is on the device."""
+        return implementations.implementation(name, self.ctx)
+
+    @property
+    def only_trains(self) -> bool:
+        """Whether nothing but trainings was asked for."""
+        return not (self.cases or self.drawn or self.lengths or self.steady)
+
+    def bounds(self, name: str) -> Bounds:
+        """Say how far third-party code may be from the reference."""
+        bounds = self.implementation(name).allowed
+        if bounds is None:
+            raise TypeError(f"{name} has no bounds: it is compared bit for bit")
+        return bounds
+
+    def flushes(self, name: str) -> bool:
+        """Say whether an implementation may flush subnormals to zero."""
+        return self.flush or self.implementation(name).flushes
 
 
 @dataclass(frozen=True)

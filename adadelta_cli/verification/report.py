@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
-from adadelta_cli.verification.runner import Row, reasons, summaries
+from adadelta_cli.verification.rows import Row, reasons, summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-    from adadelta_cli.verification.runner import Drift, Summary, Trace, Verification
+    from adadelta_cli.verification.rows import Drift, Summary, Trace
+    from adadelta_cli.verification.runner import Verification
 
 
 CHECKS = {

@@ -2,142 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import shlex
 import time
-import warnings
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.errors import ExitCode
 from adadelta_cli.implementations import array_backends as backends
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system.sandbox import HungError, InProcess, Sandbox, SandboxError
-from adadelta_cli.verification import cases, catalogue, oracle
+from adadelta_cli.verification import cases, oracle
 from adadelta_cli.verification import fuzz as draw
 from adadelta_cli.verification import invariants as conduct
 from adadelta_cli.verification import tolerance as parity
 from adadelta_cli.verification.execute import Trajectory, make_ready, step_through, train
+from adadelta_cli.verification.plan import REFERENCES, SUBNORMALS, Plan
+from adadelta_cli.verification.rows import Drift, Row, Trace
 from adadelta_cli.verification.ulp import Difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from adadelta_cli.implementations.base import Bounds, Implementation
+    from adadelta_cli.implementations.base import Implementation
     from adadelta_cli.verification.cases import Case
-
-# What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
-# with that on NumPy, so that by two steps everything is compared with the NumPy one.
-REFERENCES = {
-    "numpy": "numpy-fused",
-    "numpy-fused": "numpy",
-    "mxnet": "numpy",
-    "mxnet-fused": "mxnet",
-    "mxnet-stock": "mxnet",
-    "cupy": "numpy",
-    "cupy-fused": "cupy",
-}
-DTYPES = ("float32", "float64", "float16")
-SUBNORMALS = ("strict", "flush")
-# Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
-# NumPy, and with `--full` on both, a training goes to its end.
-TRAINING_STEPS = 50
-ORACLE_BUDGET = 150  # see `Plan.oracle_budget`; with --full, 500
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of verify.csv: one tensor of one case, all steps together.
-
-    `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
-    `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
-    exact result, given the same inputs), `drift` (all steps, against the exact trajectory, or that
-    of the array update for one that is not ours), or how it behaves, compared with itself: `guard`,
-    `repeat`, `saved` (`conduct`); or `drawn`, of all cases that `draw` drew from the seed, or of
-    the smallest that failed. The errors are those of `Difference`; None where there was nothing to
-    compare. `excused` counts elements outside the bound for a reason that counts (`parity`).
-    `passed` is None where the case was skipped; `note` says why.
-    """
-
-    check: str
-    case: str
-    implementation: str
-    reference: str
-    backend: str
-    ctx: str
-    dtype: str
-    tensor: str
-    elements: int
-    steps: int
-    mismatches: int | None = None
-    max_abs: float | None = None
-    max_rel: float | None = None
-    relative_l2: float | None = None
-    p999_ulp: float | None = None
-    max_ulp: float | None = None
-    scaled_ulp: float | None = None
-    allowed_ulp: float | None = 0.0
-    passed: bool | None = None
-    note: str = ""
-    seed: int = 0
-    excused: int = 0
-    subnormals: str = "strict"
-
-    @property
-    def is_comparison(self) -> bool:
-        """Whether results were compared with those of another, or there was none to compare."""
-        with_itself = self.check in {"gradient", *conduct.CHECKS}
-        return not with_itself and (self.elements > 0 or self.passed is False)
-
-    @property
-    def replay(self) -> str:
-        """The command that repeats just this."""
-        steps = ["--steps", str(self.steps)]
-        whats = {"training": [self.case], "replay": ["--replay", self.case, *steps]}
-        other = self.steps not in (0, _own_steps(self.case))  # than the case's own number
-        other &= self.case not in draw.COLLECTIVE
-        what = whats.get(self.check, ["--case", self.case, *(steps if other else [])])
-        ctx = [] if self.ctx == "cpu" else ["--ctx", self.ctx]
-        seed = ["--seed", str(self.seed)] if self.seed else []
-        which = ["--impl", self.implementation, "--dtype", self.dtype]
-        which += ["--subnormals", self.subnormals] if self.subnormals != "strict" else []
-        return shlex.join(["adadelta", "verify", *what, *which, *ctx, *seed])
-
-
-def _own_steps(name: str) -> int | None:
-    """Say how many steps a case takes where no number is asked for; None for what is no case."""
-    with contextlib.suppress(UsageError):
-        return catalogue.select((name,))[0].steps
-    return None
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The losses of one training with the fused and with the unfused step, for the picture."""
-
-    problem: str
-    backend: str
-    dtype: str
-    fused: list[tuple[int, float]]
-    unfused: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far a tensor of a case is from the reference's after each step, for the picture."""
-
-    implementation: str
-    case: str
-    dtype: str
-    tensor: str
-    relative_l2: list[float]
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -227,139 +117,6 @@ def _first(index: int, got: np.ndarray, wanted: np.ndarray, size: int) -> str:
 
 
 # --- the whole ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one `verify` does.
-
-    Attributes:
-        implementations: the names to check.
-        cases: the synthetic cases.
-        configs: the problems to train, as `config.load` takes them.
-        dtypes: each case is put in each of these.
-        training_dtypes: each problem is trained in each of these.
-        training_steps: a training on MXNet is stopped after so many steps; None: it goes to its
-            end, as those on NumPy always do.
-        seed: everything random derives from it.
-        timeout: seconds that one case of one implementation may take.
-        overrides: `key=value` settings for the configs.
-        judged: the names to put before the oracle; what differs from one of them in no bit needs
-            no judgement of its own.
-        oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
-            microseconds for one.
-        absent: implementations that were asked for where they are, and are not here: name, reason.
-        named: the cases were asked for, so each is put to all implementations that can take it.
-        drawn: how many cases to draw from the seed for each implementation that is compared to the
-            bit, of those that are not fused only when `named`; for a kernel of the user's own,
-            `draw.OF_USERS` times as many.
-        lengths: put tensors of every length to a kernel of the user's own, up to this one; see
-            `draw.lengths`.
-        steady: take one step of such a kernel hundreds of times over.
-        watched: the names of the cases that are put again to see how an implementation behaves.
-        ctx: the device, for what computes there.
-        flush: third-party code may flush subnormals to zero.
-        seconds: how long cases are drawn for one kernel and dtype, at most.
-    """
-
-    implementations: tuple[str, ...]
-    cases: tuple[Case, ...]
-    configs: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = DTYPES
-    training_dtypes: tuple[str, ...] = ("float32",)
-    training_steps: int | None = TRAINING_STEPS
-    seed: int = 0
-    timeout: float | None = 120.0
-    overrides: tuple[str, ...] = ()
-    judged: tuple[str, ...] = ()
-    oracle_budget: int = ORACLE_BUDGET
-    absent: tuple[tuple[str, str], ...] = ()
-    named: bool = False
-    drawn: int = 0
-    lengths: int = 0
-    steady: bool = False
-    watched: frozenset[str] = conduct.CASES
-    ctx: str = "cpu"
-    flush: bool = False
-    seconds: float = draw.SECONDS
-
-    def implementation(self, name: str) -> Implementation:
-        """Look up an implementation, as it is on the device."""
-        return implementations.implementation(name, self.ctx)
-
-    @property
-    def only_trains(self) -> bool:
-        """Whether nothing but trainings was asked for."""
-        return not (self.cases or self.drawn or self.lengths or self.steady)
-
-    def bounds(self, name: str) -> Bounds:
-        """Say how far third-party code may be from the reference."""
-        bounds = self.implementation(name).allowed
-        if bounds is None:
-            raise TypeError(f"{name} has no bounds: it is compared bit for bit")
-        return bounds
-
-    def flushes(self, name: str) -> bool:
-        """Say whether an implementation may flush subnormals to zero."""
-        return self.flush or self.implementation(name).flushes
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What all rows of one implementation say together.
-
-    Attributes:
-        implementation, reference: who was compared with whom.
-        check: as in `Row`.
-        cases: how many cases, each in its dtypes.
-        skipped: how many of them could not be put to it.
-        failed: how many did not pass.
-        elements: how many numbers were compared.
-        mismatches: how many of them differ in a bit.
-        max_ulp: the largest distance.
-        scaled_ulp: the largest error in ULPs of the largest operand of the final addition.
-        bounded: an error of some size would have failed.
-    """
-
-    implementation: str
-    reference: str
-    check: str
-    cases: int
-    skipped: int
-    failed: int
-    elements: int
-    mismatches: int
-    max_ulp: float
-    scaled_ulp: float
-    bounded: bool = True
-
-
-def summaries(rows: Sequence[Row]) -> list[Summary]:
-    """Sum rows up, a summary for each check of each implementation."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.implementation, row.check].append(row)
-    order = list(dict.fromkeys(row.implementation for row in rows))
-    return sorted(map(_summary, groups.values()), key=lambda each: order.index(each.implementation))
-
-
-def _summary(rows: Sequence[Row]) -> Summary:
-    def cases(chosen: Iterable[Row]) -> int:
-        return len({(row.case, row.dtype) for row in chosen})
-
-    return Summary(
-        implementation=rows[0].implementation,
-        reference=rows[0].reference,
-        check=rows[0].check,
-        cases=cases(rows),
-        skipped=cases(row for row in rows if row.passed is None),
-        failed=cases(row for row in rows if row.passed is False),
-        elements=sum(row.elements for row in rows),
-        mismatches=sum(row.mismatches or 0 for row in rows),
-        max_ulp=max(row.max_ulp or 0.0 for row in rows),
-        bounded=any(row.allowed_ulp is not None for row in rows) or not rows[0].max_ulp,
-        scaled_ulp=max(row.scaled_ulp or 0.0 for row in rows),
-    )
 
 
 class Verification:
@@ -811,102 +568,3 @@ def _skipped(implementation: Implementation, case: Case, dtype: str, *, named: b
         and case.name not in own,
     }
     return next((reason for reason, holds in reasons.items() if reason and holds), "")
-
-
-def verify(
-    step: Callable[..., Any],
-    *,
-    dtypes: Sequence[str] = ("float32", "float64"),
-    cases: Sequence[str] = (),
-    seed: int = 0,
-    steps: int | None = None,
-    full: bool = False,
-    ctx: str = "cpu",
-    subnormals: str = "strict",
-) -> list[Row]:
-    """Check a kernel of your own, in this process: for your own test suite.
-
-    The kernel is called as `adadelta verify --impl FILE.py:FUNCTION` calls it, and what it does
-    wrong is told in the rows; only what would take the process down or never end is not contained.
-
-    Args:
-        step: the kernel: updates weight, acc_grad and acc_delta in place and returns None, or
-            returns the new (weight, acc_grad, acc_delta); leaves grad as it is.
-        dtypes: of float32 and float64.
-        cases: names of cases, and no others; the default set, drawn cases and tensors of every
-            length where there is none.
-        seed: everything random derives from it.
-        steps: take so many steps in each case, in place of its own number.
-        full: the whole catalogue of cases: minutes.
-        ctx: the device: on `gpu` or `gpu:N` the kernel gets CuPy arrays.
-        subnormals: `strict`, or `flush` where the kernel may flush subnormals to zero.
-
-    Returns:
-        Rows as in verify.csv; `row.passed` is False where something is wrong, and `row.note` says
-        what.
-
-    Raises:
-        UsageError: there is no such case, dtype or kind of device, or the kernel is no function.
-        UnavailableError: there is no such device here.
-        BrokenError: the device failed, by no fault of the kernel.
-
-    Examples:
-        >>> from adadelta_cli import verify
-        >>> from examples.numpy_kernel import step
-        >>> [row for row in verify(step, cases=["odd"]) if row.passed is False]
-        []
-    """
-    wrong = [dtype for dtype in dtypes if dtype not in {"float32", "float64"}]
-    if wrong:
-        raise UsageError(f"dtypes has {wrong[0]!r}; allowed are float32 and float64")
-    if not callable(step):
-        raise UsageError(f"step is {step!r}; expected a function {candidate.SIGNATURE}")
-    if subnormals not in SUBNORMALS:
-        allowed = " and ".join(SUBNORMALS)
-        raise UsageError(f"subnormals is {subnormals!r}; allowed are {allowed}")
-    chosen = tuple(catalogue.select(tuple(cases), full=full, steps=steps))
-    with implementations.known(step) as name, warnings.catch_warnings():
-        plan = Plan(
-            (name,), chosen, dtypes=tuple(dtypes), seed=seed, ctx=ctx,
-            watched=frozenset(cases or (conduct.FULL if full else conduct.CASES)),
-            drawn=draw.count((), full=full, alone=bool(cases)),
-            lengths=0 if cases else draw.longest(full=full), steady=not cases,
-            flush=subnormals == "flush", seconds=draw.seconds(full=full),
-        )  # fmt: skip
-        plan.implementation(name).arrays()
-        work = Verification(plan)
-        work.execute(sandbox=InProcess())
-    return work.rows
-
-
-def assert_correct(step: Callable[..., Any], **how: Any) -> None:
-    """Assert that a kernel is right, for your own test suite.
-
-    Args:
-        step: the kernel, as in `verify`.
-        how: the other arguments of `verify`.
-
-    Raises:
-        AssertionError: rows failed, which the message lists; or nothing was compared.
-        UsageError: as in `verify`.
-        UnavailableError: as in `verify`.
-        BrokenError: as in `verify`.
-
-    Examples:
-        >>> from adadelta_cli import assert_correct
-        >>> from examples.numpy_kernel import step
-        >>> assert_correct(step, cases=["odd"])
-    """
-    rows = verify(step, **how)
-    failed = [row for row in rows if row.passed is False]
-    if failed:
-        lines = [f"{row.check} {row.case} {row.dtype} {row.tensor}: {row.note}" for row in failed]
-        raise AssertionError(f"{len(failed)} of {len(rows)} rows failed:\n" + "\n".join(lines))
-    if not any(row.passed is not None and row.is_comparison for row in rows):
-        raise AssertionError(f"nothing was compared: {'; '.join(reasons(rows))}")
-
-
-def reasons(rows: Sequence[Row]) -> list[str]:
-    """Say why nothing was compared."""
-    notes = [row.note.removeprefix("skipped: ") for row in rows if row.passed is None]
-    return list(dict.fromkeys(filter(None, notes))) or ["there was no element to compare"]

@@ -25,8 +25,9 @@ from adadelta_cli.verification import cases, catalogue
 from adadelta_cli.verification import plan as selection
 from adadelta_cli.verification import runner as verification
 from adadelta_cli.verification import tolerance as parity
+from adadelta_cli.verification.plan import Plan
 from adadelta_cli.verification.report import verification_skips
-from adadelta_cli.verification.runner import Plan, Verification
+from adadelta_cli.verification.runner import Verification
 
 QUICK = ("torch", "torch-foreach", "optax")  # torch-compile takes 15 s for its first case
 CASES = ("odd", "multipliers", "length-0", "special-odd", "subnormal", "overflow", "flushed")

@@ -22,7 +22,8 @@ from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import cases, catalogue, report
 from adadelta_cli.verification import plan as selection
-from adadelta_cli.verification.runner import Plan, Verification
+from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification.runner import Verification
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HAS_JAX = importlib.util.find_spec("jax") is not None

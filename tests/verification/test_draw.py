@@ -16,11 +16,12 @@ from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification import catalogue
 from adadelta_cli.verification import fuzz as draw
 from adadelta_cli.verification import runner as verification
+from adadelta_cli.verification.plan import DTYPES, Plan
 
 
 def drawn(*names, dtypes=("float32",), examples=60, **more):
     """Verify drawn cases in this process; return the rows."""
-    plan = verification.Plan(names, (), dtypes=dtypes, drawn=examples, **more)
+    plan = Plan(names, (), dtypes=dtypes, drawn=examples, **more)
     work = verification.Verification(plan)
     work.execute(sandbox=InProcess())
     return work.rows
@@ -60,7 +61,7 @@ def test_every_length_is_followed_by_one_at_most_six_percent_longer():
 def test_ours_hold_on_drawn_cases():
     """Fused and unfused, on NumPy and on MXNet, in every dtype."""
     names = ("numpy-fused", "mxnet-fused") if HAS_MXNET else ("numpy-fused",)
-    rows = drawn(*names, dtypes=verification.DTYPES)
+    rows = drawn(*names, dtypes=DTYPES)
     assert len(rows) == 3 * len(names)
     assert all(row.passed and row.elements > 100 and "cases drawn" in row.note for row in rows)
 
@@ -101,9 +102,7 @@ def test_what_fails_is_shrunk_and_can_be_repeated(monkeypatch):
     command = f"adadelta verify --case {row.case} --impl numpy-fused --dtype float32"
     assert row.replay == command
     work = verification.Verification(
-        verification.Plan(
-            ("numpy-fused",), tuple(catalogue.select((row.case,))), dtypes=("float32",)
-        )
+        Plan(("numpy-fused",), tuple(catalogue.select((row.case,))), dtypes=("float32",))
     )
     work.execute(sandbox=InProcess())
     assert "acc_grad" in {row.tensor for row in work.failures}

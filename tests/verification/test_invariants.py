@@ -19,7 +19,8 @@ from adadelta_cli.kernels import cpu
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification import cases, catalogue, report
 from adadelta_cli.verification import invariants as conduct
-from adadelta_cli.verification.runner import Plan, Verification
+from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification.runner import Verification
 
 OURS = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ()))
 

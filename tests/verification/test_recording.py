@@ -14,8 +14,9 @@ from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations import array_backends as backends
 from adadelta_cli.run import config, training
 from adadelta_cli.verification import runner as verification
+from adadelta_cli.verification.plan import Plan
 from adadelta_cli.verification.recording import Recording
-from adadelta_cli.verification.runner import Plan, Verification
+from adadelta_cli.verification.runner import Verification
 
 SETTINGS = ["training.epochs=1", "problem.hidden=[16, 8]", "optimizer.rho=0.95",
             "optimizer.clip_gradient=0.5"]  # fmt: skip

@@ -21,10 +21,10 @@ from adadelta_cli import update as formula
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import catalogue, report
+from adadelta_cli.verification import catalogue, report, rows
 from adadelta_cli.verification import plan as selection
-from adadelta_cli.verification import runner as verification
-from adadelta_cli.verification.runner import Plan, Verification
+from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification.runner import Verification
 
 
 def check(*names, case_names=("odd",), dtypes=("float32",), configs=(), **settings):
@@ -194,7 +194,7 @@ def test_what_raises_is_a_failure_and_the_rest_goes_on(monkeypatch):
 def test_every_implementation_passes_a_few_cases():
     """All dtypes; stock is skipped, with the reason, where it cannot be."""
     names = ("odd", "flushed", "multipliers")
-    work = check(*selection.DEFAULT, case_names=names, dtypes=verification.DTYPES)
+    work = check(*selection.DEFAULT, case_names=names, dtypes=selection.DTYPES)
     assert work.failures == []
     skipped = {row.note for row in work.rows if row.passed is None}
     assert "skipped: mxnet-stock has no float64" in skipped
@@ -238,7 +238,7 @@ def test_summaries_add_up(monkeypatch):
     """Cases, skips, failures, elements and mismatches of the rows, by implementation and check."""
     plant(monkeypatch, no_wd)
     work = check("numpy-fused", case_names=("defaults", "wd=0.03", "flushed"))
-    step, gradient = verification.summaries(work.rows)
+    step, gradient = rows.summaries(work.rows)
     assert (step.cases, step.skipped, step.failed) == (3, 1, 1)
     assert step.mismatches == sum(row.mismatches for row in work.failures)
     assert (gradient.check, gradient.cases, gradient.failed) == ("gradient", 2, 0)
