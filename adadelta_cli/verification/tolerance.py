@@ -179,7 +179,7 @@ class Exact(NamedTuple):
         root: sqrt(acc_delta + epsilon).
         inverse: 1 / sqrt(acc_grad + epsilon), with the new acc_grad.
         ratio: root / sqrt(acc_grad + epsilon), likewise.
-        negative: one of these roots is that of a negative number.
+        negative: one of these roots is that of a negative number, or of the rounding errors of one.
     """
 
     after: Tensors
@@ -219,17 +219,21 @@ class Exact(NamedTuple):
         scaled = np.clip(g * h.rescale_grad, -h.clip_gradient, h.clip_gradient)
         x = abs(scaled) + abs(wd * w)
         left = np.maximum(abs(scaled + wd * w), least * x)  # of a sum that cancels: its rounding
-        root = np.sqrt(d + h.epsilon)
-        below = np.sqrt(p.acc_grad + h.epsilon)
+        arguments = d + h.epsilon, p.acc_grad + h.epsilon
+        root, below = map(np.sqrt, arguments)
         ratio = root / below
+        # Negative accumulators may cancel with epsilon; else these are 1.
+        sums = abs(d) + h.epsilon, abs(h.rho * a) + h.one_minus_rho * left * left + h.epsilon
+        conditions = [np.maximum(1, s / abs(v)) for s, v in zip(sums, arguments, strict=True)]
+        condition = np.where((a < 0) | (d < 0), np.maximum(*conditions), 1)
         terms = {
             "acc_grad": (p.acc_grad, h.rho * a, h.one_minus_rho * left * x),
-            "acc_delta": (p.acc_delta, h.rho * d, h.one_minus_rho * (ratio * x) ** 2),
-            "weight": (w, rate * ratio * x),
+            "acc_delta": (p.acc_delta, h.rho * d, h.one_minus_rho * (ratio * x) ** 2 * condition),
+            "weight": (w, rate * ratio * x * condition),
         }
         scales = {name: np.maximum.reduce(list(map(abs, each))) for name, each in terms.items()}
         after = {name: getattr(p, name) for name in TENSORS}
-        negative = (d + h.epsilon < 0) | (p.acc_grad + h.epsilon < 0)
+        negative = (np.minimum(*arguments) < 0) | (NEAR * least * condition > 1)
         return cls(after, scales, abs(rate), x, root, 1 / below, ratio, negative)
 
 
