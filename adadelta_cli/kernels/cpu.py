@@ -420,8 +420,8 @@ def tabulate(operands: Sequence[Operand], hyper: Hyperparameters) -> np.ndarray:
 
     Returns:
         uint64[8 + 8 * tensors]. The head: FLUSH (compute with subnormals taken as zero), PARTS
-        (into how many parts the work is cut; 1 here), CUTS (which `kernels.handles` has a use for),
-        and from DOUBLES on the bits of `Hyperparameters.doubles`. Then what `columns` returns: the
+        (into how many parts the work is cut; 1 here), CUTS (which
+        `mxnet_bridge.ndarray_table` has a use for), and from DOUBLES on the bits of `Hyperparameters.doubles`. Then what `columns` returns: the
         bits of all learning rates and of all decays, the sizes, and the tensors' addresses.
     """
     _, addresses, sizes, rates, decays = zip(*operands, strict=True)
@@ -490,7 +490,7 @@ def fused_update(
         decays: one for each tensor: weight decay times multiplier, in double.
 
     Raises:
-        TypeError, ValueError: as `kernels.operand.operand`.
+        TypeError, ValueError: as `kernels.layout.operand`.
     """
     prepared_update(parameters, hyper, learning_rates, decays)()
 

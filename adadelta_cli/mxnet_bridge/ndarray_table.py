@@ -27,7 +27,7 @@ from adadelta_cli.kernels.cpu import (
 )
 from adadelta_cli.kernels.layout import KINDS
 
-# The kinds of tensors, as `inspect` numbers them: keys of `kernels.operand.KINDS`.
+# The kinds of tensors, as `inspect` numbers them: keys of `kernels.layout.KINDS`.
 KIND_KEYS = (("float32", False), ("float64", False), ("float16", False), ("float16", True))
 NO_KIND = -1
 OTHER_KIND = 1  # what `step` returns, where MXNet's codes are 0 and -1
