@@ -69,7 +69,7 @@ def fault_of(chosen: Implementation, subject: Subject) -> str:
     Of each tensor some thousand elements are compared, spread over all of it: in every bit, or
     within the bounds of what is not ours.
     """
-    spread = [slice(None, None, -(-p.weight.size // CHECKED_ELEMENTS)) for p in subject.values]
+    spread = [_spread(p.weight.size) for p in subject.values]
     before = _copies(subject, spread)
     kinds = [[(a.dtype, a.shape) for a in p.arrays] for p in subject.values]
     try:
@@ -100,10 +100,25 @@ def raised(error: Exception) -> str:
     return f"failed: raised {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _copies(subject: Subject, spread: Sequence[slice]) -> list[Parameter]:
+ENDS = 64  # elements at either end of a tensor, all of which are compared
+
+
+def _spread(size: int) -> list[slice]:
+    """Choose elements: the ends, and some between, evenly spread."""
+    if size <= 2 * ENDS + CHECKED_ELEMENTS:
+        return [slice(None)]
+    between = slice(ENDS, -ENDS, -(-size // CHECKED_ELEMENTS))
+    return [slice(ENDS), between, slice(-ENDS, None)]
+
+
+def _copies(subject: Subject, spread: Sequence[list[slice]]) -> list[Parameter]:
+    def some(array: Any, parts: list[slice]) -> np.ndarray:
+        flat, numpy = array.reshape(-1), subject.processor.numpy
+        return np.concatenate([numpy(flat[part]) for part in parts])
+
     return [
-        Parameter(*(subject.processor.numpy(array.reshape(-1)[some]) for array in p.arrays))
-        for p, some in zip(subject.values, spread, strict=True)
+        Parameter(*(some(array, parts) for array in p.arrays))
+        for p, parts in zip(subject.values, spread, strict=True)
     ]
 
 

@@ -273,9 +273,11 @@ def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> No
 
 def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], number: int) -> None:
     # As far off as the array that is copied, for who wants to see the kernel at other alignments.
+    # And each array differently, as views of different arrays would be.
+    names = ("weight", "grad", "acc_grad", "acc_delta")
     guarded = {
-        name: Guarded(array, shift=number % 4 + address(array) % 16 // array.itemsize)
-        for name, array in zip(("weight", "grad", "acc_grad", "acc_delta"), p.arrays, strict=True)
+        name: Guarded(array, shift=(number + k) % 4 + address(array) % 16 // array.itemsize)
+        for k, (name, array) in enumerate(zip(names, p.arrays, strict=True))
     }
     poison(4, p.weight.nbytes, library(p.weight))
     returned = _returned(kernel, [each.array for each in guarded.values()], keywords)
@@ -285,7 +287,9 @@ def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], nu
             raise Finding(f"wrote outside {name} of shape {list(p.weight.shape)}: {outside}")
     results = {name: each.array for name, each in guarded.items()}
     if returned is not None:
-        results |= zip(STATES, _checked(returned, p), strict=True)
+        new = dict(zip(STATES, _checked(returned, p), strict=True))
+        _check_inputs(p, results, new)
+        results |= new
     for name, values in results.items():
         getattr(p, name)[...] = values
 
@@ -301,6 +305,14 @@ def _returned(kernel: Callable[..., Any], arrays: Sequence[Any], keywords: dict[
             raise FatalFinding(told(error)) from error
         raise
     return returned
+
+
+def _check_inputs(p: Parameter, after: dict[str, Any], new: dict[str, Any]) -> None:
+    """See that a kernel that returns new arrays left its inputs alone, or put these into them."""
+    for name, array in new.items():
+        kept = after[name].tobytes() in {getattr(p, name).tobytes(), array.tobytes()}
+        if not kept:
+            raise Finding(f"returned new arrays and wrote something else into {name}")
 
 
 def _checked(returned: Any, p: Parameter) -> list[Any]:

@@ -422,7 +422,8 @@ def tabulate(operands: Sequence[Operand], hyper: Hyperparameters) -> np.ndarray:
         uint64[8 + 8 * tensors]. The head: FLUSH (compute with subnormals taken as zero), PARTS
         (into how many parts the work is cut; 1 here), CUTS (which
         `mxnet_bridge.ndarray_table` has a use for), and from DOUBLES on the bits of
-        `Hyperparameters.doubles`. Then what `columns` returns: the bits of all learning rates and of all decays, the sizes, and the tensors' addresses.
+        `Hyperparameters.doubles`. Then what `columns` returns: the bits of all learning rates and
+        of all decays, the sizes, and the tensors' addresses.
     """
     _, addresses, sizes, rates, decays = zip(*operands, strict=True)
     values = *hyper.doubles, *rates, *decays, *sizes, *itertools.chain.from_iterable(addresses)

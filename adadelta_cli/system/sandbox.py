@@ -46,12 +46,24 @@ class FatalFinding(Finding):
     """One after which the process is of no use, as a device's context is after a fault."""
 
 
-def told(error: Exception) -> str:
+LONGEST = 1000  # characters of a message of somebody else's exception
+
+
+def _message(error: BaseException) -> str:
+    """Return an exception's message in one line, as text that any file takes."""
+    try:
+        text = " ".join(str(error)[: 2 * LONGEST].split())
+    except Exception as another:  # noqa: BLE001 - the exception is somebody else's
+        return f"its message cannot be shown: {type(another).__name__}"
+    return text[:LONGEST].encode("utf-8", "backslashreplace").decode()
+
+
+def told(error: BaseException) -> str:
     """Say what an exception of the work means."""
     if isinstance(error, Finding):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
-    message = " ".join(str(error).split())  # in one line
+    message = _message(error)
     return f"raised {type(error).__name__}: {message} ({where.filename}:{where.lineno})"
 
 
@@ -80,7 +92,7 @@ class InProcess:
         """
         try:
             return function(*args)
-        except Exception as error:
+        except (Exception, SystemExit, GeneratorExit) as error:
             raise of_device(error) or SandboxError(told(error)) from error
 
 

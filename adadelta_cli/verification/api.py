@@ -71,13 +71,20 @@ def verify(
     if subnormals not in SUBNORMALS:
         allowed = " and ".join(SUBNORMALS)
         raise UsageError(f"subnormals is {subnormals!r}; allowed are {allowed}")
-    chosen = tuple(catalogue.select(tuple(cases), full=full, steps=steps))
+    if isinstance(cases, str) or seed < 0 or (steps is not None and steps < 1):
+        raise UsageError(
+            f"cases is {cases!r}, seed {seed!r} and steps {steps!r}; expected a list of names, a "
+            "number from 0 on, and None or a number from 1 on"
+        )
+    fixed = tuple(name for name in cases if name not in draw.COLLECTIVE)
+    chosen = tuple(catalogue.select(fixed, full=full, steps=steps)) if fixed or not cases else ()
     with implementations.known(step) as name, warnings.catch_warnings():
         plan = Plan(
             (name,), chosen, dtypes=tuple(dtypes), seed=seed, ctx=ctx,
             watched=frozenset(cases or (conduct.FULL if full else conduct.CASES)),
-            drawn=draw.count((), full=full, alone=bool(cases)),
-            lengths=0 if cases else draw.longest(full=full), steady=not cases,
+            drawn=draw.count(tuple(cases), full=full, alone=bool(cases)),
+            lengths=draw.longest(full=full) * (not cases or draw.LENGTHS in cases),
+            steady=not cases or draw.STEADY in cases,
             flush=subnormals == "flush", seconds=draw.seconds(full=full),
         )  # fmt: skip
         plan.implementation(name).arrays()

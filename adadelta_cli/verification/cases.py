@@ -143,8 +143,16 @@ def _start(
 
 
 def _fresh(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
+    """Start as a training does, half of the weights at zero, as biases do."""
     zeros = np.zeros(shape, dtype)
-    return Values(_spread(rng, shape, -3, 1, dtype), zeros, zeros.copy())
+    weight = _spread(rng, shape, -3, 1, dtype)
+    return Values(np.where(rng.random(shape) < 0.5, zeros, weight), zeros, zeros.copy())
+
+
+def _sparse_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
+    """Start midway, some of the weights at zero."""
+    weight, *states = _start((-3, 1), (-8, 3), (-9, -1))(rng, shape, dtype)
+    return Values(np.where(rng.random(shape) < 0.3, np.zeros_like(weight), weight), *states)
 
 
 def _grad(low: float, high: float) -> Callable[[np.random.Generator, Shape, str], np.ndarray]:
@@ -152,9 +160,9 @@ def _grad(low: float, high: float) -> Callable[[np.random.Generator, Shape, str]
 
 
 def _sparse(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
-    """Leave one gradient in ten, zeros of both signs elsewhere."""
+    """Leave one gradient in four, zeros of both signs elsewhere."""
     grad = _spread(rng, shape, -4, 1, dtype)
-    return np.where(rng.random(shape) < 0.1, grad, np.copysign(0, grad)).astype(dtype)
+    return np.where(rng.random(shape) < 0.25, grad, np.copysign(0, grad)).astype(dtype)
 
 
 def _zero(_rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
@@ -215,7 +223,7 @@ FILLS = {
     "usual": Fill(_start((-3, 1), (-8, 3), (-9, -1)), _grad(-8, 3)),
     "fresh": Fill(_fresh, _grad(-6, 2)),
     "zero": Fill(_start((-3, 1), (-8, 3), (-9, -1)), _zero),
-    "sparse": Fill(_start((-3, 1), (-8, 3), (-9, -1)), _sparse),
+    "sparse": Fill(_sparse_start, _sparse),
     "tiny": Fill(_tiny_start, _tiny),
     "huge": Fill(_huge_start, _huge),
     "special": Fill(_special_start, _special),

@@ -28,7 +28,7 @@ COLLECTIVE = (ALL, LENGTHS, STEADY)  # names that `--case` takes, and that stand
 EXAMPLES, FULL_EXAMPLES = 12, 300  # for each implementation and dtype
 OF_USERS = 25  # times as many for a kernel of the user's own, whose bounds hide more
 # For each dtype of such a kernel: some compile each case. Lengths take twice as long.
-SECONDS, FULL_SECONDS = 5.0, 40.0
+SECONDS, FULL_SECONDS = 10.0, 40.0
 PREFIX = f"{ALL}:"
 SCALAR = "scalar"
 RATES = tuple(field.name for field in fields(Hyperparameters))
@@ -166,13 +166,13 @@ def _halves(*parts: Callable[[float], float]) -> Callable[[float], float]:
 
 
 RANGES = {  # whole ranges: even in the logarithm; rho also even, and near 1
-    "learning_rate": _Range(1.0, 0.2, 0.0, _signed(-6, 4)),
+    "learning_rate": _Range(1.0, 0.2, 0.0, _signed(-6, 6)),
     "rho": _Range(0.9, 0.1, 0.0, _halves(lambda u: u, lambda u: 1 - _log(-7, 0)(u))),
-    "epsilon": _Range(1e-6, 0.3, 1.0, _log(-30, 3)),
-    "wd": _Range(0.0, 0.3, 0.0, _signed(-8, 2)),
-    "rescale_grad": _Range(1.0, 0.3, 0.0, _signed(-8, 8)),
+    "epsilon": _Range(1e-6, 0.3, 1.0, _log(-30, 6)),
+    "wd": _Range(0.0, 0.3, 0.0, _signed(-8, 4)),
+    "rescale_grad": _Range(1.0, 0.3, 0.0, _signed(-10, 10)),
     # Near the gradients, where it matters, and far from them.
-    "clip_gradient": _Range(None, 0.3, 0.0, _halves(_log(-6, 4), _log(-30, 30))),
+    "clip_gradient": _Range(None, 0.3, 0.0, _halves(_log(-6, 4), _log(-37, 38))),
 }
 
 
@@ -273,15 +273,30 @@ HYPER = Hyperparameters(0.7, 0.95, 1e-5, 0.013, 0.37, 0.9)
 
 
 def lengths(most: int) -> list[Drawn]:
-    """Return a tensor of each of many lengths up to `most`, odd and even in turn.
+    """Return a tensor of each of many lengths up to `most`, odd and even in turn; and large shapes.
 
     In an order in which any first part of them is spread over all lengths, since time may run out.
     """
+    found = _lengths(most)
+    shapes: list[Shape] = [(n,) for n in found]
+    shapes += [(2**k,) for k in range(5, most.bit_length()) if 2**k not in found]
+    shapes += [shape for k in range(3, 10) for shape in _folded(4**k)]
+    order = np.random.default_rng(0).permutation(len(shapes))
+    return [
+        drawn((shapes[k],), HYPER, fill="tiled", steps=1, draw=int(k)) for k in order
+    ]  # fmt: skip
+
+
+def _folded(size: int) -> Iterator[Shape]:
+    """Yield shapes of about so many elements, as matrices, kernels and stacks of them have."""
+    side = int(size**0.5)
+    yield from ((side + 1, side - 1), (3, size // 3 + 1), (size // 5 + 1, 5), (side, side))
+    yield from ((side // 3 + 1, side // 3, 3, 3), (5, side // 5 + 1, side), (2, side // 4, 2, side))
+
+
+def _lengths(most: int) -> list[int]:
     found = [1]
     while found[-1] < most:
         longer = int(found[-1] * GROWTH) // 2 * 2 + len(found) % 2
         found.append(max(found[-1] + 1, longer))
-    order = np.random.default_rng(0).permutation(len(found))
-    return [
-        drawn(((found[k],),), HYPER, fill="tiled", steps=1, draw=int(k)) for k in order
-    ]  # fmt: skip
+    return found

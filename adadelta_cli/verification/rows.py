@@ -64,11 +64,15 @@ class Row:
     @property
     def replay(self) -> str:
         """The command that repeats just this."""
-        steps = ["--steps", str(self.steps)]
-        whats = {"training": [self.case], "replay": ["--replay", self.case, *steps]}
-        other = self.steps not in (0, _own_steps(self.case))  # than the case's own number
-        other &= self.case not in draw.COLLECTIVE
-        what = whats.get(self.check, ["--case", self.case, *(steps if other else [])])
+        steps, own = ["--steps", str(self.steps)], _own_steps(self.case)
+        if self.check == "training":
+            what = [self.case]
+        elif self.case in draw.COLLECTIVE:
+            what = ["--case", self.case]
+        elif own is None:  # a recording
+            what = ["--replay", self.case, *steps]
+        else:
+            what = ["--case", self.case, *(steps if self.steps not in (0, own) else [])]
         ctx = [] if self.ctx == "cpu" else ["--ctx", self.ctx]
         seed = ["--seed", str(self.seed)] if self.seed else []
         which = ["--impl", self.implementation, "--dtype", self.dtype]

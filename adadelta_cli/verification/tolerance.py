@@ -150,8 +150,8 @@ class Setting(NamedTuple):
         of_x = each * (1 + abs(hyper.rescale_grad) + abs(self.largest_decay))
         # The factors of an update may be multiplied in any order.
         of_delta = of_x * (1 + e.ratio + e.root + e.inverse)
-        # Or one root taken of a quotient, which is below the normal numbers sooner.
-        of_delta += e.x * each / (e.ratio + np.sqrt(each))
+        # Or one root taken of a quotient, which underflows sooner, and is zero at worst.
+        of_delta += np.minimum(e.x * each / (e.ratio + np.sqrt(each)), e.delta)
         lost = {
             "acc_grad": each + of_x * (of_x + e.x),
             "acc_delta": each + of_delta * (of_delta + e.delta),
@@ -330,8 +330,10 @@ def _right_in_another_range(
     between &= np.isfinite(low) & np.isfinite(high)
     exactly = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
     exactly |= abs(got - rounded) <= tolerance
+    apart = ~(abs(rounded - wanted) <= tolerance)  # else it is no matter of the range
+    infinite = np.isinf(got) if tensor == "weight" else np.isposinf(got)
     invalid = exact.negative & (tensor != "acc_grad")
-    return invalid | exactly | between | (overflows & np.isinf(got)) | (undefined & np.isnan(got))
+    return invalid | apart & (exactly | between) | overflows & infinite | undefined & np.isnan(got)
 
 
 def _overflows(tensor: str, exact: Exact, info: Any) -> tuple[np.ndarray, np.ndarray]:

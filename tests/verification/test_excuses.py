@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from conftest import needs_mxnet
 
 import adadelta_cli
-from adadelta_cli.errors import ExitCode
+from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import cases
@@ -62,6 +63,14 @@ FAULTS = {
     "negative-acc-delta": where("True", ["-abs(results['acc_delta']) - 1"], ["acc_delta"]),
     "nan-acc-grad": where("True", ["np.nan"], ["acc_grad"]),
     "negative-zero-point": where("acc_grad > 0", ["-acc_grad[at]"], ["acc_grad"]),
+    "garbage-for-huge-gradients": where(
+        "np.isfinite(acc_grad) & np.isfinite(grad) & (abs(grad) > 1e26) & (acc_delta >= 0) "
+        "& (acc_delta < 1e4)", ["-7.5", "-1"], ["weight", "acc_delta"],
+    ),
+    "negative-infinity": where("abs(grad) > 1e27", ["-np.inf"], ["acc_grad"]),
+    "garbage-where-the-weight-is-zero": where(
+        "(weight == 0) & (abs(grad) > 1e-3) & (abs(grad) < 0.9)", GARBAGE
+    ),
     "nan-weight-where-acc-grad-is-wrong": where("True", ["-1", "np.nan"], ["acc_grad", "weight"]),
 }  # fmt: skip
 
@@ -88,6 +97,8 @@ def load(folder, fault):
     return scope["step"]
 
 
+EVERYWHERE = ("garbage", "nan", "infinity", "garbage-where-finite", "nan-where-finite",
+              "infinity-where-finite", "negative-acc-grad", "nan-acc-grad")  # fmt: skip
 CASES = ("odd", "fresh", "special", "overflow", "subnormal", "length-17")
 
 
@@ -96,7 +107,9 @@ def test_garbage_fails_in_python(tmp_path, fault):
     """Some row of these cases fails; none raises."""
     rows = adadelta_cli.verify(load(tmp_path, FAULTS[fault]), cases=CASES, dtypes=["float32"])
     assert any(row.passed is False for row in rows if row.check == "step")
-    assert any(row.passed is False for row in rows if row.check == "drift")
+    if fault in EVERYWHERE:  # then in each case, those at the ends of the range too
+        assert {row.case for row in rows if row.passed is False} == set(CASES)
+        assert any(row.passed is False for row in rows if row.check == "drift")
 
 
 @pytest.mark.parametrize("fault", ["garbage", "nan", "infinity", "garbage-where-finite"])
@@ -165,6 +178,91 @@ def test_garbage_is_not_timed(tmp_path, fault):
     assert done.returncode == 1, done.stdout + done.stderr
     (row,) = json.loads(done.stdout)["rows"]
     assert row["median_s"] is None and row["note"].startswith("wrong: ")
+
+
+MATRICES = where("(weight.ndim == 2) & (weight.size > 2000)", GARBAGE)
+MISALIGNED = """
+def wrong(before, results):
+    ends = {each.ctypes.data % 64 for each in results.values()}
+    results["weight"][...] += len(ends) > 1
+"""
+TAIL = """
+def wrong(before, results):
+    results["weight"].reshape(-1)[-9:] = 1e9
+"""
+
+
+@pytest.mark.parametrize("fault", [MATRICES, MISALIGNED], ids=["matrices", "misaligned"])
+def test_shapes_and_alignments_are_those_of_real_tensors(tmp_path, fault):
+    """Large matrices, and arrays that are not aligned alike."""
+    kernel, case = load(tmp_path, fault), "drawn:lengths" if fault == MATRICES else "odd"
+    rows = adadelta_cli.verify(kernel, cases=[case], dtypes=["float32"])
+    assert any(row.passed is False for row in rows)
+
+
+def test_the_ends_of_a_tensor_are_compared_before_it_is_timed(tmp_path):
+    """All of them, though of a large tensor only some elements between."""
+    name = write(tmp_path, TAIL)
+    done = adadelta(
+        "bench", "--sizes", "1e5", "--impl", name, "--processes", "1", "--max-time", "0.2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+
+
+def test_a_kernel_that_returns_new_arrays_leaves_its_inputs_alone():
+    """What it returns may be its inputs, updated; nothing else may be written there."""
+
+    def ruins(weight, grad, acc_grad, acc_delta, **settings):
+        new = [each.copy() for each in (weight, grad, acc_grad, acc_delta)]
+        right(*new, **settings)
+        weight[...] = np.nan
+        return new[0], new[2], new[3]
+
+    def returns_its_inputs(weight, grad, acc_grad, acc_delta, **settings):
+        right(weight, grad, acc_grad, acc_delta, **settings)
+        return weight, acc_grad, acc_delta
+
+    rows = adadelta_cli.verify(ruins, cases=["odd"], dtypes=["float32"])
+    assert "returned new arrays and wrote something else into weight" in rows[0].note
+    rows = adadelta_cli.verify(returns_its_inputs, cases=["odd"], dtypes=["float32"])
+    assert [row for row in rows if row.passed is False] == []
+
+
+class _UnprintableError(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (SystemExit(0), "raised SystemExit"),
+        (_UnprintableError(), "its message cannot be shown: RuntimeError"),
+        (ValueError("\ud800"), "\\ud800"),
+        (ValueError("x" * 10**6), "raised ValueError: xxx"),
+    ],
+    ids=["exit", "unprintable", "surrogate", "long"],
+)
+def test_whatever_a_kernel_raises_is_a_short_row(error, words):
+    """Which any file takes."""
+
+    def raises(*_args, **_settings):
+        raise error
+
+    rows = adadelta_cli.verify(raises, cases=["odd"], dtypes=["float32"])
+    notes = [row.note for row in rows if row.passed is False]
+    assert notes and all(words in note and len(note) < 2000 for note in notes)
+    assert all(note.encode() for note in notes)
+
+
+def test_collective_names_and_wrong_calls_of_verify():
+    """The names of `--case` that stand for many cases; what makes no sense is a usage error."""
+    rows = adadelta_cli.verify(right, cases=["steady"], dtypes=["float32"])
+    assert {row.check for row in rows} == {"step", "gradient", "repeat"}
+    for wrong in ({"steps": 0}, {"steps": -1}, {"seed": -1}, {"cases": "odd"}):
+        with pytest.raises(UsageError):
+            adadelta_cli.verify(right, **{"cases": ["odd"]} | wrong)
 
 
 # --- what may be excused --------------------------------------------------------------------------
@@ -331,8 +429,8 @@ def test_a_fault_in_a_window_of_lengths_is_met(tmp_path):
         "verify", "--case", "drawn:lengths", "--impl", name, "--dtype", "float32", cwd=tmp_path
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    (length,) = set(re.findall(r"drawn:shapes=(\d+),", done.stdout))
-    assert 65_538 <= int(length) <= 69_999
+    (shape,) = set(re.findall(r"drawn:shapes=([\dx]+),", done.stdout))
+    assert 65_538 <= math.prod(map(int, shape.split("x"))) <= 69_999
 
 
 def test_assert_correct_raises_on_wrong_rows_and_on_none():

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import adadelta_cli
 from adadelta_cli.implementations import guard
 from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations import user_kernel as candidate
 from adadelta_cli.kernels import cpu
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification import cases, catalogue, report
@@ -201,7 +200,7 @@ def test_the_picture_shows_errors_and_drift():
     """Of a kernel of one's own: a panel of errors with bounds, and one of the drift by step."""
     from examples.numpy_kernel import step
 
-    with candidate.known(step) as name:
+    with implementations.known(step) as name:
         plan = Plan((name,), tuple(catalogue.select(("odd", "defaults"))), dtypes=("float32",))
         work = Verification(plan)
         work.execute(sandbox=InProcess())
