@@ -19,7 +19,7 @@ test: $(VENV)/installed-test
 
 # With PyTorch and JAX beside it: what needs one of them, which `make test` skips.
 test-peers: $(VENV)/installed-peers
-	$(BIN)/python -m pytest -n 2 tests/test_peers.py tests/test_user_kernels.py
+	$(BIN)/python -m pytest -n 2 tests/implementations
 	$(BIN)/adadelta verify --peers --out results/peers
 	$(BIN)/adadelta bench --sizes 1e5 --impl numpy-fused --peers --processes 2 --out results/peers
 
@@ -34,13 +34,14 @@ check: $(VENV)/installed-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/installed-check
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adadelta_cli.optimizer import AdaDelta, load_states
-    from adadelta_cli.verification import assert_correct, verify
+    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta, load_states
+    from adadelta_cli.verification.api import assert_correct, verify
 
 __all__ = ["AdaDelta", "assert_correct", "load_states", "verify"]
 
 _MODULE_OF = {
-    "AdaDelta": "optimizer",
-    "assert_correct": "verification",
-    "load_states": "optimizer",
-    "verify": "verification",
+    "AdaDelta": "mxnet_bridge.optimizer",
+    "assert_correct": "verification.api",
+    "load_states": "mxnet_bridge.optimizer",
+    "verify": "verification.api",
 }
 
 

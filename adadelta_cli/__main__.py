@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    from adadelta_cli.cli import adadelta
+    from adadelta_cli.cli.main import adadelta
 
     try:
         code = adadelta.main(standalone_mode=False)

@@ -15,7 +15,7 @@ from enum import Enum
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import BrokenError, UsageError
+from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -187,3 +187,19 @@ def write_plot(path: Path, figure: Figure) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     return write_bytes(path, picture.getvalue())
+
+
+def check_pictures() -> None:
+    """See that pictures can be drawn, before the work that they are to show.
+
+    Raises:
+        UnavailableError: Matplotlib does not load, as under an MPLBACKEND that it does not know.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except (ImportError, OSError, ValueError) as error:
+        backend = os.environ.get("MPLBACKEND")
+        cause = f" (MPLBACKEND is {backend!r}; unset it, or make it agg)" if backend else ""
+        raise UnavailableError(
+            f"Matplotlib, which draws the pictures, does not load{cause}: {in_one_line(error)}"
+        ) from error

@@ -124,7 +124,7 @@ def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, 
 
     Args:
         xp: the arrays' module, any that speaks NumPy: `numpy`, `mxnet.np`; for CuPy's arrays
-            `kernels.arithmetic`, since CuPy's own operators flush subnormals.
+            `kernels.cupy_ieee`, since CuPy's own operators flush subnormals.
         parameter: the tensor, any shape, zero-dimensional and empty ones too.
         hyper: `Hyperparameters.scalars` of the accumulators' dtype.
         learning_rate: the product of rate, schedule and multiplier in double; rounded here, once.

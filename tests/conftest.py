@@ -14,9 +14,10 @@ import host_cuda
 import numpy as np
 import pytest
 
-from adadelta_cli import backends, engine
+from adadelta_cli.implementations import array_backends as backends
 from adadelta_cli.kernels import cpu, cuda
-from adadelta_cli.kernels.operand import operand, tabulate
+from adadelta_cli.kernels.layout import operand, tabulate
+from adadelta_cli.mxnet_bridge import runtime as engine
 from adadelta_cli.update import Hyperparameters, Parameter
 
 # Before any library is loaded, here and in what the tests start: the two pytest workers share two

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import __main__ as program
-from adadelta_cli import comparison, config, training
-from adadelta_cli.backends import backend
+from adadelta_cli.bench import regression as comparison
+from adadelta_cli.bench import regression_report as report
 from adadelta_cli.errors import UsageError
-from adadelta_cli.recording import Recording
-from adadelta_cli.report import comparison as report
+from adadelta_cli.implementations.array_backends import backend
+from adadelta_cli.run import config, training
+from adadelta_cli.verification.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adadelta_cli.verdict import Difference, Verdict, judge, paired, unpaired
+from adadelta_cli.bench.significance import Difference, Verdict, judge, paired, unpaired
 
 ROWS, SLOWER_BY, THRESHOLD = 10, 0.07, 0.05
 

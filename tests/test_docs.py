@@ -12,8 +12,8 @@ import click
 import pytest
 from conftest import HERE
 
-from adadelta_cli import machine
-from adadelta_cli.cli import adadelta
+from adadelta_cli.cli.main import adadelta
+from adadelta_cli.system import info as machine
 
 ROOT = HERE.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])

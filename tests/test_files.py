@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_comparison import content
+from test_regression import content
 
 from adadelta_cli import __main__ as program
-from adadelta_cli import files, selftest
+from adadelta_cli import files
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
+from adadelta_cli.verification import mutation_test as selftest
 
 ROOT = Path(files.__file__).parents[1]
 MODE = 0o640

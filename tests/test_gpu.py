@@ -23,19 +23,18 @@ import pytest
 from conftest import AWKWARD, HERE, assert_same_bits, random_arrays
 
 import adadelta_cli
-from adadelta_cli import (
-    backends,
-    benchmark,
-    doctor,
-    errors,
-    gpu,
-    implementations,
-    processor,
-    workloads,
-)
+from adadelta_cli import errors
+from adadelta_cli.bench import device as processor
+from adadelta_cli.bench import runner as benchmark
+from adadelta_cli.bench import workloads
+from adadelta_cli.bench.buffers import Tensors
+from adadelta_cli.doctor import checks as doctor
 from adadelta_cli.errors import UnavailableError
+from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import registry as implementations
 from adadelta_cli.kernels import cuda
-from adadelta_cli.tensors import Tensors
+from adadelta_cli.mxnet_bridge import probe
+from adadelta_cli.system import cuda as gpu
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 ROOT = HERE.parent
@@ -79,7 +78,7 @@ def simulated(monkeypatch):
 
     forget()
     monkeypatch.syspath_prepend(SIMULATED)
-    yield gpu.use(0)
+    yield gpu.use(0, probe.build)
     forget()
 
 
@@ -128,9 +127,9 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
                            "OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, b / a)")  # fmt: skip
     assert wrong != source
     monkeypatch.setattr(cuda, "source", lambda: wrong)
-    from adadelta_cli.sandbox import InProcess
-    from adadelta_cli.selection import Request
-    from adadelta_cli.verification import Verification
+    from adadelta_cli.system.sandbox import InProcess
+    from adadelta_cli.verification.plan import Request
+    from adadelta_cli.verification.runner import Verification
 
     work = Verification(Request(names=("cupy",), case_names=("odd",), ctx="gpu").plan)
     work.execute(sandbox=InProcess())
@@ -143,15 +142,16 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
 @needs_mxnet
 def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simulated):
     """Where the arrays are no CPU's, the CUDA kernel steps on MXNet's own memory: the same bits."""
-    from adadelta_cli import engine
-    from adadelta_cli.optimizer import AdaDelta
+    from adadelta_cli.mxnet_bridge import fused
+    from adadelta_cli.mxnet_bridge import runtime as engine
+    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
 
     assert simulated
     mx = engine.load()
     found = []
-    for step in (engine.FusedStep, None):
+    for step in (fused.FusedStep, None):
         if step is None:  # as it is of arrays on a GPU
-            monkeypatch.setattr(engine.FusedStep, "_inspect", lambda _: np.full(2, -1))
+            monkeypatch.setattr(fused.FusedStep, "_inspect", lambda _: np.full(2, -1))
         optimizer = AdaDelta(**AWKWARD, multi_precision=True, use_fused_step=True)
         weights = [mx.np.array(random_arrays(n)[0].astype(t)) for n, t in SHAPES]
         grads = [mx.np.array(random_arrays(n, seed=1)[1].astype(t)) for n, t in SHAPES]
@@ -162,7 +162,7 @@ def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simul
         found.append([array.asnumpy() for array in flat])
     assert_same_bits(found[1], found[0])
     step = optimizer._bound[0].step
-    assert isinstance(step, engine.GpuStep)
+    assert isinstance(step, fused.GpuStep)
     where = []  # the arrays' own device is the current one when the work is waited for, only then
     stream = SimpleNamespace(synchronize=lambda: where.append(simulated.cuda.Device().id))
     monkeypatch.setattr(simulated.cuda, "get_current_stream", lambda: stream)
@@ -188,7 +188,7 @@ def test_the_cupy_example_passes(tmp_path):
 
 KERNEL = """
 import ctypes, time, cupy
-from adadelta_cli.kernels import arithmetic
+from adadelta_cli.kernels import cupy_ieee as arithmetic
 from adadelta_cli.update import Hyperparameters, Parameter, update
 def step(*arrays, **settings):
     rate, wd = settings["learning_rate"], settings["wd"]
@@ -524,7 +524,7 @@ def test_several_cupys_are_told(simulated, monkeypatch):
 @pytest.mark.parametrize(("mend", "name"), [("", "mxnet"), ("use --backend cupy", "cupy")])
 def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, mend, name):
     """And CuPy elsewhere; no list of GPUs is asked."""
-    monkeypatch.setattr(gpu, "mxnet", lambda _number: gpu.Finding(gpu.MXNET, "", mend))
+    monkeypatch.setattr(probe, "launches", lambda _number: gpu.Finding(probe.MXNET, "", mend))
     assert backends.chosen("auto", "gpu:1") == name
 
 
@@ -602,7 +602,7 @@ def test_doctor_tells_what_mends_the_gpu(simulated, monkeypatch):
             return self
 
         def call(self, function):
-            from adadelta_cli.sandbox import InProcess
+            from adadelta_cli.system.sandbox import InProcess
 
             return InProcess().call(function)
 

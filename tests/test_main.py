@@ -39,7 +39,7 @@ def test_every_kind_of_error_has_its_exit_code(monkeypatch, capsys, error, code)
     def fail(**_):
         raise error
 
-    monkeypatch.setattr("adadelta_cli.cli.adadelta.main", fail)
+    monkeypatch.setattr("adadelta_cli.cli.main.adadelta.main", fail)
     with pytest.raises(SystemExit) as ended:
         program.main()
     assert ended.value.code == code
@@ -73,7 +73,7 @@ def test_signals_that_come_while_files_are_written_change_nothing(monkeypatch, c
             signal.raise_signal(signal.SIGTERM)
             written.append("all")
 
-    monkeypatch.setattr("adadelta_cli.cli.adadelta.main", work)
+    monkeypatch.setattr("adadelta_cli.cli.main.adadelta.main", work)
     with pytest.raises(SystemExit) as ended:
         program.main()
     assert (ended.value.code, written) == (130, ["all"])
@@ -94,7 +94,7 @@ def test_a_bug_shows_its_traceback_when_asked(monkeypatch):
     def fail(**_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("adadelta_cli.cli.adadelta.main", fail)
+    monkeypatch.setattr("adadelta_cli.cli.main.adadelta.main", fail)
     with pytest.raises(ZeroDivisionError):
         program.main()
 

@@ -29,7 +29,7 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
 from adadelta_cli.kernels import cache
-from adadelta_cli.kernels.operand import Kind, Operand, arrays_of, grouped, operands
+from adadelta_cli.kernels.layout import Kind, Operand, arrays_of, grouped, operands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -420,9 +420,10 @@ def tabulate(operands: Sequence[Operand], hyper: Hyperparameters) -> np.ndarray:
 
     Returns:
         uint64[8 + 8 * tensors]. The head: FLUSH (compute with subnormals taken as zero), PARTS
-        (into how many parts the work is cut; 1 here), CUTS (which `kernels.handles` has a use for),
-        and from DOUBLES on the bits of `Hyperparameters.doubles`. Then what `columns` returns: the
-        bits of all learning rates and of all decays, the sizes, and the tensors' addresses.
+        (into how many parts the work is cut; 1 here), CUTS (which
+        `mxnet_bridge.ndarray_table` has a use for), and from DOUBLES on the bits of
+        `Hyperparameters.doubles`. Then what `columns` returns: the bits of all learning rates and
+        of all decays, the sizes, and the tensors' addresses.
     """
     _, addresses, sizes, rates, decays = zip(*operands, strict=True)
     values = *hyper.doubles, *rates, *decays, *sizes, *itertools.chain.from_iterable(addresses)
@@ -490,7 +491,7 @@ def fused_update(
         decays: one for each tensor: weight decay times multiplier, in double.
 
     Raises:
-        TypeError, ValueError: as `kernels.operand.operand`.
+        TypeError, ValueError: as `kernels.layout.operand`.
     """
     prepared_update(parameters, hyper, learning_rates, decays)()
 

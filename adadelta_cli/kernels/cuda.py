@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.kernels import operand
+from adadelta_cli.kernels import layout as operand
 from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from adadelta_cli.kernels.operand import Operand, Table
+    from adadelta_cli.kernels.layout import Operand, Table
     from adadelta_cli.update import Parameter
 
 # Neither was timed on a GPU. The threads of a block take 16 bytes of each array at once, twice in a

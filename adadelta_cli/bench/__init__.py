@@ -1,0 +1,1 @@
+"""`bench` and `compare`: time the implementations, and compare two results."""

@@ -1,0 +1,279 @@
+"""The processor that a step is timed on: its memory, its caches, its clock, its roofs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from adadelta_cli.bench.buffers import Region, Tensors, traffic_bytes
+from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations.array_backends import PEERS, Box, Device, installed
+from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.system import cuda as gpu
+from adadelta_cli.system import info as machine
+from adadelta_cli.system.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adadelta_cli.update import Hyperparameters
+
+    Step = Callable[[], Any]
+
+MEMORY, ARITHMETIC, COPY = "memory roof", "arithmetic roof", "device copy"
+ROOFS = (MEMORY, ARITHMETIC)  # what holds a step up; a device copy is there to compare with
+
+
+class Survey(NamedTuple):
+    """What there is to know of a processor before anything is allocated.
+
+    Attributes:
+        cache_bytes: the size of the last cache before memory.
+        available_bytes: what can be allocated; None where the system does not tell.
+        about: what bench.json says of it, where it is not in `machine.describe`.
+    """
+
+    cache_bytes: int
+    available_bytes: int | None
+    about: dict[str, Any]
+
+
+class Cpu:
+    """The cores that this process may use."""
+
+    # All but JAX's arrays are views of the same memory, so that all are placed alike.
+    wrapped: dict[str, Callable[[Any], Any]]
+
+    def __init__(self) -> None:
+        self.wrapped = {
+            "numpy": lambda array: array,
+            "boxed": Box,
+            "mxnet": _mxnet_array,
+            "torch": lambda array: installed("torch").from_numpy(array),
+            "jax": lambda array: PEERS["jax"]().array(array),
+        }
+
+    @property
+    def cache_bytes(self) -> int:
+        """The size of the last cache before memory."""
+        return machine.last_cache_bytes()
+
+    def survey(self) -> Survey:
+        """Look at it."""
+        return Survey(self.cache_bytes, machine.available_bytes(), {})
+
+    def region(self, size: int, lines: int) -> Region:
+        """Allocate memory for lines of tensors."""
+        return Region(size, lines)
+
+    def view(self, array: Any) -> Any:
+        """View what a functional step returned as an array of `region`, without a copy."""
+        return np.asarray(array)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy an array of `region` to NumPy."""
+        return np.array(array)
+
+    def seconds(self, steps: Sequence[Step]) -> float:
+        """Return the seconds of a step, the mean of these."""
+        start = time.perf_counter_ns()
+        for step in steps:
+            step()
+        return (time.perf_counter_ns() - start) / len(steps) * 1e-9
+
+    def counts(self, _backend: str) -> bool:
+        """Tell whether `peak_extra_bytes` sees what a library allocates."""
+        return True
+
+    def evictor(self, size: int) -> Step:
+        """Make what pushes everything else out of the caches: a pass over so many bytes."""
+        ballast = np.zeros(size, np.uint8)
+        return partial(np.add, ballast, 1, out=ballast)
+
+    def roofs(
+        self, copies: Sequence[Tensors], dtype: str, seed: int, hyper: Hyperparameters
+    ) -> dict[str, tuple[list[Step], float]]:
+        """Return by name what is timed beside steps on tensors, and how many steps a call is."""
+        from adadelta_cli.kernels import roofline
+
+        small = [(roofline.cached_elements(copies[0].line),)]
+        (cached,) = Tensors.allocate(small, dtype, seed)
+        roofs = [roofline.Roofs(each.line, cached.line, hyper) for each in copies]
+        return {
+            MEMORY: ([each.memory for each in roofs], 1),
+            ARITHMETIC: ([roofs[0].arithmetic], roofs[0].steps),
+        }
+
+    def peak_extra_bytes(self, step: Step) -> int | None:
+        """Take a step; return how far the resident set rose above where it was, in bytes.
+
+        Linux only (None elsewhere): 5 in clear_refs sets the high-water mark back (proc(5)).
+        """
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _status_kilobytes("VmRSS")
+            step()
+            return max(0, _status_kilobytes("VmHWM") - before) * 1024
+        except OSError:
+            return None
+
+
+def _mxnet_array(array: np.ndarray) -> Any:
+    # A view, because MXNet marks what it is given as read-only.
+    return engine.load().nd.from_numpy(array.view(), zero_copy=True).as_np_ndarray()
+
+
+def _status_kilobytes(key: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{key}:")[1].split()[0])
+
+
+def _mxnet_array_on_gpu(array: Any) -> Any:
+    # A bare capsule, of work that is done: MXNet 2.0.0b1 would hand over half of a stream's handle.
+    return engine.load().npx.from_dlpack(array.__dlpack__(stream=-1))
+
+
+class Gpu(Cpu):
+    """A GPU, through CuPy.
+
+    Args:
+        ctx: which, as `backends.Device` reads it.
+
+    Raises:
+        UnavailableError: it is not to be had here.
+    """
+
+    def __init__(self, ctx: str) -> None:
+        super().__init__()
+        self._backend = backends.backend("cupy", ctx)
+        self._cupy = self._backend.xp
+        self._device = self._cupy.cuda.Device()
+        self._cupy.get_default_memory_pool().free_all_blocks()  # for the other processes there
+        # All but JAX's arrays are views of the same memory, again.
+        self.wrapped = {
+            "cupy": lambda array: array,
+            "boxed": Box,
+            "mxnet": _mxnet_array_on_gpu,
+            "torch": lambda array: installed("torch").from_dlpack(array),
+            "jax": lambda array: PEERS["jax"](Device.parse(ctx)).array(self.numpy(array)),
+        }
+
+    @property
+    def cache_bytes(self) -> int:
+        """The size of the second-level cache, the last before memory."""
+        return int(self._device.attributes["L2CacheSize"])
+
+    def survey(self) -> Survey:
+        """Look at it."""
+        number, cache_bytes = self._device.id, self.cache_bytes
+        properties = self._cupy.cuda.runtime.getDeviceProperties(number)
+        found = {each.piece: each.seen for each in gpu.examine(number)}
+        about = {"processor": gpu.name_of(properties), "cache_bytes": {"L2": cache_bytes}, **found}
+        return Survey(cache_bytes, int(self._device.mem_info[0]), {"gpu": about})
+
+    def region(self, size: int, lines: int) -> Region:
+        """Allocate memory for lines of tensors."""
+        return Region(size, lines, self._fresh, self._cupy.asarray)
+
+    def _fresh(self, size: int) -> tuple[Any, int]:
+        fresh = self._cupy.empty(size, np.uint8)
+        return fresh, int(fresh.data.ptr)
+
+    def view(self, array: Any) -> Any:
+        """View what a functional step returned as an array of `region`, without a copy."""
+        return self._cupy.asarray(array)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy an array of `region` to NumPy."""
+        return self._backend.numpy(array)
+
+    def seconds(self, steps: Sequence[Step]) -> float:
+        """Return the seconds of a step, the mean of these, by the device's own clock.
+
+        The second event is recorded when all that was handed over is done, so that a step which
+        the host cannot hand over as fast as the device computes it is as long as the host takes.
+        """
+        cuda = self._cupy.cuda
+        start, stop = cuda.Event(), cuda.Event()
+        start.record()
+        for step in steps:
+            step()
+        stop.record()
+        stop.synchronize()
+        return cuda.get_elapsed_time(start, stop) / len(steps) * 1e-3
+
+    def counts(self, backend: str) -> bool:
+        """Tell whether `peak_extra_bytes` sees what a library allocates."""
+        return backend in {"cupy", "torch"}
+
+    def evictor(self, size: int) -> Step:
+        """Make what pushes everything else out of the cache: a pass over so many bytes."""
+        ballast = self._cupy.zeros(size, np.uint8)
+        return partial(self._cupy.add, ballast, 1, out=ballast)
+
+    def roofs(
+        self, copies: Sequence[Tensors], dtype: str, seed: int, hyper: Hyperparameters
+    ) -> dict[str, tuple[list[Step], float]]:
+        """Return by name what is timed beside steps on tensors, and how many steps a call is.
+
+        A kernel of the same traffic is the ceiling; there is no arithmetic roof. A plain copy by
+        the driver says what bandwidth there is to be had.
+        """
+        del seed, hyper
+        from adadelta_cli.kernels import cuda
+
+        states = [each.line.acc_grad for each in copies]
+        targets = [self._cupy.empty_like(state) for state in states]
+        copying: list[Step] = [
+            partial(target.data.copy_from_device_async, state.data, state.nbytes)
+            for target, state in zip(targets, states, strict=True)
+        ]
+        moved = 2 * states[0].itemsize  # read and written, for each element
+        return {
+            MEMORY: ([cuda.prepared_traffic(each.line) for each in copies], 1),
+            COPY: (copying, moved / traffic_bytes(dtype)),
+        }
+
+    def peak_extra_bytes(self, step: Step) -> int | None:
+        """Take a step; return how far the allocators' memory rose above where it was, in bytes."""
+        pool = self._cupy.get_default_memory_pool()
+        torch = sys.modules.get("torch")
+        pool.free_all_blocks()
+        before = pool.total_bytes()
+        if torch:
+            torch.cuda.reset_peak_memory_stats()
+            before += torch.cuda.memory_allocated()
+        step()
+        self._device.synchronize()
+        return pool.total_bytes() + (torch.cuda.max_memory_allocated() if torch else 0) - before
+
+
+def processor(ctx: str) -> Cpu:
+    """Return the processor of a `--ctx`.
+
+    Raises:
+        UnavailableError: it is not to be had here.
+        UsageError: there is no such.
+    """
+    return Gpu(ctx) if Device.parse(ctx).kind == "gpu" else Cpu()
+
+
+def survey(ctx: str) -> Survey:
+    """Look at the processor of a `--ctx`; at a GPU in a process that gives it back when it ends.
+
+    Raises:
+        UnavailableError, UsageError, DeviceError: as `processor`; or the GPU is lost.
+    """
+    if Device.parse(ctx).kind == "cpu":
+        return Cpu().survey()
+    with Sandbox() as sandbox:
+        return sandbox.call(_survey, ctx)
+
+
+def _survey(ctx: str) -> Survey:
+    return processor(ctx).survey()

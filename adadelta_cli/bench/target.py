@@ -1,0 +1,190 @@
+"""An implementation's step on the tensors of a workload: bound, and checked before it is timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli.errors import of_device
+from adadelta_cli.implementations.array_backends import Box
+from adadelta_cli.implementations.registry import YARDSTICKS
+from adadelta_cli.update import Hyperparameters, Parameter, update
+from adadelta_cli.verification.cases import Case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from adadelta_cli.bench.buffers import Tensors
+    from adadelta_cli.bench.device import Cpu
+    from adadelta_cli.implementations.base import Implementation
+
+CHECKED_ELEMENTS = 4096  # of each tensor, spread over all of it
+HYPER = Hyperparameters()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An implementation's step on tensors.
+
+    Attributes:
+        step: takes one.
+        parameters: the tensors, in the arrays that the step takes.
+        tensors: the same as they were allocated.
+        processor: has them in its memory.
+    """
+
+    step: Callable[[], Any]
+    parameters: list[Parameter]
+    tensors: Tensors
+    processor: Cpu
+
+    @classmethod
+    def to(cls, chosen: Implementation, tensors: Tensors, processor: Cpu) -> Subject:
+        """Bind an implementation, with a rate and a decay multiplier of one for each tensor."""
+        wrap = processor.wrapped[chosen.timed_on or chosen.backend]
+        parameters = [Parameter(*map(wrap, each.arrays)) for each in tensors.parameters]
+        ones = [1.0] * len(parameters)
+        bind = chosen.timed or chosen.bind
+        return cls(bind(parameters, HYPER, ones, ones), parameters, tensors, processor)
+
+    @property
+    def values(self) -> list[Parameter]:
+        """The tensors as they are now, where they are."""
+        return [
+            Parameter(*(self.processor.view(box.value) for box in taken.arrays))
+            if isinstance(taken.weight, Box)
+            else own
+            for taken, own in zip(self.parameters, self.tensors.parameters, strict=True)
+        ]
+
+
+# --- is it right? ---------------------------------------------------------------------------------
+
+
+def fault_of(chosen: Implementation, subject: Subject) -> str:
+    """Take one step and compare it with the array update; say what is wrong with it.
+
+    Of each tensor some thousand elements are compared, spread over all of it: in every bit, or
+    within the bounds of what is not ours.
+    """
+    spread = [_spread(p.weight.size) for p in subject.values]
+    before = _copies(subject, spread)
+    kinds = [[(a.dtype, a.shape) for a in p.arrays] for p in subject.values]
+    try:
+        subject.step()
+        if kinds != [[(a.dtype, a.shape) for a in p.arrays] for p in subject.values]:
+            return "wrong: it returned arrays of another dtype or shape"
+    except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
+        return raised(error)
+    after = _copies(subject, spread)
+    if any(
+        now.grad.tobytes() != then.grad.tobytes() and chosen.keeps_grad
+        for now, then in zip(after, before, strict=True)
+    ):
+        return "wrong: it changed the gradient"
+    compare = _difference if chosen.allowed is None else _excess
+    return compare(chosen, before, after)
+
+
+def raised(error: Exception) -> str:
+    """Say what was raised, in one line.
+
+    Raises:
+        BrokenError: it says that a GPU failed, which is no verdict on the step.
+    """
+    broken = of_device(error)
+    if broken:
+        raise broken from error
+    return f"failed: raised {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+ENDS = 64  # elements at either end of a tensor, all of which are compared
+
+
+def _spread(size: int) -> list[slice]:
+    """Choose elements: the ends, and some between, evenly spread."""
+    if size <= 2 * ENDS + CHECKED_ELEMENTS:
+        return [slice(None)]
+    between = slice(ENDS, -ENDS, -(-size // CHECKED_ELEMENTS))
+    return [slice(ENDS), between, slice(-ENDS, None)]
+
+
+def _copies(subject: Subject, spread: Sequence[list[slice]]) -> list[Parameter]:
+    def some(array: Any, parts: list[slice]) -> np.ndarray:
+        flat, numpy = array.reshape(-1), subject.processor.numpy
+        return np.concatenate([numpy(flat[part]) for part in parts])
+
+    return [
+        Parameter(*(some(array, parts) for array in p.arrays))
+        for p, parts in zip(subject.values, spread, strict=True)
+    ]
+
+
+def _difference(
+    _chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]
+) -> str:
+    for each in before:
+        update(np, each, HYPER.scalars(each.acc_grad.dtype), HYPER.learning_rate, HYPER.wd)
+    pairs = [
+        (now, right)
+        for own, each in zip(after, before, strict=True)
+        for now, right in zip(own.arrays, each.arrays, strict=True)
+    ]
+    wrong = sum(int(np.count_nonzero(_bits(now) != _bits(right))) for now, right in pairs)
+    compared = sum(right.size for _, right in pairs)
+    return f"wrong: {wrong} of {compared} values differ from the array update" if wrong else ""
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.view(f"u{array.itemsize}")
+
+
+def _excess(chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]) -> str:
+    """Compare within bounds."""
+    then, now = (
+        {name: np.concatenate([getattr(p, name) for p in each]) for name in _FLOATS}
+        for each in (before, after)
+    )
+    judge = _adam_faults if chosen.name in YARDSTICKS else _adadelta_faults
+    wrong = [f"{tensor} {fault}" for tensor, fault in judge(chosen, then, now)]
+    return f"wrong: {'; '.join(wrong)}" if wrong else ""
+
+
+_FLOATS = ("weight", "grad", "acc_grad", "acc_delta")
+_Flat = dict[str, np.ndarray]
+
+
+def _adadelta_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, str]]:
+    from adadelta_cli.verification import tolerance as parity
+
+    grad = then["grad"]
+    case = Case("timed", "the step that is timed", (grad.shape,), HYPER, 1)
+    right = Parameter(*(then[name].copy() for name in _FLOATS))
+    update(np, right, HYPER.scalars(grad.dtype), HYPER.learning_rate, HYPER.wd)
+    reference = {name: [then[name], getattr(right, name)] for name in parity.TENSORS}
+    got = {name: [then[name], now[name]] for name in parity.TENSORS}
+    allowed: Any = chosen.allowed
+    for each in parity.judged(case, [grad], reference, got, allowed, flush=chosen.flushes):
+        if not each.passed:
+            yield each.tensor, _excess_of(each.difference.scaled_ulp, each.allowed_ulp)
+
+
+def _excess_of(error_ulp: float, allowed_ulp: float) -> str:
+    return f"is off by {error_ulp:.3g} ULPs, allowed are {allowed_ulp:g}"
+
+
+def _adam_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, str]]:
+    from adadelta_cli.implementations import frameworks as peers
+    from adadelta_cli.verification import tolerance as parity
+    from adadelta_cli.verification.ulp import Difference
+
+    right = Parameter(*(then[name].astype(np.float64) for name in _FLOATS))
+    peers.adam(right)
+    for name in parity.TENSORS:
+        wanted = getattr(right, name).astype(now[name].dtype)
+        operand = np.maximum(abs(then[name]), abs(wanted - then[name]))
+        error = Difference.between(now[name], wanted, operand).scaled_ulp
+        if not error <= getattr(chosen.allowed, name):
+            yield name, _excess_of(error, getattr(chosen.allowed, name))

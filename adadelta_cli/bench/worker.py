@@ -1,0 +1,354 @@
+"""A process that takes steps and times them: `python -m adadelta_cli.bench.worker`, led by `bench`.
+
+It says who it is, in a line of JSON; then it gets lines of JSON and answers each with one: what to
+work on (`task`), or what to take a sample of (`sample`), again and again. It ends when its stdin
+does, so it never outlives its leader. The leader may be of another version of this package, so what
+is said is a contract: `PROTOCOL` counts its changes.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from adadelta_cli.bench.buffers import Tensors, held_bytes
+from adadelta_cli.bench.device import Cpu, processor
+from adadelta_cli.bench.target import HYPER, Subject, fault_of, raised
+from adadelta_cli.errors import of_device
+from adadelta_cli.implementations.array_backends import BACKENDS
+from adadelta_cli.implementations.registry import timeable
+from adadelta_cli.system import info as machine
+from adadelta_cli.system.sandbox import leave_if_forked
+
+PROTOCOL = 1
+SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
+SETTLED = 0.97  # warm-up is over when a step takes no less than this share of the best so far
+WARM_UP_S, LEAST_WARM_UP = 0.3, 3  # for so long, and at least so many steps
+UNTIMED_BELOW_S = 50e-3  # a step shorter than this is taken once, untimed, before each sample
+# Steps are taken for so long, untimed, when this process has its turn after another's: threads wake
+# and cores speed up. Without it, what came first in a turn took 4 % longer.
+AWAKENING_S = 5e-3
+Clock = Callable[[Sequence[Callable[[], Any]]], float]
+
+
+# --- timing ---------------------------------------------------------------------------------------
+
+
+def _warmed_up(timed: Callable[[], float]) -> float:
+    """Time steps until they get no faster, twice in a row; return the seconds of the best."""
+    start, best, settled = time.monotonic(), math.inf, 0
+    for number in itertools.count(1):
+        taken = timed()
+        settled = settled + 1 if taken > SETTLED * best else 0
+        best = min(best, taken)
+        late = time.monotonic() - start > WARM_UP_S
+        if number >= LEAST_WARM_UP and (late or settled >= 2):
+            break
+    return best
+
+
+class Cursor:
+    """Which of the copies of the tensors is next, for all that is timed on them.
+
+    One for all: else one would find in the caches what another has just left there.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self, count: int) -> range:
+        """Return the places of the next so many, counted on and on."""
+        self._next += count
+        return range(self._next - count, self._next)
+
+
+class Entry:
+    """Something that is timed, in samples of enough steps each.
+
+    Args:
+        steps: what is called, in turn: one, or as many as there are copies of the tensors.
+        clock: returns the seconds of a step, from several.
+        together: how many steps one call takes.
+        evict: empties the caches, before each sample; then a sample is one turn of all.
+        cursor: shared by all that is timed on the same copies.
+    """
+
+    def __init__(
+        self, steps: Sequence[Callable[[], Any]], clock: Clock, together: float = 1,
+        evict: Callable[[], Any] | None = None, cursor: Cursor | None = None,
+    ) -> None:  # fmt: skip
+        self._steps, self._clock, self._together, self._evict = steps, clock, together, evict
+        self._cursor = cursor or Cursor()
+        for step in steps if len(steps) > 1 else ():
+            step()  # the first of each may compile, or look at its arrays
+        cost = _warmed_up(self._take)
+        self._loops = len(steps) if evict else max(1, math.ceil(SAMPLE_S / cost))
+        self._untimed = cost < UNTIMED_BELOW_S
+
+    def awaken(self) -> None:
+        """Take steps, untimed, until threads and cores are awake."""
+        start = time.monotonic()
+        while time.monotonic() - start < AWAKENING_S:
+            self._take()
+
+    def _chosen(self, count: int) -> list[Callable[[], Any]]:
+        return [self._steps[k % len(self._steps)] for k in self._cursor.take(count)]
+
+    def _take(self) -> float:
+        return self._clock(self._chosen(1))
+
+    def sample(self) -> float:
+        """Return the seconds of one step, the mean of a sample."""
+        if self._evict:
+            self._evict()
+        elif self._untimed:
+            self._take()  # brings back to the caches what others left there
+        return self._clock(self._chosen(self._loops)) / self._together
+
+
+# --- tasks: the first reply, then the samples -----------------------------------------------------
+
+COPIES = 1024  # of tensors that are timed cold, at most
+EVICTED_TIMES = 2  # the last-level cache's size is passed over so often
+
+
+class Timing:
+    """Time steps of implementations, and the two roofs, on the tensors of a workload."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        shapes, dtype, seed = spec["shapes"], spec["dtype"], spec["seed"]
+        size = held_bytes(dtype) * sum(map(math.prod, shapes))
+        self._ctx = spec.get("ctx", "cpu")
+        self._processor = processor(self._ctx)
+        copies, other = cold_copies(size, self._processor.cache_bytes) if spec["cold"] else (1, 0)
+        self._tensors = Tensors.allocate(shapes, dtype, seed, copies, self._processor.region)
+        self._evict = self._processor.evictor(other) if other else None
+        self._cursor = Cursor()
+        self.faults: dict[str, str] = {}
+        self.entries: dict[str, Entry] = {}
+        for name in spec["implementations"]:
+            self._add(name)
+        if spec["roofs"]:
+            self._add_roofs(dtype, seed)
+
+    def _add(self, name: str) -> None:
+        try:
+            chosen, place = timeable(name, self._ctx), self._processor
+            subjects = [Subject.to(chosen, each, place) for each in self._tensors]
+        except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
+            self.faults[name] = raised(error)
+            return
+        self.faults[name] = fault_of(chosen, subjects[0])
+        if not self.faults[name]:
+            self.entries[name] = self._entry([each.step for each in subjects])
+
+    def _entry(self, steps: Sequence[Callable[[], Any]], together: float = 1) -> Entry:
+        rotated = len(steps) == len(self._tensors)  # the arithmetic roof has data of its own
+        evict = self._evict if rotated else None
+        cursor = self._cursor if rotated else None
+        return Entry(steps, self._processor.seconds, together, evict, cursor)
+
+    def _add_roofs(self, dtype: str, seed: int) -> None:
+        roofs = self._processor.roofs(self._tensors, dtype, seed, HYPER)
+        self.entries |= {name: self._entry(*each) for name, each in roofs.items()}
+
+    def ready(self) -> dict[str, Any]:
+        """Say what is wrong with each implementation; only the faultless ones are timed."""
+        return {"faults": self.faults, "entries": list(self.entries)}
+
+    def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return the seconds of a step, and how long the sample took in all, by entry."""
+        self.entries[names[0]].awaken()
+        return {name: _spent(self.entries[name].sample) for name in names}
+
+
+def _spent(sample: Callable[[], float]) -> list[float]:
+    start = time.monotonic()
+    return [sample(), time.monotonic() - start]
+
+
+def cold_copies(size: int, cache_bytes: int) -> tuple[int, int]:
+    """Say how many copies of tensors of so many bytes are timed in turn, to find them cold.
+
+    Each copy was pushed out of the caches by the others before its turn comes again; where `COPIES`
+    of them are too small for that, other memory is passed over before each sample.
+
+    Returns:
+        How many copies; how many bytes of other memory, if any.
+    """
+    far = EVICTED_TIMES * cache_bytes
+    copies = -(-far // size) + 1
+    return (copies, 0) if copies <= COPIES else (COPIES, far)
+
+
+class Peak:
+    """Measure how far a step raises what memory is held above what it was before."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        ctx = spec.get("ctx", "cpu")
+        self._processor = processor(ctx)
+        self._implementation = timeable(spec["implementations"][0], ctx)
+        self._peaks = [self._peak(shapes, spec) for shapes in spec["workloads"]]
+
+    def _peak(self, shapes: Sequence[Sequence[int]], spec: dict[str, Any]) -> int | None:
+        dtype, seed, place = spec["dtype"], spec["seed"], self._processor
+        (tensors,) = Tensors.allocate(shapes, dtype, seed, region=place.region)
+        try:
+            subject = Subject.to(self._implementation, tensors, place)
+        except Exception:  # noqa: BLE001 - which the task that takes the samples tells
+            return None
+        if fault_of(self._implementation, subject):
+            return None
+        subject.step()
+        gc.collect()
+        counted = place.counts(self._implementation.backend)
+        return place.peak_extra_bytes(subject.step) if counted else None
+
+    def ready(self) -> dict[str, Any]:
+        """Return the bytes for each workload; None where the system does not tell."""
+        return {"peak_extra_bytes": self._peaks, "entries": []}
+
+
+class Training:
+    """Time whole training steps of a network through `gluon.Trainer`, and their updates alone.
+
+    The network is the MLP 784-500-300-10 on a batch of 100 random images, always the same.
+    """
+
+    BATCH = 100
+    STEPS_TO_LOSS = 30
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        from adadelta_cli.mxnet_bridge import runtime as engine
+
+        self._mx = mx = engine.load()
+        BACKENDS["mxnet"]()
+        random = np.random.default_rng(spec["seed"])
+        mx.np.random.seed(spec["seed"])
+        self._net = self._network(random)
+        self._images = mx.np.array(random.standard_normal((self.BATCH, 784)), dtype="float32")
+        self._labels = mx.np.array(random.integers(0, 10, self.BATCH))
+        self._loss_of = mx.gluon.loss.SoftmaxCrossEntropyLoss()
+        optimizer = _training_optimizer(spec["implementations"][0])
+        self._trainer = mx.gluon.Trainer(self._net.collect_params(), optimizer, kvstore=None)
+        for _ in range(self.STEPS_TO_LOSS):
+            self._step()
+        self._loss = float(self._backward().mean().asnumpy())
+        self._clock = Cpu().seconds
+        step = Entry([self._step], self._clock)
+        self._entries = {"step": step.sample, "update": self._update_s}
+
+    def _network(self, random: np.random.Generator) -> Any:
+        nn = self._mx.gluon.nn
+        net = nn.HybridSequential()
+        for units, activation in ((500, "relu"), (300, "relu"), (10, None)):
+            net.add(nn.Dense(units, activation=activation))
+        net.initialize()
+        net.hybridize(static_alloc=True, static_shape=True)
+        net(self._mx.np.zeros((self.BATCH, 784)))  # now the shapes are known
+        for parameter in net.collect_params().values():
+            values = random.standard_normal(parameter.shape) * 0.05
+            parameter.set_data(self._mx.np.array(values, dtype="float32"))
+        return net
+
+    def _backward(self) -> Any:
+        with self._mx.autograd.record():
+            loss = self._loss_of(self._net(self._images), self._labels)
+        loss.backward()
+        return loss
+
+    def _step(self) -> None:
+        self._backward()
+        self._update()
+
+    def _update_s(self) -> float:
+        self._backward()
+        self._mx.nd.waitall()
+        return self._clock([self._update])
+
+    def _update(self) -> None:
+        self._trainer.step(self.BATCH)
+        self._mx.nd.waitall()
+
+    def ready(self) -> dict[str, Any]:
+        """Return the loss after a number of steps that is the same for every optimizer."""
+        return {"loss": self._loss, "faults": {}, "entries": list(self._entries)}
+
+    def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return the seconds of a whole step, or of an update, and how long it took in all."""
+        return {name: _spent(self._entries[name]) for name in names}
+
+
+def _training_optimizer(name: str) -> Any:
+    from adadelta_cli.mxnet_bridge import runtime as engine
+    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
+
+    make: dict[str, Callable[[], Any]] = {
+        "mxnet-stock": engine.load().optimizer.adadelta.AdaDelta,
+        "mxnet": lambda: AdaDelta(use_fused_step=False),
+        "mxnet-fused": lambda: AdaDelta(use_fused_step=True),
+    }
+    return make[name]()
+
+
+TASKS: dict[str, Any] = {"time": Timing, "peak": Peak, "train": Training}
+
+
+def serve(orders: IO[str], replies: IO[str]) -> None:
+    """Answer each line until there is none."""
+    versions = machine.versions()
+    about = {"protocol": PROTOCOL, "path": str(Path(__file__)), "versions": versions}
+    _reply(replies, about | {"version": versions.get("adadelta", "not installed")})
+    gc.disable()
+    task: Any = None
+    own = os.getpid()
+    for line in orders:
+        order = json.loads(line)
+        try:
+            if "task" in order:
+                task = None  # what it holds is given back before the next is made
+                gc.collect()
+                task = TASKS[order["task"]](order)
+                answer = task.ready()
+            else:
+                answer = {"samples": task.sample(order["sample"])}
+        except Exception as error:
+            broken = of_device(error)
+            if not broken:
+                raise
+            answer = {"broken": str(broken), "status": broken.status}
+        finally:
+            leave_if_forked(own)
+        _reply(replies, answer)
+
+
+def _reply(replies: IO[str], answer: dict[str, Any]) -> None:
+    try:
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+    except BrokenPipeError:  # the leader has ended
+        os._exit(0)
+
+
+def main() -> None:
+    """Serve the leader on stdin and stdout; whatever else prints goes to stderr."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the leader, which ends this
+    sys.modules["sklearn"] = None  # type: ignore[assignment] # half of MXNet's import, unused here
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The terminal: tables to stdout, progress and warnings to stderr, quiet in CI."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adadelta_cli.progress import Tick, no_tick
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+PLAIN_LINE_EVERY_S = 10.0  # progress where stderr is no terminal: a line in a CI log
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """What a command prints, given how much of it is wanted.
+
+    Attributes:
+        json: stdout carries one JSON document, and nothing else.
+        verbosity: -1 for `-q` (results only), 1 for `-v`.
+    """
+
+    json: bool = False
+    verbosity: int = 0
+
+    def __post_init__(self) -> None:
+        """Let stdout write what its encoding lacks as an escape, as stderr does."""
+        reconfigure = getattr(sys.stdout, "reconfigure", None)  # a test's stdout may have none
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
+    def table(self, table: Table) -> None:
+        """Print a table to stdout, wide enough that nothing is cut where it is no terminal."""
+        if not self.json:
+            from rich.console import Console
+
+            width = None if sys.stdout.isatty() else 200
+            Console(width=width, highlight=False).print(table)
+
+    def text(self, line: str) -> None:
+        """Print a line of results to stdout."""
+        if not self.json:
+            print(line)  # noqa: T201 - this is the terminal
+
+    def document(self, summary: Any) -> None:
+        """Print the JSON document, where one was asked for."""
+        if self.json:
+            print(json.dumps(summary, indent=1, allow_nan=False))  # noqa: T201
+
+    def note(self, line: str, *, level: int = 0) -> None:
+        """Print a remark to stderr; `level` 1 only with `-v`."""
+        if self.verbosity >= level:
+            print(line, file=sys.stderr)  # noqa: T201
+
+    @contextlib.contextmanager
+    def progress(self, title: str) -> Iterator[Tick]:
+        """Show progress on stderr: a bar on a terminal, else a plain line now and then."""
+        if self.verbosity < 0:
+            yield no_tick
+        elif sys.stderr.isatty():
+            with _bar(title) as tick:
+                yield tick
+        else:
+            yield _plain_lines(title)
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Tick]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    what = TextColumn("{task.fields[what]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), what)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None, what="")
+        yield lambda done, total, what: progress.update(
+            task, completed=done, total=total, what=what
+        )
+
+
+def _plain_lines(title: str) -> Tick:
+    last = time.monotonic()
+
+    def tick(done: int, total: int, what: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_LINE_EVERY_S:
+            last = time.monotonic()
+            print(f"{title}: {done}/{total} {what}", file=sys.stderr, flush=True)  # noqa: T201
+
+    return tick

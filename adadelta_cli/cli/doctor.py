@@ -1,0 +1,39 @@
+"""`adadelta doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from adadelta_cli.cli.options import (
+    SCREEN_OPTIONS,
+    decorated,
+    terminal,
+)
+from adadelta_cli.errors import UnavailableError
+
+
+@click.command()
+@decorated(SCREEN_OPTIONS)
+def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Examine the machine: what works, what is missing, what would disturb a measurement.
+
+    Each finding says why it matters and what mends it. The kernel and the libraries are tried, each
+    where it can crash without harm. No files are written. Exit code 3 if run, verify or bench
+    cannot do their work here; what is optional may be missing.
+
+    \b
+    adadelta doctor
+    adadelta doctor --json > machine.json
+    """
+    from adadelta_cli.doctor import checks as doctor
+    from adadelta_cli.doctor import report
+
+    screen = terminal(as_json, quiet, verbose)
+    with screen.progress("doctor") as tick:
+        found = doctor.examine(tick)
+    for table in report.doctor_tables(found, screen.verbosity):
+        screen.table(table)
+    screen.document(report.doctor_document(found))
+    if found.exit_code:
+        raise UnavailableError(report.verdict(found))
+    screen.text(report.verdict(found))

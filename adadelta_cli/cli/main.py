@@ -1,0 +1,44 @@
+"""The command line: parse, call, print; no logic. The contract is docs/cli.md."""
+
+from __future__ import annotations
+
+import click
+
+from adadelta_cli.cli.bench import bench, compare
+from adadelta_cli.cli.doctor import doctor
+from adadelta_cli.cli.run import run, schema
+from adadelta_cli.cli.verify import verify
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from importlib import metadata
+
+        click.echo(f"adadelta {metadata.version('adadelta')}")
+        context.exit()
+
+
+@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version,
+    help="Show the version and exit.",
+)  # fmt: skip
+@click.pass_context
+def adadelta(context: click.Context) -> None:
+    """Run, verify and benchmark the AdaDelta optimizer.
+
+    \b
+    adadelta run mlp                 does it train?
+    adadelta verify                  is every bit right?
+    adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
+    adadelta compare OLD NEW         is it slower than it was?
+    adadelta doctor                  what works here, and what would disturb a measurement?
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for command in (run, schema, verify, bench, compare, doctor):
+    adadelta.add_command(command)

@@ -1,0 +1,108 @@
+"""`adadelta run` and `adadelta schema`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adadelta_cli.cli.options import (
+    possible,
+    shared_options,
+    terminal,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adadelta_cli.cli.console import Terminal
+    from adadelta_cli.run.training import Run
+
+
+@click.command()
+@click.argument("configs", nargs=-1, metavar="[CONFIG]...")
+@click.option(
+    "--fused/--no-fused", default=True, show_default=True,
+    help="Take the step in one pass over memory, or one operation at a time: the same bits.",
+)  # fmt: skip
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    help="Override a value of the configs, such as optimizer.rho=0.95; repeatable.",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, where there is one.")
+@click.option("--force", is_flag=True, help="Begin anew, even where that loses an unfinished run.")
+@click.option(
+    "--record-gradients", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    callback=possible,
+    help="Write the gradient of each step to an npz file, for verify --replay.",
+)  # fmt: skip
+@click.option(
+    "--dtype", default="float32", show_default=True,
+    type=click.Choice(["float32", "float64", "float16"]),
+    help="Element type; float16 keeps float32 master weights and states.",
+)  # fmt: skip
+@threads_option
+@shared_options("run")
+def run(
+    configs: tuple[str, ...], overrides: tuple[str, ...], record_gradients: Path | None,
+    ctx: str, backend: str, out: Path,
+    as_json: bool, quiet: bool, verbose: bool, **how: Any,
+) -> None:  # fmt: skip
+    """Train the problems; write history and plots.
+
+    CONFIG is a YAML file or the name of one that ships: rosenbrock, logistic_regression, mlp.
+    With none given, all three. Files, in OUT/<config name>/: history.csv, summary.json,
+    config.yaml, loss.png, checkpoint.npz.
+
+    \b
+    adadelta run mlp
+    adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
+    adadelta run my.yaml --backend numpy --dtype float64 --resume
+    adadelta run --ctx gpu
+    """
+    from adadelta_cli import files
+    from adadelta_cli.files import check_pictures
+    from adadelta_cli.implementations.array_backends import backend as array_library
+    from adadelta_cli.run import report, training
+
+    check_pictures()
+    screen = terminal(as_json, quiet, verbose)
+    library = array_library(backend, ctx)
+    runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
+    files.prepare(out)
+    if record_gradients:
+        files.prepare(record_gradients.parent, option="--record-gradients")
+    with ExitStack() as finished:
+        finished.callback(_show_runs, screen, runs)
+        for each in runs:
+            with screen.progress(f"run {each.name}") as tick:
+                each.execute(tick)
+    results = [each.result for each in runs if each.result]
+    for line in report.run_remarks(results, out):
+        screen.note(line)
+    click.get_current_context().exit(training.exit_code(results))
+
+
+def _show_runs(screen: Terminal, runs: Sequence[Run]) -> None:
+    from adadelta_cli.run import report
+
+    results = [each.result for each in runs if each.result]
+    if results:
+        screen.table(report.run_table(results))
+        screen.document({"results": [report.run_summary(result) for result in results]})
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON schema of a config, for editors.
+
+    \b
+    adadelta schema > schema.json
+    """
+    from adadelta_cli import files
+    from adadelta_cli.run import config
+
+    click.echo(files.json_text(config.schema()), nl=False)

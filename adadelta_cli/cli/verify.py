@@ -1,0 +1,168 @@
+"""`adadelta verify`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adadelta_cli.cli.options import (
+    POSITIVE,
+    shared_options,
+    terminal,
+    threads_option,
+)
+from adadelta_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from adadelta_cli.cli.console import Terminal
+    from adadelta_cli.verification.mutation_test import SelfTest
+    from adadelta_cli.verification.runner import Verification
+
+
+def _sizes(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> tuple[int, ...]:
+    """Read a list of sizes, such as 1e6,4k."""
+    from adadelta_cli.bench import workloads
+
+    return tuple(workload.elements for workload in workloads.sizes(text)) if text else ()
+
+
+@click.command()
+@click.argument("configs", nargs=-1, metavar="[CONFIG]...")
+@click.option(
+    "--impl", "names", multiple=True, metavar="NAME",
+    help="Check this implementation, or FILE.py:FUNCTION, a kernel of your own; repeatable. "
+    "Default: all of ours that are here.",
+)  # fmt: skip
+@click.option("--peers", is_flag=True, help="Check the other frameworks that are installed.")
+@click.option(
+    "--replay", type=click.Path(path_type=Path), metavar="FILE",
+    help="Replay gradients that adadelta run --record-gradients FILE recorded, and nothing else.",
+)  # fmt: skip
+@click.option(
+    "--full",
+    is_flag=True,
+    help="All cases, and trainings to their end in each dtype: some minutes.",
+)
+@click.option(
+    "--case", "case_names", multiple=True, metavar="NAME",
+    help="Only this case, and no training; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--sizes", callback=_sizes, metavar="LIST",
+    help="Tensors of these lengths in place of the cases, such as 1e6,4097.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1, 100_000), metavar="N",
+    help="Steps of each case, in place of its own number.",
+)  # fmt: skip
+@click.option(
+    "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16"]),
+    help="Element type; repeatable. Default: all. float16 keeps float32 masters.",
+)  # fmt: skip
+@click.option(
+    "--timeout", type=POSITIVE, default=120.0, show_default=True,
+    metavar="S", help="Seconds that one case of one implementation may take.",
+)  # fmt: skip
+@click.option(
+    "--subnormals", type=click.Choice(["strict", "flush"]), default="strict", show_default=True,
+    help="Whether a kernel of your own may flush subnormals to zero.",
+)  # fmt: skip
+@click.option(
+    "--self-test", is_flag=True,
+    help="Plant mistakes that people make into the sources, one by one, and see each one caught.",
+)  # fmt: skip
+@threads_option
+@shared_options("verify")
+def verify(
+    names: tuple[str, ...], case_names: tuple[str, ...], self_test: bool, seed: int, out: Path,
+    as_json: bool, quiet: bool, verbose: bool, **asked: Any,
+) -> None:  # fmt: skip
+    """Check implementations against each other, bit for bit.
+
+    Each takes the steps of a catalogue of cases, and trains the problems (on MXNet, 50 steps, if
+    not --full); weight, states and master weights are compared. CONFIG is a problem to train, a
+    YAML file or one of rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves
+    out the rest. Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 if a bit differs.
+
+    \b
+    adadelta verify
+    adadelta verify --impl mxnet-fused --dtype float32 --case special
+    adadelta verify mlp --seed 7
+    adadelta verify --self-test
+    adadelta verify --peers
+    adadelta verify --impl my_kernel.py:step
+    adadelta verify --ctx gpu
+    """
+    from adadelta_cli import files
+    from adadelta_cli.files import check_pictures
+    from adadelta_cli.verification import report
+    from adadelta_cli.verification import runner as verification
+    from adadelta_cli.verification.plan import Request
+
+    screen = terminal(as_json, quiet, verbose)
+    if self_test:
+        given = names or case_names or any(asked[key] for key in CHOSEN_BY_SELF_TEST)
+        _self_test(screen, out, seed, alone=not given and asked["ctx"] == "cpu")
+    check_pictures()
+    plan = Request(names=names, case_names=case_names, seed=seed, **asked).plan
+    files.prepare(out, report.FILES)
+    work = verification.Verification(plan)
+    show = partial(_show_verification, screen, work, most=1000 if verbose else 10)
+    with ExitStack() as finished:  # whatever breaks off: shown first, in case the disk is full
+        finished.callback(report.write_verification, out, work)
+        finished.callback(lambda: work.rows and show())
+        with screen.progress("verify") as tick:
+            work.execute(tick)
+    if not work.rows:
+        show()
+    screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
+    click.get_current_context().exit(work.exit_code)
+
+
+def _show_verification(screen: Terminal, work: Verification, most: int) -> None:
+    from adadelta_cli.verification import report
+
+    screen.table(report.verification_table(work))
+    for line in report.verification_failures(work, most):
+        screen.text(line)
+    for line in report.verification_skips(work):
+        screen.note(line)
+    screen.document(report.verification_document(work))
+
+
+CHOSEN_BY_SELF_TEST = ("configs", "full", "peers", "replay", "sizes", "steps", "dtypes")
+
+
+def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
+    from adadelta_cli import files
+    from adadelta_cli.verification import mutation_report as report
+    from adadelta_cli.verification import mutation_test as selftest
+
+    if not alone:
+        raise UsageError(
+            "--self-test chooses implementations, cases and dtypes itself, and plants its mistakes "
+            "in the sources for a CPU; leave them and --ctx out, or leave out --self-test"
+        )
+    files.prepare(out, report.FILES)
+    work = selftest.SelfTest(seed=seed)
+    with ExitStack() as finished:
+        finished.callback(lambda: report.write_self_test(out, work.rows))
+        finished.callback(_show_self_test, screen, work)
+        with screen.progress("self-test") as tick:
+            work.execute(tick)
+    screen.note(f"Files: {out}/selftest.csv, self-test.md")
+    click.get_current_context().exit(work.exit_code)
+
+
+def _show_self_test(screen: Terminal, work: SelfTest) -> None:
+    from adadelta_cli.verification import mutation_report as report
+
+    if work.rows:
+        screen.table(report.self_test_table(work.rows))
+        screen.document(report.self_test_document(work.rows))

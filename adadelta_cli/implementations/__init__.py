@@ -1,0 +1,1 @@
+"""Everything that can take a step, by name."""

@@ -1,0 +1,303 @@
+"""The array libraries that hold the tensors, each with what the commands need of it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError, shortened
+from adadelta_cli.mxnet_bridge import probe
+from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.system import cuda as gpu
+from adadelta_cli.system.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the tensors live: `cpu`, or `gpu` with its number."""
+
+    kind: str = "cpu"
+    number: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """Read `cpu`, `gpu` or `gpu:N`.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        match = re.fullmatch(r"(cpu)|gpu(?::([0-9]{1,4}))?", text)
+        if not match:
+            raise UsageError(f"--ctx is {shortened(text)!r}; allowed are cpu, gpu and gpu:N")
+        return cls("cpu") if match[1] else cls("gpu", int(match[2] or 0))
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.number}" if self.number else self.kind
+
+
+CPU = Device()
+
+
+class NumpyBackend:
+    """NumPy's arrays, on a CPU.
+
+    Args:
+        device: where they lie, one of the `kinds`.
+    """
+
+    name = "numpy"
+    kinds: tuple[str, ...] = ("cpu",)
+    xp: Any = np
+
+    def __init__(self, device: Device = CPU) -> None:
+        self.device = device
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return np.array(values, order="C", copy=True)
+
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array[() if values.ndim == 0 else slice(None)] = values  # MXNet takes no other for either
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return np.array(array, copy=True)
+
+    def wait(self) -> None:
+        """Return when all work handed to the library is done."""
+
+
+class MxnetBackend(NumpyBackend):
+    """MXNet's NumPy-like arrays, on a CPU, or on a GPU where this MXNet can compute there."""
+
+    name = "mxnet"
+    kinds = ("cpu", "gpu")
+
+    def __init__(self, device: Device = CPU) -> None:
+        super().__init__(device)
+        if device.kind == "gpu":
+            found = probe.launch(device.number)
+            if found.mend:
+                raise UnavailableError(
+                    f"--ctx {device} --backend mxnet: {found.piece}: {found.seen}; {found.mend}"
+                )
+        self.mxnet = engine.load()
+        self.mxnet.npx.set_np()  # empty and zero-dimensional shapes
+        self.xp = self.mxnet.np
+        self._place = getattr(self.mxnet, device.kind)(device.number)
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return self.xp.array(values, dtype=values.dtype, device=self._place)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return array.asnumpy()
+
+    def wait(self) -> None:
+        """Return when all work handed to the library is done."""
+        self.mxnet.nd.waitall()
+
+
+class CupyBackend(NumpyBackend):
+    """CuPy's arrays, on a GPU, which becomes the current device of the thread."""
+
+    name = "cupy"
+    kinds = ("gpu",)
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
+        self.xp = gpu.use(device.number, probe.build)
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return self.xp.array(values, order="C")
+
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array.set(values)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return self.xp.asnumpy(array)
+
+    def wait(self) -> None:
+        """Return when all work handed to the device is done."""
+        self.xp.cuda.Device().synchronize()
+
+
+class TorchBackend(NumpyBackend):
+    """PyTorch's tensors, on a CPU: what `torch.optim` updates."""
+
+    name = "torch"
+
+    def __init__(self, device: Device = CPU) -> None:
+        super().__init__(device)
+        self.torch = installed("torch")
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return self.torch.from_numpy(super().array(values))
+
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array[()] = self.array(values)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return super().numpy(array.detach().numpy())
+
+
+class Box:
+    """A place for a JAX array, which never changes: what is assigned to it replaces the array."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class JaxBackend(NumpyBackend):
+    """JAX's arrays, each in a box; float64 and the kind of device are of the whole process."""
+
+    name = "jax"
+
+    def __init__(self, device: Device = CPU) -> None:
+        super().__init__(device)
+        self.jax = installed("jax")
+        self.jax.config.update("jax_enable_x64", True)
+        self.jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device.kind])
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of this library, same shape and dtype."""
+        return Box(self._copied(values))
+
+    def _copied(self, values: np.ndarray) -> Any:
+        place = self.jax.devices()[self.device.number]
+        return self.jax.device_put(self.jax.numpy.array(values), place)
+
+    def assign(self, array: Any, values: np.ndarray) -> None:
+        """Copy values into an array of this library, same shape and dtype."""
+        array.value = self._copied(values)
+
+    def numpy(self, array: Any) -> np.ndarray:
+        """Copy to NumPy, once whatever is pending is done."""
+        return super().numpy(array.value)
+
+
+# The extra of this package that installs a library, and what else to import of it.
+EXTRAS = {"torch": ("torch", ()), "jax": ("jax", ("optax",))}
+
+
+def missing(library: str) -> str:
+    """Say what is missing of an optional library, and how to install it; empty if nothing is."""
+    extra, others = EXTRAS[library]
+    absent = [name for name in (library, *others) if importlib.util.find_spec(name) is None]
+    if not absent:
+        return ""
+    return f"{' and '.join(absent)} not installed; python -m pip install 'adadelta[{extra}]'"
+
+
+def installed(library: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        UnavailableError: it is not installed, or does not load.
+    """
+    lack = missing(library)
+    if lack:
+        raise UnavailableError(lack)
+    try:
+        return importlib.import_module(library)
+    except (ImportError, OSError) as error:
+        raise UnavailableError(
+            f"{library} is installed and does not load: {error}; install it again, or leave it out"
+        ) from error
+
+
+BACKENDS: dict[str, type[NumpyBackend]] = {
+    "numpy": NumpyBackend, "mxnet": MxnetBackend, "cupy": CupyBackend,
+}  # fmt: skip
+# Those that hold the tensors of other frameworks' optimizers only; `--backend` does not take them.
+PEERS: dict[str, type[NumpyBackend]] = {"torch": TorchBackend, "jax": JaxBackend}
+# What `auto` takes on each kind of device.
+AUTOMATIC: dict[str, Callable[[Device], str]] = {
+    "cpu": lambda _device: "mxnet" if engine.is_installed() else "numpy",
+    "gpu": lambda device: "cupy" if probe.launches(device.number).mend else "mxnet",
+}
+
+
+def chosen(name: str, ctx: str) -> str:
+    """Return the name of the array library that `backend` would take: for `auto`, another."""
+    device = Device.parse(ctx)
+    return AUTOMATIC[device.kind](device) if name == "auto" else name
+
+
+def backend(name: str = "auto", ctx: str = "cpu") -> NumpyBackend:
+    """Return the array library that `--backend` and `--ctx` ask for.
+
+    Args:
+        name: `auto` takes MXNet where it can serve the device, else NumPy or CuPy.
+        ctx: the device, as `Device.parse` reads it.
+
+    Raises:
+        UnavailableError: that library or device is not to be had here.
+        UsageError: there is no such backend or device, or they do not go together.
+    """
+    device = Device.parse(ctx)
+    name = chosen(name, ctx)
+    check_place(name, device)
+    return (BACKENDS | PEERS)[name](device)
+
+
+def check_place(name: str, device: Device) -> None:
+    """See that there is such an array library, and that its arrays can lie on a device.
+
+    Raises:
+        UsageError: there is not, or they cannot.
+    """
+    known = BACKENDS | PEERS
+    if name not in known:
+        raise UsageError(f"--backend is {name!r}; allowed are auto, {', '.join(BACKENDS)}")
+    if device.kind not in known[name].kinds:
+        there = [each for each, found in BACKENDS.items() if device.kind in found.kinds]
+        raise UsageError(
+            f"--ctx {device} --backend {name}: {name} has no arrays there; with --ctx {device}, "
+            f"take --backend auto, {' or '.join(there)}; with --backend {name}, take --ctx "
+            f"{known[name].kinds[0]}"
+        )
+
+
+@cache
+def library(name: str, ctx: str) -> str:
+    """Name the array library that `backend` would return.
+
+    A GPU is tried in a process of its own, which gives it back when it ends.
+
+    Raises:
+        UnavailableError, UsageError: as `backend`.
+    """
+    if Device.parse(ctx).kind == "cpu":
+        return backend(name, ctx).name
+    with Sandbox() as sandbox:
+        wrong = sandbox.call(_problem, chosen(name, ctx), ctx)
+    if wrong:
+        raise wrong
+    return chosen(name, ctx)
+
+
+def _problem(name: str, ctx: str) -> AdadeltaError | None:
+    """Say why an array library is not to be had; None when it is."""
+    try:
+        backend(name, ctx)
+    except AdadeltaError as error:
+        return error
+    return None

@@ -1,0 +1,253 @@
+"""Other frameworks' AdaDelta, each through its own public optimizer, on its own tensors.
+
+They have no rescaling and no clipping, and decay differs; so each gets its gradient pre-processed,
+`clip(g * rescale_grad, clip_gradient) + wd * w`, in the dtype and with the roundings of our own
+update, and its own weight decay is 0. What is compared is then the optimizer alone.
+
+What is timed is the optimizer's own step, on gradients as they are: the hyper-parameters of `bench`
+leave nothing to pre-process.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.system import info as machine
+from adadelta_cli.system.sandbox import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from adadelta_cli.implementations.base import Implementation, Step
+    from adadelta_cli.update import Hyperparameters, Parameter
+
+
+def preprocessed(
+    grad: np.ndarray, weight: np.ndarray, hyper: Hyperparameters, wd: float
+) -> np.ndarray:
+    """Return the gradient that the accumulators see.
+
+    Args:
+        grad: as the caller has it, float32 or float64.
+        weight: same shape and dtype.
+        hyper: of these, the rescaling and the clipping.
+        wd: the product of weight decay and multiplier, in double.
+    """
+    scalars, real = hyper.scalars(grad.dtype), grad.dtype.type
+    with np.errstate(all="ignore"):
+        grad = grad * scalars.rescale_grad
+        grad = np.where(grad < -scalars.clip_gradient, -scalars.clip_gradient, grad)
+        grad = np.where(grad > scalars.clip_gradient, scalars.clip_gradient, grad)
+        return np.asarray(grad + real(wd) * weight)
+
+
+def lack(peer: Implementation) -> str:
+    """Say what is missing here for a peer, and how to install it; empty if nothing is."""
+    missing = backends.missing(peer.backend)
+    if missing or peer.name != "torch-compile":
+        return missing
+    if machine.compiler():
+        return ""
+    return "torch.compile needs a C++ compiler, and there is none; install g++, or set CXX"
+
+
+def present(
+    among: Mapping[str, Implementation],
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the names of those that are here; and of the others, each with what it lacks."""
+    lacks = {name: lack(peer) for name, peer in among.items()}
+    here = tuple(name for name, missing in lacks.items() if not missing)
+    return here, tuple((name, missing) for name, missing in lacks.items() if missing)
+
+
+# --- PyTorch --------------------------------------------------------------------------------------
+
+
+def bind_torch(
+    *, foreach: bool, compiled: bool = False, timed: bool = False
+) -> Callable[..., Step]:
+    """Bind `torch.optim.Adadelta`; a group of parameters for each rate."""
+
+    def bind(
+        parameters: Sequence[Parameter],
+        hyper: Hyperparameters,
+        lr_mults: Sequence[float],
+        wd_mults: Sequence[float],
+    ) -> Step:
+        torch = backends.installed("torch")
+        optimizer = _torch_optimizer(torch, parameters, hyper, lr_mults, foreach=foreach)
+        update = _compiled(torch, optimizer.step) if compiled else optimizer.step
+        if timed:
+            return _given(parameters, update)
+
+        def step() -> None:
+            seen = []
+            for p, mult in zip(parameters, wd_mults, strict=True):
+                grad = preprocessed(p.grad.numpy(), p.weight.numpy(), hyper, hyper.wd * mult)
+                p.weight.grad = torch.from_numpy(grad.copy())
+                seen.append(grad)
+            update()
+            _check_kept([p.weight.grad.numpy() for p in parameters], seen)
+
+        return step
+
+    return bind
+
+
+def _given(parameters: Sequence[Parameter], update: Step) -> Step:
+    """Give PyTorch's optimizer the gradients as they are, once for all steps."""
+    for p in parameters:
+        p.weight.grad = p.grad
+    return update
+
+
+def bind_torch_adam() -> Callable[..., Step]:
+    """Bind `torch.optim.Adam(fused=True)`, which moves as many bytes as AdaDelta: a yardstick."""
+
+    def bind(parameters: Sequence[Parameter], *_: Any) -> Step:
+        torch = backends.installed("torch")
+        weights = [p.weight for p in parameters]
+        optimizer = torch.optim.Adam(
+            weights, ADAM.learning_rate, (ADAM.beta1, ADAM.beta2), ADAM.epsilon, fused=True
+        )
+        for p in parameters:
+            step = torch.tensor(0.0, device=p.weight.device)
+            optimizer.state[p.weight] = {
+                "step": step, "exp_avg": p.acc_delta, "exp_avg_sq": p.acc_grad,
+            }  # fmt: skip
+        return _given(parameters, optimizer.step)
+
+    return bind
+
+
+class Adam(NamedTuple):
+    """The hyper-parameters of the yardstick: PyTorch's defaults."""
+
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+ADAM = Adam()
+
+
+def adam(p: Parameter) -> None:
+    """Take the first step of Adam in place: D. P. Kingma, J. Ba, arXiv:1412.6980, algorithm 1.
+
+    Its first moment is in `acc_delta`, its second in `acc_grad`; NumPy arrays of float64.
+    """
+    p.acc_delta[...] = ADAM.beta1 * p.acc_delta + (1 - ADAM.beta1) * p.grad
+    p.acc_grad[...] = ADAM.beta2 * p.acc_grad + (1 - ADAM.beta2) * p.grad**2
+    first, second = p.acc_delta / (1 - ADAM.beta1), p.acc_grad / (1 - ADAM.beta2)
+    p.weight[...] -= ADAM.learning_rate * first / (np.sqrt(second) + ADAM.epsilon)
+
+
+def _compiled(torch: Any, update: Callable[[], Any]) -> Callable[[], Any]:
+    from torch._inductor import config
+
+    config.compile_threads = 1  # no worker processes, which would outlive a sandbox that is killed
+    torch._dynamo.reset()  # noqa: SLF001 - else the eighth case is no longer compiled
+    return torch.compile(update)
+
+
+def _torch_optimizer(
+    torch: Any,
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    lr_mults: Sequence[float],
+    *,
+    foreach: bool,
+) -> Any:
+    groups: dict[float, list[Any]] = {}
+    for p, mult in zip(parameters, lr_mults, strict=True):
+        groups.setdefault(hyper.learning_rate * mult, []).append(p.weight)
+    optimizer = torch.optim.Adadelta(
+        [{"params": weights, "lr": rate} for rate, weights in groups.items()],
+        rho=hyper.rho, eps=hyper.epsilon, weight_decay=0, foreach=foreach,
+        capturable=parameters[0].weight.is_cuda,  # else each step brings a count to the host
+    )  # fmt: skip
+    for p in parameters:
+        step = torch.tensor(0.0, device=p.weight.device)
+        optimizer.state[p.weight] = {
+            "step": step, "square_avg": p.acc_grad, "acc_delta": p.acc_delta,
+        }  # fmt: skip
+    return optimizer
+
+
+def _check_kept(grads: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> None:
+    for k, (grad, was) in enumerate(zip(grads, before, strict=True)):
+        if grad.tobytes() != was.tobytes():
+            raise Finding(f"changed the gradient of tensor {k}")
+
+
+# --- JAX ------------------------------------------------------------------------------------------
+
+
+def bind_optax(*, timed: bool = False) -> Callable[..., Step]:
+    """Bind `optax.adadelta` under `jax.jit` with donated buffers; an optimizer for each rate."""
+
+    def bind(
+        parameters: Sequence[Parameter],
+        hyper: Hyperparameters,
+        lr_mults: Sequence[float],
+        wd_mults: Sequence[float],
+    ) -> Step:
+        rates = [hyper.learning_rate * mult for mult in lr_mults]
+        groups = [
+            [k for k, each in enumerate(rates) if each == one] for one in dict.fromkeys(rates)
+        ]
+        jax = backends.installed("jax")
+        updates = [
+            _optax_update(jax, hyper.rho, hyper.epsilon, rates[group[0]]) for group in groups
+        ]
+
+        def grads(group: list[int]) -> list[Any]:
+            if timed:
+                return [parameters[k].grad.value for k in group]
+            return [
+                jax.numpy.array(preprocessed(*_seen(parameters[k]), hyper, hyper.wd * wd_mults[k]))
+                for k in group
+            ]
+
+        def step() -> None:
+            for update, group in zip(updates, groups, strict=True):
+                _replace([parameters[k] for k in group], update, grads(group))
+            if timed:
+                jax.block_until_ready([p.weight.value for p in parameters])
+
+        return step
+
+    return bind
+
+
+def _replace(chosen: Sequence[Parameter], update: Any, grads: list[Any]) -> None:
+    """Put the new arrays of a functional update into the boxes of the old."""
+    names = ("weight", "acc_grad", "acc_delta")
+    new = update(*([getattr(p, name).value for p in chosen] for name in names), grads)
+    for name, values in zip(names, new, strict=True):
+        for p, value in zip(chosen, values, strict=True):
+            getattr(p, name).value = value
+
+
+def _seen(p: Parameter) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(p.grad.value), np.asarray(p.weight.value)
+
+
+@cache  # one function, so that it is compiled once for tensors of the same shapes
+def _optax_update(jax: Any, rho: float, epsilon: float, rate: float) -> Any:
+    import optax
+
+    optimizer = optax.adadelta(learning_rate=rate, rho=rho, eps=epsilon)
+
+    def update(weights: Any, acc_grads: Any, acc_deltas: Any, grads: Any) -> Any:
+        state = optax.tree_utils.tree_set(optimizer.init(weights), e_g=acc_grads, e_x=acc_deltas)
+        steps, state = optimizer.update(grads, state, weights)
+        get = optax.tree_utils.tree_get
+        return optax.apply_updates(weights, steps), get(state, "e_g"), get(state, "e_x")
+
+    return jax.jit(update, donate_argnums=(0, 1, 2))

@@ -1,0 +1,333 @@
+"""A user's own kernel: found by its name, called as documented, and watched while it works.
+
+The kernel gets copies in buffers of their own, with a guard zone before and after each, aligned to
+an element and not to a vector, as a view of a larger array would be.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import operator
+import sys
+import warnings
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli.errors import KERNEL_FAULTS, AdadeltaError, UnavailableError, UsageError, status
+from adadelta_cli.implementations.base import Bounds, Implementation
+from adadelta_cli.implementations.guard import Guarded, address, library, poison
+from adadelta_cli.system.sandbox import FatalFinding, Finding, Sandbox, SandboxError, told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+    from adadelta_cli.implementations.base import Step
+    from adadelta_cli.update import Hyperparameters, Parameter
+
+FORMS = "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+SIGNATURE = (
+    "step(weight, grad, acc_grad, acc_delta, *, learning_rate, rho, epsilon, wd, rescale_grad, "
+    "clip_gradient)"
+)
+STATES = ("weight", "acc_grad", "acc_delta")
+IMPORT_S = 120.0  # that the import of a kernel may take
+# For any order of the operations, contracted or not; derived in docs/own-kernels.md.
+ALLOWED = Bounds(weight=30.0, acc_grad=16.0, acc_delta=60.0)
+
+
+# --- finding it -----------------------------------------------------------------------------------
+
+
+def implementation(name: str) -> Implementation:
+    """Return the implementation that a name stands for; its file is imported when it is bound."""
+    return _implementation(name, partial(_bind_named, name), partial(_time_named, name))
+
+
+def of_function(name: str, kernel: Callable[..., Any]) -> Implementation:
+    """Return the implementation that a function is."""
+    return _implementation(name, partial(_bind, kernel), partial(_time, kernel))
+
+
+def _implementation(
+    name: str, bind: Callable[..., Step], timed: Callable[..., Step]
+) -> Implementation:
+    return Implementation(
+        name, "numpy", fused=False, bind=bind, unfused="numpy", dtypes=("float32", "float64"),
+        sandbox=name, allowed=ALLOWED, timed=timed, timed_on="boxed", on_gpu="cupy",
+    )  # fmt: skip
+
+
+def check(name: str, timeout: float | None = IMPORT_S) -> None:
+    """See, in a process of its own, that a kernel can be found.
+
+    Args:
+        name: as `--impl` has it.
+        timeout: seconds that its import may take.
+
+    Raises:
+        UsageError: there is no such file, module or function, or it cannot be imported.
+        UnavailableError: it imports a library that is not here.
+    """
+    with Sandbox(timeout) as sandbox:
+        try:
+            wrong = sandbox.call(_problem, name)
+        except SandboxError as error:
+            raise UsageError(f"--impl {name}: importing it {error}") from None
+    if wrong:
+        raise wrong
+
+
+def _problem(name: str) -> AdadeltaError | None:
+    """Say why a kernel cannot be found; None when it can. Imports it: to be called in a sandbox."""
+    try:
+        load(name)
+    except AdadeltaError as error:
+        return error
+    return None
+
+
+@cache
+def load(name: str) -> Callable[..., Any]:
+    """Import a kernel.
+
+    Raises:
+        UsageError: there is no such file, module or function, or it cannot be imported.
+        UnavailableError: it imports a library that is not here.
+    """
+    place, path = _parts(name)
+    module = _imported(name, place)
+    try:
+        found = operator.attrgetter(path)(module)
+    except AttributeError:
+        own = [key for key, each in vars(module).items() if inspect.isroutine(each)]
+        raise UsageError(
+            f"--impl {name}: there is no {path} in {place}; its functions are "
+            f"{', '.join(own) or 'none'}"
+        ) from None
+    if not callable(found):
+        raise UsageError(f"--impl {name}: {path} is {found!r}; expected a function {SIGNATURE}")
+    return found
+
+
+def check_form(name: str) -> None:
+    """See whether a name has its two parts; nothing is imported.
+
+    Raises:
+        UsageError: it has not.
+    """
+    _parts(name)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Cut a name into the file or module, and the function."""
+    place, _, path = name.rpartition(":") if ":" in name else (name, "", "")
+    if place and path:
+        return place, path
+    if not place:
+        raise UsageError(f"--impl is {name!r}; a kernel of your own is named {FORMS}")
+    raise UsageError(
+        f"--impl is {name!r}: FUNCTION is missing; a kernel of your own is named {FORMS}; "
+        f"{_offer(place)}"
+    )
+
+
+def _offer(place: str) -> str:
+    """Say which functions a file defines, as far as that is known without importing it."""
+    path = Path(place)
+    if not path.is_file():
+        return f"and there is no file {path.resolve()}" if place.endswith(".py") else "add it"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of invalid escapes, which its import tells
+            body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"and {place} cannot be read as Python: {error}"
+    names = [each.name for each in body if isinstance(each, ast.FunctionDef)]
+    best = "step" if "step" in names else next(iter(names), "")
+    if not best:
+        return f"and {place} defines no function"
+    return f"the functions of {place} are {', '.join(names)}: try --impl {place}:{best}"
+
+
+def _imported(name: str, place: str) -> ModuleType:
+    try:
+        return (_import_file if place.endswith(".py") else _import_module)(place)
+    except AdadeltaError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and f"{place}.".startswith(f"{error.name}."):
+            raise UsageError(
+                f"--impl {name}: there is no module {error.name}, looked for in "
+                f"{Path.cwd()} and on Python's path; expected {FORMS}"
+            ) from None
+        raise UnavailableError(f"--impl {name}: it cannot be imported here: {error}") from error
+    except ImportError as error:
+        raise UnavailableError(f"--impl {name}: it cannot be imported here: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"--impl {name}: importing {place} raised {type(error).__name__}: {error}; expected a "
+            "file that can be imported; mend it and try again"
+        ) from error
+
+
+def _import_file(place: str) -> ModuleType:
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise UsageError(f"--impl: there is no file {path}; expected {FORMS}")
+    sys.path.insert(0, str(path.parent))  # as `python FILE.py` would
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--impl: {path} is no Python file; expected {FORMS}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(place: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m MODULE` would
+    return importlib.import_module(place)
+
+
+# --- calling it -----------------------------------------------------------------------------------
+
+
+def _bind_named(name: str, *arguments: Any) -> Step:
+    return _bind(load(name), *arguments)
+
+
+def _time_named(name: str, *arguments: Any) -> Step:
+    return _time(load(name), *arguments)
+
+
+def _keywords(
+    hyper: Hyperparameters, lr_mults: Sequence[float], wd_mults: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return the keywords that a kernel gets for each tensor."""
+    return [
+        vars(hyper) | {"learning_rate": hyper.learning_rate * lr_mult, "wd": hyper.wd * wd_mult}
+        for lr_mult, wd_mult in zip(lr_mults, wd_mults, strict=True)
+    ]
+
+
+def _bind(
+    kernel: Callable[..., Any],
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    *mults: Sequence[float],
+) -> Step:
+    settings = _keywords(hyper, *mults)
+    _check_signature(kernel, vars(hyper))
+
+    def step() -> None:
+        for number, (p, keywords) in enumerate(zip(parameters, settings, strict=True)):
+            _call(kernel, p, keywords, number)
+
+    return step
+
+
+def _time(
+    kernel: Callable[..., Any],
+    parameters: Sequence[Parameter],
+    hyper: Hyperparameters,
+    *mults: Sequence[float],
+) -> Step:
+    """Bind a kernel to arrays in boxes, where what a functional one returns replaces them."""
+    pairs = list(zip(parameters, _keywords(hyper, *mults), strict=True))
+    _check_signature(kernel, vars(hyper))
+
+    def step() -> None:
+        for p, keywords in pairs:
+            returned = kernel(*(box.value for box in p.arrays), **keywords)
+            if returned is not None:
+                p.weight.value, p.acc_grad.value, p.acc_delta.value = map(_finished, returned)
+
+    return step
+
+
+def _finished(array: Any) -> Any:
+    """Wait for an array that is computed asynchronously, as JAX's are."""
+    wait = getattr(array, "block_until_ready", None)
+    return array if wait is None else wait()
+
+
+def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(kernel)
+    except (TypeError, ValueError):
+        return  # some functions written in C do not tell
+    try:
+        signature.bind(*range(4), **keywords)
+    except TypeError as error:
+        raise Finding(
+            f"wrong signature: it is {signature}, which cannot be called as {SIGNATURE}: {error}"
+        ) from None
+
+
+def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], number: int) -> None:
+    # As far off as the array that is copied, for who wants to see the kernel at other alignments.
+    # And each array differently, as views of different arrays would be.
+    names = ("weight", "grad", "acc_grad", "acc_delta")
+    guarded = {
+        name: Guarded(array, shift=(number + k) % 4 + address(array) % 16 // array.itemsize)
+        for k, (name, array) in enumerate(zip(names, p.arrays, strict=True))
+    }
+    poison(4, p.weight.nbytes, library(p.weight))
+    returned = _returned(kernel, [each.array for each in guarded.values()], keywords)
+    for name, each in guarded.items():
+        outside = each.written_outside()
+        if outside:
+            raise Finding(f"wrote outside {name} of shape {list(p.weight.shape)}: {outside}")
+    results = {name: each.array for name, each in guarded.items()}
+    if returned is not None:
+        new = dict(zip(STATES, _checked(returned, p), strict=True))
+        _check_inputs(p, results, new)
+        results |= new
+    for name, values in results.items():
+        getattr(p, name)[...] = values
+
+
+def _returned(kernel: Callable[..., Any], arrays: Sequence[Any], keywords: dict[str, Any]) -> Any:
+    """Call a kernel, and wait for what it launched, so that its faults are told as its own."""
+    try:
+        returned = kernel(*arrays, **keywords)
+        if library(arrays[0]) is not np:
+            library(arrays[0]).cuda.Device().synchronize()
+    except Exception as error:
+        if status(error) in KERNEL_FAULTS:
+            raise FatalFinding(told(error)) from error
+        raise
+    return returned
+
+
+def _check_inputs(p: Parameter, after: dict[str, Any], new: dict[str, Any]) -> None:
+    """See that a kernel that returns new arrays left its inputs alone, or put these into them."""
+    for name, array in new.items():
+        kept = after[name].tobytes() in {getattr(p, name).tobytes(), array.tobytes()}
+        if not kept:
+            raise Finding(f"returned new arrays and wrote something else into {name}")
+
+
+def _checked(returned: Any, p: Parameter) -> list[Any]:
+    """Take what a functional kernel returned."""
+    if not isinstance(returned, (tuple, list)) or len(returned) != len(STATES):
+        what = f"{len(returned)} values" if isinstance(returned, (tuple, list)) else repr(returned)
+        raise Finding(
+            f"returned {what[:200]}; allowed are None, after an update in place, or the new "
+            "(weight, acc_grad, acc_delta)"
+        )
+    arrays = [library(p.weight).asarray(each) for each in returned]
+    for name, array in zip(STATES, arrays, strict=True):
+        if (array.shape, array.dtype) != (p.weight.shape, p.weight.dtype):
+            raise Finding(
+                f"returned {name} as {array.dtype}{list(array.shape)}; expected "
+                f"{p.weight.dtype}{list(p.weight.shape)}"
+            )
+    return arrays

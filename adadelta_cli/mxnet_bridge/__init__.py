@@ -1,0 +1,1 @@
+"""AdaDelta for MXNet: its C interface, the fused step, and the optimizer."""

@@ -1,0 +1,1 @@
+"""`run`: train a problem that a config describes."""

@@ -1,0 +1,192 @@
+"""Logistic regression with L2: convex, so the optimum is known to many digits."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli import inputs
+from adadelta_cli.errors import UsageError, in_one_line, shortened
+from adadelta_cli.run.problems.problem import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adadelta_cli.run.problems import settings as config
+
+# Below this margin, exp(-margin) is not computed: log(1 + exp(30)) is 30 to 14 digits.
+LEAST_MARGIN = -30
+LARGEST_FEATURE = 1e150  # of which the square, and the sum of many, is a float64
+
+
+class LogisticRegression(Problem):
+    """Mean over samples of log(1 + exp(-y (x.weight + bias))), y = 1 or -1, plus l2/2 |weight|^2.
+
+    The bias is not penalised, as in scikit-learn, whose own solver finds the optimum.
+    """
+
+    name = "logistic_regression"
+    metrics = {  # noqa: RUF012 - a constant
+        "loss": "loss (mean of all samples, with L2)",
+        "gap": "loss above the optimum",
+        "accuracy": "accuracy (share of all samples)",
+    }
+
+    def __init__(self, settings: config.LogisticRegression, _seed: int) -> None:
+        self.l2 = settings.l2
+        if settings.csv is None:
+            features, positive = _breast_cancer()
+        else:
+            features, positive = _from_csv(Path(settings.csv), settings.label)
+        self.data = (_standardised(features), np.where(positive, 1.0, -1.0))
+        self.start = {"weight": np.zeros(features.shape[1]), "bias": np.zeros(1)}
+        self.optimum = self._least_loss()
+
+    def _least_loss(self) -> float:
+        """Compute the loss at the optimum.
+
+        Raises:
+            UsageError: scikit-learn's solver finds none, as the classes can be separated and l2 is
+                next to nothing, or as l2 is too large a number for it.
+        """
+        from sklearn.exceptions import ConvergenceWarning
+
+        try:
+            with np.errstate(all="ignore"):
+                least = float(self.loss(np, self._solved(), *self.data))
+            reason = "" if math.isfinite(least) else f"the loss there is {least}"
+        except (ConvergenceWarning, ValueError, ArithmeticError) as error:
+            reason = in_one_line(error)
+        if reason:
+            raise UsageError(
+                f"problem.l2 is {self.l2}, for which scikit-learn's solver finds no optimum on "
+                f"these data ({reason}); try a number from 1e-6 to 1e6"
+            )
+        return least
+
+    def _solved(self) -> list[np.ndarray]:
+        """Let scikit-learn find the optimum: the same objective, times the number of samples."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression as Solver
+
+        features, labels = self.data
+        strength = 1 / (self.l2 * len(labels))
+        solver = Solver(C=strength, solver="newton-cholesky", tol=1e-10, max_iter=1000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", ConvergenceWarning)
+            solver.fit(features, labels)
+        return [solver.coef_[0], solver.intercept_]
+
+    def loss(self, xp: Any, weights: Sequence[Any], *batch: Any) -> Any:
+        """Compute the objective; weight (features,), bias (1,), batch (n, features) and (n,)."""
+        (weight, bias), (features, labels) = weights, batch
+        margin = labels * (xp.dot(features, weight) + bias)
+        clipped = xp.maximum(margin, LEAST_MARGIN)
+        losses = xp.log1p(xp.exp(-clipped)) + (clipped - margin)
+        return losses.sum() / len(labels) + 0.5 * self.l2 * (weight * weight).sum()
+
+    def gradient(self, xp: Any, weights: Sequence[Any], *batch: Any) -> list[Any]:
+        """Compute the gradient by its formula."""
+        (weight, bias), (features, labels) = weights, batch
+        margin = labels * (features @ weight + bias)
+        slope = -labels / (1 + xp.exp(margin)) / len(labels)
+        return [features.T @ slope + self.l2 * weight, slope.sum(keepdims=True)]
+
+    def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
+        """Compute the loss above the optimum and the share of samples classified rightly."""
+        features, labels = self.data
+        scores = features @ weights[0] + weights[1]
+        assert self.optimum is not None  # noqa: S101 - for the type checker
+        return {
+            "gap": float(self.loss(np, weights, *self.data)) - self.optimum,
+            "accuracy": float(np.mean((scores > 0) == (labels > 0))),
+        }
+
+
+def _standardised(features: np.ndarray) -> np.ndarray:
+    """Give each column mean 0 and standard deviation 1; a constant column becomes 0."""
+    spread = features.std(axis=0)
+    return (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+
+
+def _breast_cancer() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    return data.data, data.target == 1
+
+
+def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read features (n, columns) as float64, and which samples are of the second class (n,).
+
+    Raises:
+        UsageError: the file is missing or no CSV, has no such label or not two classes, or holds
+            a feature that is no finite number.
+    """
+    table = _table(path)
+    if label not in table.columns:
+        raise UsageError(
+            f"{path}: no column is named {shortened(label)!r}; problem.label must be one of "
+            f"{shortened(', '.join(map(str, table.columns)))}"
+        )
+    return _features(path, table.drop(columns=label)), _second_class(path, table[label])
+
+
+def _table(path: Path) -> Any:
+    import pandas as pd
+
+    reason = inputs.problem(path)
+    if not reason:
+        try:  # all of a column at once, so that its cells are of one type
+            return pd.read_csv(path, skipinitialspace=True, compression=None, low_memory=False)
+        except (OSError, ValueError, OverflowError) as error:  # pandas' own are ValueErrors
+            reason = in_one_line(error)
+    raise UsageError(
+        f"problem.csv is {shortened(path)}, which cannot be read: {reason}; it must be a CSV file "
+        "in UTF-8 with a header"
+    )
+
+
+def _second_class(path: Path, labels: Any) -> np.ndarray:
+    if labels.isna().any():
+        line = int(labels.isna().to_numpy().argmax()) + 2
+        name = shortened(labels.name)
+        raise UsageError(f"{path}, line {line}: {name} is empty; every sample needs a class")
+    classes = sorted(labels.unique())
+    if len(classes) != 2:
+        listed = ", ".join(map(shortened, classes[:5])) + ", ..." * (len(classes) > 5)
+        raise UsageError(
+            f"{path}: the column {shortened(labels.name)} holds {len(classes)} classes ({listed}); "
+            "logistic regression needs 2"
+        )
+    return (labels == classes[1]).to_numpy()
+
+
+def _features(path: Path, table: Any) -> np.ndarray:
+    import pandas as pd
+
+    if not len(table.columns):
+        raise UsageError(f"{path}: there is no column beside the label; features are needed")
+    try:
+        numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    except OverflowError as error:  # of a whole number with hundreds of digits
+        raise UsageError(
+            f"{path}: a feature is too large a number; features must be finite numbers, of at most "
+            f"{LARGEST_FEATURE:g}"
+        ) from error
+    wrong = np.argwhere(~(np.abs(numbers) <= LARGEST_FEATURE))
+    if len(wrong):
+        row, column = wrong[0]
+        cell = table.iloc[row, column]
+        got = cell if isinstance(cell, str) else float(cell)
+        raise UsageError(
+            f"{path}, line {row + 2}: {shortened(table.columns[column])} is "
+            f"{shortened(repr(got))}; features must be finite numbers, of at most "
+            f"{LARGEST_FEATURE:g}"
+        )
+    return numbers

@@ -1,0 +1,104 @@
+"""What a problem is, and its gradient on each array library."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from adadelta_cli.implementations.array_backends import NumpyBackend
+    from adadelta_cli.update import Parameter
+
+
+class Problem(ABC):
+    """Something to minimise: data, start, loss, gradient, and how good a point is.
+
+    Attributes:
+        name: as a config names it.
+        metrics: the loss and what `measure` computes, each with the words for the axis of a plot.
+        data: arrays of float64 with the samples along the first axis; none where there are no
+            samples.
+        start: the initial tensors by name, float64.
+        optimum: the least loss where it is known, else None.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[dict[str, str]]
+    data: tuple[np.ndarray, ...] = ()
+    start: dict[str, np.ndarray]
+    optimum: float | None = None
+
+    @abstractmethod
+    def __init__(self, settings: Any, seed: int) -> None: ...
+
+    @abstractmethod
+    def loss(self, xp: Any, weights: Sequence[Any], *batch: Any) -> Any:
+        """Compute the objective on a batch, a zero-dimensional array.
+
+        Args:
+            xp: the arrays' module, `numpy`, `mxnet.np` or `cupy`.
+            weights: the tensors in the order of `start`, float32 or float64.
+            batch: the samples in question of each array of `data`, of the same dtype.
+        """
+
+    @abstractmethod
+    def gradient(self, xp: Any, weights: Sequence[Any], *batch: Any) -> list[Any]:
+        """Compute the gradient of `loss` by hand-written formulas.
+
+        Args:
+            xp: the arrays' module, `numpy` or `cupy`.
+            weights: as `loss` takes them.
+            batch: likewise.
+        """
+
+    @abstractmethod
+    def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
+        """Compute the metrics beside the loss at a point, given as float64."""
+
+
+Gradient = Callable[[Sequence[Any]], None]
+
+
+def _analytic(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
+    def differentiate(batch: Sequence[Any]) -> None:
+        with np.errstate(all="ignore"):  # a diverging run is reported, with words
+            weights = [p.weight.astype(p.acc_grad.dtype) for p in parameters]
+            grads = problem.gradient(backend.xp, weights, *batch)
+            for p, grad in zip(parameters, grads, strict=True):
+                p.grad[...] = grad
+
+    return differentiate
+
+
+def _automatic(problem: Problem, backend: Any, parameters: Sequence[Parameter]) -> Gradient:
+    autograd = backend.mxnet.autograd
+    autograd.mark_variables([p.weight for p in parameters], [p.grad for p in parameters])
+
+    def differentiate(batch: Sequence[Any]) -> None:
+        with autograd.record():
+            weights = [p.weight.astype(p.acc_grad.dtype, copy=False) for p in parameters]
+            loss = problem.loss(backend.xp, weights, *batch)
+        loss.backward()
+
+    return differentiate
+
+
+_GRADIENTS = {"numpy": _analytic, "mxnet": _automatic, "cupy": _analytic}
+
+
+def gradient(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
+    """Make the function that puts the gradient on a batch into the parameters' `grad`.
+
+    MXNet differentiates the loss itself; NumPy and CuPy take the problem's own formulas.
+    float16 weights are widened to the dtype of their states, the loss is computed there, and the
+    gradient is rounded to float16.
+
+    Args:
+        problem: whose loss.
+        backend: the library that holds the parameters and the batch.
+        parameters: the tensors in the order of `problem.start`.
+    """
+    return _GRADIENTS[backend.name](problem, backend, parameters)

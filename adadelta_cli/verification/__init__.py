@@ -1,0 +1,1 @@
+"""`verify`: check that implementations take the right step."""

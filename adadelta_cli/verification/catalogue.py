@@ -1,0 +1,50 @@
+"""The cases that names stand for: those of `cases`, and those that `fuzz` reads."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.verification import fuzz as draw
+from adadelta_cli.verification.cases import CASES, DEFAULT, GRID_NAMES, LENGTH, Case, single
+
+
+def select(
+    names: tuple[str, ...] = (),
+    *,
+    full: bool = False,
+    steps: int | None = None,
+    sizes: tuple[int, ...] = (),
+) -> list[Case]:
+    """Choose the cases of a run.
+
+    Args:
+        names: these only, in this order.
+        full: the whole catalogue, not only the default set.
+        steps: take so many steps in each, in place of each case's own number.
+        sizes: one tensor of each of these lengths, in place of the catalogue.
+
+    Raises:
+        UsageError: there is no case of a name.
+    """
+    known = CASES | {name: draw.read(name) for name in names if name.startswith(draw.PREFIX)}
+    known |= {m[0]: single(int(m[1])) for m in map(LENGTH.fullmatch, names) if m}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], CASES, n=3)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        listed = [name for name in CASES if not name.startswith("grid-")]
+        raise UsageError(
+            f"--case is {shortened(unknown[0])!r}, and there is no case of that name{meant}; known "
+            f"are {', '.join((*listed, 'length-N', GRID_NAMES, draw.ALL))}"
+        )
+    if names and sizes:
+        raise UsageError("--sizes takes the place of the cases; leave out --case or --sizes")
+    if sizes:
+        chosen = [single(size) for size in sizes]
+    elif names:
+        chosen = [known[name] for name in names]
+    else:
+        chosen = list(CASES.values()) if full else list(DEFAULT)
+    return [replace(case, steps=steps) for case in chosen] if steps else chosen

@@ -1,0 +1,138 @@
+"""What an implementation makes of a case or a training: run here, compared elsewhere.
+
+These functions are what a sandbox is asked to call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.verification.ulp import Difference
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adadelta_cli.implementations.array_backends import NumpyBackend
+    from adadelta_cli.implementations.base import Bind
+    from adadelta_cli.verification.cases import Case
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What an implementation made of a case or a training.
+
+    Attributes:
+        tensors: for weight, acc_grad, acc_delta, and master where there is one: the elements of all
+            tensors end to end, an array for the start and for each recorded step.
+        grad_changes: elements of the gradients that a step changed.
+        losses: (step, loss) at each recorded step; of a training only.
+    """
+
+    tensors: dict[str, list[np.ndarray]]
+    grad_changes: int = 0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+def make_ready(backend: str, ctx: str) -> None:
+    """Import what steps on a backend need."""
+    backends.backend(backend, ctx)
+
+
+def step_through(
+    name: str, case: Case, dtype: str, seed: int, starts: dict[str, list[np.ndarray]] | None = None,
+    ctx: str = "cpu", *, backend: NumpyBackend | None = None, bind: Bind | None = None,
+) -> Trajectory:  # fmt: skip
+    """Let an implementation take a case's steps.
+
+    Args:
+        name: the implementation.
+        case: what to put to it.
+        dtype: in which element type.
+        seed: from which the case draws its numbers.
+        starts: a trajectory's tensors; each step is taken from its state before that step, and not
+            from where the last step led.
+        ctx: the device, for what computes there.
+        backend: makes the arrays, in place of the implementation's own.
+        bind: makes the step, in place of the implementation's own.
+    """
+    warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
+    implementation = implementations.implementation(name, ctx)
+    backend = backend or implementation.arrays()
+    parameters = [
+        implementations.parameter(backend, v.weight, np.zeros_like(v.weight), *v[1:], dtype=dtype)
+        for v in case.start(dtype, seed)
+    ]
+    with engine.flushing(case.flush) if backend.name == "mxnet" else contextlib.nullcontext():
+        step = (bind or implementation.bind)(parameters, case.hyper, case.lr_mults, case.wd_mults)
+        states, changes = [_snapshot(backend, parameters)], 0
+        for number in range(1, case.steps + 1):
+            grads = case.grads(dtype, seed, number)
+            for parameter, grad in zip(parameters, grads, strict=True):
+                backend.assign(parameter.grad, grad)
+            if starts is not None:
+                _restart(backend, parameters, case, {n: v[number - 1] for n, v in starts.items()})
+            step()
+            states.append(_snapshot(backend, parameters))
+            changes += _changes(backend, parameters, grads)
+    return Trajectory(_transposed(states), changes)
+
+
+def _restart(
+    backend: Any, parameters: Sequence[Any], case: Case, state: dict[str, np.ndarray]
+) -> None:
+    ends = np.cumsum([int(np.prod(shape)) for shape in case.shapes])[:-1]
+    for name, flat in state.items():
+        parts = zip(parameters, np.split(flat, ends), case.shapes, strict=True)
+        for parameter, part, shape in parts:
+            backend.assign(getattr(parameter, name), part.reshape(shape))
+
+
+def train(
+    reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int, steps: int | None,
+    ctx: str = "cpu",
+) -> Trajectory:  # fmt: skip
+    """Train a config with an implementation, `steps` at most; keep every recorded step."""
+    from adadelta_cli.run import config, training
+
+    implementation = implementations.implementation(name, ctx)
+    backend = implementation.arrays()
+    settings = config.load(reference, list(overrides))
+    run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
+    end = min(run.total, steps or run.total)
+    parameters = list(run.parameters.values())
+    every = settings.training.record_every or run.steps_per_epoch
+    states, losses = [_snapshot(backend, parameters)], [(0, run.measure().loss)]
+    while run.step < end:
+        run.advance()
+        if run.step % every == 0 or run.step == end:
+            states.append(_snapshot(backend, parameters))
+            losses.append((run.step, run.measure().loss))
+    return Trajectory(_transposed(states), losses=losses)
+
+
+def _snapshot(backend: Any, parameters: Sequence[Any]) -> dict[str, np.ndarray]:
+    names = ("weight", "acc_grad", "acc_delta", "master")
+    return {
+        name: np.concatenate([backend.numpy(getattr(p, name)).ravel() for p in parameters])
+        for name in names
+        if getattr(parameters[0], name) is not None
+    }
+
+
+def _transposed(states: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    return {name: [state[name] for state in states] for name in states[0]}
+
+
+def _changes(backend: Any, parameters: Sequence[Any], grads: Sequence[np.ndarray]) -> int:
+    return sum(
+        Difference.between(backend.numpy(parameter.grad), grad, grad).mismatches
+        for parameter, grad in zip(parameters, grads, strict=True)
+    )

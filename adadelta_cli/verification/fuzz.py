@@ -1,0 +1,302 @@
+"""Fresh cases drawn from the seed; Hypothesis shrinks what fails.
+
+A drawn case is named by what it is, as in `drawn:shapes=3x4+7,fill=tiny,rho=0.95`, so that
+`adadelta verify --case NAME` repeats it without Hypothesis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from adadelta_cli.errors import UsageError
+from adadelta_cli.update import Hyperparameters
+from adadelta_cli.verification.cases import DRAWN_FILLS, FILLS, Case, Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator
+
+    from hypothesis.strategies import SearchStrategy
+
+ALL = "drawn"  # the name by which `--case` asks for the drawing itself
+LENGTHS = "drawn:lengths"  # likewise for tensors of every length
+STEADY = "steady"  # and for one step taken hundreds of times over (`conduct.steady`)
+COLLECTIVE = (ALL, LENGTHS, STEADY)  # names that `--case` takes, and that stand for no single case
+EXAMPLES, FULL_EXAMPLES = 12, 300  # for each implementation and dtype
+OF_USERS = 25  # times as many for a kernel of the user's own, whose bounds hide more
+# For each dtype of such a kernel: some compile each case. Lengths take twice as long.
+SECONDS, FULL_SECONDS = 10.0, 40.0
+PREFIX = f"{ALL}:"
+SCALAR = "scalar"
+RATES = tuple(field.name for field in fields(Hyperparameters))
+FORM = "drawn:shapes=3x4+7+scalar,fill=FILL,steps=N,draw=N,varied=1 and hyper-parameters"
+READERS: dict[str, Callable[[str], Any]] = {
+    "shapes": lambda text: tuple(map(_shape, text.split("+"))),
+    "fill": lambda text: _allowed("fill", text, FILLS),
+    "steps": lambda text: _allowed("steps", int(text), range(1, 1001)),
+    "draw": int, "varied": lambda text: bool(int(text)),
+    **dict.fromkeys(RATES, float),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn(Case):
+    """A case that is named by what it is.
+
+    Attributes:
+        draw: which numbers; they do not depend on the rest, so that shrinking keeps to them.
+    """
+
+    draw: int = 0
+    excusable: float = 1.0  # of a few elements any number may be near the ends of the range
+    check: ClassVar[str] = "drawn"
+
+    @property
+    def key(self) -> str:
+        """From which its numbers derive, with dtype and seed."""
+        return f"{PREFIX}{self.draw}"
+
+
+def drawn(shapes: tuple[Shape, ...], hyper: Hyperparameters, **more: Any) -> Drawn:
+    """Make a case, and its name of what is not as usual."""
+    parts = {"shapes": "+".join("x".join(map(str, shape)) or SCALAR for shape in shapes)}
+    usual = {"fill": "usual", "steps": 1, "varied": False, "draw": 0} | vars(Hyperparameters())
+    given = {"steps": 1} | more
+    for key, value in (given | vars(hyper)).items():
+        if value != usual[key]:
+            parts[key] = str(int(value)) if isinstance(value, bool) else str(value)
+    name = PREFIX + ",".join(f"{key}={value}" for key, value in parts.items())
+    return Drawn(name, "drawn from the seed", shapes, hyper, **given)
+
+
+def read(name: str) -> Drawn:
+    """Make the case of a name.
+
+    Raises:
+        UsageError: it names none.
+    """
+    try:
+        pairs = [part.split("=", 1) for part in name.removeprefix(PREFIX).split(",")]
+        found = {key: READERS[key](value) for key, value in pairs}
+        rates = {key: found.pop(key) for key in RATES if key in found}
+        return drawn(found.pop("shapes"), Hyperparameters(**rates), **found)
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            f"--case is {name!r}: {error}; expected {FORM}, as verify wrote it"
+        ) from None
+
+
+def _allowed(key: str, value: Any, allowed: Container[Any]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}, not in {allowed}")
+    return value
+
+
+def _shape(text: str) -> Shape:
+    shape = () if text == SCALAR else tuple(map(int, text.split("x")))
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{text} is no shape")
+    return shape
+
+
+def count(names: tuple[str, ...], *, full: bool, alone: bool) -> int:
+    """Choose how many cases to draw: of a run that names cases, or something else `alone`."""
+    if ALL in names or (full and not alone):
+        return FULL_EXAMPLES
+    return 0 if alone else EXAMPLES
+
+
+def longest(*, full: bool) -> int:
+    """Say up to which length tensors are put to a kernel of the user's own."""
+    return FULL_MOST if full else MOST
+
+
+def seconds(*, full: bool) -> float:
+    """Say for how long cases are drawn for such a kernel, at most."""
+    return FULL_SECONDS if full else SECONDS
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+RANKS = 8  # dimensions of a shape that is drawn for a kernel of the user's own, at most
+OWN_RANKS = 5  # likewise for this package's, since MXNet's operators broadcast no more
+
+
+class _Range(NamedTuple):
+    """How a hyper-parameter is drawn from a number that is even in [0, 1).
+
+    Attributes:
+        usual: its value in `share` of the cases.
+        share: likewise.
+        edge: its value in one case of twenty.
+        spread: makes the value of the others, of another such number.
+    """
+
+    usual: float | None
+    share: float
+    edge: float
+    spread: Callable[[float], float]
+
+    def at(self, u: float) -> float | None:
+        """Take the value at a place in [0, 1)."""
+        if u < self.share:
+            return self.usual
+        if u < self.share + 0.05:
+            return self.edge
+        return float(f"{self.spread((u - self.share - 0.05) / (0.95 - self.share)):.8g}")
+
+
+def _log(low: float, high: float) -> Callable[[float], float]:
+    """Spread numbers evenly in the logarithm, between these powers of ten."""
+    return lambda u: 10 ** (low + (high - low) * u)
+
+
+def _signed(low: float, high: float) -> Callable[[float], float]:
+    """Spread numbers of both signs, their magnitudes as `_log` does."""
+    return lambda u: _log(low, high)(2 * u) if u < 0.5 else -_log(low, high)(2 * u - 1)
+
+
+def _halves(*parts: Callable[[float], float]) -> Callable[[float], float]:
+    """Spread half of the numbers in one way and half in the other."""
+    return lambda u: parts[int(2 * u)](2 * u % 1)
+
+
+RANGES = {  # whole ranges: even in the logarithm; rho also even, and near 1
+    "learning_rate": _Range(1.0, 0.2, 0.0, _signed(-6, 6)),
+    "rho": _Range(0.9, 0.1, 0.0, _halves(lambda u: u, lambda u: 1 - _log(-7, 0)(u))),
+    "epsilon": _Range(1e-6, 0.3, 1.0, _log(-30, 6)),
+    "wd": _Range(0.0, 0.3, 0.0, _signed(-8, 4)),
+    "rescale_grad": _Range(1.0, 0.3, 0.0, _signed(-10, 10)),
+    # Near the gradients, where it matters, and far from them.
+    "clip_gradient": _Range(None, 0.3, 0.0, _halves(_log(-6, 4), _log(-37, 38))),
+}
+
+
+def draws(seed: int, count: int, ranks: int = RANKS) -> Iterator[Drawn]:
+    """Draw `count` cases of up to `ranks` dimensions, a Latin hypercube of hyper-parameters.
+
+    Each of `count` equal parts of each range is met once (M. D. McKay, R. J. Beckman, W. J.
+    Conover, "A comparison of three methods for selecting values of input variables", 1979).
+    """
+    rng = np.random.default_rng([seed, count])
+    places = {
+        name: (rng.permutation(count) + rng.random(count)) / count for name in RANGES
+    }  # fmt: skip
+    fills = sorted(DRAWN_FILLS)
+    for k in range(count):
+        hyper = {name: each.at(places[name][k]) for name, each in RANGES.items()}
+        shapes = tuple(_drawn_shape(rng, ranks) for _ in range(rng.integers(1, 4)))
+        yield drawn(
+            shapes, Hyperparameters(**hyper),  # type: ignore[arg-type] # only a clip is None
+            fill="usual" if rng.random() < 0.5 else str(rng.choice(fills)),
+            steps=int(rng.integers(1, 5)), varied=bool(rng.random() < 0.5), draw=k,
+        )  # fmt: skip
+
+
+def _drawn_shape(rng: np.random.Generator, ranks: int) -> Shape:
+    """Draw a shape of any rank, some hundred elements at most, or a length up to 10,000."""
+    if rng.random() < 0.3:
+        return (int(10 ** rng.uniform(0, 4)),)
+    rank = int(rng.integers(0, ranks + 1))
+    most = {0: 1, 1: 300, 2: 20, 3: 8}.get(rank, 3)
+    return tuple(int(n) for n in rng.integers(rank < 4, most + 1, rank)) if rank else ()
+
+
+def shrunk(case: Drawn, wrong: Callable[[Drawn], bool]) -> Drawn:
+    """Find a simpler case that is wrong: fewer and smaller tensors, plain settings.
+
+    Args:
+        case: one that is wrong.
+        wrong: tells whether a case is.
+    """
+    import random
+
+    from hypothesis import HealthCheck, find, settings
+    from hypothesis.errors import NoSuchExample
+
+    how = settings(
+        max_examples=SHRINKS, database=None, deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    known = {case.name: True}
+
+    def same_answer_again(each: Drawn) -> bool:  # Hypothesis repeats what it ends with
+        if each.name not in known:
+            known[each.name] = wrong(each)
+        return known[each.name]
+
+    try:
+        generator = random.Random(0)  # noqa: S311 - no secret
+        return find(_simpler(case), same_answer_again, settings=how, random=generator)
+    except NoSuchExample:
+        return case
+
+
+SHRINKS = 100  # cases in which something simpler is looked for
+
+
+def _simpler(case: Drawn) -> SearchStrategy[Drawn]:
+    """Draw parts of a case: some of its tensors, cut shorter; its settings, or plain ones."""
+    from hypothesis import strategies as st
+
+    def cut(shape: Shape) -> SearchStrategy[Shape]:
+        # Uncut in half of the draws: what is wrong may need all of it.
+        return st.tuples(*(st.integers(0, 2 * n).map(partial(min, n)) for n in shape))
+
+    def either(*values: Any) -> SearchStrategy[Any]:
+        return st.sampled_from(list(dict.fromkeys(values)))
+
+    some = st.tuples(*(st.none() | cut(shape) for shape in case.shapes))
+    shapes = some.map(lambda each: tuple(s for s in each if s is not None)).filter(len)
+    plain = {"learning_rate": 1.0, "wd": 1.0, "rescale_grad": 1.0, "clip_gradient": 1.0}
+    usual = vars(Hyperparameters())
+    hyper = st.builds(Hyperparameters, **{
+        name: either(usual[name], plain.get(name, usual[name]), value)
+        for name, value in vars(case.hyper).items()
+    })  # fmt: skip
+    return st.builds(
+        drawn, shapes, hyper, fill=either("usual", case.fill),
+        steps=either(1, case.steps),
+        varied=either(False, case.varied), draw=st.just(case.draw),
+    )  # fmt: skip
+
+
+# --- every length ---------------------------------------------------------------------------------
+
+GROWTH = 1.06  # from one length to the next: a fault in a window of lengths of 6 % is met
+MOST, FULL_MOST = 1_150_000, 4_400_000  # beyond 2^20; with --full beyond 2^22
+HYPER = Hyperparameters(0.7, 0.95, 1e-5, 0.013, 0.37, 0.9)
+
+
+def lengths(most: int) -> list[Drawn]:
+    """Return a tensor of each of many lengths up to `most`, odd and even in turn; and large shapes.
+
+    In an order in which any first part of them is spread over all lengths, since time may run out.
+    """
+    found = _lengths(most)
+    shapes: list[Shape] = [(n,) for n in found]
+    shapes += [(2**k,) for k in range(5, most.bit_length()) if 2**k not in found]
+    shapes += [shape for k in range(3, 10) for shape in _folded(4**k)]
+    order = np.random.default_rng(0).permutation(len(shapes))
+    return [
+        drawn((shapes[k],), HYPER, fill="tiled", steps=1, draw=int(k)) for k in order
+    ]  # fmt: skip
+
+
+def _folded(size: int) -> Iterator[Shape]:
+    """Yield shapes of about so many elements, as matrices, kernels and stacks of them have."""
+    side = int(size**0.5)
+    yield from ((side + 1, side - 1), (3, size // 3 + 1), (size // 5 + 1, 5), (side, side))
+    yield from ((side // 3 + 1, side // 3, 3, 3), (5, side // 5 + 1, side), (2, side // 4, 2, side))
+
+
+def _lengths(most: int) -> list[int]:
+    found = [1]
+    while found[-1] < most:
+        longer = int(found[-1] * GROWTH) // 2 * 2 + len(found) % 2
+        found.append(max(found[-1] + 1, longer))
+    return found

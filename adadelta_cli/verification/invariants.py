@@ -1,0 +1,306 @@
+"""How an implementation behaves, whatever numbers it computes: where it writes, what it depends on.
+
+Three questions, each answered in a sandbox with small rows:
+
+* guard: does it write outside its tensors? Each buffer lies between guard zones, on a GPU too, and
+  on MXNet, whose arrays are made on memory of ours.
+* repeat: does a step give the same bits again, at other memory alignments, on one thread, in other
+  cuttings? A kernel of the user's own also takes one step hundreds of times over, since a race is
+  seldom lost. An element that is left unwritten in a new array shows here too, for the memory that
+  new arrays are likely to get is poisoned with another number before each run; one left unwritten
+  in place keeps its old number, which the comparison with the reference sees.
+* saved: do the states survive an MXNet `Updater`'s `get_states` and `set_states` midway, with the
+  optimizer in them, into arrays that were poisoned meanwhile?
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations.guard import GUARD, GUARD_BYTES, Guarded, poison
+from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.verification import cases
+from adadelta_cli.verification.execute import step_through
+from adadelta_cli.verification.ulp import Difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from adadelta_cli.implementations.array_backends import NumpyBackend
+    from adadelta_cli.implementations.base import Bind, Implementation, Step
+    from adadelta_cli.update import Hyperparameters, Parameter
+    from adadelta_cli.verification.cases import Case
+    from adadelta_cli.verification.execute import Trajectory
+
+CASES = frozenset({"length-4097"})  # the default: cheap, and long enough to be cut
+FULL = frozenset(case.name for case in cases.DEFAULT)  # and with --full
+CHECKS = ("guard", "repeat", "saved")
+BUFFERS = ("weight", "grad", "acc_grad", "acc_delta", "master")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one tensor.
+
+    Attributes:
+        check: `guard`, `repeat` or `saved`.
+        tensor: as in `verification.Row`.
+        elements: how many numbers were compared; of `guard`, how many bytes were watched.
+        mismatches: how many of them are not what they were.
+        note: where, if any.
+    """
+
+    check: str
+    tensor: str
+    elements: int
+    mismatches: int = 0
+    note: str = ""
+
+
+# --- memory of ours -------------------------------------------------------------------------------
+
+
+class GuardedBackend:
+    """A backend whose arrays lie between guard zones.
+
+    Args:
+        backend: the array library, `numpy`, `mxnet` or `cupy`.
+        shift: how many elements each array lies behind a multiple of 64 bytes.
+    """
+
+    def __init__(self, backend: NumpyBackend, shift: int) -> None:
+        self._backend, self._shift = backend, shift
+        self.guarded: list[Guarded] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def array(self, values: np.ndarray) -> Any:
+        """Copy to an array of the library, same shape and dtype, between guard zones."""
+        on_host = self._backend.device.kind == "cpu"
+        copied = values if on_host else self._backend.array(values)
+        self.guarded.append(Guarded(copied, self._shift))
+        return _VIEWS[self._backend.name](self.guarded[-1].array)
+
+    def written_outside(self, tensors: int) -> Iterator[Finding]:
+        """Say what was written outside of each buffer of so many tensors, made in turn."""
+        each = len(self.guarded) // tensors
+        for k, name in enumerate(BUFFERS[:each]):
+            zones = self.guarded[k::each]
+            found = [(guard.array.shape, guard.written_outside()) for guard in zones]
+            notes = [
+                f"wrote outside {name} of shape {list(s)}: {what}" for s, what in found if what
+            ]
+            watched = 2 * GUARD_BYTES * len(zones)
+            yield Finding("guard", name, watched, len(notes), "".join(notes[:1]))
+
+
+def _mxnet_view(array: np.ndarray) -> Any:
+    return engine.load().nd.from_numpy(array, zero_copy=True).as_np_ndarray()
+
+
+_VIEWS: dict[str, Callable[[Any], Any]] = {
+    "numpy": lambda a: a, "mxnet": _mxnet_view, "cupy": lambda a: a,
+}  # fmt: skip
+
+# --- guard and repeat -----------------------------------------------------------------------------
+
+
+class Variation(NamedTuple):
+    """A way to run a case again that may change no bit."""
+
+    about: str
+    shift: int = 0
+    parts: int | None = None
+
+
+AGAIN = (
+    Variation("again"),
+    Variation("1 element off alignment", shift=1),
+    Variation("3 elements off alignment", shift=3),
+)
+CUT = (
+    Variation("on one thread, uncut", parts=1),
+    Variation("cut into 3 parts", parts=3),
+    Variation("cut into 7 parts, off alignment", shift=5, parts=7),
+)
+
+
+def behaviour(name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
+    """Run a case in guarded memory, several times over; tell the findings of guard and repeat.
+
+    What is not ours gets arrays that it may copy, so it is watched by whoever calls it instead
+    (`candidate`), and has no findings of guard here.
+    """
+    chosen = implementations.implementation(name, ctx)
+    memory: Any = GuardedBackend(chosen.arrays(), 0)
+    wanted = step_through(name, case, dtype, seed, None, ctx, backend=memory)
+    outside = [] if chosen.allowed else list(memory.written_outside(len(case.shapes)))
+    repeats = {tensor: Finding("repeat", tensor, 0) for tensor in wanted.tensors}
+    cut = chosen.fused and chosen.device.kind == "cpu"  # a GPU's blocks are cut one way
+    for variation in AGAIN + CUT if cut else AGAIN:
+        got = _varied(variation, chosen, case, dtype, seed)
+        for tensor, before in repeats.items():
+            found = _compared("repeat", tensor, got, wanted)
+            repeats[tensor] = _together(before, found, f"{variation.about}: ")
+    return outside + list(repeats.values())
+
+
+# Elements, and how often a step on them is repeated: small for many times, large for many threads.
+REPEATED = ((4_099, 2_000), (100_003, 300))
+REPEATED_S = 2.0  # for each of these, at most
+
+
+def steady(name: str, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
+    """Take the same step hundreds of times over, and compare the bits."""
+    return [
+        finding
+        for elements, times in REPEATED
+        for finding in _repeated(name, elements, times, dtype, seed, ctx)
+    ]
+
+
+def _repeated(
+    name: str, elements: int, times: int, dtype: str, seed: int, ctx: str
+) -> Iterator[Finding]:
+    chosen = implementations.implementation(name, ctx)
+    backend, case = chosen.arrays(), cases.single(elements)
+    (start,), (grad,) = case.start(dtype, seed), case.grads(dtype, seed, 1)
+    parameter = implementations.parameter(backend, start.weight, grad, *start[1:], dtype=dtype)
+    step = chosen.bind([parameter], case.hyper, case.lr_mults, case.wd_mults)
+    first: dict[str, np.ndarray] = {}
+    changed, taken = dict.fromkeys(start._fields, 0), 0
+    until = time.monotonic() + REPEATED_S
+    while taken < times and (taken < 2 or time.monotonic() < until):
+        for tensor, values in zip(start._fields, start, strict=True):
+            backend.assign(getattr(parameter, tensor), values)
+        step()
+        taken += 1
+        for tensor in changed:
+            after = backend.numpy(getattr(parameter, tensor))
+            before = first.setdefault(tensor, after.copy())
+            changed[tensor] += Difference.between(after, before, before).mismatches
+    for tensor, count in changed.items():
+        note = f"the same step {taken} times over gave other bits" if count else ""
+        yield Finding("repeat", tensor, taken * elements, count, note)
+
+
+def _varied(
+    variation: Variation, chosen: Implementation, case: Case, dtype: str, seed: int
+) -> Trajectory:
+    backend, ctx = chosen.arrays(), str(chosen.device)
+    memory: Any = GuardedBackend(backend, variation.shift)
+    for size in {int(np.prod(shape)) for shape in case.shapes}:
+        poison(4, size * np.dtype(dtype).itemsize, np if ctx == "cpu" else backend.xp)
+    with _cutting(variation.parts):
+        return step_through(chosen.name, case, dtype, seed, None, ctx, backend=memory)
+
+
+@contextlib.contextmanager
+def _cutting(parts: int | None) -> Iterator[None]:
+    """Cut long work into parts; one part is one thread."""
+    if parts is None:
+        yield
+        return
+    from adadelta_cli.kernels import cpu
+
+    with cpu.cutting(parts):
+        yield
+
+
+def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> Finding:
+    a, b = (np.concatenate(each.tensors[tensor][1:]) for each in (got, wanted))
+    difference = Difference.between(a, b, b)
+    note, first, size = "", difference.first, wanted.tensors[tensor][0].size
+    if first is not None:
+        note = (
+            f"first at step {first // size + 1}, element {first % size}: got "
+            f"{float(a[first]).hex()}, expected {float(b[first]).hex()}"
+        )
+    return Finding(check, tensor, difference.elements, difference.mismatches, note)
+
+
+def _together(before: Finding, found: Finding, prefix: str) -> Finding:
+    return Finding(
+        found.check, found.tensor, before.elements + found.elements,
+        before.mismatches + found.mismatches,
+        before.note or (prefix + found.note if found.note else ""),
+    )  # fmt: skip
+
+
+# --- saved ----------------------------------------------------------------------------------------
+
+
+def saved(name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
+    """Run a case with a stop midway, at which the states are saved and loaded; and without."""
+    wanted = step_through(name, case, dtype, seed, None, ctx)
+    bind = _stopping(implementations.implementation(name).optimizer, case.steps // 2)
+    got = step_through(name, case, dtype, seed, None, ctx, bind=bind)
+    return [_compared("saved", tensor, got, wanted) for tensor in wanted.tensors]
+
+
+def _stopping(make: Any, halfway: int) -> Bind:
+    """Bind an optimizer by its MXNet Updater, saved and loaded after `halfway` steps."""
+
+    def bind(
+        parameters: Sequence[Parameter],
+        hyper: Hyperparameters,
+        lr_mults: Sequence[float],
+        wd_mults: Sequence[float],
+    ) -> Step:
+        mx = engine.load()
+        optimizer = make(hyper, any(p.master is not None for p in parameters))
+        optimizer.set_lr_mult(dict(enumerate(lr_mults)))
+        optimizer.set_wd_mult(dict(enumerate(wd_mults)))
+        updaters = [_updater(mx, optimizer, parameters)]
+        taken = 0
+
+        def step() -> None:
+            nonlocal taken
+            if taken == halfway:
+                updaters[0] = _reloaded(mx, updaters[0], parameters)
+            taken += 1
+            updaters[0](
+                list(range(len(parameters))), [p.grad for p in parameters],
+                [p.weight for p in parameters],
+            )  # fmt: skip
+            mx.nd.waitall()
+
+        return step
+
+    return bind
+
+
+def _updater(mx: Any, optimizer: Any, parameters: Sequence[Parameter]) -> Any:
+    updater = mx.optimizer.get_updater(optimizer)
+    updater.states = {k: implementations.state_of(p) for k, p in enumerate(parameters)}
+    updater.states_synced = dict.fromkeys(updater.states, True)
+    return updater
+
+
+def _reloaded(mx: Any, updater: Any, parameters: Sequence[Parameter]) -> Any:
+    """Save the states, poison them in memory, and load them into an updater of its own."""
+    content = updater.get_states(dump_optimizer=True)
+    for parameter in parameters:
+        for array in parameter.arrays[2:]:
+            array[() if not array.shape else slice(None)] = GUARD
+    loaded = mx.optimizer.get_updater(mx.optimizer.SGD())
+    loaded.set_states(content)
+    for k, parameter in enumerate(parameters):
+        for array, kept in zip(parameter.arrays[2:], _flat(loaded.states.get(k)), strict=False):
+            array[() if not array.shape else slice(None)] = kept
+    return _updater(mx, loaded.optimizer, parameters)
+
+
+def _flat(state: Any) -> list[Any]:
+    """Order a state as `Parameter.arrays` has it: acc_grad, acc_delta, master."""
+    if state is None:
+        return []
+    first, second = state
+    return [*second, first] if isinstance(second, tuple) else [first, second]

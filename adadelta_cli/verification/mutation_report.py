@@ -1,0 +1,106 @@
+"""What `verify --self-test` writes: the planted faults, and what caught them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adadelta_cli.files import jsonable, write_bytes, write_csv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from adadelta_cli.verification import mutation_test as selftest
+
+
+SELF_TEST_PAGE = """# Planted faults
+
+`adadelta verify --self-test` plants each of these mistakes into the one source that it belongs to:
+the array update, the scalar kernel, or a kernel as a user would write it, which is checked through
+`--impl`. It sees to it that `verify` catches each. It wrote this page.
+
+The case is the smallest of `verify`'s own that catches the fault; `adadelta verify --case` puts it
+to any implementation. The last two columns say whether the test procedure of MXNet or of PyTorch,
+as its repository has it, would have caught the same mistake, with the right update as reference:
+
+* MXNet's: one step from zero accumulators on three small tensors, uniform in [0, 1); relative
+  tolerance 1e-4, absolute 1e-5, over a grid of hyper-parameters, float32 and float16.
+* PyTorch's: seven steps of two small linear layers in float64, a relative and absolute tolerance
+  of 1e-7, over rates, decays and rho. It has neither rescaling nor clipping to go wrong.
+
+{counts}
+
+| fault | what it is | source | smallest case | MXNet's test | PyTorch's test |
+|---|---|---|---|---|---|
+{lines}
+"""
+
+
+FILES = ("selftest.csv", "self-test.md")
+
+
+def write_self_test(folder: Path, rows: Sequence[selftest.Row]) -> None:
+    """Write selftest.csv and the page self-test.md."""
+    if rows:
+        write_csv(folder / "selftest.csv", rows)
+        write_bytes(folder / "self-test.md", self_test_page(rows).encode())
+
+
+def self_test_document(rows: Sequence[selftest.Row]) -> dict[str, Any]:
+    """Arrange a self-test for `--json`."""
+    return {"passed": all(row.passed for row in rows), "rows": jsonable(list(rows))}
+
+
+def _planted(rows: Sequence[selftest.Row]) -> list[selftest.Row]:
+    return [row for row in rows if row.fault != "unchanged"]
+
+
+def _self_test_counts(rows: Sequence[selftest.Row]) -> str:
+    faults = _planted(rows)
+    caught, mxnet, pytorch = (
+        sum(getattr(row, name) for row in faults)
+        for name in ("caught", "mxnet_test", "pytorch_test")
+    )
+    return (
+        f"Of {len(faults)} faults, `verify` catches {caught}, MXNet's test {mxnet}, "
+        f"PyTorch's {pytorch}."
+    )
+
+
+def self_test_page(rows: Sequence[selftest.Row]) -> str:
+    """Write the page of the documentation that lists the faults."""
+    lines = [
+        f"| `{row.fault}` | {row.about} | `{row.source}` | `{row.case}` {row.dtype} | "
+        f"{_caught(row.mxnet_test)} | {_caught(row.pytorch_test)} |"
+        for row in _planted(rows)
+    ]
+    return SELF_TEST_PAGE.format(counts=_self_test_counts(rows), lines="\n".join(lines))
+
+
+def _caught(caught: bool) -> str:
+    return "catches it" if caught else "lets it pass"
+
+
+def self_test_table(rows: Sequence[selftest.Row]) -> Table:
+    """Lay out what caught each fault."""
+    from rich.table import Table
+
+    table = Table(
+        title="adadelta verify --self-test: is every planted fault caught?", title_justify="left",
+        caption=_self_test_counts(rows).replace("`", ""), caption_justify="left",
+    )  # fmt: skip
+    for name in ("fault", "what it is", "smallest case that catches it", "shows in",
+                 "MXNet's test", "PyTorch's test", "verdict"):  # fmt: skip
+        table.add_column(name)
+    for row in rows:
+        verdict = {True: "caught", False: "SLIPPED THROUGH"}
+        if row.fault == "unchanged":
+            verdict = {True: "no false alarm", False: "FALSE ALARM"}
+        table.add_row(
+            row.fault, row.about, f"{row.case} {row.dtype}",
+            row.tensor, _caught(row.mxnet_test), _caught(row.pytorch_test),
+            f"[{'green' if row.passed else 'red'}]{verdict[row.passed]}[/]",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,310 @@
+"""What a command line of `verify` asks for: implementations, cases and problems, as a plan."""
+
+from __future__ import annotations
+
+import operator
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adadelta_cli.errors import UnavailableError, UsageError
+from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import frameworks as peers
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import user_kernel as candidate
+from adadelta_cli.implementations.array_backends import Device
+from adadelta_cli.run import config
+from adadelta_cli.system import info as machine
+from adadelta_cli.verification import catalogue
+from adadelta_cli.verification import fuzz as draw
+from adadelta_cli.verification import invariants as conduct
+from adadelta_cli.verification.recording import Recording
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from adadelta_cli.implementations.base import Bounds, Implementation
+    from adadelta_cli.verification.cases import Case
+
+# What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
+# with that on NumPy, so that by two steps everything is compared with the NumPy one.
+REFERENCES = {
+    "numpy": "numpy-fused",
+    "numpy-fused": "numpy",
+    "mxnet": "numpy",
+    "mxnet-fused": "mxnet",
+    "mxnet-stock": "mxnet",
+    "cupy": "numpy",
+    "cupy-fused": "cupy",
+}
+DTYPES = ("float32", "float64", "float16")
+SUBNORMALS = ("strict", "flush")
+# Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
+# NumPy, and with `--full` on both, a training goes to its end.
+TRAINING_STEPS = 50
+ORACLE_BUDGET = 150  # see `Plan.oracle_budget`; with --full, 500
+DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
+ON_GPU = ("cupy", "cupy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one `verify` does.
+
+    Attributes:
+        implementations: the names to check.
+        cases: the synthetic cases.
+        configs: the problems to train, as `config.load` takes them.
+        dtypes: each case is put in each of these.
+        training_dtypes: each problem is trained in each of these.
+        training_steps: a training on MXNet is stopped after so many steps; None: it goes to its
+            end, as those on NumPy always do.
+        seed: everything random derives from it.
+        timeout: seconds that one case of one implementation may take.
+        overrides: `key=value` settings for the configs.
+        judged: the names to put before the oracle; what differs from one of them in no bit needs
+            no judgement of its own.
+        oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
+            microseconds for one.
+        absent: implementations that were asked for where they are, and are not here: name, reason.
+        named: the cases were asked for, so each is put to all implementations that can take it.
+        drawn: how many cases to draw from the seed for each implementation that is compared to the
+            bit, of those that are not fused only when `named`; for a kernel of the user's own,
+            `draw.OF_USERS` times as many.
+        lengths: put tensors of every length to a kernel of the user's own, up to this one; see
+            `draw.lengths`.
+        steady: take one step of such a kernel hundreds of times over.
+        watched: the names of the cases that are put again to see how an implementation behaves.
+        ctx: the device, for what computes there.
+        flush: third-party code may flush subnormals to zero.
+        seconds: how long cases are drawn for one kernel and dtype, at most.
+    """
+
+    implementations: tuple[str, ...]
+    cases: tuple[Case, ...]
+    configs: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = DTYPES
+    training_dtypes: tuple[str, ...] = ("float32",)
+    training_steps: int | None = TRAINING_STEPS
+    seed: int = 0
+    timeout: float | None = 120.0
+    overrides: tuple[str, ...] = ()
+    judged: tuple[str, ...] = ()
+    oracle_budget: int = ORACLE_BUDGET
+    absent: tuple[tuple[str, str], ...] = ()
+    named: bool = False
+    drawn: int = 0
+    lengths: int = 0
+    steady: bool = False
+    watched: frozenset[str] = conduct.CASES
+    ctx: str = "cpu"
+    flush: bool = False
+    seconds: float = draw.SECONDS
+
+    def implementation(self, name: str) -> Implementation:
+        """Look up an implementation, as it is on the device."""
+        return implementations.implementation(name, self.ctx)
+
+    @property
+    def only_trains(self) -> bool:
+        """Whether nothing but trainings was asked for."""
+        return not (self.cases or self.drawn or self.lengths or self.steady)
+
+    def bounds(self, name: str) -> Bounds:
+        """Say how far third-party code may be from the reference."""
+        bounds = self.implementation(name).allowed
+        if bounds is None:
+            raise TypeError(f"{name} has no bounds: it is compared bit for bit")
+        return bounds
+
+    def flushes(self, name: str) -> bool:
+        """Say whether an implementation may flush subnormals to zero."""
+        return self.flush or self.implementation(name).flushes
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options of `verify` say; docs/cli.md tells their meaning.
+
+    Naming problems, cases, sizes or a recording leaves out the rest.
+    """
+
+    configs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    case_names: tuple[str, ...] = ()
+    full: bool = False
+    peers: bool = False
+    replay: Path | None = None
+    sizes: tuple[int, ...] = ()
+    steps: int | None = None
+    dtypes: tuple[str, ...] = ()
+    ctx: str = "cpu"
+    backend: str = "auto"
+    seed: int = 0
+    timeout: float | None = None
+    subnormals: str = "strict"
+
+    @property
+    def plan(self) -> Plan:
+        """What is to be done.
+
+        Raises:
+            UsageError: something of it is unknown, or goes not together.
+            UnavailableError: something of it is not to be had here.
+        """
+        named = bool(self.case_names or self.sizes or self.replay)
+        some, dtypes = self._cases(), self.dtypes
+        if self.replay:
+            some, dtypes = self._replayed()
+        for reference in self.configs:
+            config.load(reference)
+        here, absent = self._others()
+        plan = Plan(
+            implementations=self._implementations(here),
+            absent=absent,
+            cases=tuple(some) if named or not self.configs else (),
+            configs=tuple(self.configs or (() if named else config.shipped())),
+            named=self.full or named,
+            drawn=draw.count(self.case_names, full=self.full, alone=named or bool(self.configs)),
+            lengths=draw.longest(full=self.full) * self._of_users(draw.LENGTHS, named=named),
+            steady=self._of_users(draw.STEADY, named=named),
+            watched=frozenset(self.case_names or (conduct.FULL if self.full else conduct.CASES)),
+            dtypes=dtypes or DTYPES,
+            training_dtypes=dtypes or (DTYPES if self.full else ("float32",)),
+            training_steps=None if self.full else TRAINING_STEPS,
+            seed=self.seed,
+            timeout=self.timeout,
+            judged=self.names or (() if self.peers else ("numpy",)),
+            oracle_budget=500 if self.full else ORACLE_BUDGET,
+            ctx=self.ctx,
+            flush=self.subnormals == "flush",
+            seconds=draw.seconds(full=self.full),
+        )
+        check_memory(plan)
+        return plan
+
+    def _of_users(self, name: str, *, named: bool) -> bool:
+        """Tell whether a kernel of the user's own gets cases that only such a kernel gets."""
+        asked = name in self.case_names or not (named or self.configs)
+        return asked and any(map(implementations.is_users, self.names))
+
+    def _cases(self) -> list[Case]:
+        fixed = tuple(name for name in self.case_names if name not in draw.COLLECTIVE)
+        chosen: list[Case] = catalogue.select(
+            fixed, full=self.full, steps=self.steps, sizes=self.sizes
+        )
+        return chosen if fixed or not self.case_names else []
+
+    def _replayed(self) -> tuple[list[Case], tuple[str, ...]]:
+        if self.configs or self.case_names or self.sizes or self.full or not self.replay:
+            raise UsageError(
+                "--replay goes with no CONFIG, --case, --sizes or --full; leave them out"
+            )
+        recording = Recording.read(self.replay, self.steps)
+        return [recording], self.dtypes or (recording.recorded,)
+
+    def _others(self) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+        """Return the frameworks that `--peers` finds, and those that it does not, with reasons."""
+        if not self.peers:
+            return (), ()
+        _check_on_cpu("--peers", self.ctx)
+        here, absent = peers.present(implementations.PEERS)
+        if not here and not self.names:
+            lacks = "; ".join(f"{name}: {lack}" for name, lack in absent)
+            raise UnavailableError(f"--peers: no other framework is here to check: {lacks}")
+        return here, absent
+
+    def _implementations(self, here: tuple[str, ...]) -> tuple[str, ...]:
+        if self.peers and not self.names:
+            return here
+        return choose((*self.names, *here), self.backend, self.ctx, self.timeout)
+
+
+# Copies of a trajectory on the way from the process that computed it, and what is computed of it.
+# With this, what was measured at 1e7 elements, of one and of all implementations, is 0.84 to 1.08
+# times what is reckoned.
+PASSING_COPIES = 4
+STATE_BYTES = {"float32": 3 * 4, "float64": 3 * 8, "float16": 3 * 4 + 2}  # of an element
+
+
+def needed_bytes(plan: Plan, case: Case, dtype: str) -> int:
+    """Reckon what comparing implementations on a case takes: all states of all steps are kept."""
+    names = {*plan.implementations, *(REFERENCES.get(n, "numpy") for n in plan.implementations)}
+    trajectory = case.elements * (case.steps + 1) * STATE_BYTES[dtype]
+    return trajectory * (len(names) + PASSING_COPIES)
+
+
+def check_memory(plan: Plan) -> None:
+    """Compare what the largest case needs with what is free, before anything is computed.
+
+    Raises:
+        UnavailableError: it does not fit.
+    """
+    available = machine.available_bytes()
+    needs = [(needed_bytes(plan, c, dtype), c, dtype) for dtype in plan.dtypes for c in plan.cases]
+    needed, case, dtype = max(needs, key=operator.itemgetter(0), default=(0, None, ""))
+    if case and available is not None and needed > available:
+        raise UnavailableError(
+            f"{case.name} in {dtype} with {case.steps} steps needs {needed / 1e9:.3g} GB ({needed} "
+            f"bytes) and {available / 1e9:.3g} GB ({available} bytes) are available; ask for a "
+            "smaller --sizes or --case, fewer --steps, or one --impl only"
+        )
+
+
+def choose(
+    names: Sequence[str], backend: str, ctx: str, timeout: float | None = None
+) -> tuple[str, ...]:
+    """Choose the implementations: those named, or all that the backend asked for has.
+
+    Args:
+        names: of implementations.
+        backend: the array library of those that are not named.
+        ctx: the device.
+        timeout: seconds that the import of a user's kernel may take.
+
+    Raises:
+        UsageError: one of them is not known.
+        UnavailableError: the device, the backend or an implementation is not to be had here.
+    """
+    given = [implementations.implementation(name, ctx) for name in names]
+    for each in given:
+        implementations.check_place(each, Device.parse(ctx))
+        if each.name in implementations.PEERS:
+            _check_on_cpu(f"--impl {each.name}", ctx)
+    chosen_backend = backends.library(backend, ctx)
+    if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
+        raise UnavailableError(
+            "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
+            "subnormals, and NumPy, the reference, with it; unset it, or use --backend numpy"
+        )
+    if names:
+        for each in given:
+            _check_available(each, timeout)
+        return tuple(dict.fromkeys(names))
+    on_gpu = Device.parse(ctx).kind == "gpu"
+    if backend == "auto" and chosen_backend == "mxnet" and not on_gpu:
+        return DEFAULT
+    return tuple(
+        name
+        for name in (ON_GPU if on_gpu else DEFAULT)
+        if implementations.implementation(name, ctx).backend == chosen_backend
+    )
+
+
+def _check_on_cpu(what: str, ctx: str) -> None:
+    if Device.parse(ctx).kind == "gpu":
+        raise UsageError(
+            f"{what} --ctx {ctx}: verify checks other frameworks on the CPU; leave out --ctx"
+        )
+
+
+def _check_available(chosen: Implementation, timeout: float | None) -> None:
+    if chosen.name in implementations.PEERS:  # not imported here, where it would disturb others
+        lack = peers.lack(chosen)
+        if lack:
+            raise UnavailableError(f"--impl {chosen.name}: {lack}")
+    elif chosen.allowed:
+        candidate.check(chosen.name, timeout)
+    else:
+        backends.library(chosen.backend, str(chosen.device))

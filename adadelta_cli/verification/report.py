@@ -1,0 +1,293 @@
+"""What `verify` writes: rows, verdicts, failures, pictures of errors and drift."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+from functools import partial
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
+from adadelta_cli.verification.rows import Row, reasons, summaries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+    from adadelta_cli.verification.rows import Drift, Summary, Trace
+    from adadelta_cli.verification.runner import Verification
+
+
+CHECKS = {
+    "step": "synthetic steps",
+    "training": "trainings",
+    "gradient": "gradient kept",
+    "replay": "recorded steps",
+    "oracle": "single steps",
+    "drift": "trajectories",
+    "drawn": "drawn cases",
+    "guard": "guard zones",
+    "repeat": "run again",
+    "saved": "saved states",
+}
+COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks that have no distances
+DRAWN = {"step", "training", "replay"}  # the checks that the picture shows
+
+
+FILES = ("verify.csv", "verify.json", "verify.png")
+
+
+def write_verification(folder: Path, verification: Verification, *, plot: bool = True) -> None:
+    """Write verify.csv, verify.json and verify.png."""
+    columns = [field.name for field in fields(Row)]
+    write_csv(folder / "verify.csv", verification.rows, columns)
+    write_json(folder / "verify.json", verification_document(verification, rows=True))
+    if plot and any(row.passed is not None for row in verification.rows):
+        write_plot(folder / "verify.png", verification_figure(verification))
+
+
+def verification_document(verification: Verification, *, rows: bool = False) -> dict[str, Any]:
+    """Arrange a verification for verify.json (with all rows) or `--json` (with the failures)."""
+    chosen = verification.rows if rows else verification.failures
+    plan = vars(verification.plan) | {"cases": [case.name for case in verification.plan.cases]}
+    document = {
+        "passed": not verification.failures,
+        "plan": plan,
+        "summaries": summaries(verification.rows),
+        "rows" if rows else "failures": [vars(row) | {"replay": row.replay} for row in chosen],
+    }
+    return jsonable(document)
+
+
+def verification_table(verification: Verification) -> Table:
+    """Lay out the verdicts, one row for each check of each implementation."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title="adadelta verify: do the bits agree?", title_justify="left",
+        caption="cases: each in every dtype (n/a: not put there)   numbers: over all steps"
+        "\nULP: largest error in units in the last place of the largest operand",
+        caption_justify="left", box=SIMPLE_HEAD,
+    )  # fmt: skip
+    for name in ("implementation", "against", "over", "cases", "numbers", "differ", "ULP",
+                 "verdict"):  # fmt: skip
+        right = name in {"cases", "numbers", "differ", "ULP"}
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    before = ""
+    for each in summaries(verification.rows):
+        table.add_row(
+            escape(each.implementation) if each.implementation != before else "",
+            each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
+            f"{each.mismatches:,}", f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
+            _verdict(each),
+        )  # fmt: skip
+        before = each.implementation
+    return table
+
+
+def _verdict(summary: Summary) -> str:
+    if summary.failed:
+        return f"[red]{summary.failed} FAILED[/]"
+    if summary.skipped == summary.cases:
+        return "skipped"
+    return "[green]passed[/]" if summary.bounded else "reported"
+
+
+def _case_count(summary: Summary) -> str:
+    skipped = f" ({summary.skipped} n/a)" if summary.skipped else ""
+    return f"{summary.cases - summary.skipped}{skipped}"
+
+
+def verification_skips(verification: Verification) -> list[str]:
+    """Say which implementations are not here; and why nothing was compared, if nothing was."""
+    lines = [f"Skipped {name}: {lack}" for name, lack in verification.plan.absent]
+    if verification.is_empty:
+        lines.append(f"Nothing was compared: {'; '.join(reasons(verification.rows))}")
+    return lines
+
+
+def verification_failures(verification: Verification, most: int) -> list[str]:
+    """Describe each failure with the command that repeats it, the first `most` of them."""
+    lines = [
+        f"FAILED {_place(row)}: "
+        + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
+        + f"{row.note}\n  repeat it: {row.replay}"
+        for row in verification.failures
+    ]
+    more = len(lines) - most
+    return lines[:most] + ([f"... and {more} more, in verify.csv"] if more > 0 else [])
+
+
+def _place(row: Row) -> str:
+    """Say where a row failed; a row of a case that gave no result has no tensor."""
+    parts = (row.check, row.case, row.dtype, row.implementation, row.tensor)
+    return " ".join(filter(None, parts))
+
+
+def verification_figure(verification: Verification) -> Figure:
+    """Draw the verdict on each case, errors and drift of what may have some, and the trainings."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in verification.rows if row.check in DRAWN and row.reference != "oracle"]
+    cases = list(dict.fromkeys((row.check, row.case) for row in rows))
+    lines = list(dict.fromkeys((row.implementation, row.dtype) for row in rows))
+    panels: list[tuple[float, Callable[[Any], None]]] = []
+    if rows:
+        height = 2.2 + 0.24 * len(lines)
+        panels.append((height, lambda part: _plot_verdicts(part.subplots(), rows, cases, lines)))
+    bounded = [row for row in verification.rows if row.allowed_ulp and row.check != "drift"]
+    errors = [row for row in bounded if row.scaled_ulp is not None]
+    for name in dict.fromkeys(row.implementation for row in errors):
+        own = [row for row in errors if row.implementation == name]
+        panels.append((4.0, partial(_plot_errors, own)))
+    drifts = _longest(verification.drifts)
+    if drifts:
+        panels.append((3.4, lambda part: _plot_drifts(part, drifts)))
+    traces = _traces(verification)
+    if traces:
+        panels.append((3.4, lambda part: _plot_traces(part, traces)))
+    heights = [height for height, _ in panels] or [2.2]
+    width = max(9.0, 3.0 + 0.24 * max(len(cases), len({row.case for row in errors})))
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, (_, draw) in zip(parts, panels, strict=False):
+        draw(part)
+    return figure
+
+
+def _traces(verification: Verification) -> list[Trace]:
+    """Choose one training of each problem, the longest."""
+    traces = [trace for trace in verification.traces if trace.dtype == "float32"]
+    longest = sorted(traces, key=lambda trace: len(trace.fused))
+    return list({trace.problem: trace for trace in longest}.values())
+
+
+def _longest(drifts: Sequence[Drift]) -> list[Drift]:
+    """Choose the case of the most steps of each implementation and tensor, in its first dtype."""
+    dtype = {d.implementation: d.dtype for d in reversed(drifts)}
+    some = [d for d in drifts if d.dtype == dtype[d.implementation] and len(d.relative_l2) > 1]
+    ordered = sorted(some, key=lambda d: len(d.relative_l2))
+    return list({(d.implementation, d.tensor): d for d in ordered}.values())
+
+
+TENSOR_COLORS = {"weight": "C0", "acc_grad": "C1", "acc_delta": "C2", "master": "C3"}
+DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
+
+
+def _plot_errors(rows: Sequence[Row], part: Any) -> None:
+    """Draw each tensor's largest error by case, and its bound."""
+    panel: Axes = part.subplots()
+    cases = list(dict.fromkeys(row.case for row in rows))
+    for k, (tensor, color) in enumerate(TENSOR_COLORS.items()):
+        own = [row for row in rows if row.tensor == tensor]
+        for dtype, mark in DTYPE_MARKS.items():
+            points = [
+                (cases.index(row.case) + k / 5, row.scaled_ulp) for row in own if row.dtype == dtype
+            ]
+            if points:
+                label = f"{tensor} {dtype}"
+                xs, ys = zip(*points, strict=True)
+                panel.scatter(xs, ys, s=14, color=color, marker=mark, label=label, alpha=0.8)
+        for bound in sorted({row.allowed_ulp or 0.0 for row in own}):
+            panel.axhline(bound, color=color, linestyle=":", linewidth=1)
+    panel.set_yscale("symlog", linthresh=1)
+    panel.set_ylim(bottom=0)
+    panel.set_xlim(-1, len(cases))
+    panel.set_xticks(range(len(cases)), cases, rotation=90, fontsize=8)
+    panel.set_ylabel("error in ULPs")
+    panel.set_title(
+        f"{rows[0].implementation}: largest error of one step against {rows[0].reference}, in ULPs "
+        "of the largest operand\ndotted: the bound of each tensor", fontsize=10,
+    )  # fmt: skip
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _plot_drifts(part: Any, drifts: Sequence[Drift]) -> None:
+    """Draw how the errors of all steps add up, a panel for each implementation."""
+    names = list(dict.fromkeys(drift.implementation for drift in drifts))
+    for panel, name in zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for drift in (each for each in drifts if each.implementation == name):
+            steps = range(1, len(drift.relative_l2) + 1)
+            color = TENSOR_COLORS[drift.tensor]
+            panel.plot(steps, drift.relative_l2, color=color, label=drift.tensor)
+        panel.set_title(f"drift of {name}: {drift.case}, {drift.dtype}", fontsize=10)
+        panel.set_xlabel("step")
+        panel.set_ylabel("relative 2-norm of the error")
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+
+
+def _plot_traces(part: Any, traces: Sequence[Trace]) -> None:
+    panels = part.subplots(1, len(traces), squeeze=False)[0]
+    for panel, trace in zip(panels, traces, strict=True):
+        _plot_trace(panel, trace)
+
+
+def _plot_verdicts(
+    panel: Axes, rows: Sequence[Row], cases: list[tuple[str, str]], lines: list[tuple[str, str]]
+) -> None:
+    """Draw a square for each case and implementation: green, red with the largest ULP, or none."""
+    from matplotlib.colors import ListedColormap
+
+    verdicts = [[float("nan")] * len(cases) for _ in lines]
+    for row in rows:
+        if row.passed is None:
+            continue
+        y, x = lines.index((row.implementation, row.dtype)), cases.index((row.check, row.case))
+        verdicts[y][x] = min(verdicts[y][x], float(row.passed)) if verdicts[y][x] == 0 else float(
+            row.passed)  # fmt: skip
+        if not row.passed:
+            panel.text(x, y, "x", ha="center", va="center", color="white", fontsize=8)
+    panel.imshow(verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1,
+                 aspect="auto")  # fmt: skip
+    panel.set_xticks(range(len(cases)), [case for _, case in cases], rotation=90, fontsize=8)
+    panel.set_yticks(range(len(lines)), [f"{name}  {dtype}" for name, dtype in lines], fontsize=8)
+    panel.set_xticks([x - 0.5 for x in range(1, len(cases))], minor=True)
+    panel.set_yticks([y - 0.5 for y in range(1, len(lines))], minor=True)
+    panel.grid(which="minor", color="white", linewidth=1)
+    panel.tick_params(which="both", length=0)
+    panel.set_title(
+        f"{_outcome(rows)}\n"
+        "green: all bits equal, or within the bounds of what is not ours   red: not so   "
+        "white: not put there", fontsize=10,
+    )  # fmt: skip
+
+
+def _outcome(rows: Sequence[Row]) -> str:
+    """Say how many numbers differ, and what happened where there are none to compare."""
+    compared = sum(row.elements for row in rows)
+    differing = sum(row.mismatches or 0 for row in rows)
+    lines = []
+    if compared:
+        lines.append(f"{differing:,} of {compared:,} numbers differ from the reference in a bit")
+    broken = Counter(row.note for row in rows if row.passed is False and row.mismatches is None)
+    if broken:
+        (note, _), *others = broken.most_common()
+        more = f", and {len(others)} more kinds of failure" if others else ""
+        told = shorten(note, 90, placeholder=" ...") + more
+        count = sum(broken.values())
+        lines.append(f"no result of {count} case{'s' * (count > 1)}: {told}")
+    return "\n".join(lines or ["nothing was compared: all were skipped"])
+
+
+def _plot_trace(panel: Axes, trace: Trace) -> None:
+    for losses, label, color, width in (
+        (trace.unfused, "unfused step", "#ffcc99", 5.0),
+        (trace.fused, "fused step", "C0", 1.2),
+    ):
+        panel.plot(*zip(*losses, strict=True), label=label, color=color, linewidth=width)
+    panel.set_yscale("log")
+    panel.set_title(f"{trace.problem} ({trace.backend}, {trace.dtype})", fontsize=10)
+    panel.set_xlabel("step")
+    panel.set_ylabel("training loss")
+    panel.grid(alpha=0.3)
+    panel.legend()

@@ -1,0 +1,269 @@
+"""What a user or an environment did wrong is refused, quickly and with a remedy; it is no bug."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adadelta_cli import __main__ as program
+from adadelta_cli import inputs
+from adadelta_cli.cli.main import adadelta
+from adadelta_cli.errors import UsageError
+from adadelta_cli.run import config
+from adadelta_cli.system import info as machine
+
+ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
+LONG_NAME, LONG_PATH = "a" * 5000, "a/" * 2500
+DIGITS = "9" * 400
+ON_NUMPY = ["--backend", "numpy"]
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Run a command line in this process; return its exit code and message."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(ROSENBROCK)
+
+    def run(*args):
+        try:
+            code, message = adadelta.main([*map(str, args)], standalone_mode=False), ""
+        except Exception as error:  # noqa: BLE001 - what the program would make of it
+            code, message = program.outcome(error)
+        assert "bug" not in message
+        assert len(message) < 3000, "a message is to be read"
+        capsys.readouterr()
+        return code, message
+
+    return run
+
+
+def setting(value):
+    """Run a shipped config with a setting."""
+    name = "mlp" if "held_out" in value else "logistic_regression"
+    return ["run", name if "problem." in value else "small.yaml", "--set", value, *ON_NUMPY]
+
+
+WRONG = {
+    # numbers that make no sense
+    "held_out": (setting("problem.held_out=0.9999999999"), r"leaves none .* at most 0\.999"),
+    "l2": (setting("problem.l2=1.7e308"), r"problem\.l2 is 1\.7e\+?308.*try"),
+    "max_loss": (setting("expect.max_loss=1.7e308"), r"expect\.max_loss is 1\.7e\+?308; allowed"),
+    "wd": (setting(f"optimizer.wd={DIGITS}"), r"optimizer\.wd .*allowed"),
+    "wd in hexadecimal": (setting(f"optimizer.wd=0x{'f' * 5000}"), r"optimizer\.wd .*allowed"),
+    "steps": (setting(f"training.steps={DIGITS}"), r"training\.steps .*allowed"),
+    "dimension": (setting(f"problem.dimension={DIGITS}"), r"problem\.dimension .*allowed"),
+    "--seed": (["run", "small.yaml", "--seed", DIGITS], r"--seed"),
+    "--threads": (["run", "small.yaml", "--threads", DIGITS], r"--threads"),
+    "bench --threads": (["bench", "--threads", f"1,{DIGITS}"], r"--threads is .*allowed"),
+    "bench --threads ²": (["bench", "--threads", "²"], r"--threads is .*allowed"),
+    "--processes": (["bench", "--processes", DIGITS], r"--processes"),
+    "bench --sizes": (["bench", "--sizes", DIGITS], r"--sizes has .*allowed"),
+    "verify --sizes": (["verify", "--sizes", DIGITS], r"--sizes has .*allowed"),
+    "verify --steps": (["verify", "--steps", DIGITS], r"--steps"),
+    "--timeout nan": (["verify", "--timeout", "nan"], r"--timeout"),
+    "--timeout inf": (["verify", "--timeout", "inf"], r"--timeout"),
+    "--max-time nan": (["bench", "--max-time", "nan"], r"--max-time"),
+    "--precision nan": (["bench", "--precision", "nan"], r"--precision"),
+    # paths that are no files
+    "csv: a device": (setting("problem.csv=/dev/zero"), r"problem\.csv is /dev/zero.* regular"),
+    "config: a device": (["run", "/dev/zero"], r"/dev/zero.* regular"),
+    "--replay a device": (["verify", "--replay", "/dev/zero"], r"/dev/zero .* regular"),
+    "--baseline a device": (["bench", "--baseline", "/dev/zero"], r"/dev/zero .* regular"),
+    "compare a device": (["compare", "/dev/zero", "/dev/zero"], r"/dev/zero .* regular"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "message"), WRONG.values(), ids=WRONG)
+def test_what_makes_no_sense_is_wrong_usage(refused, args, message):
+    """Exit code 2, and a message that says what is allowed."""
+    code, got = refused(*args)
+    assert code == 2
+    assert re.search(message, got, re.DOTALL), got
+
+
+PATHS = {
+    "config": lambda path: ["run", path, *ON_NUMPY],
+    "csv": lambda path: setting(f"problem.csv={path}"),
+    "--out": lambda path: ["run", "small.yaml", "--out", path, *ON_NUMPY],
+    "verify --out": lambda path: ["verify", "--case", "odd", "--out", path, *ON_NUMPY],
+    "compare --out": lambda path: ["compare", "a", "b", "--out", path],
+    "--record-gradients": lambda path: ["run", "small.yaml", "--record-gradients", path],
+    "--impl, a file": lambda path: ["verify", "--impl", f"{path}.py:step"],
+    "--impl, no function": lambda path: ["verify", "--impl", f"{path}.py"],
+    "--impl, a module": lambda path: ["verify", "--impl", f"{path}:step"],
+    "bench --impl": lambda path: ["bench", "--impl", f"{path}.py"],
+    "--replay": lambda path: ["verify", "--replay", path],
+    "--baseline": lambda path: ["bench", "--baseline", path],
+    "--against": lambda path: ["bench", "--against", path],
+    "compare OLD": lambda path: ["compare", path, "b"],
+    "verify CONFIG": lambda path: ["verify", path, *ON_NUMPY],
+}
+
+
+@pytest.mark.parametrize("path", [LONG_NAME, LONG_PATH, f"there/is/none/{'a' * 300}"],
+                         ids=["name", "path", "last part"])  # fmt: skip
+@pytest.mark.parametrize("where", PATHS.values(), ids=PATHS)
+def test_a_path_of_5000_characters_is_wrong_usage(refused, where, path):
+    """Wherever a path is taken, it is exit code 2; the message does not repeat all of it."""
+    code, message = refused(*where(path))
+    assert code == 2 and message
+    assert not Path("results").exists()
+
+
+def test_no_file_can_have_a_nul_in_its_name(refused):
+    """YAML can write one."""
+    code, message = refused(*setting('problem.csv="a\\0b"'))
+    assert code == 2 and "problem.csv" in message
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
+    """Opening one waits until somebody writes."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert "regular" in inputs.problem(pipe)
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
+    """Root may read all, so the system's answer is pretended."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    file = tmp_path / "file"
+    file.touch()
+    assert "permission" in inputs.problem(file)
+
+
+# --- quickly --------------------------------------------------------------------------------------
+
+
+def seconds_to_refuse(tmp_path, keys):
+    """Load a config with so many unknown keys; return how long it took, and the message."""
+    half = keys // 2
+    lines = [f"key{k}: 1\n" for k in range(half)]
+    path = tmp_path / "many.yaml"
+    path.write_text(ROSENBROCK + "".join(lines) + "optimizer:\n" + "".join(f"  {x}" for x in lines))
+    began = time.process_time()
+    with pytest.raises(UsageError) as caught:
+        config.load(str(path))
+    return time.process_time() - began, str(caught.value)
+
+
+def test_of_many_faults_the_first_ten_are_listed(tmp_path):
+    """Then how many more there are."""
+    _, message = seconds_to_refuse(tmp_path, 5000)
+    *listed, last = message.splitlines()
+    assert len(listed) == 10 and "4,990 more" in last
+
+
+def test_what_a_refusal_costs_grows_as_the_config(tmp_path, monkeypatch):
+    """The schema is made once, a fault that is not listed costs next to nothing."""
+    made = []
+    model_json_schema = config.Config.model_json_schema
+    monkeypatch.setattr(
+        config.Config, "model_json_schema", lambda: made.append(1) or model_json_schema()
+    )
+    config.schema.cache_clear()
+    few, many = (
+        min(seconds_to_refuse(tmp_path, keys)[0] for _ in range(2)) for keys in (500, 5000)
+    )
+    assert len(made) == 1
+    assert many < 25 * few, "ten times as many keys"
+
+
+def test_a_long_key_is_not_repeated_as_a_whole(tmp_path):
+    """Nor looked for among the known ones."""
+    path = tmp_path / "long.yaml"
+    path.write_text(f"{ROSENBROCK}? {'k' * 90_000}\n: 1\n")
+    with pytest.raises(UsageError, match="is not known") as caught:
+        config.load(str(path))
+    assert len(str(caught.value)) < 1000
+
+
+# --- the environment ------------------------------------------------------------------------------
+
+
+def command(tmp_path, *args, **environment):
+    """Run the program in a process of its own."""
+    (tmp_path / "small.yaml").write_text(ROSENBROCK)
+    return subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", *args], capture_output=True, text=True, check=False,
+        cwd=tmp_path, env={**os.environ, **environment}, timeout=100,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variable", "args"),
+    [
+        ("MPLBACKEND=nope", ["run", "small.yaml", *ON_NUMPY]),
+        ("MPLBACKEND=nope", ["verify", "--case", "odd", *ON_NUMPY]),
+        ("MPLBACKEND=nope", ["bench", "--sizes", "1", *ON_NUMPY]),
+        ("MXNET_ENGINE_TYPE=foo", ["run", "small.yaml", "--backend", "mxnet"]),
+        ("MXNET_ENGINE_TYPE=foo", ["verify", "--case", "odd", "--backend", "mxnet"]),
+        ("MXNET_ENGINE_TYPE=foo", ["bench", "--sizes", "1", "--impl", "mxnet-fused"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_an_environment_that_does_not_go_is_named(tmp_path, variable, args):
+    """Exit code 3 before any work, and the variable to change."""
+    name, _, value = variable.partition("=")
+    done = command(tmp_path, *args, **{name: value})
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("Error: ") and f"{name} is '{value}'" in done.stderr
+    assert "bug" not in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "advice"),
+    [
+        (["--sizes", "1e10"], "smaller --sizes"),
+        (["--sizes", "9e99"], "smaller --sizes"),
+        (["--case", "length-9000000000000"], "smaller --sizes"),
+        (["--case", "large", "--steps", "100000", "--dtype", "float64"], "fewer --steps"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_refused_before_the_work(refused, args, advice):
+    """It is the machine that lacks memory, and no kernel that fails."""
+    code, message = refused("verify", *args, *ON_NUMPY)
+    assert code == 3 and advice in message and "GB" in message
+    assert not Path("results").exists()
+
+
+def test_memory_is_compared_with_what_is_available(refused, monkeypatch):
+    """Where it is not known how much there is, nothing is refused."""
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
+    args = ["verify", "--sizes", "4097", "--impl", "numpy-fused", "--dtype", "float32", *ON_NUMPY]
+    code, message = refused(*args)
+    # Two implementations and four copies on the way, each of 4 states of three arrays.
+    assert code == 3 and f"({4097 * 4 * 12 * 6} bytes)" in message and "(1000 bytes)" in message
+    monkeypatch.setattr(machine, "available_bytes", lambda: None)
+    assert refused(*args)[0] in (None, 0)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_name_in_brackets_is_no_markup(tmp_path):
+    """Rich takes [red] for a colour, and [/x] for an error."""
+    folder = tmp_path / "k["
+    folder.mkdir()
+    kernel = Path(__file__).parents[2] / "examples" / "numpy_kernel.py"
+    (folder / "x].py").write_text(kernel.read_text())
+    (tmp_path / "q[red].yaml").write_text(ROSENBROCK)
+    impl = ["--impl", "k[/x].py:step", *ON_NUMPY]
+    bench = ["--sizes", "1", "--processes", "1", "--max-time", "0.1", "--out", "o[/y]"]
+    for args, shown in (
+        (["verify", *impl, "--case", "odd"], "k[/x].py:step"),
+        (["bench", *impl, *bench], "k[/x].py:step"),
+        (["compare", "o[/y]", "o[/y]"], "o[/y]"),
+        (["run", "q[red].yaml", *ON_NUMPY], "q[red]"),
+    ):
+        done = command(tmp_path, *args)
+        assert done.returncode == 0 and shown in done.stdout, (args, done.stderr)

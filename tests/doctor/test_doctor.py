@@ -1,0 +1,254 @@
+"""`doctor` finds what is wrong with a machine, says what mends it, and survives what it tries."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import HAS_MXNET
+from rich.console import Console
+
+from adadelta_cli.doctor import checks as doctor
+from adadelta_cli.doctor import report
+from adadelta_cli.doctor.checks import Examination, Level, Outcome, Piece
+from adadelta_cli.errors import ExitCode
+from adadelta_cli.system import info as machine
+from adadelta_cli.system.load import Activity, Process
+from adadelta_cli.system.sandbox import Sandbox
+
+QUIET = replace(
+    machine.examine(),
+    cores=4, cores_physical=4, cores_available=4, cores_available_physical=4, cpu_quota_cores=None,
+    swap_used_bytes=0, numa_nodes=1, governor="performance", turbo=False, load_average=0.0,
+    huge_pages="always [madvise] never", hypervisor="", environment={},
+)  # fmt: skip
+IDLE = Activity(0.5, 0.0)
+
+
+def test_a_quiet_machine_has_nothing_to_tell():
+    """No finding without a cause."""
+    assert doctor.conditions(QUIET, IDLE, 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "told", "mend"),
+    [
+        ({"cpu_quota_cores": 1.5}, Level.DISTURBS, "1.5 cores, on 4", "--threads 1;"),
+        ({"governor": "powersave"}, Level.DISTURBS, "powersave", "cpupower"),
+        ({"numa_nodes": 2}, Level.DISTURBS, "2 NUMA", "numactl"),
+        ({"swap_used_bytes": 10**9}, Level.DISTURBS, "1.0 GB lie in swap", "swapoff"),
+        ({"huge_pages": "always madvise [never]"}, Level.DISTURBS, "huge pages are off", "madvise"),
+        ({"cores_available_physical": 2}, Level.NOTE, "2 physical", "--threads 2,4"),
+        ({"turbo": True}, Level.NOTE, "turbo", "firmware"),
+        ({"hypervisor": "KVM"}, Level.NOTE, "KVM", "--processes 6"),
+    ],
+)
+def test_a_machine_that_disturbs_is_told(changes, level, told, mend):
+    """Each condition alone gives one finding: its level, what was seen, what to do."""
+    (finding,) = doctor.conditions(replace(QUIET, **changes), IDLE, 0.0)
+    assert finding.level is level
+    assert told in finding.what and mend in finding.mend and finding.why
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "level"),
+    [
+        ("NUMBA_DISABLE_JIT", "1", Level.BROKEN),
+        ("NUMBA_DISABLE_JIT", "0", None),
+        ("MXNET_ENGINE_TYPE", "NaiveEngine", Level.BROKEN),
+        ("MXNET_ENGINE_TYPE", "ThreadedEngine", None),
+        ("MXNET_CPU_WORKER_NTHREADS", "4", Level.DISTURBS),
+        ("MXNET_CPU_WORKER_NTHREADS", "1", None),
+        ("NUMBA_ENABLE_AVX", "0", Level.DISTURBS),
+        ("NUMBA_OPT", "3", None),
+        ("OMP_PROC_BIND", "true", Level.DISTURBS),
+        ("OMP_PROC_BIND", "FALSE", None),
+        ("OMP_WAIT_POLICY", "ACTIVE", Level.DISTURBS),
+        ("OMP_NUM_THREADS", "8", Level.DISTURBS),
+        ("OMP_NUM_THREADS", "1", Level.NOTE),
+        ("NUMBA_NUM_THREADS", "4", None),
+    ],
+)
+def test_the_environment_is_judged(name, value, level):
+    """Values that spoil something are found, with the word that unsets them; others are not."""
+    found = doctor.conditions(replace(QUIET, environment={name: value}), IDLE, None)
+    assert [each.level for each in found] == [level] * (level is not None)
+    assert all(name in each.what and f"unset {name}" in each.mend for each in found)
+
+
+def test_a_busy_machine_is_told_with_who_it_is():
+    """By what was seen; by the load average where nothing can be seen."""
+    seen = Activity(0.5, 1.5, (Process(42, "compiler", 1.4),))
+    (finding,) = doctor.conditions(QUIET, seen, None)
+    assert "1.5 of 4 cores" in finding.what and "compiler (pid 42) 1.4" in finding.what
+    (finding,) = doctor.conditions(replace(QUIET, load_average=2.0), Activity(0.5, None), None)
+    assert "2.0 of 4 cores" in finding.what and "last minute" in finding.what
+
+
+def test_stolen_time_is_told():
+    """With how much it was."""
+    (finding,) = doctor.conditions(QUIET, IDLE, 0.031)
+    assert finding.level is Level.DISTURBS and "3.1%" in finding.what
+
+
+# --- what is tried --------------------------------------------------------------------------------
+
+
+def _crash():
+    signal.raise_signal(signal.SIGSEGV)
+
+
+def _cannot_cache():
+    raise RuntimeError("cannot cache function '_update': no locator available for file 'x'")
+
+
+def _unmet():
+    raise doctor.Fault("numba 0.1; needed: 'numba>=0.60' 'rich>=13.7'")
+
+
+def _fine():
+    return "fine"
+
+
+def _no_gizmo():
+    return "gizmo not installed"
+
+
+@pytest.mark.parametrize(
+    ("piece", "outcome", "seen", "mend", "level"),
+    [
+        (Piece("x", "y", "mend", _fine), Outcome.WORKS, "fine", "", None),
+        (Piece("x", "y", "mend", _crash, required=True), Outcome.BROKEN, "SIGSEGV", "mend",
+         Level.BROKEN),
+        (Piece("x", "y", "mend", _crash), Outcome.BROKEN, "SIGSEGV", "mend", Level.MISSING),
+        (Piece("x", "y", "mend", _cannot_cache, required=True), Outcome.BROKEN, "no locator",
+         "NUMBA_CACHE_DIR", Level.BROKEN),
+        (Piece("x", "y", "mend", _unmet), Outcome.BROKEN, "numba 0.1",
+         "pip install 'numba>=0.60' 'rich>=13.7'", Level.MISSING),
+        (Piece("x", "y", "mend", _crash, _no_gizmo, required=True), Outcome.MISSING, "gizmo",
+         "mend", Level.MISSING),
+    ],
+    ids=["works", "crashes", "optional", "cache", "requirements", "missing"],
+)  # fmt: skip
+def test_a_piece_is_tried(piece, outcome, seen, mend, level):
+    """What it does is reported and not suffered; only a required one that fails is broken."""
+    with Sandbox(60) as sandbox:
+        check = doctor.check(piece, sandbox)
+    assert check.outcome is outcome and seen in check.seen and mend in check.mend
+    found = Examination(QUIET, IDLE, None, (check,), ())
+    assert [each.level for each in found.findings] == ([level] if level else [])
+    assert found.exit_code == (ExitCode.UNAVAILABLE if level is Level.BROKEN else ExitCode.OK)
+
+
+def test_a_wrong_kernel_is_found(monkeypatch):
+    """Bits that differ are no success."""
+    assert "every bit" in doctor._try_kernel()
+    from adadelta_cli.kernels import cpu
+
+    prepared = cpu.prepared_update
+
+    def wrong(parameters, hyper, rates, decays):
+        return prepared(parameters, replace(hyper, rho=0.5), rates, decays)
+
+    monkeypatch.setattr(cpu, "prepared_update", wrong)
+    with pytest.raises(doctor.Fault, match=r"differs from numpy in \d+ of \d+"):
+        doctor._try_kernel()
+
+
+def test_requirements_that_are_not_met_are_named(monkeypatch):
+    """With the version that is here, and the words that install what is needed; extras apart."""
+    wanted = ["numpy>=1.0", "numba<0.1", "nonesuch>=2", "torch>=99; extra == 'torch'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _name: wanted)
+    with pytest.raises(doctor.Fault) as told:
+        doctor._try_requirements()
+    numba = machine.versions(["numba"])["numba"]
+    wanted = f"numba {numba}, nonesuch missing; needed: 'numba<0.1' 'nonesuch>=2'"
+    assert str(told.value) == wanted
+
+
+def test_the_levels_are_told_the_worst_first():
+    """And the exit code is that of the worst."""
+    found = doctor.conditions(
+        replace(QUIET, turbo=True, numa_nodes=2, environment={"NUMBA_DISABLE_JIT": "1"}), IDLE, None
+    )
+    assert [each.level for each in found] == [Level.BROKEN, Level.DISTURBS, Level.NOTE]
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def shown(found, verbosity=0, width=200):
+    """Print the tables and return the text."""
+    text = io.StringIO()
+    for table in report.doctor_tables(found, verbosity):
+        Console(file=text, width=width).print(table)
+    return text.getvalue()
+
+
+CHECKS = (
+    doctor.Check("good", Outcome.WORKS, "does it", "purpose"),
+    doctor.Check("gone", Outcome.MISSING, "gone", "fun", "pip install 'adadelta[torch]'"),
+)
+
+
+def test_the_report_says_what_and_what_to_do():
+    """Brackets are text and no markup; `-q` leaves out what is in order."""
+    here = replace(QUIET, huge_pages="always madvise [never]", openmp_runtimes=("lib/libgomp.so",))
+    found = Examination(here, IDLE, 0.0, CHECKS, tuple(doctor.conditions(here, IDLE, 0.0)))
+    text = shown(found)
+    assert "always madvise [never]" in text and "does it" in text
+    assert "-> pip install 'adadelta[torch]'" in text and "huge pages are off" in text
+    assert "does it" not in shown(found, -1) and "adadelta[torch]" in shown(found, -1)
+    assert "libgomp.so" in shown(found, 1) and "libgomp.so" not in text
+    assert "1 thing will disturb" in report.verdict(found)
+    assert max(map(len, shown(found, width=60).splitlines())) <= 60
+
+
+def test_what_is_not_known_is_not_shown():
+    """No line says None."""
+    unknown = {
+        "cores_physical": None, "memory_bytes": None, "memory_available_bytes": None,
+        "swap_used_bytes": None, "numa_nodes": None, "governor": None, "turbo": None,
+        "huge_pages": "", "load_average": None, "cache_bytes": {}, "compiler": None,
+    }  # fmt: skip
+    here = replace(QUIET, **unknown)
+    found = Examination(here, Activity(0.5, None), None, (), ())
+    assert "None" not in shown(found, 1) and "cores" in shown(found, 1)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run(*args, **environment):
+    """Run `adadelta doctor`."""
+    command = [sys.executable, "-m", "adadelta_cli", "doctor", *args]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_command_answers_as_one_document():
+    """Here all that is needed works; exit code 0, and nothing else on stdout."""
+    done = run("--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0 == document["exit_code"], document["findings"]
+    outcomes = {check["name"]: check["outcome"] for check in document["checks"]}
+    assert outcomes["fused kernel"] == "works" == outcomes["configs and plots"]
+    assert outcomes["MXNet"] == ("works" if HAS_MXNET else "missing")
+    assert document["machine"]["cores_available"] == machine.available_cores()
+
+
+def test_it_tells_of_a_broken_library(tmp_path):
+    """NumPy that takes the process down is exit code 3, with a report."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("import os; os._exit(7)")
+    path = os.pathsep.join([str(tmp_path), str(Path(doctor.__file__).parents[2])])
+    done = run("-q", PYTHONPATH=path)
+    assert done.returncode == 3
+    assert "crashed: exited with 7" in done.stdout and "Error: " in done.stderr

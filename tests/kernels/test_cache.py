@@ -1,0 +1,83 @@
+"""Files of Numba's cache that are damaged are compiled anew."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import needs_mxnet
+
+STEP = """
+import numpy as np
+from adadelta_cli.kernels.cpu import prepared_update
+from adadelta_cli.update import Hyperparameters, Parameter
+
+arrays = [np.full(5, value, np.float32) for value in (1, 2, 3, 4)]
+prepared_update([Parameter(*arrays)], Hyperparameters(), [1.0], [0.0])()
+print(arrays[0][0])
+"""
+COUNT = """
+from numba.core import event
+class Count(event.Listener):
+    compiled = 0
+    def on_start(self, event): Count.compiled += 1
+    def on_end(self, event): pass
+event.register("numba:compile", Count())
+"""
+
+
+def step(folder, code=STEP, **environment):
+    """Take a step in a process with this cache; return its output, and how often it compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT + code + "print(Count.compiled)"], text=True, check=False,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder), **environment}, capture_output=True,
+        timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [float(line) for line in done.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a cache that is whole."""
+    made = tmp_path_factory.mktemp("cache")
+    step(made)
+    assert step(made)[-1] == 0, "all of it comes from the cache"
+    return made
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("size", [0, 0.5], ids=["emptied", "cut in half"])
+def test_damaged_files_are_compiled_anew_and_replaced(folder, kind, size):
+    """With the same result; the next process finds a cache that is whole."""
+    files = sorted(folder.rglob(f"*.{kind}"))
+    assert files
+    for file in files:
+        os.truncate(file, int(file.stat().st_size * size))
+    weight, compiled = step(folder)
+    assert compiled > 0 and weight == step(folder)[0]
+    assert step(folder)[-1] == 0
+
+
+def test_without_a_folder_for_the_cache_it_is_compiled_each_time(tmp_path, folder):
+    """Root can write everywhere, so that no folder can be written is pretended."""
+    nowhere = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+"""
+    weight, compiled = step(tmp_path, nowhere + STEP)
+    assert compiled > 0 and weight == step(folder)[0]
+
+
+@needs_mxnet
+def test_the_probe_of_the_engine_is_compiled_anew(tmp_path):
+    """A C function that MXNet's engine calls has a cache of its own."""
+    probe = (
+        "from adadelta_cli.mxnet_bridge import runtime as engine\nprint(int(engine.quiesce()))\n"
+    )
+    wanted = step(tmp_path, probe)
+    for file in tmp_path.rglob("*.nb?"):
+        os.truncate(file, 1)
+    assert step(tmp_path, probe)[0] == wanted[0]

@@ -1,0 +1,94 @@
+"""The roofs touch what they say, and change nothing that would spoil a measurement."""
+
+import numpy as np
+import pytest
+
+from adadelta_cli.bench.buffers import Tensors
+from adadelta_cli.bench.target import HYPER
+from adadelta_cli.implementations.registry import implementation
+from adadelta_cli.kernels import cpu, roofline
+from adadelta_cli.update import Hyperparameters
+
+ELEMENTS = 10_000
+
+
+def roofs(dtype, elements=ELEMENTS):
+    """Make a workload, its cached sister and their roofs."""
+    (tensors,) = Tensors.allocate([(elements,)], dtype, seed=0)
+    (cached,) = Tensors.allocate([(roofline.cached_elements(tensors.line),)], dtype, seed=0)
+    return tensors.line, cached.line, roofline.Roofs(tensors.line, cached.line, HYPER)
+
+
+def copies(line):
+    """Copy all arrays of a line."""
+    return [array.copy() for array in line.arrays]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+class TestRoofs:
+    """Both roofs in each dtype."""
+
+    def test_memory_roof_changes_no_value(self, dtype):
+        """The memory roof writes back what it read, so the steps timed beside it are not hurt."""
+        line, _, both = roofs(dtype)
+        before = copies(line)
+        both.memory()
+        assert all(map(np.array_equal, before, line.arrays))
+
+    @pytest.mark.parametrize("elements", [1, 1000, ELEMENTS])  # on one thread, and on several
+    def test_memory_roof_reads_and_writes_every_array(self, dtype, elements):
+        """With a factor of 1, each element's gradient arrives in weight and states."""
+        line, _, both = roofs(dtype, elements)
+        weight, grad, acc_grad, acc_delta, *master = copies(line)
+        both._factor = type(both._factor)(1)
+        both.memory()
+        change = grad.astype(acc_grad.dtype)
+        right = (master[0] if master else weight) + change
+        assert np.array_equal(line.weight, right.astype(dtype))
+        assert np.array_equal(line.acc_grad, acc_grad + change)
+        assert np.array_equal(line.acc_delta, acc_delta + change)
+        assert line.master is None or np.array_equal(line.master, right)
+
+    def test_arithmetic_roof_is_the_update(self, dtype):
+        """Its states become those of the fused step, taken as often as the elements ask for."""
+        line, cached, both = roofs(dtype)
+        size = cached.weight.size // 2 // both.parts
+        (expected,) = Tensors.allocate([(cached.weight.size,)], dtype, seed=0)
+        step = implementation("numpy-fused").bind(
+            expected.parameters, Hyperparameters(learning_rate=0.0), [1.0], [1.0]
+        )
+        total = line.weight.size * both.steps // both.parts
+        passes = total // size
+        for _ in range(passes):
+            step()
+        both.arithmetic()
+        rest = total - passes * size  # these were stepped over once more
+        for part in range(both.parts):
+            done = slice(2 * size * part + rest, 2 * size * part + size)
+            for mine, right in zip(cached.arrays, expected.line.arrays, strict=True):
+                assert np.array_equal(mine[done], right[done])
+
+    def test_arithmetic_roof_leaves_the_workload_alone(self, dtype):
+        """It works on memory of its own."""
+        line, _, both = roofs(dtype)
+        before = copies(line)
+        both.arithmetic()
+        assert all(map(np.array_equal, before, line.arrays))
+
+    def test_values_stay_normal(self, dtype):
+        """After thousands of passes nothing is subnormal or infinite, which would cost time."""
+        _, cached, both = roofs(dtype)
+        for _ in range(20):
+            both.arithmetic()
+        states = np.concatenate([cached.acc_grad, cached.acc_delta])
+        assert np.isfinite(states).all()
+        assert (np.abs(states) >= np.finfo(states.dtype).tiny).all()
+
+
+def test_cached_data_fits_the_first_level_cache():
+    """A thread's part holds 32 KiB, whatever the dtype."""
+    for dtype in ("float32", "float64", "float16"):
+        (tensors,) = Tensors.allocate([(ELEMENTS,)], dtype, seed=0)
+        line = tensors.line
+        held = sum(array.itemsize for array in line.arrays) * roofline.cached_elements(line)
+        assert held == 2 * 32 * 1024 * cpu.parts_for(ELEMENTS)

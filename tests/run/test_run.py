@@ -1,0 +1,212 @@
+"""`adadelta run` and `adadelta schema` as users and their scripts see them."""
+
+# ruff: noqa: E501 - a case is one line of a table
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adadelta_cli import __main__ as program
+from adadelta_cli.run import config
+
+REPOSITORY = Path(__file__).parents[2]
+QUICK = (
+    "--backend", "numpy", "--set", "expect={}", "--set", "training.epochs=null",
+    "--set", "training.steps=20", "--set", "training.record_every=5",
+)  # fmt: skip
+FILES = {"history.csv", "summary.json", "config.yaml", "loss.png", "checkpoint.npz"}
+
+
+@pytest.fixture
+def adadelta(tmp_path, monkeypatch, capsys):
+    """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def adadelta(*arguments):
+        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            program.main()
+        return exited.value.code, *capsys.readouterr()
+
+    return adadelta
+
+
+def test_all_shipped_configs_run_when_none_is_named(adadelta, tmp_path):
+    """Each gets its folder under results/run, with all its files and no others."""
+    code, out, _err = adadelta("run", *QUICK)
+    assert code == 0
+    folders = {path.name: path for path in (tmp_path / "results" / "run").iterdir()}
+    assert set(folders) == set(config.shipped())
+    for name, folder in folders.items():
+        assert {path.name for path in folder.iterdir()} == FILES
+        assert name in out
+
+
+def test_the_table_explains_itself(adadelta):
+    """It shows the config, each metric at start and end, what was expected, and the verdict."""
+    code, out, err = adadelta("run", "rosenbrock", *QUICK, "--set", "expect.max_distance=1e-9")
+    assert code == 1
+    for word in ("config", "at the start", "at the end", "expected", "at most 1e-09", "missed"):
+        assert word in out
+    assert re.search(r"rosenbrock missed max_distance: wanted 1e-09, got 2\.0\d+", err)
+    assert "results/run/rosenbrock/history.csv" in err
+
+
+def test_one_that_misses_does_not_keep_the_others_from_running(adadelta, tmp_path):
+    """The exit code is the worst; all files are there."""
+    path = tmp_path / "hard.yaml"
+    path.write_text("problem: {name: rosenbrock}\ntraining: {steps: 3}\nexpect: {max_loss: 0}\n")
+    code, out, _err = adadelta("run", path, "rosenbrock", "--backend", "numpy", "--out", "o")
+    assert code == 1
+    assert {each.name for each in (tmp_path / "o").iterdir()} == {"hard", "rosenbrock"}
+    assert "missed" in out
+    assert "passed" in out
+
+
+def test_a_diverged_run_ends_in_1_with_advice(adadelta, tmp_path):
+    """The message says between which steps, and what to try; summary.json stays valid JSON."""
+    code, out, err = adadelta("run", "rosenbrock", *QUICK, "--set", "optimizer.learning_rate=1e30")
+    assert code == 1
+    assert "diverged" in out
+    assert "rosenbrock diverged between the steps 0 and 5" in err
+    assert "smaller optimizer.learning_rate" in err
+    text = (tmp_path / "results/run/rosenbrock/summary.json").read_text()
+    assert json.loads(text)["outcome"] == "diverged"
+
+
+def test_json_is_one_document_and_nothing_else(adadelta):
+    """Stdout parses as JSON, and has the ends of the history and the checks."""
+    code, out, _err = adadelta("run", "mlp", *QUICK, "--set", "expect.min_accuracy=0", "--json")
+    assert code == 0
+    (result,) = json.loads(out)["results"]
+    assert (result["name"], result["outcome"], result["steps"]) == ("mlp", "passed", 20)
+    assert result["start"]["step"] == 0
+    assert result["end"]["step"] == 20
+    assert result["checks"][0]["metric"] == "accuracy"
+
+
+def test_the_history_is_as_documented(adadelta, tmp_path):
+    """The columns come in order, floats read back to the same bits, the start has no step."""
+    adadelta("run", "logistic_regression", *QUICK)
+    text = (tmp_path / "results/run/logistic_regression/history.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert list(rows[0]) == ["step", "epoch", "loss", "grad_norm", "update_norm", "gap", "accuracy"]
+    assert [row["step"] for row in rows] == ["0", "5", "10", "15", "20"]
+    assert (rows[0]["grad_norm"], rows[0]["update_norm"]) == ("", "")
+    assert all(repr(float(row["loss"])) == row["loss"] for row in rows)
+
+
+def test_the_resolved_config_runs_to_the_same_history(adadelta, tmp_path):
+    """config.yaml holds every value, and begins with the command that repeats the run."""
+    adadelta("run", "mlp", *QUICK, "--seed", "3", "--no-fused", "--dtype", "float64")
+    folder = tmp_path / "results/run/mlp"
+    first = (folder / "config.yaml").read_text().splitlines()[0]
+    command = first.removeprefix("# adadelta ").split()
+    assert command[2:] == ["--backend", "numpy", "--dtype", "float64", "--no-fused", "--seed", "3"]
+    assert adadelta(*command, "--out", "again")[0] == 0
+    again = tmp_path / "again/config/history.csv"
+    assert again.read_bytes() == (folder / "history.csv").read_bytes()
+
+
+def test_the_picture_is_a_png_of_readable_size(adadelta, tmp_path):
+    """loss.png has the PNG signature and at least 600 x 400 pixels."""
+    adadelta("run", "rosenbrock", *QUICK)
+    content = (tmp_path / "results/run/rosenbrock/loss.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert int.from_bytes(content[16:20], "big") >= 600
+    assert int.from_bytes(content[20:24], "big") >= 400
+
+
+WRONG = {
+    "no config": (["nope"], 2, r"^Error: there is no config 'nope'"),
+    "override": (["mlp", "--set", "optimizer.rho=2"], 2, r"^Error: --set optimizer\.rho=2: optimizer\.rho is 2"),
+    "second config": (["mlp", "--set", "problem.hidden=[3]", "rosenbrock"], 2, r"^Error: .*hidden is not known"),
+    "same name": (["mlp", "mlp"], 2, r"^Error: two configs are named mlp"),
+    "one file for two": (["mlp", "rosenbrock", "--record-gradients", "g.npz"], 2, r"^Error: .*one file, and 2 configs"),
+    "option": (["--sett", "a=1"], 2, r"^Error: No such option.*--sett"),
+    "dtype": (["mlp", "--dtype", "int8"], 2, r"^Error: .*'int8' is not one of"),
+    "device": (["mlp", "--ctx", "tpu"], 2, r"^Error: --ctx is 'tpu'"),
+    "place": (["mlp", "--ctx", "gpu", "--backend", "numpy"], 2, r"^Error: --ctx gpu --backend numpy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    adadelta, tmp_path, arguments, code, message
+):
+    """One message that begins with `Error: `, the documented exit code, and no file."""
+    got, out, err = adadelta("run", *arguments)
+    assert got == code
+    assert re.search(message, err, re.MULTILINE), err
+    assert "Traceback" not in err
+    assert not out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_no_verdict(adadelta, tmp_path):
+    """A file in the way of the output folder ends in 4, not in 1."""
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "rosenbrock").write_text("in the way")
+    code, _out, err = adadelta("run", "rosenbrock", *QUICK, "--out", "o")
+    assert code == 4
+    assert err.startswith("Error: ")
+
+
+def test_gradients_are_recorded_where_one_says(adadelta, tmp_path):
+    """--record-gradients writes its file beside the usual ones."""
+    assert adadelta("run", "rosenbrock", *QUICK, "--record-gradients", "g/g.npz")[0] == 0
+    assert (tmp_path / "g" / "g.npz").stat().st_size > 0
+
+
+def test_schema_prints_the_schema(adadelta):
+    """`adadelta schema` prints what lies beside the configs, byte for byte."""
+    code, out, _err = adadelta("schema")
+    assert code == 0
+    assert out == (REPOSITORY / "configs" / "schema.json").read_text()
+
+
+@pytest.mark.parametrize("command", ["run", "schema"])
+def test_help_has_an_example(adadelta, command):
+    """-h shows a line that can be typed as it stands."""
+    code, out, _err = adadelta(command, "-h")
+    assert code == 0
+    assert re.search(rf"^  adadelta {command}", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(adadelta, tmp_path, number, code):
+    """Ctrl-C ends in 130, SIGTERM in 143; --resume then gives the bytes of a run left alone."""
+    settings = (
+        "rosenbrock", "--backend", "numpy", "--set", "training.steps=60000",
+        "--set", "training.checkpoint_every=20", "--set", "training.record_every=500",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "adadelta_cli", "run", *settings, "--out", "stopped"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    checkpoint = tmp_path / "stopped" / "rosenbrock" / "checkpoint.npz"
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not checkpoint.exists():
+            assert process.poll() is None
+        process.send_signal(number)
+        _out, err = process.communicate()
+    assert process.returncode == code, err
+    assert re.search(r"^Error: .*what was finished is on disk", err, re.MULTILINE)
+    summary = json.loads((checkpoint.parent / "summary.json").read_text())
+    assert summary["outcome"] == "interrupted"
+    assert 0 < summary["steps"] < 60000
+    refused, _out, err = adadelta("run", *settings, "--out", "stopped")
+    assert (refused, "--resume" in err) == (2, True)
+    shorter = ("--set", f"training.steps={summary['steps'] + 1500}")
+    adadelta("run", *settings, *shorter, "--out", "stopped", "--resume")
+    adadelta("run", *settings, *shorter, "--out", "whole")
+    histories = [tmp_path / out / "rosenbrock" / "history.csv" for out in ("stopped", "whole")]
+    assert histories[0].read_bytes() == histories[1].read_bytes()

@@ -1,0 +1,153 @@
+"""The self-test plants what it says, catches it, and raises no false alarm."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from conftest import HERE
+
+from adadelta_cli import files
+from adadelta_cli.errors import BrokenError, ExitCode
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.verification import cases
+from adadelta_cli.verification import mutation_report as report
+from adadelta_cli.verification import mutation_test as selftest
+from adadelta_cli.verification.mutants import FAULTS, SOURCES, Fault
+from adadelta_cli.verification.mutation_test import Row, SelfTest
+
+PAGE = HERE.parent / "docs" / "self-test.md"
+BY_NAME = {fault.name: fault for fault in FAULTS}
+IN_UPDATE = [fault for fault in FAULTS if fault.part == "update" and fault.case != "million"]
+SOME_IN_KERNEL = [BY_NAME["lr-mult-ignored"], BY_NAME["part-end-skipped"]]  # each is compiled
+
+
+def page_rows():
+    """Read the table of the page, a list of cells for each fault."""
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    return {cells[0]: cells for cells in (re.split(r"\s*\|\s*", line)[1:-1] for line in lines)}
+
+
+def test_there_are_forty_faults_of_different_names():
+    """At least as many as promised, in both sources; no name and no change is there twice."""
+    assert len(BY_NAME) == len(FAULTS) >= 40
+    assert len({(fault.part, fault.old, fault.new) for fault in FAULTS}) == len(FAULTS)
+    assert {fault.part for fault in FAULTS} == set(SOURCES)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_each_fault_applies_to_todays_source(fault):
+    """Its text stands there once, and the change is a change."""
+    assert selftest.planted_text(fault) != selftest.source(fault.part)
+
+
+@pytest.mark.parametrize("old", ["no such text", "p.acc_grad"], ids=["gone", "twice"])
+def test_a_fault_that_no_longer_applies_is_an_error(old):
+    """It does not pass silently as caught or as missed."""
+    fault = Fault("stale", "update", "", old, "x", "")
+    with pytest.raises(BrokenError, match=r"'stale' changes a text that stands \d+ times"):
+        selftest.planted_text(fault)
+    with pytest.raises(BrokenError, match="bring the fault up to date"):
+        SelfTest([fault]).execute()
+
+
+@pytest.mark.parametrize("fault", [*IN_UPDATE, *SOME_IN_KERNEL], ids=lambda fault: fault.name)
+def test_faults_are_caught_by_the_case_that_names_them(fault):
+    """And by no smaller one; the page says so, and what other tests make of it."""
+    row = selftest.examine(fault, seed=0)
+    assert row.passed and row.caught and row.mismatches > 0
+    assert (row.case, row.dtype) == (fault.case, fault.dtype)
+    _, _, _, where, mxnet, pytorch = page_rows()[f"`{fault.name}`"]
+    assert where == f"`{row.case}` {row.dtype}"
+    assert (mxnet, pytorch) == (report._caught(row.mxnet_test), report._caught(row.pytorch_test))
+
+
+def test_the_page_lists_the_faults():
+    """Name, mistake, source and case of each, in order; `verify --self-test` writes it anew."""
+    listed = [cells[:4] for cells in page_rows().values()]
+    assert listed == [
+        [
+            f"`{fault.name}`",
+            fault.about,
+            f"`{SOURCES[fault.part]}`",
+            f"`{fault.case}` {fault.dtype}",
+        ]
+        for fault in FAULTS
+    ]
+    assert f"Of {len(FAULTS)} faults, `verify` catches {len(FAULTS)}," in PAGE.read_text()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_unchanged_update_raises_no_alarm(seed, monkeypatch):
+    """Loaded in the same way, it passes all cases in all dtypes, and the others' tests."""
+    small = [case for case in cases.DEFAULT if case.elements * case.steps < 20_000]
+    monkeypatch.setattr(cases, "DEFAULT", tuple(small))
+    monkeypatch.setitem(cases.CASES, "million", cases.CASES["odd"])
+    row = selftest.examine(selftest.UNCHANGED[0], seed)
+    assert row.passed and not (row.caught or row.mxnet_test or row.pytorch_test)
+
+
+def test_a_fault_that_slips_through_fails(monkeypatch):
+    """Where no case sees it, the row says so, and the exit code is 1."""
+    monkeypatch.setattr(selftest, "candidates", lambda: [cases.CASES["length-0"]])
+    row = selftest.examine(BY_NAME["ascent"], seed=0)
+    assert not row.passed and not row.caught and row.case == ""
+    work = SelfTest([])
+    work._rows[0] = row
+    assert work.exit_code is ExitCode.CHECK_FAILED
+
+
+def test_an_unchanged_source_that_is_suspected_fails(monkeypatch):
+    """A false alarm is a failure as well."""
+    monkeypatch.setattr(selftest, "candidates", lambda: [cases.CASES["length-1"]])
+    wrong = replace(BY_NAME["ascent"], name="unchanged")
+    monkeypatch.setattr(selftest, "planted_text", lambda _: selftest.source("update").replace(
+        wrong.old, wrong.new))  # fmt: skip
+    row = selftest.examine(selftest.UNCHANGED[0], seed=0)
+    assert row.caught and not row.passed
+
+
+def test_what_gives_no_verdict_is_an_error():
+    """A fault that raises is not taken for one that was caught."""
+    fault = Fault("raises", "update", "", "p, h = parameter, hyper", "raise RuntimeError", "")
+    with pytest.raises(BrokenError, match=r"'raises' gave no verdict, it raised RuntimeError"):
+        SelfTest([fault]).execute()
+
+
+def test_nothing_is_left_behind():
+    """Neither the implementation nor the module stays after a fault was examined."""
+    before = set(implementations.IMPLEMENTATIONS), set(sys.modules)
+    selftest.examine(BY_NAME["rate-ignored"], seed=0)
+    assert (set(implementations.IMPLEMENTATIONS), set(sys.modules)) == before
+
+
+def test_files(tmp_path):
+    """selftest.csv and the page, of whatever rows there are."""
+    row = Row(
+        "bad", "update.py", "a mistake", "odd", "float32", "weight", 7, True, False, True, True
+    )
+    report.write_self_test(tmp_path, [row])
+    with (tmp_path / "selftest.csv").open() as file:
+        (read,) = csv.DictReader(file)
+    assert read["fault"] == "bad" and read["mismatches"] == "7" and read["mxnet_test"] == "false"
+    page = (tmp_path / "self-test.md").read_text()
+    assert "| `bad` | a mistake | `update.py` | `odd` float32 | lets it pass | catches it |" in page
+    assert "Of 1 faults, `verify` catches 1, MXNet's test 0, PyTorch's 1." in page
+    assert json.loads(files.json_text(report.self_test_document([row])))["passed"] is True
+
+
+def test_it_takes_no_choice(tmp_path):
+    """With cases, implementations or dtypes it is a usage error, and nothing is written."""
+    done = subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", "verify", "--self-test", "--case", "odd",
+         "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --self-test chooses")
+    assert not (tmp_path / "out").exists()

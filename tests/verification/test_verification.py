@@ -1,0 +1,384 @@
+"""`verify` passes what is right, fails what is wrong, and says where."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import HAS_MXNET
+
+from adadelta_cli import update as formula
+from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.system.sandbox import InProcess
+from adadelta_cli.verification import catalogue, report, rows
+from adadelta_cli.verification import plan as selection
+from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification.runner import Verification
+
+
+def check(*names, case_names=("odd",), dtypes=("float32",), configs=(), **settings):
+    """Verify in this process; return the verification."""
+    chosen = tuple(catalogue.select(tuple(case_names))) if case_names else ()
+    work = Verification(Plan(names, chosen, configs, dtypes, **settings))
+    work.execute(sandbox=InProcess())
+    return work
+
+
+def plant(monkeypatch, step):
+    """Put a wrong implementation in the place of numpy-fused; `step` updates one parameter."""
+
+    def bind(parameters, hyper, lr_mults, wd_mults):
+        rates = [hyper.learning_rate * mult for mult in lr_mults]
+        decays = [hyper.wd * mult for mult in wd_mults]
+
+        def act():
+            with np.errstate(all="ignore"):
+                for each in zip(parameters, rates, decays, strict=True):
+                    step(each[0], hyper, *each[1:])
+
+        return act
+
+    planted = replace(implementations.IMPLEMENTATIONS["numpy-fused"], bind=bind)
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "numpy-fused", planted)
+
+
+def right(p, hyper, rate, decay):
+    """Take the step as it should be."""
+    formula.update(np, p, hyper.scalars(p.acc_grad.dtype), rate, decay)
+
+
+def test_the_right_update_passes(monkeypatch):
+    """The way of planting itself raises no alarm."""
+    plant(monkeypatch, right)
+    work = check("numpy-fused", case_names=("odd", "multipliers", "special", "lengths"))
+    assert work.exit_code is ExitCode.OK
+    assert {row.passed for row in work.rows} == {True}
+
+
+def new_delta(p, hyper, rate, decay):
+    """Accumulate twice."""
+    right(p, hyper, rate, decay)
+    p.acc_delta[...] *= np.float32(hyper.rho)
+
+
+def swapped_rho(p, hyper, rate, decay):
+    """Take 1 - rho for rho."""
+    right(p, replace(hyper, rho=1 - hyper.rho), rate, decay)
+
+
+def ignored_multipliers(p, hyper, rate, decay):  # noqa: ARG001
+    """Take the rate of the optimizer for that of the tensor."""
+    right(p, hyper, hyper.learning_rate, decay)
+
+
+def spoiled_gradient(p, hyper, rate, decay):
+    """Rescale in place, as stock MXNet does."""
+    right(p, hyper, rate, decay)
+    p.grad[...] *= np.float32(0.5)
+
+
+def missing_tail(p, hyper, rate, decay):
+    """Leave out what is beyond the last whole vector of 8."""
+    whole = p.weight.size // 8 * 8
+    parts = [array.reshape(-1)[:whole] for array in p.arrays]
+    right(formula.Parameter(*parts), hyper, rate, decay)
+
+
+def one_ulp(p, hyper, rate, decay):
+    """Be off by one unit in the last place of one element."""
+    right(p, hyper, rate, decay)
+    flat = p.acc_grad.reshape(-1)
+    if flat.size > 500:
+        flat[500] = np.nextafter(flat[500], np.float32(np.inf))
+
+
+def no_wd(p, hyper, rate, decay):  # noqa: ARG001
+    """Forget the decay."""
+    right(p, hyper, rate, 0.0)
+
+
+def flushed(p, hyper, rate, decay):
+    """Flush subnormal accumulators to zero."""
+    right(p, hyper, rate, decay)
+    p.acc_grad[np.abs(p.acc_grad) < np.finfo(p.acc_grad.dtype).tiny] = 0
+
+
+def positive_zero(p, hyper, rate, decay):
+    """Lose the sign of zeros."""
+    right(p, hyper, rate, decay)
+    p.weight[...] += 0
+
+
+FAULTS = {
+    new_delta: ("odd", "acc_delta"),
+    swapped_rho: ("odd", "acc_grad"),
+    ignored_multipliers: ("multipliers", "weight"),
+    spoiled_gradient: ("defaults", "grad"),
+    missing_tail: ("length-17", "weight"),
+    one_ulp: ("odd", "acc_grad"),
+    no_wd: ("wd=0.03", "weight"),
+    flushed: ("subnormal", "acc_grad"),
+    positive_zero: ("special", "weight"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_planted_faults_are_caught(monkeypatch, fault):
+    """Each by the case that is meant for it, in the tensor where it shows, with a way to repeat."""
+    case, tensor = FAULTS[fault]
+    plant(monkeypatch, fault)
+    work = check("numpy-fused", case_names=(case,))
+    assert work.exit_code is ExitCode.CHECK_FAILED
+    (row,) = (row for row in work.failures if row.tensor == tensor)
+    assert row.mismatches > 0
+    assert row.replay == f"adadelta verify --case {case} --impl numpy-fused --dtype float32"
+    (row,) = (row for row in check("numpy-fused", case_names=(case,), seed=7).failures[:1])
+    assert row.replay.endswith(" --dtype float32 --seed 7")
+
+
+def test_the_command_that_repeats_a_failure_asks_for_the_same(monkeypatch, tmp_path):
+    """Whatever size and number of steps failed; a name is quoted where the shell needs it."""
+    plant(monkeypatch, one_ulp)
+    work = Verification(Plan(("numpy-fused",), tuple(catalogue.select(sizes=(4_321,), steps=2))))
+    work.execute(sandbox=InProcess())
+    row = work.failures[0]
+    assert row.replay.startswith("adadelta verify --case length-4321 --steps 2 --impl numpy-fused ")
+    assert "--steps" not in replace(row, steps=3).replay, "3 is its own number"
+    replayed = replace(row, check="replay", case=f"{tmp_path}/my file.npz", steps=7)
+    assert f"--replay '{tmp_path}/my file.npz' --steps 7 --impl" in replayed.replay
+    own = replace(row, implementation="my kernel.py:step")
+    assert "--impl 'my kernel.py:step'" in own.replay
+    drawn = replace(row, check="drawn", case="drawn:shapes=3", steps=1)
+    assert "--case drawn:shapes=3 --impl" in drawn.replay
+    whole = replace(row, check="drawn", case="drawn", steps=0)
+    assert "--case drawn --impl" in whole.replay
+
+
+def test_the_first_mismatch_is_named_exactly(monkeypatch):
+    """Step, element and both values, as hexadecimal floats."""
+    plant(monkeypatch, one_ulp)
+    failures = check("numpy-fused", case_names=("odd",)).failures
+    (row,) = (row for row in failures if row.tensor == "acc_grad")
+    match = re.fullmatch(r"first at step 1, element (\d+): got (\S+), expected (\S+)", row.note)
+    assert match
+    got, wanted = (np.float32(float.fromhex(match[k])) for k in (2, 3))
+    assert got == np.nextafter(wanted, np.float32(np.inf))
+    assert row.mismatches > 0
+
+
+def test_what_raises_is_a_failure_and_the_rest_goes_on(monkeypatch):
+    """The row says what was raised; other cases are still checked."""
+
+    def raises(p, *_):
+        if p.weight.ndim == 0:
+            raise RuntimeError("no dimensions!")
+
+    plant(monkeypatch, raises)
+    work = check("numpy-fused", case_names=("defaults", "length-0"))
+    assert "no dimensions!" in work.rows[0].note and work.rows[0].passed is False
+    assert all(row.passed for row in work.rows if row.case == "length-0")
+
+
+@pytest.mark.skipif(not HAS_MXNET, reason="MXNet has no wheel for this platform")
+def test_every_implementation_passes_a_few_cases():
+    """All dtypes; stock is skipped, with the reason, where it cannot be."""
+    names = ("odd", "flushed", "multipliers")
+    work = check(*selection.DEFAULT, case_names=names, dtypes=selection.DTYPES)
+    assert work.failures == []
+    skipped = {row.note for row in work.rows if row.passed is None}
+    assert "skipped: mxnet-stock has no float64" in skipped
+    assert "skipped: NumPy does not flush subnormals" in skipped
+    compared = [row for row in work.rows if row.case == "flushed" and row.passed]
+    assert {row.implementation for row in compared} == {"mxnet-fused", "mxnet-stock"}
+
+
+@pytest.mark.parametrize("config", ["rosenbrock", "mlp", "logistic_regression"])
+def test_trainings_are_compared_at_every_recorded_step(config):
+    """Weights and states of a training with the fused step are those with the unfused one."""
+    settings = ["training.epochs=2"] if config == "mlp" else ["training.steps=60"]
+    work = check("numpy-fused", case_names=(), configs=(config,), overrides=tuple(settings))
+    assert {row.tensor for row in work.rows} == {"weight", "acc_grad", "acc_delta"}
+    assert all(row.passed and row.steps > 0 and row.elements > row.steps // 60 for row in work.rows)
+    (trace,) = work.traces
+    assert trace.fused == trace.unfused and len(trace.fused) > 2
+
+
+def test_a_training_that_drifts_fails(monkeypatch):
+    """One ULP in one element, once, is seen."""
+    plant(monkeypatch, one_ulp)
+    work = check("numpy-fused", case_names=(), configs=("mlp",), overrides=("training.epochs=1",))
+    assert {row.tensor for row in work.failures} >= {"acc_grad"}
+
+
+def test_choosing_implementations():
+    """By backend, or by name; an unknown name is a usage error that lists the known ones."""
+    assert selection.choose((), "numpy", "cpu") == ("numpy-fused",)
+    with pytest.raises(UsageError, match=r"'nonesuch'.*known are .*numpy-fused"):
+        selection.choose(("nonesuch",), "auto", "cpu")
+
+
+def test_nothing_compared_is_no_success():
+    """A run in which every case was skipped ends with 1: an empty check must not pass in CI."""
+    work = check("numpy-fused", case_names=("flushed",))
+    assert work.failures == [] and work.exit_code is ExitCode.CHECK_FAILED
+
+
+def test_summaries_add_up(monkeypatch):
+    """Cases, skips, failures, elements and mismatches of the rows, by implementation and check."""
+    plant(monkeypatch, no_wd)
+    work = check("numpy-fused", case_names=("defaults", "wd=0.03", "flushed"))
+    step, gradient = rows.summaries(work.rows)
+    assert (step.cases, step.skipped, step.failed) == (3, 1, 1)
+    assert step.mismatches == sum(row.mismatches for row in work.failures)
+    assert (gradient.check, gradient.cases, gradient.failed) == ("gradient", 2, 0)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+COLUMNS = [
+    "check", "case", "implementation", "reference", "backend", "ctx", "dtype", "tensor", "elements",
+    "steps", "mismatches", "max_abs", "max_rel", "relative_l2", "p999_ulp", "max_ulp", "scaled_ulp",
+    "allowed_ulp", "passed", "note", "seed", "excused", "subnormals",
+]  # fmt: skip
+
+
+def adadelta(*args, **kwargs):
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", *map(str, args)],
+        capture_output=True, text=True, check=False, **kwargs,
+    )  # fmt: skip
+
+
+def test_files_and_json(tmp_path):
+    """verify.csv has the contract's columns, verify.json the same rows; stdout is one document."""
+    out = tmp_path / "deep" / "out"
+    done = adadelta(
+        "verify",
+        "--case",
+        "odd",
+        "--backend",
+        "numpy",
+        "--json",
+        "--out",
+        out,
+        "--dtype",
+        "float64",
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["passed"] is True and document["failures"] == []
+    with (out / "verify.csv").open() as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == COLUMNS
+    tensors = ["weight", "acc_grad", "acc_delta"]
+    buffers = ["weight", "grad", *tensors[1:]]
+    wanted = [*tensors, "grad", *buffers, *tensors, *tensors, *tensors]
+    assert [row["tensor"] for row in rows] == wanted
+    checks = ["step"] * 3 + ["gradient"] + ["guard"] * 4 + ["repeat"] * 3
+    checks += ["oracle"] * 3 + ["drift"] * 3
+    assert [row["check"] for row in rows] == checks
+    assert {row["passed"] for row in rows} == {"true"} and rows[0]["mismatches"] == "0"
+    assert rows[11]["reference"] == "oracle" and 0 < float(rows[11]["scaled_ulp"]) < 13.7
+    assert len(json.loads((out / "verify.json").read_text())["rows"]) == 17
+    assert (out / "verify.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
+    """Exit code 4 at once, not after all of it."""
+    (tmp_path / "file").write_text("")
+    done = adadelta("verify", "--full", "--backend", "numpy", "--out", tmp_path / "file" / "out")
+    assert done.returncode == 4 and "cannot be made" in done.stderr
+    assert adadelta("verify", "--out", "").returncode == 2
+
+
+def test_the_naive_engine_is_refused(tmp_path):
+    """It makes the reference flush subnormals as well."""
+    environment = {**os.environ, "MXNET_ENGINE_TYPE": "NaiveEngine"}
+    done = adadelta("verify", "--case", "odd", "--backend", "mxnet", "--out", tmp_path / "x",
+                    env=environment)  # fmt: skip
+    assert done.returncode == 3
+    assert "NaiveEngine" in done.stderr or not HAS_MXNET
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["--impl", "nonesuch"], 2, "known are"),
+        (["--case", "nonesuch"], 2, "known are"),
+        (["--sizes", "many"], 2, "no size"),
+        (["--steps", "0"], 2, "--steps"),
+        (["nonesuch.yaml"], 2, "nonesuch.yaml"),
+        (["--ctx", "gpu", "--peers"], 2, "leave out --ctx"),
+        (["--ctx", "gpu", "--self-test"], 2, "the sources for a CPU"),
+        (["--ctx", "gpu", "--impl", "numpy"], 2, "cupy-fused"),
+        (["--ctx", "gpu", "--backend", "numpy"], 2, "--backend auto, mxnet or cupy"),
+        (["--ctx", "tpu"], 2, "gpu:N"),
+        (["--backend", "cupy"], 2, "take --ctx gpu"),
+        (["--timeout", "0"], 2, "--timeout"),
+        (["--case", "odd", "--sizes", "5"], 2, "leave out"),
+    ],
+)
+def test_wrong_usage_has_an_answer(tmp_path, args, code, told):
+    """One `Error:` line, the documented exit code, no traceback, nothing written."""
+    out = tmp_path / "out"
+    done = adadelta("verify", *args, "--out", out)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("Error: ") and told in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert not out.exists()
+
+
+def test_an_interrupt_leaves_whole_files(tmp_path):
+    """Ctrl-C ends with 130, and the rows that were finished are on disk."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adadelta_cli", "verify", "--backend", "numpy", "--full",
+         "--out", str(tmp_path)],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(6)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted" in err and "Traceback" not in err
+    with (tmp_path / "verify.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["passed"] for row in rows} <= {"true", ""}
+    assert rows
+    json.loads((tmp_path / "verify.json").read_text())
+    assert not [path for path in Path(tmp_path).iterdir() if path.name.startswith(".")]
+
+
+def test_a_failure_is_told_with_its_command(monkeypatch):
+    """The text names case, tensor and count, and the command that repeats it."""
+    plant(monkeypatch, one_ulp)
+    work = check("numpy-fused", case_names=("odd",))
+    text, more = report.verification_failures(work, most=1)
+    assert text.startswith("FAILED step odd float32 numpy-fused weight:")
+    assert more == f"... and {len(work.failures) - 1} more, in verify.csv"
+    assert "repeat it: adadelta verify --case odd --impl numpy-fused --dtype float32" in text
+
+
+@pytest.mark.skipif(not HAS_MXNET, reason="MXNet has no wheel for this platform")
+def test_both_subnormal_modes_with_several_openmp_threads(tmp_path):
+    """MXNet's OpenMP threads keep the mode they were born in, so each mode has its own process."""
+    command = [sys.executable, "-m", "adadelta_cli", "verify", "--threads", "2", "--impl"]
+    cases = ("--case", "subnormal", "--case", "flushed", "--dtype", "float32", "--seed", "1")
+    environment = {k: v for k, v in os.environ.items() if k != "MXNET_OMP_MAX_THREADS"}
+    done = subprocess.run(
+        [*command, "mxnet-fused", *cases, "--out", str(tmp_path)],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
