@@ -268,7 +268,8 @@ def _reach(row: Row) -> tuple[float, float]:
         return math.nan, math.nan
     moved = row.gigabytes_per_s * row.median_s
     down, up = moved / row.ci_high_s, moved / row.ci_low_s
-    return row.gigabytes_per_s - down, up - row.gigabytes_per_s
+    # Rounded, an interval of a single sample may end on the wrong side of it.
+    return max(0.0, row.gigabytes_per_s - down), max(0.0, up - row.gigabytes_per_s)
 
 
 def _mark_caches(axes: Axes, caches: Mapping[str, int], row: Row) -> None:

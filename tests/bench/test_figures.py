@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adadelta_cli.bench.figures import bench_figure, looks, samples_figure
+from adadelta_cli.bench.figures import _reach, bench_figure, looks, samples_figure
 from adadelta_cli.bench.results import Measurement, Row
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 
@@ -271,3 +271,12 @@ def test_a_picture_has_an_end():
     """However many rows there are, memory holds it."""
     rows = [replace(untimed(), row=replace(untimed().row, workload=str(k))) for k in range(400)]
     assert samples_figure(rows, MACHINE).get_size_inches()[1] == 150
+
+
+def test_an_interval_of_one_sample_reaches_nowhere():
+    """Rounded, its end may lie on the wrong side; the picture is drawn all the same."""
+    for share in np.linspace(0.1, 0.9, 50):
+        one = measured("numpy-fused", share=share, processes=1)
+        row = replace(one.row, ci_low_s=one.row.median_s, ci_high_s=one.row.median_s)
+        assert min(_reach(row)) >= 0
+    bench_figure([replace(one, row=row)], MACHINE)

@@ -154,8 +154,7 @@ def test_a_users_kernel_that_leaves_an_element_unwritten_is_seen():
 
     def step(weight, grad, acc_grad, acc_delta, **hyper):
         new = np.empty_like(acc_grad)
-        acc_grad *= hyper["rho"]
-        new[1:] = acc_grad[1:] + (1 - hyper["rho"]) * grad[1:] ** 2
+        new[1:] = acc_grad[1:] * hyper["rho"] + (1 - hyper["rho"]) * grad[1:] ** 2
         return weight, new, acc_delta
 
     failed = [row for row in adadelta_cli.verify(step, cases=["length-17"]) if row.passed is False]
