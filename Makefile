@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # The CPU build of PyTorch that the parity table was measured with.
 TORCH  ?= torch==2.13.0
 
-.PHONY: run test test-peers test-gpu check format clean
+.PHONY: run test test-all test-peers test-gpu check format clean
 
 run: $(VENV)/installed
 	$(BIN)/adadelta verify --ctx cpu
@@ -14,7 +14,11 @@ run: $(VENV)/installed
 	@echo 'The plots: results/verify/verify.png and results/run/mlp/loss.png'
 	@echo 'More: . $(BIN)/activate, then adadelta --help'
 
+# What takes a few minutes, without the slow ones; CI runs all.
 test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
 
 # With PyTorch and JAX beside it: what needs one of them, which `make test` skips.

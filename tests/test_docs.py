@@ -60,6 +60,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", QUICK)
 def test_quick_commands_run(command, tmp_path):
     """They end with 0, from any directory."""

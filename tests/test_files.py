@@ -294,6 +294,7 @@ def test_verdicts_survive_a_full_disk(adadelta, tmp_path):
     assert_shown(adadelta("compare", "old.json", "new.json", "--out", "out"), "SAME", "compare.csv")
 
 
+@pytest.mark.slow
 def test_what_nobody_reads_is_written_all_the_same(tmp_path):
     """A pipe that is closed takes no file from the disk, though the table is shown first."""
     read, write = os.pipe()

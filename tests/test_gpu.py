@@ -85,6 +85,7 @@ def simulated(monkeypatch):
 # --- the bits -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_fused_and_unfused_give_the_bits_of_the_cpu(tmp_path):
     """No bit differs: array update on a CPU, unfused, fused; in every dtype; drawn cases too."""
@@ -198,6 +199,7 @@ def step(*arrays, **settings):
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     ("line", "told", "then"),
@@ -248,6 +250,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("problem", SHORT)
 def test_run_trains_on_the_device(tmp_path, problem):
@@ -280,6 +283,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
 QUICK = ("--processes", 1, "--max-time", 0.5)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_bench_times_both_steps_against_a_kernel_of_the_same_traffic(tmp_path):
     """On tensors that are in no cache; the rows say where, the document what the GPU is."""
@@ -434,6 +438,7 @@ def test_bench_on_a_cpu_takes_no_step_of_a_gpu():
     assert done.returncode == 2 and "computes on a GPU; add --ctx gpu" in done.stderr
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_gpu_that_is_lost_is_no_verdict_on_a_step(tmp_path):
     """Exit code 4, not 1: what was computed was not found to be wrong."""
@@ -447,6 +452,7 @@ def test_a_gpu_that_is_lost_is_no_verdict_on_a_step(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_memory_that_runs_out_is_no_fault_of_a_kernel(tmp_path):
     """Of a user's own neither; what it does wrong itself, as an illegal address, is."""
@@ -480,6 +486,7 @@ MISSING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(("environment", "seen", "mend"), MISSING.values(), ids=MISSING)
 def test_what_is_missing_is_told_with_what_mends_it(tmp_path, environment, seen, mend):

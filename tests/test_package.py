@@ -42,6 +42,7 @@ def test_the_wheel_holds_package_and_configs(wheel):
     assert not [name for name in names if name.startswith("tests/")]
 
 
+@pytest.mark.slow
 def test_configs_are_found_by_name_from_a_wheel(wheel, tmp_path):
     """Installed apart from the repository and run elsewhere, names still work."""
     target = tmp_path / "site"

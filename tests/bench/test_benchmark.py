@@ -584,6 +584,7 @@ def test_doubts_of_several_workloads_are_told_together():
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_files(tmp_path):
     """bench.csv and bench.json hold a row for each implementation and dtype; two are pictures."""
     done = bench("--sizes", "2e4", "--dtype", "float32", "--dtype", "float16", out=tmp_path)
@@ -603,12 +604,14 @@ def test_the_command_writes_its_files(tmp_path):
         assert (tmp_path / name).read_bytes()[1:4] == b"PNG"
 
 
+@pytest.mark.slow
 def test_json_is_alone_on_stdout(tmp_path):
     """With --json, stdout is one JSON document."""
     done = bench("--sizes", "1e4", "--json", out=tmp_path)
     assert [row["workload"] for row in json.loads(done.stdout)["rows"]] == ["1e4", "1e4"]
 
 
+@pytest.mark.slow
 def test_markdown(tmp_path):
     """--format markdown prints a table for a pull request."""
     done = bench("--sizes", "1e4", "--format", "markdown", out=tmp_path)
@@ -637,6 +640,7 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
     assert (tmp_path / "bench.png").exists()
 
 
+@pytest.mark.slow
 def test_terminating_keeps_what_was_finished(tmp_path):
     """SIGTERM, too: the files are there, and the exit code is that of the signal."""
     command = [sys.executable, "-m", "adadelta_cli", "bench", "--sizes", "1e4", "--impl",
@@ -715,6 +719,7 @@ def test_against_says_what_one_of_the_versions_lacks():
     assert "cannot be bound" in rows["numpy"].note
 
 
+@pytest.mark.slow
 def test_against_this_very_environment(tmp_path):
     """The whole way, with a verdict in the output and in bench.json."""
     done = bench(
@@ -754,6 +759,7 @@ def test_wrong_usage(arguments, code, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @needs_mxnet
 def test_the_training_alone(tmp_path):
     """`bench --train mlp`, as the help shows it, has three rows and no ceiling."""
@@ -766,6 +772,7 @@ def test_the_training_alone(tmp_path):
     assert done.stdout.count("train:mlp") == 3
 
 
+@pytest.mark.slow
 @needs_mxnet
 def test_training_gives_one_loss():
     """The stock, unfused and fused optimizer train to the same loss, to the last digit."""

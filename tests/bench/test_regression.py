@@ -413,6 +413,7 @@ def test_the_table_explains_itself(results, capsys):
     assert "Differs: machine.versions.numpy was 1.26.4, is 2\n" in out
 
 
+@pytest.mark.slow
 def test_markdown(results, capsys):
     """A table with a note for each row, and a list of what differs."""
     compare(results["old"], results["other"], "--format", "markdown")
@@ -424,6 +425,7 @@ def test_markdown(results, capsys):
     assert "- machine.processor was P, is Q: nothing can be compared" in lines
 
 
+@pytest.mark.slow
 def test_json_is_alone_on_stdout(results, capsys):
     """With the exit code, every row and what differs."""
     compare(results["old"], results["slow"], "--json")

@@ -250,6 +250,7 @@ def test_memory_is_compared_with_what_is_available(refused, monkeypatch):
 # --- names ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_name_in_brackets_is_no_markup(tmp_path):
     """Rich takes [red] for a colour, and [/x] for an error."""
     folder = tmp_path / "k["

@@ -233,6 +233,7 @@ def run(*args, **environment):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_the_command_answers_as_one_document():
     """Here all that is needed works; exit code 0, and nothing else on stdout."""
     done = run("--json")

@@ -63,6 +63,7 @@ def test_peers_are_within_their_bounds(name):
     assert max(row.mismatches for row in steps) > 0  # so the bounds are needed
 
 
+@pytest.mark.slow
 def test_torch_compiled_is_within_the_bounds():
     """One case, for compiling takes long."""
     needs("torch-compile")
@@ -71,6 +72,7 @@ def test_torch_compiled_is_within_the_bounds():
     assert [row.passed for row in work.rows if row.check == "step"] == [True] * 3
 
 
+@pytest.mark.slow
 def test_several_peers_and_ours_share_a_verification():
     """Each in the process of its group, in one run."""
     needs("torch")

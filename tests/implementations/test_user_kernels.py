@@ -49,6 +49,7 @@ def failed(rows):
 # --- in Python ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_right_kernel_passes_every_default_case_and_is_bit_equal():
     """No false alarm; the note says that no bit differs; skipped cases have a reason."""
     rows = adadelta_cli.verify(right, seed=3)
@@ -338,6 +339,7 @@ def test_a_crash_is_a_row_and_the_next_case_is_checked(tmp_path, body, told):
     assert any(row.case == "length-0" and row.passed for row in work.rows)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_hangs_is_given_up(tmp_path):
     """It is reported once, and other cases are not waited for."""
     name = write(tmp_path, SHELL.format("import time; time.sleep(3600)"))
@@ -364,6 +366,7 @@ def adadelta(*args, cwd=None):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_file_and_says_what_it_found(tmp_path):
     """Exit 1 and the words of the row for a wrong kernel, without a traceback."""
     write(tmp_path, SHELL.format("print('chatter'); raise ValueError('mine')"))

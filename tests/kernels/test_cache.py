@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
 @pytest.mark.parametrize("size", [0, 0.5], ids=["emptied", "cut in half"])
 def test_damaged_files_are_compiled_anew_and_replaced(folder, kind, size):
@@ -61,6 +62,7 @@ def test_damaged_files_are_compiled_anew_and_replaced(folder, kind, size):
     assert step(folder)[-1] == 0
 
 
+@pytest.mark.slow
 def test_without_a_folder_for_the_cache_it_is_compiled_each_time(tmp_path, folder):
     """Root can write everywhere, so that no folder can be written is pretended."""
     nowhere = """
@@ -71,6 +73,7 @@ caching.CacheImpl._locator_classes = []
     assert compiled > 0 and weight == step(folder)[0]
 
 
+@pytest.mark.slow
 @needs_mxnet
 def test_the_probe_of_the_engine_is_compiled_anew(tmp_path):
     """A C function that MXNet's engine calls has a cache of its own."""

@@ -67,6 +67,7 @@ TOO_LARGE = {("beyond-2^24", "float64"), ("beyond-2^24", "float16")}  # a dtype 
 GRID = [case for name, case in STRICT.items() if name not in ALONE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [each for each in itertools.product(ALONE, DTYPES) if each not in TOO_LARGE],

@@ -181,6 +181,7 @@ def test_help_has_an_example(adadelta, command):
     assert re.search(rf"^  adadelta {command}", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(adadelta, tmp_path, number, code):
     """Ctrl-C ends in 130, SIGTERM in 143; --resume then gives the bytes of a run left alone."""

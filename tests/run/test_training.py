@@ -445,6 +445,7 @@ def test_a_loss_of_any_size_is_drawn(tmp_path, monkeypatch):
         assert (tmp_path / "loss.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config.shipped())
 def test_a_shipped_config_meets_its_expectations(run, name):
     """What ships holds on NumPy, fused, in float32; other ways give the same or nearly."""

@@ -47,6 +47,7 @@ def start(folder, life, command):
     return started
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(

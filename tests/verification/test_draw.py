@@ -63,6 +63,7 @@ def test_every_length_is_followed_by_one_at_most_six_percent_longer():
     assert max(map(np.prod, folded)) > 200_000 and any(min(shape) > 500 for shape in folded)
 
 
+@pytest.mark.slow
 def test_ours_hold_on_drawn_cases():
     """Fused and unfused, on NumPy and on MXNet, in every dtype."""
     names = ("numpy-fused", "mxnet-fused") if HAS_MXNET else ("numpy-fused",)

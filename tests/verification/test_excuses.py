@@ -112,6 +112,7 @@ def test_garbage_fails_in_python(tmp_path, fault):
         assert any(row.passed is False for row in rows if row.check == "drift")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["garbage", "nan", "infinity", "garbage-where-finite"])
 def test_garbage_fails_before_the_oracle(tmp_path, fault):
     """Its steps are judged from the reference's inputs, within a bound."""
@@ -157,6 +158,7 @@ def test_garbage_fails_through_every_way_to_choose_cases(tmp_path, recording, ch
     assert {row.check for row in work.failures} & {"step", "drawn", "replay"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", ["--case odd", "--replay gradients.npz"])
 def test_the_command_fails_on_garbage(tmp_path, recording, chosen):
     """And says so."""
@@ -167,6 +169,7 @@ def test_the_command_fails_on_garbage(tmp_path, recording, chosen):
     assert "FAILED" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["garbage", "nan-where-finite", "negative-acc-grad"])
 def test_garbage_is_not_timed(tmp_path, fault):
     """`bench` ends with 1, and the row has no time."""
@@ -356,6 +359,7 @@ def wrong(before, results):
 """
 
 
+@pytest.mark.slow
 def test_a_kernel_that_flushes_subnormals_fails_with_the_option_that_allows_it(tmp_path):
     """Strict by default; under the option it passes, with the reason in its row."""
     asked = ("verify", "--impl", write(tmp_path, FLUSHING), "--case", "subnormal")
@@ -370,6 +374,7 @@ def test_a_kernel_that_flushes_subnormals_fails_with_the_option_that_allows_it(t
     assert any("excused: flushes subnormals" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_flushing_excuses_no_other_number(tmp_path):
     """Zeros in the place of small ordinary numbers fail, with the option too."""
     crude = FLUSHING.replace("np.finfo(array.dtype).tiny", "1e-20")
@@ -420,6 +425,7 @@ def wrong(before, results):
 """
 
 
+@pytest.mark.slow
 def test_a_race_is_met_and_the_command_that_repeats_it_is_one(tmp_path):
     """One wrong element in one of 701 calls is seen by taking the same step over and over."""
     name = write(tmp_path, RACE)
@@ -439,6 +445,7 @@ def wrong(before, results):
 """
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_window_of_lengths_is_met(tmp_path):
     """The row names a length in it."""
     name = write(tmp_path, WINDOW)

@@ -56,6 +56,7 @@ def test_a_fault_that_no_longer_applies_is_an_error(old):
         SelfTest([fault]).execute()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*IN_UPDATE, *SOME_IN_KERNEL], ids=lambda fault: fault.name)
 def test_faults_are_caught_by_the_case_that_names_them(fault):
     """And by no smaller one; the page says so, and what other tests make of it."""
@@ -112,6 +113,7 @@ def test_an_unchanged_source_that_is_suspected_fails(monkeypatch):
     assert row.caught and not row.passed
 
 
+@pytest.mark.slow
 def test_what_gives_no_verdict_is_an_error():
     """A fault that raises is not taken for one that was caught."""
     fault = Fault("raises", "update", "", "p, h = parameter, hyper", "raise RuntimeError", "")

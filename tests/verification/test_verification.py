@@ -341,6 +341,7 @@ def test_wrong_usage_has_an_answer(tmp_path, args, code, told):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_whole_files(tmp_path):
     """Ctrl-C ends with 130, and the rows that were finished are on disk."""
     process = subprocess.Popen(
@@ -371,6 +372,7 @@ def test_a_failure_is_told_with_its_command(monkeypatch):
     assert "repeat it: adadelta verify --case odd --impl numpy-fused --dtype float32" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_MXNET, reason="MXNet has no wheel for this platform")
 def test_both_subnormal_modes_with_several_openmp_threads(tmp_path):
     """MXNet's OpenMP threads keep the mode they were born in, so each mode has its own process."""
