@@ -298,10 +298,14 @@ def _placed(
     scale = np.nan_to_num(np.minimum(exact.scales[tensor], WIDE(info.max) / 2), nan=1.0)
     ulp = np.spacing(scale.astype(got.dtype)).astype(WIDE)
     error = np.where(slacks[0] < np.inf, np.maximum(_distance(got, wanted) - slacks[0], 0), 0)
+    # No order makes an accumulator negative that is a sum of squares, however small.
+    negative = (got < 0) & (exact.after[tensor] > 0) & (tensor != "weight")
+    error = np.where(negative, np.inf, error)
     beyond = ~(error <= allowed * ulp)
     tolerance = allowed * ulp + slacks[0]
-    ranged = beyond & _right_in_another_range(tensor, exact, got, wanted, tolerance)
-    flushed = beyond & (_distance(got, wanted) <= allowed * ulp + slacks[1])
+    ranged = beyond & ~negative
+    ranged &= _right_in_another_range(tensor, exact, got, wanted, tolerance)
+    flushed = beyond & ~negative & (_distance(got, wanted) <= allowed * ulp + slacks[1])
     return whole._replace(
         error=(error / ulp).astype(np.float64), scale=scale.astype(got.dtype), beyond=beyond,
         ranged=ranged, flushed=flushed,
