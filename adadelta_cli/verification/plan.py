@@ -272,7 +272,10 @@ def choose(
         implementations.check_place(each, Device.parse(ctx))
         if each.name in implementations.PEERS:
             _check_on_cpu(f"--impl {each.name}", ctx)
-    chosen_backend = backends.library(backend, ctx)
+    on_gpu = Device.parse(ctx).kind == "gpu"
+    # Else a kernel of the user's own would wait for MXNet's import.
+    needed = not names or backend != "auto" or on_gpu
+    chosen_backend = backends.library(backend, ctx) if needed else ""
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
         raise UnavailableError(
             "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
@@ -282,7 +285,6 @@ def choose(
         for each in given:
             _check_available(each, timeout)
         return tuple(dict.fromkeys(names))
-    on_gpu = Device.parse(ctx).kind == "gpu"
     if backend == "auto" and chosen_backend == "mxnet" and not on_gpu:
         return DEFAULT
     return tuple(

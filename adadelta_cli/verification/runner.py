@@ -509,10 +509,9 @@ class _Trial:
             return False
         runs = _Runs(self.plan, case, self.subject["dtype"], self.sandbox)
         name = self.subject["implementation"]
-        wanted = runs.reference(name)
         self.cases += 1
-        self.elements += case.elements * case.steps * len(wanted.tensors)
         try:
+            self.elements += case.elements * case.steps * len(runs.reference(name).tensors)
             return self._differs(runs, name)
         except SandboxError as error:
             self.crashed = not str(error).startswith("raised")
