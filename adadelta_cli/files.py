@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
-}  # fmt: skip
+FILE_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
 
 
-def prepare(folder: Path, names: Iterable[str] = (), option: str = "--out") -> None:
+def prepare_folder(folder: Path, names: Iterable[str] = (), option: str = "--out") -> None:
     """Make a folder and see that it takes files, before work that is to end there.
 
     Args:
@@ -43,7 +46,7 @@ def prepare(folder: Path, names: Iterable[str] = (), option: str = "--out") -> N
         BrokenError: the folder cannot be made, or takes no files.
     """
     for name in names:
-        check(folder / name, option)
+        check_writable(folder / name, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -55,7 +58,7 @@ def prepare(folder: Path, names: Iterable[str] = (), option: str = "--out") -> N
         ) from error
 
 
-def check(path: Path, option: str = "--out") -> None:
+def check_writable(path: Path, option: str = "--out") -> None:
     """See that a file may be written: that it would replace a regular file, or none.
 
     Raises:
@@ -66,9 +69,10 @@ def check(path: Path, option: str = "--out") -> None:
     except OSError:
         return  # there is none; whether one can be made is another question
     if kind != stat.S_IFREG:
+        found = FILE_KINDS.get(kind, "no regular file")
         raise UsageError(
-            f"{option}: {path} is {KINDS.get(kind, 'no regular file')}, which is not replaced by a "
-            "file; name another path, of a regular file or of none"
+            f"{option}: {path} is {found}, which is not replaced by a file; name a regular "
+            "file or a path that does not exist"
         )
 
 
@@ -81,7 +85,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
         UsageError: the path leads to something that is no regular file.
         BrokenError: the folder or the file cannot be written; an earlier file is left as it was.
     """
-    check(path)
+    check_writable(path)
     try:
         _replace(path.resolve(), content)
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13

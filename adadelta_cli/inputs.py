@@ -9,7 +9,7 @@ from pathlib import Path
 from adadelta_cli.errors import UsageError, shortened
 
 
-def problem(path: Path) -> str:
+def unreadable_reason(path: Path) -> str:
     """Say why a path names no file that can be read to its end; empty when it names one.
 
     A device such as /dev/zero has no end, and opening a pipe may wait for ever.

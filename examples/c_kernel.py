@@ -63,7 +63,7 @@ for _step in _STEPS.values():
 def step(
     weight, grad, acc_grad, acc_delta, *,
     learning_rate, rho, epsilon, wd, rescale_grad, clip_gradient,
-):  # fmt: skip
+):
     """Update weight, acc_grad and acc_delta in place; leave grad as it is."""
     clip = math.inf if clip_gradient is None else clip_gradient
     pointers = [array.ctypes.data for array in (weight, grad, acc_grad, acc_delta)]

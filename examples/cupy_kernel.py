@@ -25,7 +25,7 @@ KERNELS = {
 
 
 def step(weight, grad, acc_grad, acc_delta, *,
-         learning_rate, rho, epsilon, wd, rescale_grad, clip_gradient):  # fmt: skip
+         learning_rate, rho, epsilon, wd, rescale_grad, clip_gradient):
     """Update weight, acc_grad and acc_delta; leave grad as it is."""
     if not weight.size:
         return

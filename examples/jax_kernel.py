@@ -20,7 +20,7 @@ jax.config.update("jax_enable_x64", True)  # else JAX makes float32 of float64
 def step(
     weight, grad, acc_grad, acc_delta, *,
     learning_rate, rho, epsilon, wd, rescale_grad, clip_gradient,
-):  # fmt: skip
+):
     """Return the new weight, acc_grad and acc_delta."""
     grad = grad * rescale_grad
     if clip_gradient is not None:

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def step(weight, grad, acc_grad, acc_delta, *,
-         learning_rate, rho, epsilon, wd, rescale_grad, clip_gradient):  # fmt: skip
+         learning_rate, rho, epsilon, wd, rescale_grad, clip_gradient):
     """Update weight, acc_grad and acc_delta; leave grad as it is."""
     limit = np.inf if clip_gradient is None else clip_gradient
     grad = np.clip(grad * rescale_grad, -limit, limit) + wd * weight

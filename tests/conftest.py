@@ -14,10 +14,10 @@ import host_cuda
 import numpy as np
 import pytest
 
-from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import array_backends
 from adadelta_cli.kernels import cpu, cuda
-from adadelta_cli.kernels.layout import operand, tabulate
-from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.kernels.layout import pack_tables, tensor_ref
+from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.update import Hyperparameters, Parameter
 
 # Before any library is loaded, here and in what the tests start: the two pytest workers share two
@@ -42,7 +42,7 @@ def handlers():
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden.json").read_text())["cases"]
-HAS_MXNET = engine.is_installed()
+HAS_MXNET = runtime.is_installed()
 needs_mxnet = pytest.mark.skipif(not HAS_MXNET, reason="MXNet has no wheel for this platform")
 
 KINDS = {  # dtype of weight and grad, dtype of the states, whether there is a master
@@ -52,9 +52,13 @@ KINDS = {  # dtype of weight and grad, dtype of the states, whether there is a m
     "mixed": ("float16", "float32", True),
 }
 AWKWARD = {
-    "learning_rate": 0.7, "rho": 0.95, "epsilon": 1e-6,
-    "wd": 0.013, "rescale_grad": 0.37, "clip_gradient": 0.9,
-}  # fmt: skip
+    "learning_rate": 0.7,
+    "rho": 0.95,
+    "epsilon": 1e-6,
+    "wd": 0.013,
+    "rescale_grad": 0.37,
+    "clip_gradient": 0.9,
+}
 
 
 def bits(array: np.ndarray) -> np.ndarray:
@@ -112,9 +116,9 @@ def simulated_gpu(**changed):
             sys.modules["cupy"] = before
 
 
-def prepared_on_gpu(parameters, hyper, learning_rates, decays):
+def prepared_on_gpu(parameters, hyper, learning_rates, weight_decays):
     """Prepare the GPU's step on NumPy arrays, where a GPU is simulated."""
-    return cuda.prepared(list(map(operand, parameters, learning_rates, decays)), hyper)
+    return cuda.prepared(list(map(tensor_ref, parameters, learning_rates, weight_decays)), hyper)
 
 
 FAR_ELEMENTS = 37  # that have memory, in a tensor that is larger than all memory
@@ -127,9 +131,9 @@ def far_tile(tile):
     """
     arrays = random_arrays(FAR_ELEMENTS)
     before = tile * cuda.TILE_ELEMENTS
-    (table,) = tabulate([operand(Parameter(*arrays), 0.7, 0.01)])
+    (table,) = pack_tables([tensor_ref(Parameter(*arrays), 0.7, 0.01)])
     addresses = table.addresses - np.array([before * 4] * 4 + [0], np.uint64)
-    plan = cuda.plan(table._replace(addresses=addresses, sizes=table.sizes + before))
+    plan = cuda.plan_tiles(table._replace(addresses=addresses, sizes=table.sizes + before))
     counts = np.int64(1), np.int64(plan.tiles)
     arguments = (plan.rows, *counts, *map(np.float64, Hyperparameters().doubles))
 
@@ -155,13 +159,13 @@ def fused_update(request):
 @pytest.fixture(params=[name for name in ("numpy", "mxnet") if HAS_MXNET or name == "numpy"])
 def backend(request):
     """Each array library that is installed."""
-    return backends.backend(request.param)
+    return array_backends.backend(request.param)
 
 
 @pytest.fixture
 def mxnet():
     """Return MXNet, in the mode in which its own examples run (`mx.nd`, classic shapes)."""
-    mx = engine.load()
+    mx = runtime.load_mxnet()
     was = mx.util.is_np_array(), mx.util.is_np_shape()
     mx.npx.reset_np()
     yield mx

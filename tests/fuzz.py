@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli import __main__ as program
-from adadelta_cli.bench import regression as comparison
-from adadelta_cli.bench import regression_report as report
+from adadelta_cli import __main__
+from adadelta_cli.bench import regression, regression_report
 from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations.array_backends import backend
 from adadelta_cli.run import config, training
@@ -38,20 +37,101 @@ if TYPE_CHECKING:
 
 SLOW_S = 20  # an input that takes longer is a finding, too
 TOKENS = [
-    b"", b"\0", b"\xff", b"\n", b" ", b"\t", b":", b"-", b"[", b"{", b"}", b"]", b",", b'"', b"'",
-    b"#", b"&a", b"*a", b"!!int", b"|", b">", b"%", b"@", b"<<", b"~", b"null", b"true", b".inf",
-    b"nan", b"NaN", b"Infinity", b"-Infinity", b"-1", b"0", b"1e300", b"1.7e308", b"5e-324",
-    b"-1e300", b"1e999", b"9" * 400, b"9" * 5000, b"0x" + b"f" * 5000, b"[" * 2000,
+    b"",
+    b"\0",
+    b"\xff",
+    b"\n",
+    b" ",
+    b"\t",
+    b":",
+    b"-",
+    b"[",
+    b"{",
+    b"}",
+    b"]",
+    b",",
+    b'"',
+    b"'",
+    b"#",
+    b"&a",
+    b"*a",
+    b"!!int",
+    b"|",
+    b">",
+    b"%",
+    b"@",
+    b"<<",
+    b"~",
+    b"null",
+    b"true",
+    b".inf",
+    b"nan",
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b"-1",
+    b"0",
+    b"1e300",
+    b"1.7e308",
+    b"5e-324",
+    b"-1e300",
+    b"1e999",
+    b"9" * 400,
+    b"9" * 5000,
+    b"0x" + b"f" * 5000,
+    b"[" * 2000,
     b'{"a":' * 2000,
-    b"0.9999999999999999", b"\xed\xa0\x80", b"\\ud800", b"/dev/zero", b"a" * 5000, b"[/red]",
-    b"problem", b"name", b"optimizer: ", b"training: ", b"steps: 1", b"hidden: [1]", b"rows", b"x",
-    b"=", b"1_000", b"2001-01-01", b"label", b"18446744073709551616", b"\xf0\x9f\x98\x80",
-]  # fmt: skip
+    b"0.9999999999999999",
+    b"\xed\xa0\x80",
+    b"\\ud800",
+    b"/dev/zero",
+    b"a" * 5000,
+    b"[/red]",
+    b"problem",
+    b"name",
+    b"optimizer: ",
+    b"training: ",
+    b"steps: 1",
+    b"hidden: [1]",
+    b"rows",
+    b"x",
+    b"=",
+    b"1_000",
+    b"2001-01-01",
+    b"label",
+    b"18446744073709551616",
+    b"\xf0\x9f\x98\x80",
+]
 VALUES = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.0, -0.0, 1e-320, 1e300, -1e300, 1.7e308,
-    math.inf, -math.inf, math.nan, "", "x", "[/red]", "\ud800", "a" * 5000, [], {}, [[]], {"a": {}},
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    10**400,
+    0.0,
+    -0.0,
+    1e-320,
+    1e300,
+    -1e300,
+    1.7e308,
+    math.inf,
+    -math.inf,
+    math.nan,
+    "",
+    "x",
+    "[/red]",
+    "\ud800",
+    "a" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": {}},
     [1, "x", None],
-]  # fmt: skip
+]
 Random = np.random.Generator
 
 
@@ -157,7 +237,7 @@ class Readers:
     def __init__(self, folder: Path) -> None:
         self.folder, self.numpy = folder, backend("numpy")
         self.configs = [(config.folder() / f"{n}.yaml").read_bytes() for n in config.shipped()]
-        mlp = config.load("mlp", [*SHORT, "problem.hidden=[3]"])
+        mlp = config.load_config("mlp", [*SHORT, "problem.hidden=[3]"])
         self.mlp, grads = mlp, folder / "grads.npz"
         self._run(mlp, "whole", record_gradients=grads)
         self.checkpoint = self._arrays(folder / "whole" / "checkpoint.npz")
@@ -173,9 +253,9 @@ class Readers:
             return {name: file[name] for name in file.files}
 
     def _short_run(self, path: Path | str, overrides: list[str]) -> None:
-        settings = config.load(str(path), overrides)
+        settings = config.load_config(str(path), overrides)
         if sum(getattr(settings.problem, "hidden", ())) < 5000:
-            self._run(config.load(str(path), [*overrides, *SHORT]), "run", force=True)
+            self._run(config.load_config(str(path), [*overrides, *SHORT]), "run", force=True)
 
     def config(self, random: Random) -> None:
         """A config in YAML."""
@@ -185,8 +265,12 @@ class Readers:
 
     def set(self, random: Random) -> None:
         """The values of --set."""
-        sections = [(s, f) for s, model in config.Config.model_fields.items()
-                    if s != "problem" for f in model.annotation.model_fields]  # fmt: skip
+        sections = [
+            (s, f)
+            for s, model in config.Config.model_fields.items()
+            if s != "problem"
+            for f in model.annotation.model_fields
+        ]
         sections += [
             ("problem", f) for f in ("dimension", "l2", "csv", "label", "hidden", "held_out")
         ]
@@ -209,7 +293,7 @@ class Readers:
         (self.folder / "resumed").mkdir()
         path = self.folder / "resumed" / "checkpoint.npz"
         path.write_bytes(archive(self.checkpoint, random))
-        longer = config.load("mlp", [*SHORT, "problem.hidden=[3]", "training.steps=5"])
+        longer = config.load_config("mlp", [*SHORT, "problem.hidden=[3]", "training.steps=5"])
         self._run(longer, "resumed", resume=True)
 
     def recording_npz(self, random: Random) -> None:
@@ -226,24 +310,27 @@ class Readers:
         path = self.folder / "bench.json"
         text = json.dumps(self.bench if random.integers(2) else replanted(self.bench, random))
         path.write_bytes(mutated(text.encode(), random) if random.integers(2) else text.encode())
-        whole = comparison.document(self.bench, "old")
-        found = comparison.judge(
-            *pick(random, [(whole, comparison.read(path)), (comparison.read(path), whole)])
+        whole = regression.parse_document(self.bench, "old")
+        found = regression.judge(
+            *pick(
+                random,
+                [(whole, regression.read_document(path)), (regression.read_document(path), whole)],
+            )
         )
         screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
         from rich.console import Console
 
-        Console(file=screen, width=200).print(report.comparison_table(found))
-        screen.write("\n".join(report.comparison_remarks(found)))
-        screen.write(report.comparison_markdown(found))
-        json.dumps(report.comparison_document(found), allow_nan=False)
+        Console(file=screen, width=200).print(regression_report.comparison_table(found))
+        screen.write("\n".join(regression_report.comparison_remarks(found)))
+        screen.write(regression_report.comparison_markdown(found))
+        json.dumps(regression_report.comparison_document(found), allow_nan=False)
 
     def csv(self, random: Random) -> None:
         """A CSV file with features and classes."""
         rows = [b"a,b,label"] + [b"%d,%.3f,%d" % (k, random.normal(), k % 2) for k in range(20)]
         path = self.folder / "my.csv"
         path.write_bytes(mutated(b"\n".join(rows), random))
-        settings = config.load("logistic_regression", [*SHORT, f"problem.csv={path}"])
+        settings = config.load_config("logistic_regression", [*SHORT, f"problem.csv={path}"])
         self._run(settings, "csv", force=True)
 
 
@@ -253,16 +340,23 @@ READERS = [name for name, each in vars(Readers).items() if callable(each) and na
 def bench_json() -> dict[str, Any]:
     """Make what `adadelta bench` writes of two rows."""
     row = {
-        "implementation": "numpy-fused", "backend": "numpy", "ctx": "cpu", "dtype": "float32",
-        "workload": "1e6", "threads": 2, "cache": "warm",
-        "ceiling_gigabytes_per_s": 50.0, "note": "",
-    }  # fmt: skip
+        "implementation": "numpy-fused",
+        "backend": "numpy",
+        "ctx": "cpu",
+        "dtype": "float32",
+        "workload": "1e6",
+        "threads": 2,
+        "cache": "warm",
+        "ceiling_gigabytes_per_s": 50.0,
+        "note": "",
+    }
     times = {"median_s": [1e-3, 1.1e-3, 1.2e-3], "ceiling_fraction": [0.9, 0.91, 0.92]}
     return {
-        "rows": [row, row | {"workload": "1e7"}], "by_process": [times, times],
+        "rows": [row, row | {"workload": "1e7"}],
+        "by_process": [times, times],
         "machine": {"host": "one", "cache_bytes": {"L2": 1}, "versions": {"numpy": "1"}},
         "settings": {"precision": 0.02, "threads": [2]},
-    }  # fmt: skip
+    }
 
 
 TAKEN = [0]  # how many inputs were read to the end
@@ -279,7 +373,7 @@ def finding(read: Callable[[Random], None], seed: int) -> str:
         if len(str(error)) > 6000:
             return f"a message of {len(str(error))} characters"
     except Exception as error:  # noqa: BLE001 - which is a finding
-        code, message = program.outcome(error)
+        code, message = __main__.outcome(error)
         return (
             f"exit code {code}: {message[:300]}\n{''.join(traceback.format_exception(error)[-4:])}"
         )

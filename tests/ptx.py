@@ -207,23 +207,36 @@ def _half(value):
 
 # By opcode without its last type, which is that of the operands; else by the whole opcode.
 OPERATIONS = {
-    **{f"{name}.rn": _real(getattr(operator, function)) for name, function in
-       {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv"}.items()},
+    **{
+        f"{name}.rn": _real(getattr(operator, function))
+        for name, function in {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv"}.items()
+    },
     "sqrt.rn": _real(np.sqrt),
     "neg": _real(operator.neg),
-    **{name: _whole(getattr(operator, function)) for name, function in
-       {"add": "add", "sub": "sub", "mul.lo": "mul", "and": "and_", "or": "or_",
-        "shl": "lshift", "shr": "rshift"}.items()},
+    **{
+        name: _whole(getattr(operator, function))
+        for name, function in {
+            "add": "add",
+            "sub": "sub",
+            "mul.lo": "mul",
+            "and": "and_",
+            "or": "or_",
+            "shl": "lshift",
+            "shr": "rshift",
+        }.items()
+    },
     "min": _whole(min),
     "not": _whole(operator.invert),
     "mul.wide": _wide,
-    **{f"setp.{name}": _comparison(getattr(operator, name))
-       for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{
+        f"setp.{name}": _comparison(getattr(operator, name))
+        for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    },
     "selp": _selected,
     "mov": _moved,
     "cvta.to.global": _moved,
     **{f"cvt.{kind}": _whole(operator.pos) for kind in ("s64", "u64", "u32", "s32", "u16")},
-}  # fmt: skip
+}
 CONVERSIONS = {
     "cvt.rn.f32.f64": np.float32,
     "cvt.rn.f16.f32": lambda value: int(np.float16(value).view(np.uint16)),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adadelta_cli.bench.significance import Difference, Verdict, judge, paired, unpaired
+from adadelta_cli.bench.significance import LogRatio, Verdict, judge_all, paired, unpaired
 
 ROWS, SLOWER_BY, THRESHOLD = 10, 0.07, 0.05
 
@@ -44,7 +44,7 @@ NOISES = (
 PROCESSES = (3, 6, 12)
 
 
-def table(noise: Noise, processes: int, random: np.random.Generator) -> list[list[Difference]]:
+def table(noise: Noise, processes: int, random: np.random.Generator) -> list[list[LogRatio]]:
     """Draw a table and test it: its rows by `paired`, timed in one session, and by `unpaired`."""
     sides = random.normal(0, noise.process, (2, ROWS, processes))
     sides += np.log(1.2) * (random.random(sides.shape) < noise.outliers)
@@ -64,7 +64,7 @@ def rates(noise: Noise, processes: int, tables: int = 1000, seed: int = 0) -> np
     found = np.zeros((2, 3))
     for _ in range(tables):
         for design, rows in enumerate(table(noise, processes, random)):
-            slow, *equal = [each.verdict for each in judge(rows, THRESHOLD)]
+            slow, *equal = [each.verdict for each in judge_all(rows, THRESHOLD)]
             same = equal.count(Verdict.SAME) / len(equal)
             found[design] += (Verdict.SLOWER in equal, slow is Verdict.SLOWER, same)
     return found / tables

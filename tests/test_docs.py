@@ -13,7 +13,7 @@ import pytest
 from conftest import HERE
 
 from adadelta_cli.cli.main import adadelta
-from adadelta_cli.system import info as machine
+from adadelta_cli.system import machine
 
 ROOT = HERE.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 from test_regression import content
 
-from adadelta_cli import __main__ as program
-from adadelta_cli import files
+from adadelta_cli import __main__, files
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
-from adadelta_cli.verification import mutation_test as selftest
+from adadelta_cli.verification import mutation_test
 
 ROOT = Path(files.__file__).parents[1]
 MODE = 0o640
@@ -130,7 +129,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, kind):
     before = path.lstat()
     for refuses in (
         lambda: files.write_bytes(path, b""),
-        lambda: files.prepare(tmp_path, [path.name]),
+        lambda: files.prepare_folder(tmp_path, [path.name]),
     ):
         what = kind.removeprefix("a link to ")
         with pytest.raises(UsageError, match=rf"^--out: {re.escape(str(path))} is {what}, which"):
@@ -162,8 +161,7 @@ def test_a_link_that_leads_to_itself(tmp_path):
 
 # --- the commands ---------------------------------------------------------------------------------
 
-QUICK = ("rosenbrock", "--backend", "numpy", "--set", "training.steps=30",
-         "--set", "expect={}")  # fmt: skip
+QUICK = ("rosenbrock", "--backend", "numpy", "--set", "training.steps=30", "--set", "expect={}")
 ODD = ("--case", "odd", "--impl", "numpy-fused", "--dtype", "float32")
 
 
@@ -175,7 +173,7 @@ def adadelta(tmp_path, monkeypatch, capsys):
     def adadelta(*arguments):
         monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
         with pytest.raises(SystemExit) as exited:
-            program.main()
+            __main__.main()
         return exited.value.code, *capsys.readouterr()
 
     return adadelta
@@ -273,9 +271,22 @@ def test_rows_of_verify_survive_a_full_disk(adadelta):
 @pytest.mark.usefixtures("full")
 def test_rows_of_a_self_test_survive_a_full_disk(adadelta, monkeypatch):
     """One fault stands for all."""
-    row = selftest.Row("planted", "update.py", "a mistake", "odd", "float32", "weight", 1,
-                       caught=True, mxnet_test=False, pytorch_test=False, passed=True)  # fmt: skip
-    monkeypatch.setattr(selftest.SelfTest, "execute", lambda self, _: self._rows.update({0: row}))
+    row = mutation_test.MutantRow(
+        "planted",
+        "update.py",
+        "a mistake",
+        "odd",
+        "float32",
+        "weight",
+        1,
+        caught=True,
+        mxnet_test=False,
+        pytorch_test=False,
+        passed=True,
+    )
+    monkeypatch.setattr(
+        mutation_test.SelfTest, "execute", lambda self, _: self._rows.update({0: row})
+    )
     assert_shown(adadelta("verify", "--self-test"), "planted", "selftest.csv")
 
 
@@ -302,8 +313,12 @@ def test_what_nobody_reads_is_written_all_the_same(tmp_path):
     with os.fdopen(write, "w") as closed:
         done = subprocess.run(
             [sys.executable, "-u", "-m", "adadelta_cli", "verify", *ODD, "--out", str(tmp_path)],
-            stdout=closed, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT,
-        )  # fmt: skip
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
     assert done.returncode == ExitCode.BROKEN and "Traceback" not in done.stderr
     assert names(tmp_path) == ["verify.csv", "verify.json", "verify.png"]
 
@@ -329,7 +344,8 @@ def test_a_disk_that_is_full(adadelta, small_disk, arguments):
     code, out, err = adadelta(*arguments, "--out", small_disk / "out")
     assert code == ExitCode.BROKEN and f"adadelta {arguments[0]}" in out
     assert re.search(
-        rf"^Error: {small_disk}/out/\S+ could not be written \(No space left on device\)", err,
+        rf"^Error: {small_disk}/out/\S+ could not be written \(No space left on device\)",
+        err,
         re.MULTILINE,
-    )  # fmt: skip
+    )
     assert not list(small_disk.rglob("*.tmp"))

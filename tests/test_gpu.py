@@ -1,4 +1,4 @@
-"""`--ctx gpu`: steps on a device, what is missing told with what mends it, a device that fails.
+"""`--ctx gpu`: steps on a device, what is missing told with what fixes it, a device that fails.
 
 Most of it runs on a simulated GPU (tests/simulated_gpu): the real CUDA sources and the real
 commands, on the host. What it finds says that they are right, and nothing about the speed of a GPU.
@@ -25,16 +25,14 @@ from conftest import AWKWARD, HERE, assert_same_bits, random_arrays
 import adadelta_cli
 from adadelta_cli import errors
 from adadelta_cli.bench import device as processor
-from adadelta_cli.bench import runner as benchmark
-from adadelta_cli.bench import workloads
-from adadelta_cli.bench.buffers import Tensors
-from adadelta_cli.doctor import checks as doctor
+from adadelta_cli.bench import runner, workloads
+from adadelta_cli.bench.buffers import TensorSet
+from adadelta_cli.doctor import checks
 from adadelta_cli.errors import UnavailableError
-from adadelta_cli.implementations import array_backends as backends
-from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import array_backends, registry
 from adadelta_cli.kernels import cuda
 from adadelta_cli.mxnet_bridge import probe
-from adadelta_cli.system import cuda as gpu
+from adadelta_cli.system import gpu
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 ROOT = HERE.parent
@@ -68,7 +66,7 @@ def rows(folder):
 @pytest.fixture
 def simulated(monkeypatch):
     """Put the simulated GPU in the place of CuPy, in this process."""
-    caches = (gpu._cupy, gpu._lack, cuda.kernel, backends.library)
+    caches = (gpu._cupy, gpu._unavailable_reason, cuda.kernel, array_backends.library)
 
     def forget():
         for each in caches:
@@ -78,7 +76,7 @@ def simulated(monkeypatch):
 
     forget()
     monkeypatch.syspath_prepend(SIMULATED)
-    yield gpu.use(0, probe.build)
+    yield gpu.select_device(0, probe.build)
     forget()
 
 
@@ -115,7 +113,7 @@ def test_cupys_own_operators_would_flush_subnormals(simulated):
     ours = Parameter(*map(simulated.array, arrays))
     ones = [1.0]
     plain = Hyperparameters(**{**AWKWARD, "learning_rate": 1.0, "wd": 0.0})
-    implementations.IMPLEMENTATIONS["cupy"].bind([ours], plain, ones, ones)()
+    registry.IMPLEMENTATIONS["cupy"].bind([ours], plain, ones, ones)()
     assert_same_bits(map(simulated.asnumpy, ours.arrays), wanted.arrays)
 
 
@@ -124,8 +122,10 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
     """The verifier goes red when one operation of the source is another."""
     assert simulated
     source = cuda.source()
-    wrong = source.replace("OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, a / b)",
-                           "OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, b / a)")  # fmt: skip
+    wrong = source.replace(
+        "OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, a / b)",
+        "OPERATION(divide_##NAME, NUMBER, Real<NUMBER>, b / a)",
+    )
     assert wrong != source
     monkeypatch.setattr(cuda, "source", lambda: wrong)
     from adadelta_cli.system.sandbox import InProcess
@@ -143,16 +143,15 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
 @needs_mxnet
 def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simulated):
     """Where the arrays are no CPU's, the CUDA kernel steps on MXNet's own memory: the same bits."""
-    from adadelta_cli.mxnet_bridge import fused
-    from adadelta_cli.mxnet_bridge import runtime as engine
+    from adadelta_cli.mxnet_bridge import fused, runtime
     from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
 
     assert simulated
-    mx = engine.load()
+    mx = runtime.load_mxnet()
     found = []
-    for step in (fused.FusedStep, None):
+    for step in (fused.FusedMxnetStep, None):
         if step is None:  # as it is of arrays on a GPU
-            monkeypatch.setattr(fused.FusedStep, "_inspect", lambda _: np.full(2, -1))
+            monkeypatch.setattr(fused.FusedMxnetStep, "_inspect", lambda _: np.full(2, -1))
         optimizer = AdaDelta(**AWKWARD, multi_precision=True, use_fused_step=True)
         weights = [mx.np.array(random_arrays(n)[0].astype(t)) for n, t in SHAPES]
         grads = [mx.np.array(random_arrays(n, seed=1)[1].astype(t)) for n, t in SHAPES]
@@ -163,7 +162,7 @@ def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simul
         found.append([array.asnumpy() for array in flat])
     assert_same_bits(found[1], found[0])
     step = optimizer._bound[0].step
-    assert isinstance(step, fused.GpuStep)
+    assert isinstance(step, fused.FusedMxnetGpuStep)
     where = []  # the arrays' own device is the current one when the work is waited for, only then
     stream = SimpleNamespace(synchronize=lambda: where.append(simulated.cuda.Device().id))
     monkeypatch.setattr(simulated.cuda, "get_current_stream", lambda: stream)
@@ -189,7 +188,7 @@ def test_the_cupy_example_passes(tmp_path):
 
 KERNEL = """
 import ctypes, time, cupy
-from adadelta_cli.kernels import cupy_ieee as arithmetic
+from adadelta_cli.kernels import cupy_ieee
 from adadelta_cli.update import Hyperparameters, Parameter, update
 def step(*arrays, **settings):
     rate, wd = settings["learning_rate"], settings["wd"]
@@ -204,22 +203,41 @@ def step(*arrays, **settings):
 @pytest.mark.parametrize(
     ("line", "told", "then"),
     [
-        ("ctypes.memset(arrays[2].data.ptr + arrays[2].nbytes, 0, 4)", "wrote outside acc_grad",
-         "false"),
+        (
+            "ctypes.memset(arrays[2].data.ptr + arrays[2].nbytes, 0, 4)",
+            "wrote outside acc_grad",
+            "false",
+        ),
         # The device is of no use from then on, to this process.
-        ("if arrays[0].size == 17: cupy.cuda._fails = lambda *_: 700; cupy.cuda._launch()",
-         "raised CUDARuntimeError: cudaErrorIllegalAddress", "true"),
+        (
+            "if arrays[0].size == 17: cupy.cuda._fails = lambda *_: 700; cupy.cuda._launch()",
+            "raised CUDARuntimeError: cudaErrorIllegalAddress",
+            "true",
+        ),
         ("if arrays[0].size == 17: time.sleep(60)", "hung: no result within 8 s", ""),
     ],
     ids=["guard", "fault", "hang"],
-)  # fmt: skip
+)
 def test_faults_of_a_kernel_are_told_and_the_rest_goes_on(tmp_path, line, told, then):
     """Guard zones, faults of the device and hangs are rows that failed; exit code 1."""
     (tmp_path / "kernel.py").write_text(KERNEL.format(line))
     done = adadelta(
-        "verify", "--impl", f"{tmp_path}/kernel.py:step", "--ctx", "gpu", "--case", "length-17",
-        "--case", "length-1", "--dtype", "float32", "--timeout", "8", "--out", tmp_path / "out",
-    )  # fmt: skip
+        "verify",
+        "--impl",
+        f"{tmp_path}/kernel.py:step",
+        "--ctx",
+        "gpu",
+        "--case",
+        "length-17",
+        "--case",
+        "length-1",
+        "--dtype",
+        "float32",
+        "--timeout",
+        "8",
+        "--out",
+        tmp_path / "out",
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     failed = [row for row in rows(tmp_path / "out") if row["passed"] == "false"]
     assert failed and told in failed[0]["note"]
@@ -313,7 +331,7 @@ def test_a_time_on_a_gpu_is_the_devices_own(monkeypatch, simulated):
     )
     monkeypatch.setattr(simulated.cuda, "Event", lambda: event)
     monkeypatch.setattr(simulated.cuda, "get_elapsed_time", lambda *_: 8.0)
-    seconds = processor.Gpu("gpu").seconds([partial(seen.append, k) for k in range(4)])
+    seconds = processor.GpuDevice("gpu").seconds([partial(seen.append, k) for k in range(4)])
     assert seconds == 2e-3
     assert seen == ["recorded", 0, 1, 2, 3, "recorded", "waited for"]
 
@@ -322,8 +340,8 @@ def test_a_time_on_a_gpu_is_the_devices_own(monkeypatch, simulated):
 def test_the_ceiling_and_the_copy_change_no_tensor(simulated, dtype):
     """Else the steps that are timed beside them would step on something else."""
     assert simulated
-    place = processor.Gpu("gpu")
-    (tensors,) = Tensors.allocate([(3000,), (7, 5)], dtype, 0, region=place.region)
+    place = processor.GpuDevice("gpu")
+    (tensors,) = TensorSet.allocate([(3000,), (7, 5)], dtype, 0, region=place.region)
     before = [place.numpy(array) for array in tensors.line.arrays]
     for steps, _ in place.roofs([tensors], dtype, 0, Hyperparameters()).values():
         for step in steps:
@@ -333,12 +351,13 @@ def test_the_ceiling_and_the_copy_change_no_tensor(simulated, dtype):
 
 def test_a_device_copy_moves_the_bytes_that_are_counted(monkeypatch, simulated):
     """A whole array of states to another place, for every copy of the tensors: 8 of 28 bytes."""
-    place, moved = processor.Gpu("gpu"), []
-    two = Tensors.allocate([(3000,)], "float32", 0, copies=2, region=place.region)
+    place, moved = processor.GpuDevice("gpu"), []
+    two = TensorSet.allocate([(3000,)], "float32", 0, copies=2, region=place.region)
     monkeypatch.setattr(
-        simulated.cuda.MemoryPointer, "copy_from_device_async",
+        simulated.cuda.MemoryPointer,
+        "copy_from_device_async",
         lambda target, source, nbytes: moved.append((target.ptr, source.ptr, nbytes)),
-    )  # fmt: skip
+    )
     roofs = place.roofs(two, "float32", 0, Hyperparameters())
     copies, together = roofs[processor.COPY]
     for step in copies:
@@ -355,7 +374,7 @@ def test_a_device_copy_moves_the_bytes_that_are_counted(monkeypatch, simulated):
 
 def test_what_is_evicted_by_is_passed_over(simulated):
     """Each byte is read and written."""
-    place = processor.Gpu("gpu")
+    place = processor.GpuDevice("gpu")
     evict = place.evictor(1000)
     evict()
     assert simulated.asnumpy(evict.keywords["out"]).sum() == 1000
@@ -363,22 +382,22 @@ def test_what_is_evicted_by_is_passed_over(simulated):
 
 def test_memory_that_nobody_counted_is_left_empty(simulated):
     """Of what the allocators of other libraries take, nothing is known."""
-    place = processor.Gpu("gpu")
+    place = processor.GpuDevice("gpu")
     counted = {name for name in ("cupy", "torch", "jax", "mxnet") if place.counts(name)}
     assert simulated and counted == {"cupy", "torch"}
 
 
 def test_what_bench_needs_is_free_memory_of_that_gpu(monkeypatch, simulated):
     """Its L2 cache says how many copies are cold; theirs and the copy's targets are counted."""
-    found = processor.Gpu("gpu").survey()
+    found = processor.GpuDevice("gpu").survey()
     assert (found.cache_bytes, found.available_bytes) == (2**18, 2**30 - 2**20)
-    monkeypatch.setattr(benchmark, "survey", lambda _: found)
-    plan = benchmark.Plan(
+    monkeypatch.setattr(runner, "survey", lambda _: found)
+    plan = runner.BenchPlan(
         tuple(workloads.sizes("1e4")), ("cupy-fused",), caches=("cold",), ctx="gpu"
     )
     (group,) = plan.groups
     copies = -(-2 * 2**18 // 160_000) + 1
-    assert simulated and benchmark.needed_bytes(plan, group) == copies * (160_000 + 40_000)
+    assert simulated and runner.needed_bytes(plan, group) == copies * (160_000 + 40_000)
 
 
 def test_no_grid_is_larger_than_a_gpu_takes():
@@ -474,29 +493,38 @@ def test_memory_that_runs_out_is_no_fault_of_a_kernel(tmp_path):
 
 MISSING = {
     "driver": ({"SIMULATED_GPU_DRIVER": "0"}, "driver: none", "install NVIDIA's driver"),
-    "old driver": ({"SIMULATED_GPU_DRIVER": "11040"}, "for CUDA 11.4, and CuPy is built for",
-                   "install NVIDIA's driver, 525"),
+    "old driver": (
+        {"SIMULATED_GPU_DRIVER": "11040"},
+        "for CUDA 11.4, and CuPy is built for",
+        "install NVIDIA's driver, 525",
+    ),
     "device": ({"SIMULATED_GPU_DEVICES": "0"}, "cudaErrorNoDevice", "nvidia-smi"),
-    "hidden": ({"SIMULATED_GPU_DEVICES": "0", "CUDA_VISIBLE_DEVICES": ""},
-               "CUDA_VISIBLE_DEVICES is ''", "unset CUDA_VISIBLE_DEVICES"),
-    "compiler": ({"SIMULATED_GPU_NVRTC": "missing"}, "libnvrtc.so.12",
-                 "pip install 'adadelta[gpu]'"),
+    "hidden": (
+        {"SIMULATED_GPU_DEVICES": "0", "CUDA_VISIBLE_DEVICES": ""},
+        "CUDA_VISIBLE_DEVICES is ''",
+        "unset CUDA_VISIBLE_DEVICES",
+    ),
+    "compiler": (
+        {"SIMULATED_GPU_NVRTC": "missing"},
+        "libnvrtc.so.12",
+        "pip install 'adadelta[gpu]'",
+    ),
     "busy": ({"SIMULATED_GPU_FAULT": "46@1"}, "cudaErrorDevicesUnavailable", "compute-mode"),
     "full": ({"SIMULATED_GPU_MEMORY": "@1"}, "OutOfMemoryError", "free memory of the GPU"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize(("environment", "seen", "mend"), MISSING.values(), ids=MISSING)
-def test_what_is_missing_is_told_with_what_mends_it(tmp_path, environment, seen, mend):
+@pytest.mark.parametrize(("environment", "seen", "fix"), MISSING.values(), ids=MISSING)
+def test_what_is_missing_is_told_with_what_mends_it(tmp_path, environment, seen, fix):
     """Exit code 3, one message, no file: what was looked for, what was found, what to do."""
     out = tmp_path / "out"
     done = adadelta("run", "rosenbrock", "--ctx", "gpu", "--out", out, **environment)
     assert done.returncode == 3, done.stderr
     told = done.stderr.splitlines()[-1]
     assert told.startswith("Error: --ctx gpu:0 cannot be used. Looked for CuPy: ")
-    assert seen in told and mend in told.partition("To do: ")[2] and "MXNet's CUDA: " in told
+    assert seen in told and fix in told.partition("To do: ")[2] and "MXNet's CUDA: " in told
     assert "Traceback" not in done.stderr and not out.exists()
 
 
@@ -505,7 +533,7 @@ def test_a_device_beyond_the_last_is_told_how_many_there_are(simulated, monkeypa
     assert simulated
     monkeypatch.setenv("SIMULATED_GPU_DEVICES", "2")
     with pytest.raises(UnavailableError, match=r"devices: 2 \(.*To do: use --ctx gpu:0 to gpu:1"):
-        backends.backend("cupy", "gpu:2")
+        array_backends.backend("cupy", "gpu:2")
 
 
 @pytest.mark.skipif(HAS_CUPY, reason="CuPy is installed here")
@@ -523,23 +551,23 @@ def test_several_cupys_are_told(simulated, monkeypatch):
     names = ("cupy-cuda11x", "numpy", "cupy-cuda12x")
     found = [SimpleNamespace(metadata={"Name": name}) for name in names]
     monkeypatch.setattr(gpu.metadata, "distributions", lambda: found)
-    (told,) = gpu.examine()
-    assert told.seen == "installed 2 times: cupy-cuda11x, cupy-cuda12x"
-    assert told.mend.startswith("python -m pip uninstall cupy-cuda11x cupy-cuda12x, then ")
+    (told,) = gpu.probe()
+    assert told.observed == "installed 2 times: cupy-cuda11x, cupy-cuda12x"
+    assert told.fix.startswith("python -m pip uninstall cupy-cuda11x cupy-cuda12x, then ")
 
 
-@pytest.mark.parametrize(("mend", "name"), [("", "mxnet"), ("use --backend cupy", "cupy")])
-def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, mend, name):
+@pytest.mark.parametrize(("fix", "name"), [("", "mxnet"), ("use --backend cupy", "cupy")])
+def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, fix, name):
     """And CuPy elsewhere; no list of GPUs is asked."""
-    monkeypatch.setattr(probe, "launches", lambda _number: gpu.Finding(probe.MXNET, "", mend))
-    assert backends.chosen("auto", "gpu:1") == name
+    monkeypatch.setattr(probe, "launches", lambda _number: gpu.GpuCheck(probe.MXNET, "", fix))
+    assert array_backends.resolve("auto", "gpu:1") == name
 
 
 def test_mxnet_without_cuda_is_told(simulated):
     """The wheels of MXNet 2.0.0b1 have none."""
     assert simulated
     with pytest.raises(UnavailableError, match=r"--backend mxnet: MXNet's CUDA: .*--backend cupy"):
-        backends.backend("mxnet", "gpu")
+        array_backends.backend("mxnet", "gpu")
 
 
 # --- what breaks during the work ------------------------------------------------------------------
@@ -548,7 +576,7 @@ BREAKS = {
     "lost": ({"SIMULATED_GPU_FAULT": "214@2500"}, "the GPU failed .*ECCUncorrectable"),
     "failed": ({"SIMULATED_GPU_FAULT": "719@2500"}, "the GPU failed .*LaunchFailure"),
     "memory": ({"SIMULATED_GPU_MEMORY": "@2500"}, "memory of the GPU ran out .*ask for less"),
-}  # fmt: skip
+}
 
 
 @needs_compiler
@@ -593,7 +621,7 @@ def test_other_errors_are_not_the_devices():
 def test_doctor_tries_the_gpu(simulated):
     """Driver, devices, compiler, MXNet's CUDA, and the step, compared to the last bit."""
     assert simulated
-    told = doctor._try_gpu()
+    told = checks._try_gpu()
     assert "cupy-fused equals numpy in every bit" in told and "NVRTC: 12.9" in told
     assert "compute capability 0.0, 1.0 GiB" in told and "MXNet's CUDA: " in told
 
@@ -602,7 +630,7 @@ def test_doctor_tells_what_mends_the_gpu(simulated, monkeypatch):
     """An optional piece: it is named as missing, with the command."""
     assert simulated
     monkeypatch.setenv("SIMULATED_GPU_NVRTC", "missing")
-    (piece,) = (each for each in doctor.PIECES if each.name == "GPU")
+    (piece,) = (each for each in checks.REQUIREMENTS if each.name == "GPU")
 
     class Place:
         def of(self, _group):
@@ -613,9 +641,9 @@ def test_doctor_tells_what_mends_the_gpu(simulated, monkeypatch):
 
             return InProcess().call(function)
 
-    found = doctor.check(piece, Place())
-    assert found.outcome is doctor.Outcome.BROKEN and not found.required
-    assert "libnvrtc.so.12" in found.seen and found.mend == gpu.INSTALL
+    found = checks.run_check(piece, Place())
+    assert found.outcome is checks.CheckOutcome.BROKEN and not found.required
+    assert "libnvrtc.so.12" in found.observed and found.fix == gpu.INSTALL
 
 
 # --- on a real GPU: make test-gpu -----------------------------------------------------------------
@@ -624,9 +652,9 @@ def test_doctor_tells_what_mends_the_gpu(simulated, monkeypatch):
 @pytest.fixture
 def device():
     """A real GPU; the test is skipped where none can be used, with the reason."""
-    found = gpu.examine()
-    if found[-1].mend:
-        pytest.skip(f"no GPU can be used here: {gpu.tell(found)}")
+    found = gpu.probe()
+    if found[-1].fix:
+        pytest.skip(f"no GPU can be used here: {gpu.format_checks(found)}")
     return found
 
 

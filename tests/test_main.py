@@ -10,7 +10,7 @@ import sys
 import click
 import pytest
 
-from adadelta_cli import __main__ as program
+from adadelta_cli import __main__
 from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
 
 
@@ -25,7 +25,7 @@ from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageEr
         (click.FileError("x"), 2),
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
-        (program.TerminatedError(), 143),
+        (__main__.TerminatedError(), 143),
         (MemoryError("x"), 4),
         (OSError(28, "No space left on device"), 4),
         (ZeroDivisionError("x"), 4),
@@ -41,7 +41,7 @@ def test_every_kind_of_error_has_its_exit_code(monkeypatch, capsys, error, code)
 
     monkeypatch.setattr("adadelta_cli.cli.main.adadelta.main", fail)
     with pytest.raises(SystemExit) as ended:
-        program.main()
+        __main__.main()
     assert ended.value.code == code
     err = capsys.readouterr().err
     assert err.startswith("Error: ") and "Traceback" not in err
@@ -50,13 +50,13 @@ def test_every_kind_of_error_has_its_exit_code(monkeypatch, capsys, error, code)
 def test_the_first_of_several_signals_raises(monkeypatch):
     """What follows soon would break off what ends processes and writes files; later, it raises."""
     now = [100.0]
-    monkeypatch.setattr(program.time, "monotonic", lambda: now[0])
-    signals = program.Signals()
-    with pytest.raises(program.TerminatedError):
+    monkeypatch.setattr(__main__.time, "monotonic", lambda: now[0])
+    signals = __main__.Signals()
+    with pytest.raises(__main__.TerminatedError):
         signals.handle(signal.SIGTERM, None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signals.handle(number, None)
-    now[0] += program.UNWINDING_S + 1
+    now[0] += __main__.UNWINDING_S + 1
     with pytest.raises(KeyboardInterrupt):
         signals.handle(signal.SIGINT, None)
 
@@ -75,7 +75,7 @@ def test_signals_that_come_while_files_are_written_change_nothing(monkeypatch, c
 
     monkeypatch.setattr("adadelta_cli.cli.main.adadelta.main", work)
     with pytest.raises(SystemExit) as ended:
-        program.main()
+        __main__.main()
     assert (ended.value.code, written) == (130, ["all"])
     assert capsys.readouterr().err.startswith("Error: interrupted")
 
@@ -83,7 +83,7 @@ def test_signals_that_come_while_files_are_written_change_nothing(monkeypatch, c
 def test_an_ignored_interrupt_stays_ignored():
     """As a shell's background job has it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    program.Signals().install()
+    __main__.Signals().install()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
@@ -96,7 +96,7 @@ def test_a_bug_shows_its_traceback_when_asked(monkeypatch):
 
     monkeypatch.setattr("adadelta_cli.cli.main.adadelta.main", fail)
     with pytest.raises(ZeroDivisionError):
-        program.main()
+        __main__.main()
 
 
 def test_exit_codes_are_those_of_the_contract():
@@ -123,7 +123,10 @@ def test_a_closed_pipe_is_no_failed_check():
     with os.fdopen(write, "w") as closed:
         done = subprocess.run(
             [sys.executable, "-m", "adadelta_cli", "schema"],
-            stdout=closed, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 4
     assert "Traceback" not in done.stderr

@@ -53,9 +53,16 @@ def test_configs_are_found_by_name_from_a_wheel(wheel, tmp_path):
     where = "import adadelta_cli; print(adadelta_cli.__file__)"
     assert str(target) in run(sys.executable, "-c", where, cwd=elsewhere, env=environment)
     run(
-        sys.executable, "-m", "adadelta_cli", "run", "--backend", "numpy", "rosenbrock",
-        cwd=elsewhere, env=environment,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "adadelta_cli",
+        "run",
+        "--backend",
+        "numpy",
+        "rosenbrock",
+        cwd=elsewhere,
+        env=environment,
+    )
     assert (elsewhere / "results" / "run" / "rosenbrock" / "history.csv").exists()
 
 

@@ -72,13 +72,22 @@ def test_no_clipping_is_an_infinite_clip():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("rho", 1.0), ("rho", -0.1), ("rho", float("nan")), ("rho", None),
-        ("epsilon", 0.0), ("epsilon", -1e-6), ("epsilon", float("inf")),
-        ("learning_rate", "fast"), ("learning_rate", float("nan")), ("learning_rate", True),
-        ("clip_gradient", -1.0), ("clip_gradient", float("nan")),
-        ("wd", None), ("rescale_grad", float("inf")),
+        ("rho", 1.0),
+        ("rho", -0.1),
+        ("rho", float("nan")),
+        ("rho", None),
+        ("epsilon", 0.0),
+        ("epsilon", -1e-6),
+        ("epsilon", float("inf")),
+        ("learning_rate", "fast"),
+        ("learning_rate", float("nan")),
+        ("learning_rate", True),
+        ("clip_gradient", -1.0),
+        ("clip_gradient", float("nan")),
+        ("wd", None),
+        ("rescale_grad", float("inf")),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_hyperparameter_is_named_with_what_is_allowed(name, value):
     """The message says which, what was given, and what is allowed."""
     with pytest.raises(ValueError, match=rf"{name} is .*; allowed is") as raised:

@@ -19,7 +19,7 @@ DRAWN = 200  # samples drawn of each process, at most: more changes no interval 
 LEVEL = 95  # percent
 
 
-class Estimate(NamedTuple):
+class MedianCI(NamedTuple):
     """A median with its 95 % interval."""
 
     median: float
@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
         return (self.high - self.low) / 2 / self.median
 
 
-def estimate(processes: Sequence[np.ndarray], seed: int = 0) -> Estimate:
+def median_ci(processes: Sequence[np.ndarray], seed: int = 0) -> MedianCI:
     """Estimate the median over processes of the median sample in each.
 
     Args:
@@ -49,7 +49,7 @@ def estimate(processes: Sequence[np.ndarray], seed: int = 0) -> Estimate:
     tail = (100 - LEVEL) / 2
     low, high = np.percentile(replicates, [tail, 100 - tail])
     centre = float(np.median([np.median(samples) for samples in found]))
-    return Estimate(centre, min(float(low), centre), max(float(high), centre))
+    return MedianCI(centre, min(float(low), centre), max(float(high), centre))
 
 
 def _resampled_medians(samples: np.ndarray, slots: int, random: np.random.Generator) -> np.ndarray:

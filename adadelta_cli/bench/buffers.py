@@ -104,7 +104,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Tensors:
+class TensorSet:
     """The tensors of a workload, and the lines of memory that they are cut from.
 
     Attributes:
@@ -123,7 +123,7 @@ class Tensors:
         seed: int,
         copies: int = 1,
         region: Callable[[int, int], Region] = Region,
-    ) -> list[Tensors]:
+    ) -> list[TensorSet]:
         """Make tensors whose values stay normal numbers however many steps are taken.
 
         The gradients stay as they are, normally distributed with nothing below 1e-3, so that

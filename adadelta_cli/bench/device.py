@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.bench.buffers import Region, Tensors, traffic_bytes
-from adadelta_cli.implementations import array_backends as backends
-from adadelta_cli.implementations.array_backends import PEERS, Box, Device, installed
-from adadelta_cli.mxnet_bridge import runtime as engine
-from adadelta_cli.system import cuda as gpu
-from adadelta_cli.system import info as machine
+from adadelta_cli.bench.buffers import Region, TensorSet, traffic_bytes
+from adadelta_cli.implementations import array_backends
+from adadelta_cli.implementations.array_backends import FRAMEWORKS, Box, Device, import_library
+from adadelta_cli.mxnet_bridge import runtime
+from adadelta_cli.system import gpu, machine
 from adadelta_cli.system.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ MEMORY, ARITHMETIC, COPY = "memory roof", "arithmetic roof", "device copy"
 ROOFS = (MEMORY, ARITHMETIC)  # what holds a step up; a device copy is there to compare with
 
 
-class Survey(NamedTuple):
+class DeviceSurvey(NamedTuple):
     """What there is to know of a processor before anything is allocated.
 
     Attributes:
@@ -43,7 +42,7 @@ class Survey(NamedTuple):
     about: dict[str, Any]
 
 
-class Cpu:
+class CpuDevice:
     """The cores that this process may use."""
 
     # All but JAX's arrays are views of the same memory, so that all are placed alike.
@@ -54,8 +53,8 @@ class Cpu:
             "numpy": lambda array: array,
             "boxed": Box,
             "mxnet": _mxnet_array,
-            "torch": lambda array: installed("torch").from_numpy(array),
-            "jax": lambda array: PEERS["jax"]().array(array),
+            "torch": lambda array: import_library("torch").from_numpy(array),
+            "jax": lambda array: FRAMEWORKS["jax"]().array(array),
         }
 
     @property
@@ -63,9 +62,9 @@ class Cpu:
         """The size of the last cache before memory."""
         return machine.last_cache_bytes()
 
-    def survey(self) -> Survey:
+    def survey(self) -> DeviceSurvey:
         """Look at it."""
-        return Survey(self.cache_bytes, machine.available_bytes(), {})
+        return DeviceSurvey(self.cache_bytes, machine.available_bytes(), {})
 
     def region(self, size: int, lines: int) -> Region:
         """Allocate memory for lines of tensors."""
@@ -96,13 +95,13 @@ class Cpu:
         return partial(np.add, ballast, 1, out=ballast)
 
     def roofs(
-        self, copies: Sequence[Tensors], dtype: str, seed: int, hyper: Hyperparameters
+        self, copies: Sequence[TensorSet], dtype: str, seed: int, hyper: Hyperparameters
     ) -> dict[str, tuple[list[Step], float]]:
         """Return by name what is timed beside steps on tensors, and how many steps a call is."""
         from adadelta_cli.kernels import roofline
 
         small = [(roofline.cached_elements(copies[0].line),)]
-        (cached,) = Tensors.allocate(small, dtype, seed)
+        (cached,) = TensorSet.allocate(small, dtype, seed)
         roofs = [roofline.Roofs(each.line, cached.line, hyper) for each in copies]
         return {
             MEMORY: ([each.memory for each in roofs], 1),
@@ -125,7 +124,7 @@ class Cpu:
 
 def _mxnet_array(array: np.ndarray) -> Any:
     # A view, because MXNet marks what it is given as read-only.
-    return engine.load().nd.from_numpy(array.view(), zero_copy=True).as_np_ndarray()
+    return runtime.load_mxnet().nd.from_numpy(array.view(), zero_copy=True).as_np_ndarray()
 
 
 def _status_kilobytes(key: str) -> int:
@@ -135,14 +134,14 @@ def _status_kilobytes(key: str) -> int:
 
 def _mxnet_array_on_gpu(array: Any) -> Any:
     # A bare capsule, of work that is done: MXNet 2.0.0b1 would hand over half of a stream's handle.
-    return engine.load().npx.from_dlpack(array.__dlpack__(stream=-1))
+    return runtime.load_mxnet().npx.from_dlpack(array.__dlpack__(stream=-1))
 
 
-class Gpu(Cpu):
+class GpuDevice(CpuDevice):
     """A GPU, through CuPy.
 
     Args:
-        ctx: which, as `backends.Device` reads it.
+        ctx: which, as `array_backends.Device` reads it.
 
     Raises:
         UnavailableError: it is not to be had here.
@@ -150,7 +149,7 @@ class Gpu(Cpu):
 
     def __init__(self, ctx: str) -> None:
         super().__init__()
-        self._backend = backends.backend("cupy", ctx)
+        self._backend = array_backends.backend("cupy", ctx)
         self._cupy = self._backend.xp
         self._device = self._cupy.cuda.Device()
         self._cupy.get_default_memory_pool().free_all_blocks()  # for the other processes there
@@ -159,8 +158,8 @@ class Gpu(Cpu):
             "cupy": lambda array: array,
             "boxed": Box,
             "mxnet": _mxnet_array_on_gpu,
-            "torch": lambda array: installed("torch").from_dlpack(array),
-            "jax": lambda array: PEERS["jax"](Device.parse(ctx)).array(self.numpy(array)),
+            "torch": lambda array: import_library("torch").from_dlpack(array),
+            "jax": lambda array: FRAMEWORKS["jax"](Device.parse(ctx)).array(self.numpy(array)),
         }
 
     @property
@@ -168,13 +167,13 @@ class Gpu(Cpu):
         """The size of the second-level cache, the last before memory."""
         return int(self._device.attributes["L2CacheSize"])
 
-    def survey(self) -> Survey:
+    def survey(self) -> DeviceSurvey:
         """Look at it."""
         number, cache_bytes = self._device.id, self.cache_bytes
         properties = self._cupy.cuda.runtime.getDeviceProperties(number)
-        found = {each.piece: each.seen for each in gpu.examine(number)}
+        found = {each.piece: each.observed for each in gpu.probe(number)}
         about = {"processor": gpu.name_of(properties), "cache_bytes": {"L2": cache_bytes}, **found}
-        return Survey(cache_bytes, int(self._device.mem_info[0]), {"gpu": about})
+        return DeviceSurvey(cache_bytes, int(self._device.mem_info[0]), {"gpu": about})
 
     def region(self, size: int, lines: int) -> Region:
         """Allocate memory for lines of tensors."""
@@ -217,7 +216,7 @@ class Gpu(Cpu):
         return partial(self._cupy.add, ballast, 1, out=ballast)
 
     def roofs(
-        self, copies: Sequence[Tensors], dtype: str, seed: int, hyper: Hyperparameters
+        self, copies: Sequence[TensorSet], dtype: str, seed: int, hyper: Hyperparameters
     ) -> dict[str, tuple[list[Step], float]]:
         """Return by name what is timed beside steps on tensors, and how many steps a call is.
 
@@ -253,27 +252,27 @@ class Gpu(Cpu):
         return pool.total_bytes() + (torch.cuda.max_memory_allocated() if torch else 0) - before
 
 
-def processor(ctx: str) -> Cpu:
+def bench_device(ctx: str) -> CpuDevice:
     """Return the processor of a `--ctx`.
 
     Raises:
         UnavailableError: it is not to be had here.
         UsageError: there is no such.
     """
-    return Gpu(ctx) if Device.parse(ctx).kind == "gpu" else Cpu()
+    return GpuDevice(ctx) if Device.parse(ctx).kind == "gpu" else CpuDevice()
 
 
-def survey(ctx: str) -> Survey:
+def survey(ctx: str) -> DeviceSurvey:
     """Look at the processor of a `--ctx`; at a GPU in a process that gives it back when it ends.
 
     Raises:
         UnavailableError, UsageError, DeviceError: as `processor`; or the GPU is lost.
     """
     if Device.parse(ctx).kind == "cpu":
-        return Cpu().survey()
+        return CpuDevice().survey()
     with Sandbox() as sandbox:
         return sandbox.call(_survey, ctx)
 
 
-def _survey(ctx: str) -> Survey:
-    return processor(ctx).survey()
+def _survey(ctx: str) -> DeviceSurvey:
+    return bench_device(ctx).survey()

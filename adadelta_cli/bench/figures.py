@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from adadelta_cli.bench.results import Measurement, Row
+    from adadelta_cli.bench.results import BenchRow, Measurement
 
 LOOKS = {
     "mxnet-fused": ("#c1272d", "o"),
@@ -39,12 +39,17 @@ LOOKS = {
 }
 OTHER_LOOKS = (("#222222", "|"), ("#a8a800", ">"), ("#17becf", "d"), ("#7a3b1d", "H"))
 CEILING: dict[str, Any] = {
-    "label": "ceiling: the slower of the two roofs", "color": "black", "alpha": 0.2, "linewidth": 7,
-}  # fmt: skip
+    "label": "ceiling: the slower of the two roofs",
+    "color": "black",
+    "alpha": 0.2,
+    "linewidth": 7,
+}
 CACHE: dict[str, Any] = {
-    "label": "the arrays of a step fill this cache", "color": "grey", "linestyle": ":",
+    "label": "the arrays of a step fill this cache",
+    "color": "grey",
+    "linestyle": ":",
     "linewidth": 1.2,
-}  # fmt: skip
+}
 FEWEST_BARS = 5  # that a panel has room for: one bar is not to fill it
 LEGEND_IN = 2.4  # of width for a column of the legend, in inches
 TITLE_PAD = 20  # points, above the names of the caches
@@ -54,7 +59,7 @@ LARGEST_IN = 150.0  # of a figure's height, in inches: beyond, a picture takes g
 # --- what a picture is made of --------------------------------------------------------------------
 
 
-class Setting(NamedTuple):
+class PanelGroup(NamedTuple):
     """What the rows of one line of panels have in common."""
 
     dtype: str
@@ -62,7 +67,7 @@ class Setting(NamedTuple):
     cache: str
 
     @classmethod
-    def of(cls, row: Row) -> Setting:
+    def of(cls, row: BenchRow) -> PanelGroup:
         """Return a row's."""
         return cls(row.dtype, row.place, row.cache)
 
@@ -71,7 +76,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """How an implementation is drawn, in every panel."""
 
     label: str
@@ -79,7 +84,7 @@ class Look:
     marker: str
 
 
-def looks(rows: Iterable[Row]) -> dict[str, Look]:
+def styles_of(rows: Iterable[BenchRow]) -> dict[str, Style]:
     """Give each implementation a look of its own: ours and the peers' never change.
 
     Those of users take turns, in the order of the rows, and are named without their folder where
@@ -91,19 +96,19 @@ def looks(rows: Iterable[Row]) -> dict[str, Look]:
     short = {name: name.rpartition("/")[2] for name in names}
     count = Counter(short.values())
     return {
-        name: Look(short[name] if count[short[name]] == 1 else name, *{**LOOKS, **turns}[name])
+        name: Style(short[name] if count[short[name]] == 1 else name, *{**LOOKS, **turns}[name])
         for name in names
     }
 
 
-def _by_setting(measurements: Iterable[Measurement]) -> dict[Setting, list[Measurement]]:
-    found: dict[Setting, list[Measurement]] = {}
+def _by_setting(measurements: Iterable[Measurement]) -> dict[PanelGroup, list[Measurement]]:
+    found: dict[PanelGroup, list[Measurement]] = {}
     for each in measurements:
-        found.setdefault(Setting.of(each.row), []).append(each)
+        found.setdefault(PanelGroup.of(each.row), []).append(each)
     return found
 
 
-def _untimed(rows: Sequence[Row], styles: Mapping[str, Look]) -> str:
+def _untimed(rows: Sequence[BenchRow], styles: Mapping[str, Style]) -> str:
     """Name the rows that have no time, on a line of its own."""
     names = [
         f"{row.workload} {styles[row.implementation].label}" for row in rows if row.median_s is None
@@ -153,7 +158,7 @@ def bench_figure(measurements: Sequence[Measurement], machine: Mapping[str, Any]
     settings = {
         setting: [each.row for each in some] for setting, some in _by_setting(measurements).items()
     }
-    styles = looks(each.row for each in measurements)
+    styles = styles_of(each.row for each in measurements)
     lines = [_panels(rows, machine["cache_bytes"], styles) for rows in settings.values()]
     heights = [max(each.height for each in panels) for panels in lines]
     width = max(9.0, *(1 + sum(each.width for each in panels) for panels in lines))
@@ -193,7 +198,7 @@ class Panel(NamedTuple):
 
 
 def _panels(
-    rows: Sequence[Row], caches: Mapping[str, int], styles: Mapping[str, Look]
+    rows: Sequence[BenchRow], caches: Mapping[str, int], styles: Mapping[str, Style]
 ) -> list[Panel]:
     """Return the panels of a setting that there is something for."""
     fast = [row for row in rows if row.gigabytes_per_s and row.ceiling_gigabytes_per_s]
@@ -218,7 +223,7 @@ def _draw_nothing(axes: Axes) -> None:
     axes.text(0.5, 0.5, "nothing was timed", ha="center", transform=axes.transAxes)
 
 
-def _scale_throughput(axes: Axes, rows: Sequence[Row]) -> None:
+def _scale_throughput(axes: Axes, rows: Sequence[BenchRow]) -> None:
     """Give the throughputs of sizes and networks one scale, of a decade at least."""
     values = [row.gigabytes_per_s or math.nan for row in rows]
     top = max(values + [row.ceiling_gigabytes_per_s or 0.0 for row in rows]) * 1.5
@@ -230,7 +235,7 @@ def _scale_throughput(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _draw_sizes(
-    axes: Axes, rows: Sequence[Row], caches: Mapping[str, int], styles: Mapping[str, Look]
+    axes: Axes, rows: Sequence[BenchRow], caches: Mapping[str, int], styles: Mapping[str, Style]
 ) -> Axes:
     ceilings = {float(row.elements): row.ceiling_gigabytes_per_s or math.nan for row in rows}
     if len(ceilings) == 1:  # a line of one point is none
@@ -253,16 +258,24 @@ def _draw_sizes(
 
 
 def _draw_points(
-    axes: Axes, places: Sequence[float], rows: Sequence[Row], look: Look, line: str
+    axes: Axes, places: Sequence[float], rows: Sequence[BenchRow], look: Style, line: str
 ) -> None:
     values = [row.gigabytes_per_s or math.nan for row in rows]
     axes.errorbar(
-        places, values, yerr=list(zip(*map(_reach, rows), strict=True)), marker=look.marker,
-        linestyle=line, ms=6, label=look.label, color=look.color, capsize=3, elinewidth=1,
-    )  # fmt: skip
+        places,
+        values,
+        yerr=list(zip(*map(_reach, rows), strict=True)),
+        marker=look.marker,
+        linestyle=line,
+        ms=6,
+        label=look.label,
+        color=look.color,
+        capsize=3,
+        elinewidth=1,
+    )
 
 
-def _reach(row: Row) -> tuple[float, float]:
+def _reach(row: BenchRow) -> tuple[float, float]:
     """Return how far the interval of a throughput reaches down and up: that of the time, turned."""
     if not (row.gigabytes_per_s and row.median_s and row.ci_low_s and row.ci_high_s):
         return math.nan, math.nan
@@ -272,7 +285,7 @@ def _reach(row: Row) -> tuple[float, float]:
     return max(0.0, row.gigabytes_per_s - down), max(0.0, up - row.gigabytes_per_s)
 
 
-def _mark_caches(axes: Axes, caches: Mapping[str, int], row: Row) -> None:
+def _mark_caches(axes: Axes, caches: Mapping[str, int], row: BenchRow) -> None:
     """Mark the sizes at which the arrays of a step outgrow each cache.
 
     What is not the last level belongs to a core, and is there once a thread.
@@ -284,12 +297,18 @@ def _mark_caches(axes: Axes, caches: Mapping[str, int], row: Row) -> None:
         if low < elements < high:
             axes.axvline(elements, **CACHE)
             axes.annotate(
-                level, (elements, 1), xycoords=axes.get_xaxis_transform(), xytext=(0, 4),
-                textcoords="offset points", ha="center", color="dimgrey", fontsize=9,
-            )  # fmt: skip
+                level,
+                (elements, 1),
+                xycoords=axes.get_xaxis_transform(),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                color="dimgrey",
+                fontsize=9,
+            )
 
 
-def _draw_networks(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Look]) -> Axes:
+def _draw_networks(axes: Axes, rows: Sequence[BenchRow], styles: Mapping[str, Style]) -> Axes:
     names = list(dict.fromkeys(row.workload for row in rows))
     ceilings = {row.workload: row.ceiling_gigabytes_per_s or math.nan for row in rows}
     for place, name in enumerate(names):
@@ -306,16 +325,16 @@ def _draw_networks(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Look]) 
     return axes
 
 
-def _has_gain(row: Row) -> bool:
+def _has_gain(row: BenchRow) -> bool:
     return bool(row.speedup) and not _is_reference(row)
 
 
-def _is_reference(row: Row) -> bool:
+def _is_reference(row: BenchRow) -> bool:
     """Tell whether the speed-up is that of a step over itself."""
     return bool(row.speedup_low == row.speedup == row.speedup_high == 1)
 
 
-def _reference(row: Row, rows: Sequence[Row]) -> str:
+def _reference(row: BenchRow, rows: Sequence[BenchRow]) -> str:
     """Name what a speed-up is against: the step of the same workload and backend with 1."""
     return next(
         (
@@ -329,7 +348,7 @@ def _reference(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _draw_gains(
-    axes: Axes, gains: Sequence[Row], rows: Sequence[Row], styles: Mapping[str, Look]
+    axes: Axes, gains: Sequence[BenchRow], rows: Sequence[BenchRow], styles: Mapping[str, Style]
 ) -> None:
     """Draw bars that begin at 1: to the right is faster, to the left slower."""
     axes.set_title("Speed-up: further right is better", pad=TITLE_PAD)
@@ -341,17 +360,29 @@ def _draw_gains(
     colors = [styles[row.implementation].color for row in gains]
     axes.barh(places, values - 1, left=1, height=0.7, color=colors)
     axes.errorbar(
-        values, places, xerr=np.array([values - lows, highs - values]), fmt="none", ecolor="black",
-        capsize=3, linewidth=1,
-    )  # fmt: skip
+        values,
+        places,
+        xerr=np.array([values - lows, highs - values]),
+        fmt="none",
+        ecolor="black",
+        capsize=3,
+        linewidth=1,
+    )
     for place, value, low, high in zip(places, values, lows, highs, strict=True):
         end, side, way = (high, "left", 6) if value >= 1 else (low, "right", -6)
         axes.annotate(
-            f"{value:.3g}", (end, place), xytext=(way, 0), textcoords="offset points", ha=side,
-            va="center", fontsize=8,
-        )  # fmt: skip
-    labels = [f"{row.workload}  {styles[row.implementation].label}{_reference(row, rows)}"
-              for row in gains]  # fmt: skip
+            f"{value:.3g}",
+            (end, place),
+            xytext=(way, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            fontsize=8,
+        )
+    labels = [
+        f"{row.workload}  {styles[row.implementation].label}{_reference(row, rows)}"
+        for row in gains
+    ]
     axes.set_yticks(places, labels, fontsize=8)
     axes.set_ylim(max(len(gains), FEWEST_BARS) - 0.4, -0.6)
     _separate(axes, [row.workload for row in gains])
@@ -392,7 +423,7 @@ def samples_figure(measurements: Sequence[Measurement], machine: Mapping[str, An
     if not measurements:
         return _empty(title)
     settings = _by_setting(measurements)
-    styles = looks(each.row for each in measurements)
+    styles = styles_of(each.row for each in measurements)
     lanes = max(len(each.samples_s) for each in measurements)
     row_in = max(NARROW_IN, 0.14 * lanes)
     heights = [0.9 + row_in * len(some) for some in settings.values()]
@@ -400,9 +431,9 @@ def samples_figure(measurements: Sequence[Measurement], machine: Mapping[str, An
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(f"{title}\n\n", fontsize=14)
     figure.text(0.5, 1 - 0.38 / size[1], SAMPLES_HELP, ha="center", va="top", fontsize=9)
-    panels = figure.subplots(
-        len(settings), 1, squeeze=False, sharex=True, height_ratios=heights
-    )[:, 0]  # fmt: skip
+    panels = figure.subplots(len(settings), 1, squeeze=False, sharex=True, height_ratios=heights)[
+        :, 0
+    ]
     limits = _limits(measurements)
     for axes, (setting, some) in zip(panels, settings.items(), strict=True):
         axes.set_title(str(setting), fontsize=11)
@@ -425,9 +456,11 @@ def _limits(measurements: Sequence[Measurement]) -> tuple[float, float]:
 
 
 def _draw_samples(
-    axes: Axes, measurements: Sequence[Measurement], styles: Mapping[str, Look],
+    axes: Axes,
+    measurements: Sequence[Measurement],
+    styles: Mapping[str, Style],
     limits: tuple[float, float],
-) -> None:  # fmt: skip
+) -> None:
     axes.set_xscale("log")
     axes.set_xlim(*limits)
     axes.set_ylim(len(measurements), 0)
@@ -469,17 +502,27 @@ def _draw_row(
         shown = samples <= limits[1]
         size = 3.5 if len(samples) > 30 else 6
         axes.plot(
-            samples[shown], heights[shown], ".", ms=size, mew=0, color=color,
+            samples[shown],
+            heights[shown],
+            ".",
+            ms=size,
+            mew=0,
+            color=color,
             alpha=max(0.45, min(0.9, 60 / len(samples))),
-        )  # fmt: skip
+        )
         axes.vlines(np.median(samples), top, top + lane, color="black", linewidth=1.4)
     axes.annotate(
-        _told(median, np.concatenate(processes), limits[1]), (1, place + 0.5), xytext=(6, 0),
-        xycoords=axes.get_yaxis_transform(), textcoords="offset points", va="center", fontsize=7.5,
-    )  # fmt: skip
+        _sample_label(median, np.concatenate(processes), limits[1]),
+        (1, place + 0.5),
+        xytext=(6, 0),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+    )
 
 
-def _told(median_s: float, samples: np.ndarray, limit: float) -> str:
+def _sample_label(median_s: float, samples: np.ndarray, limit: float) -> str:
     """Write what stands beside a row: its median, how many samples, and those that are not seen."""
     beyond = int((samples > limit).sum())
     lines = [f"median {duration(median_s)}", f"{len(samples):,} samples"]

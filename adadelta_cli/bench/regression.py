@@ -17,18 +17,17 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from adadelta_cli import inputs
-from adadelta_cli.bench import significance as verdict
-from adadelta_cli.bench import worker
+from adadelta_cli.bench import significance, worker
 from adadelta_cli.bench.results import FAILURES
-from adadelta_cli.bench.significance import Difference, Verdict
+from adadelta_cli.bench.significance import LogRatio, Verdict
 from adadelta_cli.errors import ExitCode, UsageError, shortened
-from adadelta_cli.system import info as machine
+from adadelta_cli.system import machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from adadelta_cli.bench import results as measurement
+    from adadelta_cli.bench import results
     from adadelta_cli.bench.runner import Benchmark
 
 THRESHOLD = 0.05  # the smallest difference that counts, where no other is asked for
@@ -50,7 +49,7 @@ Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
 DEEPEST = 20  # of nested lists and objects; a bench.json has 4
 
 
-class Key(NamedTuple):
+class MeasurementKey(NamedTuple):
     """What makes two rows ones of the same measurement."""
 
     implementation: str
@@ -62,7 +61,7 @@ class Key(NamedTuple):
     cache: str
 
 
-class Timing(BaseModel):
+class RecordedTiming(BaseModel):
     """A row of bench.json: which measurement it is, and its note."""
 
     implementation: str
@@ -76,9 +75,9 @@ class Timing(BaseModel):
     note: str = ""
 
     @property
-    def key(self) -> Key:
+    def key(self) -> MeasurementKey:
         """What finds it in another document."""
-        return Key(*(getattr(self, name) for name in Key._fields))
+        return MeasurementKey(*(getattr(self, name) for name in MeasurementKey._fields))
 
     @property
     def wrong(self) -> bool:
@@ -104,7 +103,7 @@ SHARE, SECONDS = "share of the ceiling", "seconds"
 class Document(BaseModel):
     """What is read of a bench.json."""
 
-    rows: list[Timing]
+    rows: list[RecordedTiming]
     by_process: list[Processes]
     machine: dict[str, Any]
     settings: dict[str, Any] = {}
@@ -123,20 +122,20 @@ class Document(BaseModel):
         return self
 
     @property
-    def by_key(self) -> dict[Key, Found]:
+    def by_key(self) -> dict[MeasurementKey, Found]:
         """The rows, with what each process found."""
         both = zip(self.rows, self.by_process, strict=True)
         return {row.key: Found(row, each) for row, each in both}
 
 
-def read(path: Path) -> Document:
+def read_document(path: Path) -> Document:
     """Read a result of bench: the file bench.json, or the folder that it is in.
 
     Raises:
         UsageError: it cannot be read, or is no result that can be compared.
     """
     file = path / "bench.json" if os.path.isdir(path) else path  # noqa: PTH112 - takes any path
-    reason = inputs.problem(file)
+    reason = inputs.unreadable_reason(file)
     if reason:
         raise UsageError(
             f"{shortened(file)} cannot be read ({reason}); name the bench.json that adadelta bench "
@@ -148,7 +147,7 @@ def read(path: Path) -> Document:
         raise UsageError(
             f"{file} is no JSON ({error}); name the bench.json that adadelta bench wrote"
         ) from error
-    return document(content, str(file))
+    return parse_document(content, str(file))
 
 
 def _check_depth(content: Any, source: str) -> None:
@@ -167,7 +166,7 @@ def _check_depth(content: Any, source: str) -> None:
         )
 
 
-def document(content: Any, source: str) -> Document:
+def parse_document(content: Any, source: str) -> Document:
     """Check that what bench.json holds can be compared.
 
     Args:
@@ -252,7 +251,7 @@ def _consequence(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class RegressionRow:
     """One measurement in both results: a row of compare.csv.
 
     Attributes:
@@ -285,7 +284,7 @@ class Row:
     note: str = ""
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = tuple(field.name for field in fields(RegressionRow))
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ class Comparison:
         new: what the new one is called.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[RegressionRow, ...]
     changes: tuple[Change, ...]
     threshold: float
     test: str
@@ -318,7 +317,7 @@ class Comparison:
 class Found(NamedTuple):
     """A measurement in one of the results."""
 
-    timing: Timing
+    timing: RecordedTiming
     processes: Processes
 
     def known(self, measure: str) -> list[float]:
@@ -329,7 +328,7 @@ class Found(NamedTuple):
 class Counterparts(NamedTuple):
     """A measurement in both results; None where it is in one only."""
 
-    key: Key
+    key: MeasurementKey
     old: Found | None
     new: Found | None
 
@@ -366,7 +365,7 @@ def judge(old: Document, new: Document, threshold: float = THRESHOLD) -> Compari
     return Comparison(tuple(noted), tuple(found), threshold, WELCH, old.source, new.source)
 
 
-def against(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
+def judge_in_turn(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
     """Judge this version against the one that was timed in the same rounds."""
     pairs = [pair for result in work.results for pair in result.pairs]
     rows = conclude([_in_turn(pair) for pair in pairs], threshold)
@@ -385,9 +384,9 @@ def against(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
     return Comparison(tuple(rows), tuple(found), threshold, STUDENT, old, "this version")
 
 
-def _in_turn(pair: measurement.Pair) -> Matched:
+def _in_turn(pair: results.Pair) -> Matched:
     """Find the difference of a pair of versions, or why there is none."""
-    row = Row(*(getattr(pair.row, name) for name in Key._fields))
+    row = RegressionRow(*(getattr(pair.row, name) for name in MeasurementKey._fields))
     if pair.row.note.startswith(FAILURES) and not pair.old_fault:
         note = f"{pair.row.note}; the old one is right"
         return replace(row, verdict=Verdict.SLOWER, note=note), None
@@ -395,10 +394,14 @@ def _in_turn(pair: measurement.Pair) -> Matched:
         return replace(row, note=pair.old_fault or pair.row.note or "no samples"), None
     means = [float(np.exp(np.log(side).mean())) for side in (pair.old_s, pair.new_s)]
     filled = replace(
-        row, compared=SECONDS, old=means[0], new=means[1],
-        processes_old=len(pair.old_s), processes_new=len(pair.new_s),
-    )  # fmt: skip
-    return filled, verdict.paired(pair.ratios)
+        row,
+        compared=SECONDS,
+        old=means[0],
+        new=means[1],
+        processes_old=len(pair.old_s),
+        processes_new=len(pair.new_s),
+    )
+    return filled, significance.paired(pair.ratios)
 
 
 def _machines(found: Sequence[Change], *, known: bool) -> Machines:
@@ -410,18 +413,18 @@ def _machines(found: Sequence[Change], *, known: bool) -> Machines:
     return Machines(difference, known and not weighty)
 
 
-Matched = tuple[Row, "Difference | None"]
+Matched = tuple[RegressionRow, "LogRatio | None"]
 """A row without its verdict, and the difference to judge; None where the row has its verdict."""
 
 
-def conclude(matched: Sequence[Matched], threshold: float) -> list[Row]:
+def conclude(matched: Sequence[Matched], threshold: float) -> list[RegressionRow]:
     """Judge the differences of all rows together, and write the verdicts into the rows."""
-    judgements = iter(verdict.judge([each for _, each in matched if each], threshold))
+    judgements = iter(significance.judge_all([each for _, each in matched if each], threshold))
     return [_judged(row, each, next(judgements)) if each else row for row, each in matched]
 
 
-def _judged(row: Row, each: Difference, judgement: verdict.Judgement) -> Row:
-    known = each.processes >= verdict.LEAST_PROCESSES
+def _judged(row: RegressionRow, each: LogRatio, judgement: significance.Judgement) -> RegressionRow:
+    known = each.processes >= significance.LEAST_PROCESSES
     return replace(
         row,
         ratio=each.ratio,
@@ -435,7 +438,7 @@ def _judged(row: Row, each: Difference, judgement: verdict.Judgement) -> Row:
 
 def _match(pair: Counterparts, machines: Machines) -> Matched:
     """Find what can be compared of a measurement, or why nothing can."""
-    row, old, new = Row(*pair.key), pair.old, pair.new
+    row, old, new = RegressionRow(*pair.key), pair.old, pair.new
     if old and new and new.timing.wrong and old.known(SECONDS):
         note = f"{new.timing.note}; the old one was right"
         return replace(row, verdict=Verdict.SLOWER, note=note), None
@@ -459,18 +462,22 @@ def _obstacles(pair: Counterparts, machines: Machines) -> Iterator[str]:
         yield f"no share of a ceiling, and not known to be the same machine; {MEASURE_AGAIN}"
 
 
-def compared(row: Row, measure: str, old: list[float], new: list[float]) -> Matched:
+def compared(row: RegressionRow, measure: str, old: list[float], new: list[float]) -> Matched:
     """Compare a number for each process, shares or seconds; a larger share is a shorter time."""
     times = (old, new) if measure == SECONDS else (1 / np.array(old), 1 / np.array(new))
     means = [float(np.exp(np.log(side).mean())) for side in (old, new)]
     filled = replace(
-        row, compared=measure, old=means[0], new=means[1],
-        processes_old=len(old), processes_new=len(new),
-    )  # fmt: skip
-    return filled, verdict.unpaired(*times)
+        row,
+        compared=measure,
+        old=means[0],
+        new=means[1],
+        processes_old=len(old),
+        processes_new=len(new),
+    )
+    return filled, significance.unpaired(*times)
 
 
-def _with_ceiling(row: Row, pair: Counterparts, threshold: float) -> Row:
+def _with_ceiling(row: RegressionRow, pair: Counterparts, threshold: float) -> RegressionRow:
     """Note that the ceiling moved, where the verdict is on shares of it."""
     was, now = (
         (side and side.timing.ceiling_gigabytes_per_s) or 0.0 for side in (pair.old, pair.new)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from adadelta_cli.bench.regression import Comparison, Row
+    from adadelta_cli.bench.regression import Comparison, RegressionRow
 
 COLOURS = {
     Verdict.FASTER: "green",
@@ -24,9 +24,17 @@ COLOURS = {
     Verdict.UNCLEAR: "yellow",
 }
 HEADINGS = (
-    "workload", "dtype", "threads", "cache", "implementation", "compared", "old", "new",
-    f"time, new / old ({LEVEL:.0%} interval)", "verdict",
-)  # fmt: skip
+    "workload",
+    "dtype",
+    "threads",
+    "cache",
+    "implementation",
+    "compared",
+    "old",
+    "new",
+    f"time, new / old ({LEVEL:.0%} interval)",
+    "verdict",
+)
 SETTINGS = (1, 2, 3)  # columns that stand in the title where all rows agree
 EXPLANATION = (
     "time, new / old: above 1 is slower. SLOWER: beyond {limit:.4g}, and significant by {test}, "
@@ -35,7 +43,7 @@ EXPLANATION = (
 )
 
 
-def comparison_cells(row: Row) -> tuple[str, ...]:
+def comparison_cells(row: RegressionRow) -> tuple[str, ...]:
     """Write a row as a person reads it, a cell for each of `HEADINGS`, the verdict plain."""
     ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
     interval = "" if row.ratio_low is None else f" ({row.ratio_low:.3f}-{row.ratio_high:.3f})"
@@ -73,9 +81,12 @@ def comparison_table(comparison: Comparison) -> Table:
     shown = [k for k in range(len(HEADINGS)) if k not in shared]
     about = ", ".join(cells[0][k] + " threads" * (HEADINGS[k] == "threads") for k in shared)
     table = Table(
-        box=SIMPLE_HEAD, title=escape(f"adadelta compare: {_title(comparison)}\n{about}"),
-        title_justify="left", caption=_explanation(comparison), caption_justify="left",
-    )  # fmt: skip
+        box=SIMPLE_HEAD,
+        title=escape(f"adadelta compare: {_title(comparison)}\n{about}"),
+        title_justify="left",
+        caption=_explanation(comparison),
+        caption_justify="left",
+    )
     for k in shown:
         table.add_column(HEADINGS[k], no_wrap=True)
     groups = [(row.workload, row.dtype, row.threads, row.cache) for row in comparison.rows]
@@ -96,26 +107,24 @@ def _title(comparison: Comparison) -> str:
 def _explanation(comparison: Comparison) -> str:
     limit = 1 + comparison.threshold
     return EXPLANATION.format(
-        limit=limit,
-        mirrored=1 / limit,
-        test=comparison.test,
-        chance=1 - LEVEL,
+        limit=limit, mirrored=1 / limit, test=comparison.test, chance=1 - LEVEL
     )
 
 
 def comparison_remarks(comparison: Comparison) -> list[str]:
     """Write the note of each row, then what differs between the machines and settings."""
-    together: dict[tuple[Verdict, str], list[Row]] = {}
+    together: dict[tuple[Verdict, str], list[RegressionRow]] = {}
     for row in comparison.rows:
         together.setdefault((row.verdict, row.note), []).append(row)
     notes = [
-        f"{verdict.value} {_names(rows)}: {note}" for (verdict, note), rows in together.items()
+        f"{verdict.value} {_names(rows)}: {note}"
+        for (verdict, note), rows in together.items()
         if note
-    ]  # fmt: skip
+    ]
     return notes + [f"Differs: {line}" for line in _changes(comparison)]
 
 
-def _names(rows: Sequence[Row]) -> str:
+def _names(rows: Sequence[RegressionRow]) -> str:
     """Name a row, or count several."""
     if len(rows) > 1:
         return f"({len(rows)} rows)"

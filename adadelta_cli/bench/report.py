@@ -19,9 +19,20 @@ if TYPE_CHECKING:
     from adadelta_cli.bench.runner import Benchmark
 
 BENCH_HEADINGS = (
-    "workload", "dtype", "on", "cache", "B/element", "implementation", "a step (interval)",
-    "GB/s", "of the ceiling", "roof", "speed-up", "memory", "note",
-)  # fmt: skip
+    "workload",
+    "dtype",
+    "on",
+    "cache",
+    "B/element",
+    "implementation",
+    "a step (interval)",
+    "GB/s",
+    "of the ceiling",
+    "roof",
+    "speed-up",
+    "memory",
+    "note",
+)
 
 
 def bench_cells(row: Any) -> tuple[str, ...]:

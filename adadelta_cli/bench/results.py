@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adadelta_cli.bench.bootstrap import Estimate, estimate, ratio
+from adadelta_cli.bench.bootstrap import MedianCI, median_ci, ratio
 from adadelta_cli.bench.buffers import traffic_bytes
 from adadelta_cli.bench.device import ARITHMETIC, COPY, ROOFS
-from adadelta_cli.implementations.array_backends import PEERS
+from adadelta_cli.implementations.array_backends import FRAMEWORKS
 from adadelta_cli.implementations.registry import timeable
-from adadelta_cli.system import info as machine
+from adadelta_cli.system import machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """The time of one implementation's step on one workload: a row of bench.csv.
 
     A share or a speed-up is the median of the ratios within rounds, with its own interval. None:
@@ -91,7 +91,7 @@ class Row:
         return f"{self.threads} thread{'s' * (self.threads > 1)}" if self.ctx == "cpu" else self.ctx
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = tuple(field.name for field in fields(BenchRow))
 Samples = dict[str, list[np.ndarray]]
 """By entry, an array for each process; a round in which the entry had no turn is a NaN."""
 
@@ -107,7 +107,7 @@ class Measurement:
         wrong: this implementation's step is not that of the array update.
     """
 
-    row: Row
+    row: BenchRow
     samples_s: list[list[float]] = field(default_factory=list)
     by_process: dict[str, list[float]] = field(default_factory=dict)
     wrong: bool = False
@@ -126,7 +126,7 @@ class Pair:
         old_fault: what is wrong with the other version's step; empty where nothing is.
     """
 
-    row: Row
+    row: BenchRow
     old_s: list[float]
     new_s: list[float]
     ratios: list[float]
@@ -134,7 +134,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Result:
+class GroupResult:
     """What came of timing a group.
 
     Attributes:
@@ -146,7 +146,7 @@ class Result:
 
     measurements: list[Measurement]
     roofs_s: dict[str, list[list[float]]] = field(default_factory=dict)
-    doubts: list[Doubt] = field(default_factory=list)
+    doubts: list[MeasurementWarning] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
 
 
@@ -155,7 +155,7 @@ OLD = "old: "  # so begin the names of what another version timed
 
 def result(
     group: Group, samples: Samples, faults: dict[str, str], peaks: dict[str, int | None]
-) -> Result:
+) -> GroupResult:
     """Make the rows of a group from the samples of its implementations and of the roofs.
 
     Args:
@@ -165,7 +165,7 @@ def result(
         peaks: each one's peak extra memory in bytes, where it was measured.
     """
     here = [roof for roof in ROOFS if roof in samples]
-    bound = max(here, key=lambda roof: estimate(_known(samples[roof])).median)
+    bound = max(here, key=lambda roof: median_ci(_known(samples[roof])).median)
     blanks = [
         _blank(group, name, faults.get(name, ""), peaks.get(name)) for name in group.implementations
     ]
@@ -174,10 +174,10 @@ def result(
     rows = [each.row for each in measurements]
     known = {*samples, *faults}
     pairs = [_pair(row, samples, faults) for row in rows if OLD + row.implementation in known]
-    return Result(measurements, roofs, doubts(group, samples), pairs)
+    return GroupResult(measurements, roofs, find_warnings(group, samples), pairs)
 
 
-def _pair(row: Row, samples: Samples, faults: dict[str, str]) -> Pair:
+def _pair(row: BenchRow, samples: Samples, faults: dict[str, str]) -> Pair:
     then = OLD + row.implementation
     new_s, old_s = samples.get(row.implementation, []), samples.get(then, [])
     ratios = ratio(new_s, old_s) if new_s and old_s else []
@@ -189,29 +189,36 @@ def _lists(arrays: Sequence[np.ndarray]) -> list[list[float]]:
     return [each.tolist() for each in arrays]
 
 
-def _blank(group: Group, name: str, fault: str, peak: int | None = None) -> Row:
+def _blank(group: Group, name: str, fault: str, peak: int | None = None) -> BenchRow:
     workload = group.workload
-    return Row(
-        implementation=name, backend=timeable(name, group.ctx).backend,
-        ctx=group.ctx, dtype=group.dtype,
-        workload=workload.name, tensors=workload.tensors, elements=workload.elements,
-        threads=group.threads, cache=group.cache, peak_extra_bytes=peak,
-        bytes_per_element=traffic_bytes(group.dtype), note=fault,
-    )  # fmt: skip
+    return BenchRow(
+        implementation=name,
+        backend=timeable(name, group.ctx).backend,
+        ctx=group.ctx,
+        dtype=group.dtype,
+        workload=workload.name,
+        tensors=workload.tensors,
+        elements=workload.elements,
+        threads=group.threads,
+        cache=group.cache,
+        peak_extra_bytes=peak,
+        bytes_per_element=traffic_bytes(group.dtype),
+        note=fault,
+    )
 
 
-def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Measurement:
+def _measurement(blank: BenchRow, group: Group, samples: Samples, bound: str) -> Measurement:
     """Fill a row from the samples; an implementation that is wrong has none."""
     name = blank.implementation
     if name not in samples:
-        ours = timeable(name).backend not in PEERS  # or the user's own: theirs to mend
+        ours = timeable(name).backend not in FRAMEWORKS  # or the user's own: theirs to fix
         return Measurement(blank, wrong=ours and blank.note.startswith(FAILURES))
     known, moved = _known(samples[name]), blank.elements * traffic_bytes(blank.dtype)
-    time_s, ceiling_s = estimate(known), estimate(_known(samples[bound]))
+    time_s, ceiling_s = median_ci(known), median_ci(_known(samples[bound]))
     shares = ratio(samples[bound], samples[name])
-    share = estimate(shares)
+    share = median_ci(shares)
     row = replace(
-        timed(blank, known, time_s),
+        fill_times(blank, known, time_s),
         gigabytes_per_s=moved / time_s.median / 1e9,
         ceiling_gigabytes_per_s=moved / ceiling_s.median / 1e9,
         ceiling_fraction=share.median,
@@ -220,16 +227,16 @@ def _measurement(blank: Row, group: Group, samples: Samples, bound: str) -> Meas
         bound=bound.split(maxsplit=1)[0],
         note="; ".join([*_notes(name, group, samples, time_s), *_too_fast(share)]),
     )
-    unfused = None if timeable(name).allowed else samples.get(timeable(name).unfused)
+    unfused = None if timeable(name).tolerance else samples.get(timeable(name).unfused)
     by_process = {"median_s": _medians(known), "ceiling_fraction": _medians(shares)}
-    return Measurement(sped_up(row, unfused, samples[name]), _lists(known), by_process)
+    return Measurement(fill_speedup(row, unfused, samples[name]), _lists(known), by_process)
 
 
 def _medians(processes: Sequence[np.ndarray]) -> list[float]:
     return [float(np.median(each)) for each in processes if len(each)]
 
 
-def timed(blank: Row, known: Sequence[np.ndarray], time_s: Estimate) -> Row:
+def fill_times(blank: BenchRow, known: Sequence[np.ndarray], time_s: MedianCI) -> BenchRow:
     """Fill in a row's times."""
     q1, q3 = np.median([np.percentile(each, [25, 75]) for each in known], axis=0)
     return replace(
@@ -245,11 +252,13 @@ def timed(blank: Row, known: Sequence[np.ndarray], time_s: Estimate) -> Row:
     )
 
 
-def sped_up(row: Row, reference: list[np.ndarray] | None, own: list[np.ndarray]) -> Row:
+def fill_speedup(
+    row: BenchRow, reference: list[np.ndarray] | None, own: list[np.ndarray]
+) -> BenchRow:
     """Fill in a row's speed-up against samples of the same rounds, if there are any."""
     if reference is None:
         return row
-    gain = estimate(ratio(reference, own))
+    gain = median_ci(ratio(reference, own))
     return replace(row, speedup=gain.median, speedup_low=gain.low, speedup_high=gain.high)
 
 
@@ -264,7 +273,7 @@ FAILURES = ("wrong: ", "failed: ")  # so begins the note of a row whose step is 
 # --- training -------------------------------------------------------------------------------------
 
 
-def trained(group: Group, samples: Samples, losses: dict[str, list[float]]) -> Result:
+def training_rows(group: Group, samples: Samples, losses: dict[str, list[float]]) -> GroupResult:
     """Make the rows of whole training steps.
 
     Args:
@@ -272,23 +281,25 @@ def trained(group: Group, samples: Samples, losses: dict[str, list[float]]) -> R
         samples: of `NAME step`, a whole step, and of `NAME update`, the update in it.
         losses: what each trained to, in each process.
     """
-    return Result([_trained(group, name, samples, losses) for name in group.implementations])
+    return GroupResult(
+        [_training_row(group, name, samples, losses) for name in group.implementations]
+    )
 
 
-def _trained(
+def _training_row(
     group: Group, name: str, samples: Samples, losses: dict[str, list[float]]
 ) -> Measurement:
     reference = group.implementations[0]
     whole = _known(samples[f"{name} step"])
-    share = estimate(ratio(samples[f"{name} update"], samples[f"{name} step"])).median
+    share = median_ci(ratio(samples[f"{name} update"], samples[f"{name} step"])).median
     right = losses[name] == losses[reference]
     verdict = "the same as" if right else "wrong: not that of"
     note = (
         f"the update is {share:.0%} of it; loss {losses[name][-1]!r}, {verdict} {reference}, "
         "against which the speed-up is"
     )
-    row = timed(_blank(group, name, note), whole, estimate(whole))
-    row = sped_up(row, samples[f"{reference} step"], samples[f"{name} step"])
+    row = fill_times(_blank(group, name, note), whole, median_ci(whole))
+    row = fill_speedup(row, samples[f"{reference} step"], samples[f"{name} step"])
     return Measurement(row, _lists(whole), {"median_s": _medians(whole)}, wrong=not right)
 
 
@@ -302,7 +313,7 @@ FREQUENCY_CHANGED = 0.05
 SLOW_FIRST = 0.05
 
 
-def _notes(name: str, group: Group, samples: Samples, time_s: Estimate) -> Iterator[str]:
+def _notes(name: str, group: Group, samples: Samples, time_s: MedianCI) -> Iterator[str]:
     """Say how well a row is known, and how it compares with what is not ours."""
     known = _known(samples[name])
     if time_s.precision > group.precision:
@@ -313,31 +324,31 @@ def _notes(name: str, group: Group, samples: Samples, time_s: Estimate) -> Itera
     if apart > DISAGREE:
         yield f"processes disagree by {apart:.0%}"
     if COPY in samples:
-        share = estimate(ratio(samples[COPY], samples[name]))
+        share = median_ci(ratio(samples[COPY], samples[name]))
         yield f"{share.median:.3g} ({share.low:.3g}-{share.high:.3g}) of a device copy's bandwidth"
-    if timeable(name).fused and timeable(name).allowed is None:
-        yield from _gains(name, group, samples)
+    if timeable(name).fused and timeable(name).tolerance is None:
+        yield from _speedups(name, group, samples)
 
 
-def _too_fast(share: Estimate) -> Iterator[str]:
+def _too_fast(share: MedianCI) -> Iterator[str]:
     if share.median > FASTER_THAN_ITS_CEILING:
         yield "faster than its ceiling, so the roofs were disturbed: its share means nothing"
 
 
-def _gains(name: str, group: Group, samples: Samples) -> Iterator[str]:
+def _speedups(name: str, group: Group, samples: Samples) -> Iterator[str]:
     theirs = [
         other
         for other in group.implementations
-        if other in samples and (timeable(other).allowed or not timeable(other).keeps_grad)
+        if other in samples and (timeable(other).tolerance or not timeable(other).keeps_grad)
     ]
-    gains = {other: estimate(ratio(samples[other], samples[name])) for other in theirs}
+    gains = {other: median_ci(ratio(samples[other], samples[name])) for other in theirs}
     told = [f"{other} {g.median:.3g} ({g.low:.3g}-{g.high:.3g})" for other, g in gains.items()]
     if told:
         yield f"times as fast as {', '.join(told)}"
 
 
 @dataclass(frozen=True)
-class Doubt:
+class MeasurementWarning:
     """Why numbers should not be trusted.
 
     Attributes:
@@ -353,7 +364,7 @@ class Doubt:
     measured: str
 
 
-def told(doubts: Sequence[Doubt]) -> list[str]:
+def format_warnings(doubts: Sequence[MeasurementWarning]) -> list[str]:
     """Write doubts as sentences, one for all places where the same was seen."""
     places: dict[tuple[str, str], list[str]] = {}
     for each in doubts:
@@ -362,7 +373,7 @@ def told(doubts: Sequence[Doubt]) -> list[str]:
     return [f"{what}: {', '.join(found)}; {advice}" for (what, advice), found in places.items()]
 
 
-def doubts(group: Group, samples: Samples) -> list[Doubt]:
+def find_warnings(group: Group, samples: Samples) -> list[MeasurementWarning]:
     """Say why the numbers of a group should not be trusted, and what to do about it."""
     known = {name: _known(each) for name, each in samples.items()}
     seen = {}
@@ -374,7 +385,9 @@ def doubts(group: Group, samples: Samples) -> list[Doubt]:
         }
     seen |= {SLOW_START: _slow_start(known), DISAGREEMENT: _disagreement(known)}
     place = f"{group.workload.name} {group.dtype}"
-    return [Doubt(*what, place, measured) for what, measured in seen.items() if measured]
+    return [
+        MeasurementWarning(*what, place, measured) for what, measured in seen.items() if measured
+    ]
 
 
 TOO_MANY_THREADS = (

@@ -19,29 +19,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.bench.buffers import held_bytes, state_dtype
-from adadelta_cli.bench.device import Survey, survey
+from adadelta_cli.bench.device import DeviceSurvey, survey
 from adadelta_cli.bench.results import (
     OLD,
+    BenchRow,
     Group,
+    GroupResult,
     Measurement,
-    Result,
-    Row,
     Samples,
+    format_warnings,
     result,
-    told,
-    trained,
+    training_rows,
 )
 from adadelta_cli.bench.worker import cold_copies
-from adadelta_cli.bench.worker_pool import Columns, Crew, Job, Role, Worker, side_by_side
+from adadelta_cli.bench.worker_pool import (
+    Columns,
+    Job,
+    Worker,
+    WorkerPool,
+    WorkerSpec,
+    run_side_by_side,
+)
 from adadelta_cli.bench.workloads import Workload, model
 from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
-from adadelta_cli.implementations import array_backends as backends
-from adadelta_cli.implementations import frameworks as peers
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations import user_kernel as candidate
+from adadelta_cli.implementations import array_backends, frameworks, registry, user_kernel
 from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, timeable
-from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.progress import Tick, no_tick
 
 if TYPE_CHECKING:
@@ -57,7 +61,7 @@ def cache_on(ctx: str) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What to time, and how well.
 
     Attributes:
@@ -89,7 +93,7 @@ class Plan:
     ctx: str = "cpu"
 
     @cached_property
-    def survey(self) -> Survey:
+    def survey(self) -> DeviceSurvey:
         """What there is to know of the processor."""
         return survey(self.ctx)
 
@@ -103,13 +107,13 @@ class Plan:
         ]
 
     @cached_property
-    def roles(self) -> list[Role]:
+    def roles(self) -> list[WorkerSpec]:
         """Who times what: the fused steps and the roofs together, what disturbs them elsewhere."""
         groups: dict[str, list[str]] = {"": []}
         for name in self.implementations:
             groups.setdefault(_process(name), []).append(name)
-        ours = Role(tuple(groups.pop("")), roofs=True)
-        others = [Role(tuple(names), foreign=key != APART) for key, names in groups.items()]
+        ours = WorkerSpec(tuple(groups.pop("")), roofs=True)
+        others = [WorkerSpec(tuple(names), foreign=key != APART) for key, names in groups.items()]
         if not self.against:
             return [ours, *others]
         # With the roofs, though nothing is made of theirs: what shares a process has to be alike.
@@ -136,7 +140,7 @@ def _process(name: str) -> str:
 # --- the choice of implementations ----------------------------------------------------------------
 
 
-def choose(
+def choose_implementations(
     names: Sequence[str], backend: str, ctx: str, *, fused_only: bool = False
 ) -> tuple[str, ...]:
     """Return the implementations to time: those named, or all of ours that there are here.
@@ -154,45 +158,45 @@ def choose(
         if each.backend in wanted and (each.fused or not fused_only)
     )
     if any(timeable(name).backend == "mxnet" for name in chosen):
-        engine.is_installed() or engine.load()  # which says what is missing
+        runtime.is_installed() or runtime.load_mxnet()  # which says what is missing
     return chosen
 
 
 def _libraries(backend: str, ctx: str) -> tuple[str, ...]:
     """Name the array libraries whose steps are timed where none is named."""
     if Device.parse(ctx).kind == "gpu" or backend == "cupy":
-        return (backends.library(backend, ctx),)
-    here = ("mxnet", "numpy") if engine.is_installed() else ("numpy",)
+        return (array_backends.library(backend, ctx),)
+    here = ("mxnet", "numpy") if runtime.is_installed() else ("numpy",)
     return here if backend == "auto" else (backend,)
 
 
 def _check_choice(name: str, backend: str, device: Device) -> None:
     found = timeable(name, str(device))
-    implementations.check_place(found, device)
+    registry.check_place(found, device)
     if backend not in ("auto", found.backend):
         raise UsageError(
             f"--impl {name} computes on {found.backend} and --backend is {backend}; leave "
             f"--backend out, or make it {found.backend}"
         )
-    if device.kind == "gpu" and found.backend in backends.BACKENDS:
-        backends.library(found.backend, str(device))
-    if found.backend in backends.PEERS:
-        lack = peers.lack(found)
+    if device.kind == "gpu" and found.backend in array_backends.BACKENDS:
+        array_backends.library(found.backend, str(device))
+    if found.backend in array_backends.FRAMEWORKS:
+        lack = frameworks.missing_requirement(found)
         if lack:
             raise UnavailableError(f"--impl {name}: {lack}")
     elif found.sandbox:
-        candidate.check(name)
+        user_kernel.check_kernel(name)
 
 
-def choose_peers() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+def choose_frameworks() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Return the names of the peers and yardsticks that are here; the others, with their lack."""
-    return peers.present(implementations.PEERS | implementations.YARDSTICKS)
+    return frameworks.available(registry.FRAMEWORKS | registry.YARDSTICKS)
 
 
 COMPILED_COPIES = 4  # of cold tensors, at most: torch.compile takes seconds for each
 
 
-def _unable(plan: Plan, name: str, group: Group) -> str:
+def _unsupported_reason(plan: BenchPlan, name: str, group: Group) -> str:
     """Say why a group cannot be put to an implementation; empty when it can."""
     chosen = timeable(name, group.ctx)
     if group.dtype not in chosen.dtypes:
@@ -207,7 +211,7 @@ def _unable(plan: Plan, name: str, group: Group) -> str:
 TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured
 
 
-def needed_bytes(plan: Plan, group: Group) -> int:
+def needed_bytes(plan: BenchPlan, group: Group) -> int:
     """Count the bytes that timing a workload allocates, in all processes that do at once."""
     held = group.workload.elements * held_bytes(group.dtype)
     copies, ballast = _copies(plan, group)
@@ -222,13 +226,13 @@ def needed_bytes(plan: Plan, group: Group) -> int:
     )
 
 
-def _copies(plan: Plan, group: Group) -> tuple[int, int]:
+def _copies(plan: BenchPlan, group: Group) -> tuple[int, int]:
     """Say how often the tensors are made, and how many other bytes there are; see `cold_copies`."""
     held = group.workload.elements * held_bytes(group.dtype)
     return cold_copies(held, plan.survey.cache_bytes) if group.cache == "cold" else (1, 0)
 
 
-def check_memory(plan: Plan) -> None:
+def check_memory(plan: BenchPlan) -> None:
     """Compare what the largest workload needs with what is free, before anything is allocated.
 
     Raises:
@@ -247,7 +251,7 @@ def check_memory(plan: Plan) -> None:
         )
 
 
-def _largest(plan: Plan) -> tuple[int, Group]:
+def _largest(plan: BenchPlan) -> tuple[int, Group]:
     """Find what needs the most memory; return how many bytes, and the group."""
     return max(((needed_bytes(plan, each), each) for each in plan.groups), key=lambda pair: pair[0])
 
@@ -272,13 +276,13 @@ class Benchmark:
         UnavailableError: there is no version at its other end that understands this one.
     """
 
-    def __init__(self, plan: Plan, train: str | None, machine: dict[str, Any]) -> None:
+    def __init__(self, plan: BenchPlan, train: str | None, machine: dict[str, Any]) -> None:
         if train:
             check_train(plan.ctx, plan.against)
         python = plan.against and str(Path(shutil.which(plan.against) or plan.against).absolute())
         self.plan, self.machine = replace(plan, against=python), machine | plan.survey.about
         self._train = train
-        self.results: list[Result] = []
+        self.results: list[GroupResult] = []
         self.other: dict[str, Any] = _greeted(python) if python else {}
 
     def execute(self, tick: Tick = no_tick) -> None:
@@ -294,14 +298,14 @@ class Benchmark:
         return [each for result in self.results for each in result.measurements]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[BenchRow]:
         """The rows of bench.csv."""
         return [each.row for each in self.measurements]
 
     @property
     def doubts(self) -> list[str]:
         """Why the numbers should not be trusted, each once."""
-        return told([doubt for result in self.results for doubt in result.doubts])
+        return format_warnings([doubt for result in self.results for doubt in result.doubts])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -363,7 +367,7 @@ class _Pass:
         return {name: each for name, each in self.samples.items() if name not in self.faults}
 
 
-def measure(plan: Plan, results: list[Result], tick: Tick = no_tick) -> None:
+def measure(plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick) -> None:
     """Time all of a plan.
 
     Args:
@@ -388,36 +392,38 @@ def measure(plan: Plan, results: list[Result], tick: Tick = no_tick) -> None:
 
 
 def _of_group(
-    plan: Plan, group: Group, found: _Pass, peaks: dict[tuple[Group, str], int | None]
-) -> Result:
-    reasons = {name: _unable(plan, name, group) for name in plan.implementations}
+    plan: BenchPlan, group: Group, found: _Pass, peaks: dict[tuple[Group, str], int | None]
+) -> GroupResult:
+    reasons = {name: _unsupported_reason(plan, name, group) for name in plan.implementations}
     absent = {name: f"skipped: {lack}" for name, lack in plan.absent}
     everyone = replace(group, implementations=(*plan.implementations, *absent))
     own = {name: peaks.get((group, name)) for name in plan.implementations}
     return result(everyone, found.faultless, reasons | absent | found.faults, own)
 
 
-def _pass(plan: Plan, number: int, threads: int, found: dict[Group, _Pass], tick: Tick) -> None:
+def _pass(
+    plan: BenchPlan, number: int, threads: int, found: dict[Group, _Pass], tick: Tick
+) -> None:
     """Time all groups of a number of threads in fresh processes, one group after the other."""
     groups = [group for group in plan.groups if group.threads == threads]
     total = plan.processes * len(plan.groups)
     place = number * len(plan.groups) + plan.groups.index(groups[0])
     what = f"process {number + 1} of {plan.processes}"
     tick(place, total, what)
-    with Crew(plan.roles, threads, seed=plan.seed + number) as crew:
+    with WorkerPool(plan.roles, threads, seed=plan.seed + number) as pool:
         for k, group in enumerate(groups):
             tick(place + k, total, f"{group.workload.name} {group.dtype} {group.cache}, {what}")
-            crew.prepare(_able(plan, group), **_spec(plan, group))
+            pool.prepare(_able(plan, group), **_spec(plan, group))
             budget_s = plan.max_time_s / plan.processes
-            columns = crew.sample(budget_s, lambda seen: _suffice(seen, plan.precision))
-            found[group].add(columns, crew.faults)
+            columns = pool.sample(budget_s, lambda seen: _suffice(seen, plan.precision))
+            found[group].add(columns, pool.faults)
 
 
-def _able(plan: Plan, group: Group) -> list[str]:
-    return [name for name in plan.implementations if not _unable(plan, name, group)]
+def _able(plan: BenchPlan, group: Group) -> list[str]:
+    return [name for name in plan.implementations if not _unsupported_reason(plan, name, group)]
 
 
-def _spec(plan: Plan, group: Group) -> dict[str, Any]:
+def _spec(plan: BenchPlan, group: Group) -> dict[str, Any]:
     return {
         "dtype": group.dtype,
         "seed": plan.seed,
@@ -449,7 +455,7 @@ def _suffice(found: Columns, precision: float) -> bool:
 UNPOOLED = {"MXNET_CPU_MEM_POOL_TYPE": "Unpooled", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
+def _peaks(plan: BenchPlan, tick: Tick) -> dict[tuple[Group, str], int | None]:
     """Measure the extra memory of each implementation, in a process of its own."""
     if plan.against:
         return {}
@@ -459,27 +465,27 @@ def _peaks(plan: Plan, tick: Tick) -> dict[tuple[Group, str], int | None]:
         plan.implementations, dict.fromkeys(plan.dtypes), dict.fromkeys(plan.threads)
     ):
         groups = [g for g in ascending if (g.dtype, g.threads) == (dtype, threads)]
-        able = [group for group in groups if not _unable(plan, name, group)]
+        able = [group for group in groups if not _unsupported_reason(plan, name, group)]
         if able:
             tasks.append((able, name))
     tick(0, plan.processes * len(plan.groups), "memory")
     found: dict[tuple[Group, str], int | None] = {}
     jobs = [_peak(plan, *task) for task in tasks]
     # Nothing is timed here.
-    for done, (number, peaks) in enumerate(side_by_side(jobs, _at_once(plan)), 1):
+    for done, (number, peaks) in enumerate(run_side_by_side(jobs, _at_once(plan)), 1):
         groups, name = tasks[number]
         found |= {(group, name): peak for group, peak in zip(groups, peaks, strict=True)}
         tick(0, plan.processes * len(plan.groups), f"memory, {done} of {len(tasks)}")
     return found
 
 
-def _at_once(plan: Plan) -> int:
+def _at_once(plan: BenchPlan) -> int:
     """Say how many processes may hold a workload at once, if two fit beside each other."""
     needed, _ = _largest(plan)
     return 2 if 2 * needed < (plan.survey.available_bytes or 0) else 1
 
 
-def _peak(plan: Plan, groups: Sequence[Group], name: str) -> Job[list[int | None]]:
+def _peak(plan: BenchPlan, groups: Sequence[Group], name: str) -> Job[list[int | None]]:
     spec = _spec(plan, groups[0]) | {"implementations": [name], "task": "peak"}
     spec["workloads"] = [group.workload.shapes for group in groups]
     foreign = bool(timeable(name).sandbox)
@@ -499,7 +505,9 @@ def _peak(plan: Plan, groups: Sequence[Group], name: str) -> Job[list[int | None
 # --- training -------------------------------------------------------------------------------------
 
 
-def train_steps(name: str, plan: Plan, results: list[Result], tick: Tick = no_tick) -> None:
+def train_steps(
+    name: str, plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick
+) -> None:
     """Time whole training steps of a network, once for each optimizer, in turn.
 
     Args:
@@ -512,8 +520,8 @@ def train_steps(name: str, plan: Plan, results: list[Result], tick: Tick = no_ti
         UnavailableError: MXNet is not installed.
         BrokenError: a process broke off.
     """
-    if not engine.is_installed():
-        engine.load()
+    if not runtime.is_installed():
+        runtime.load_mxnet()
     workload = replace(model(name), name=f"train:{name}")
     for threads in dict.fromkeys(plan.threads):
         group = Group(workload, TRAINED[name], "float32", threads, "warm", plan.precision)
@@ -525,17 +533,17 @@ def train_steps(name: str, plan: Plan, results: list[Result], tick: Tick = no_ti
                 _train_once(plan, group, number, found, losses)
         finally:
             if found.samples:
-                results.append(trained(group, found.samples, losses))
+                results.append(training_rows(group, found.samples, losses))
 
 
 def _train_once(
-    plan: Plan, group: Group, number: int, found: _Pass, losses: dict[str, list[float]]
+    plan: BenchPlan, group: Group, number: int, found: _Pass, losses: dict[str, list[float]]
 ) -> None:
     """Let a fresh process for each optimizer take samples in turn; add samples and losses."""
-    roles = [Role((each,), f"{each} ", task="train") for each in group.implementations]
-    with Crew(roles, group.threads, seed=plan.seed + number) as crew:
-        answers = crew.prepare(group.implementations, seed=plan.seed)
+    roles = [WorkerSpec((each,), f"{each} ", task="train") for each in group.implementations]
+    with WorkerPool(roles, group.threads, seed=plan.seed + number) as pool:
+        answers = pool.prepare(group.implementations, seed=plan.seed)
         budget_s = plan.max_time_s / plan.processes
-        found.add(crew.sample(budget_s, lambda seen: _suffice(seen, plan.precision)), crew.faults)
+        found.add(pool.sample(budget_s, lambda seen: _suffice(seen, plan.precision)), pool.faults)
     for name, answer in zip(group.implementations, answers, strict=True):
         losses[name].append(answer["loss"])

@@ -39,7 +39,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Difference:
+class LogRatio:
     """The new time over the old one, as logarithms; what too few processes leave open is infinite.
 
     Attributes:
@@ -83,7 +83,7 @@ class Judgement:
 # --- the tests ------------------------------------------------------------------------------------
 
 
-def paired(ratios: ArrayLike) -> Difference:
+def paired(ratios: ArrayLike) -> LogRatio:
     """Compare times taken in the same rounds, by Student's t-test on the logarithms of ratios.
 
     Args:
@@ -101,7 +101,7 @@ def paired(ratios: ArrayLike) -> Difference:
     return _difference(float(logs.mean()), _squared_error(logs), logs.size - 1.0, logs.size)
 
 
-def unpaired(old: ArrayLike, new: ArrayLike) -> Difference:
+def unpaired(old: ArrayLike, new: ArrayLike) -> LogRatio:
     """Compare times taken apart, by Welch's t-test on their logarithms.
 
     Welch's does not take the spreads of both sides for equal, which a busier machine would belie.
@@ -140,19 +140,19 @@ def _squared_error(logs: np.ndarray) -> float:
     return max(spread, LEAST_SPREAD) ** 2 / logs.size
 
 
-def _difference(centre: float, squared_error: float, freedom: float, processes: int) -> Difference:
+def _difference(centre: float, squared_error: float, freedom: float, processes: int) -> LogRatio:
     if processes < LEAST_PROCESSES:
-        return Difference(centre, -math.inf, math.inf, 1.0, processes)
+        return LogRatio(centre, -math.inf, math.inf, 1.0, processes)
     error = math.sqrt(squared_error)
     half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
     p_value = 2 * float(special.stdtr(freedom, -abs(centre) / error))
-    return Difference(centre, centre - half, centre + half, p_value, processes)
+    return LogRatio(centre, centre - half, centre + half, p_value, processes)
 
 
 # --- the verdict ----------------------------------------------------------------------------------
 
 
-def judge(differences: Sequence[Difference], threshold: float) -> list[Judgement]:
+def judge_all(differences: Sequence[LogRatio], threshold: float) -> list[Judgement]:
     """Judge all rows of a table together.
 
     SLOWER: the estimate is beyond 1 + threshold, and the difference is significant. FASTER: the
@@ -189,7 +189,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _judgement(each: Difference, significant: bool, margin: float, rows: int) -> Judgement:
+def _judgement(each: LogRatio, significant: bool, margin: float, rows: int) -> Judgement:
     holds = {
         Verdict.SLOWER: significant and each.log_ratio > margin,
         Verdict.FASTER: significant and each.log_ratio < -margin,
@@ -200,7 +200,7 @@ def _judgement(each: Difference, significant: bool, margin: float, rows: int) ->
     return Judgement(verdict, _doubt(each, margin, rows) if verdict is Verdict.UNCLEAR else "")
 
 
-def _doubt(each: Difference, margin: float, rows: int) -> str:
+def _doubt(each: LogRatio, margin: float, rows: int) -> str:
     """Say why a row is UNCLEAR, and what to do."""
     if each.processes < LEAST_PROCESSES:
         return (
@@ -209,16 +209,15 @@ def _doubt(each: Difference, margin: float, rows: int) -> str:
         )
     size = abs(each.log_ratio)
     if size <= margin:
-        return (
-            "the estimate is within the threshold, its interval is not; "
-            + _advice(each, margin - size)
-        )  # fmt: skip
+        return "the estimate is within the threshold, its interval is not; " + _advice(
+            each, margin - size
+        )
     if each.log_low <= 0 <= each.log_high:
         return "processes differ so much that this can be chance; " + _advice(each, size)
     return f"of {rows} rows, one can differ as much by chance; " + _advice(each, size)
 
 
-def _advice(each: Difference, room: float) -> str:
+def _advice(each: LogRatio, room: float) -> str:
     """Say how many processes make half the interval fit into `room`; its width goes as 1/sqrt."""
     half = (each.log_high - each.log_low) / 2
     needed = each.processes * (half / room) ** 2 if room else math.inf

@@ -16,8 +16,8 @@ from adadelta_cli.verification.cases import Case
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from adadelta_cli.bench.buffers import Tensors
-    from adadelta_cli.bench.device import Cpu
+    from adadelta_cli.bench.buffers import TensorSet
+    from adadelta_cli.bench.device import CpuDevice
     from adadelta_cli.implementations.base import Implementation
 
 CHECKED_ELEMENTS = 4096  # of each tensor, spread over all of it
@@ -25,7 +25,7 @@ HYPER = Hyperparameters()
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchTarget:
     """An implementation's step on tensors.
 
     Attributes:
@@ -37,11 +37,11 @@ class Subject:
 
     step: Callable[[], Any]
     parameters: list[Parameter]
-    tensors: Tensors
-    processor: Cpu
+    tensors: TensorSet
+    processor: CpuDevice
 
     @classmethod
-    def to(cls, chosen: Implementation, tensors: Tensors, processor: Cpu) -> Subject:
+    def to(cls, chosen: Implementation, tensors: TensorSet, processor: CpuDevice) -> BenchTarget:
         """Bind an implementation, with a rate and a decay multiplier of one for each tensor."""
         wrap = processor.wrapped[chosen.timed_on or chosen.backend]
         parameters = [Parameter(*map(wrap, each.arrays)) for each in tensors.parameters]
@@ -63,7 +63,7 @@ class Subject:
 # --- is it right? ---------------------------------------------------------------------------------
 
 
-def fault_of(chosen: Implementation, subject: Subject) -> str:
+def check_correct(chosen: Implementation, subject: BenchTarget) -> str:
     """Take one step and compare it with the array update; say what is wrong with it.
 
     Of each tensor some thousand elements are compared, spread over all of it: in every bit, or
@@ -77,18 +77,18 @@ def fault_of(chosen: Implementation, subject: Subject) -> str:
         if kinds != [[(a.dtype, a.shape) for a in p.arrays] for p in subject.values]:
             return "wrong: it returned arrays of another dtype or shape"
     except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
-        return raised(error)
+        return describe_exception(error)
     after = _copies(subject, spread)
     if any(
         now.grad.tobytes() != then.grad.tobytes() and chosen.keeps_grad
         for now, then in zip(after, before, strict=True)
     ):
         return "wrong: it changed the gradient"
-    compare = _difference if chosen.allowed is None else _excess
+    compare = _difference if chosen.tolerance is None else _excess
     return compare(chosen, before, after)
 
 
-def raised(error: Exception) -> str:
+def describe_exception(error: Exception) -> str:
     """Say what was raised, in one line.
 
     Raises:
@@ -111,7 +111,7 @@ def _spread(size: int) -> list[slice]:
     return [slice(ENDS), between, slice(-ENDS, None)]
 
 
-def _copies(subject: Subject, spread: Sequence[list[slice]]) -> list[Parameter]:
+def _copies(subject: BenchTarget, spread: Sequence[list[slice]]) -> list[Parameter]:
     def some(array: Any, parts: list[slice]) -> np.ndarray:
         flat, numpy = array.reshape(-1), subject.processor.numpy
         return np.concatenate([numpy(flat[part]) for part in parts])
@@ -157,16 +157,16 @@ _Flat = dict[str, np.ndarray]
 
 
 def _adadelta_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, str]]:
-    from adadelta_cli.verification import tolerance as parity
+    from adadelta_cli.verification import tolerance
 
     grad = then["grad"]
     case = Case("timed", "the step that is timed", (grad.shape,), HYPER, 1)
     right = Parameter(*(then[name].copy() for name in _FLOATS))
     update(np, right, HYPER.scalars(grad.dtype), HYPER.learning_rate, HYPER.wd)
-    reference = {name: [then[name], getattr(right, name)] for name in parity.TENSORS}
-    got = {name: [then[name], now[name]] for name in parity.TENSORS}
-    allowed: Any = chosen.allowed
-    for each in parity.judged(case, [grad], reference, got, allowed, flush=chosen.flushes):
+    reference = {name: [then[name], getattr(right, name)] for name in tolerance.TENSORS}
+    got = {name: [then[name], now[name]] for name in tolerance.TENSORS}
+    allowed: Any = chosen.tolerance
+    for each in tolerance.check_steps(case, [grad], reference, got, allowed, flush=chosen.flushes):
         if not each.passed:
             yield each.tensor, _excess_of(each.difference.scaled_ulp, each.allowed_ulp)
 
@@ -176,15 +176,15 @@ def _excess_of(error_ulp: float, allowed_ulp: float) -> str:
 
 
 def _adam_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, str]]:
-    from adadelta_cli.implementations import frameworks as peers
-    from adadelta_cli.verification import tolerance as parity
+    from adadelta_cli.implementations import frameworks
+    from adadelta_cli.verification import tolerance
     from adadelta_cli.verification.ulp import Difference
 
     right = Parameter(*(then[name].astype(np.float64) for name in _FLOATS))
-    peers.adam(right)
-    for name in parity.TENSORS:
+    frameworks.adam(right)
+    for name in tolerance.TENSORS:
         wanted = getattr(right, name).astype(now[name].dtype)
         operand = np.maximum(abs(then[name]), abs(wanted - then[name]))
         error = Difference.between(now[name], wanted, operand).scaled_ulp
-        if not error <= getattr(chosen.allowed, name):
-            yield name, _excess_of(error, getattr(chosen.allowed, name))
+        if not error <= getattr(chosen.tolerance, name):
+            yield name, _excess_of(error, getattr(chosen.tolerance, name))

@@ -22,13 +22,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from adadelta_cli.bench.buffers import Tensors, held_bytes
-from adadelta_cli.bench.device import Cpu, processor
-from adadelta_cli.bench.target import HYPER, Subject, fault_of, raised
+from adadelta_cli.bench.buffers import TensorSet, held_bytes
+from adadelta_cli.bench.device import CpuDevice, bench_device
+from adadelta_cli.bench.target import HYPER, BenchTarget, check_correct, describe_exception
 from adadelta_cli.errors import of_device
 from adadelta_cli.implementations.array_backends import BACKENDS
 from adadelta_cli.implementations.registry import timeable
-from adadelta_cli.system import info as machine
+from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import leave_if_forked
 
 PROTOCOL = 1
@@ -73,7 +73,7 @@ class Cursor:
         return range(self._next - count, self._next)
 
 
-class Entry:
+class TimedEntry:
     """Something that is timed, in samples of enough steps each.
 
     Args:
@@ -85,9 +85,13 @@ class Entry:
     """
 
     def __init__(
-        self, steps: Sequence[Callable[[], Any]], clock: Clock, together: float = 1,
-        evict: Callable[[], Any] | None = None, cursor: Cursor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        steps: Sequence[Callable[[], Any]],
+        clock: Clock,
+        together: float = 1,
+        evict: Callable[[], Any] | None = None,
+        cursor: Cursor | None = None,
+    ) -> None:
         self._steps, self._clock, self._together, self._evict = steps, clock, together, evict
         self._cursor = cursor or Cursor()
         for step in steps if len(steps) > 1 else ():
@@ -123,20 +127,20 @@ COPIES = 1024  # of tensors that are timed cold, at most
 EVICTED_TIMES = 2  # the last-level cache's size is passed over so often
 
 
-class Timing:
+class TimingTask:
     """Time steps of implementations, and the two roofs, on the tensors of a workload."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         shapes, dtype, seed = spec["shapes"], spec["dtype"], spec["seed"]
         size = held_bytes(dtype) * sum(map(math.prod, shapes))
         self._ctx = spec.get("ctx", "cpu")
-        self._processor = processor(self._ctx)
+        self._processor = bench_device(self._ctx)
         copies, other = cold_copies(size, self._processor.cache_bytes) if spec["cold"] else (1, 0)
-        self._tensors = Tensors.allocate(shapes, dtype, seed, copies, self._processor.region)
+        self._tensors = TensorSet.allocate(shapes, dtype, seed, copies, self._processor.region)
         self._evict = self._processor.evictor(other) if other else None
         self._cursor = Cursor()
         self.faults: dict[str, str] = {}
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, TimedEntry] = {}
         for name in spec["implementations"]:
             self._add(name)
         if spec["roofs"]:
@@ -145,19 +149,19 @@ class Timing:
     def _add(self, name: str) -> None:
         try:
             chosen, place = timeable(name, self._ctx), self._processor
-            subjects = [Subject.to(chosen, each, place) for each in self._tensors]
+            subjects = [BenchTarget.to(chosen, each, place) for each in self._tensors]
         except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
-            self.faults[name] = raised(error)
+            self.faults[name] = describe_exception(error)
             return
-        self.faults[name] = fault_of(chosen, subjects[0])
+        self.faults[name] = check_correct(chosen, subjects[0])
         if not self.faults[name]:
             self.entries[name] = self._entry([each.step for each in subjects])
 
-    def _entry(self, steps: Sequence[Callable[[], Any]], together: float = 1) -> Entry:
+    def _entry(self, steps: Sequence[Callable[[], Any]], together: float = 1) -> TimedEntry:
         rotated = len(steps) == len(self._tensors)  # the arithmetic roof has data of its own
         evict = self._evict if rotated else None
         cursor = self._cursor if rotated else None
-        return Entry(steps, self._processor.seconds, together, evict, cursor)
+        return TimedEntry(steps, self._processor.seconds, together, evict, cursor)
 
     def _add_roofs(self, dtype: str, seed: int) -> None:
         roofs = self._processor.roofs(self._tensors, dtype, seed, HYPER)
@@ -192,23 +196,23 @@ def cold_copies(size: int, cache_bytes: int) -> tuple[int, int]:
     return (copies, 0) if copies <= COPIES else (COPIES, far)
 
 
-class Peak:
+class PeakMemoryTask:
     """Measure how far a step raises what memory is held above what it was before."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         ctx = spec.get("ctx", "cpu")
-        self._processor = processor(ctx)
+        self._processor = bench_device(ctx)
         self._implementation = timeable(spec["implementations"][0], ctx)
         self._peaks = [self._peak(shapes, spec) for shapes in spec["workloads"]]
 
     def _peak(self, shapes: Sequence[Sequence[int]], spec: dict[str, Any]) -> int | None:
         dtype, seed, place = spec["dtype"], spec["seed"], self._processor
-        (tensors,) = Tensors.allocate(shapes, dtype, seed, region=place.region)
+        (tensors,) = TensorSet.allocate(shapes, dtype, seed, region=place.region)
         try:
-            subject = Subject.to(self._implementation, tensors, place)
+            subject = BenchTarget.to(self._implementation, tensors, place)
         except Exception:  # noqa: BLE001 - which the task that takes the samples tells
             return None
-        if fault_of(self._implementation, subject):
+        if check_correct(self._implementation, subject):
             return None
         subject.step()
         gc.collect()
@@ -220,7 +224,7 @@ class Peak:
         return {"peak_extra_bytes": self._peaks, "entries": []}
 
 
-class Training:
+class TrainingTask:
     """Time whole training steps of a network through `gluon.Trainer`, and their updates alone.
 
     The network is the MLP 784-500-300-10 on a batch of 100 random images, always the same.
@@ -230,9 +234,9 @@ class Training:
     STEPS_TO_LOSS = 30
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from adadelta_cli.mxnet_bridge import runtime as engine
+        from adadelta_cli.mxnet_bridge import runtime
 
-        self._mx = mx = engine.load()
+        self._mx = mx = runtime.load_mxnet()
         BACKENDS["mxnet"]()
         random = np.random.default_rng(spec["seed"])
         mx.np.random.seed(spec["seed"])
@@ -245,8 +249,8 @@ class Training:
         for _ in range(self.STEPS_TO_LOSS):
             self._step()
         self._loss = float(self._backward().mean().asnumpy())
-        self._clock = Cpu().seconds
-        step = Entry([self._step], self._clock)
+        self._clock = CpuDevice().seconds
+        step = TimedEntry([self._step], self._clock)
         self._entries = {"step": step.sample, "update": self._update_s}
 
     def _network(self, random: np.random.Generator) -> Any:
@@ -291,18 +295,18 @@ class Training:
 
 
 def _training_optimizer(name: str) -> Any:
-    from adadelta_cli.mxnet_bridge import runtime as engine
+    from adadelta_cli.mxnet_bridge import runtime
     from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
 
     make: dict[str, Callable[[], Any]] = {
-        "mxnet-stock": engine.load().optimizer.adadelta.AdaDelta,
+        "mxnet-stock": runtime.load_mxnet().optimizer.adadelta.AdaDelta,
         "mxnet": lambda: AdaDelta(use_fused_step=False),
         "mxnet-fused": lambda: AdaDelta(use_fused_step=True),
     }
     return make[name]()
 
 
-TASKS: dict[str, Any] = {"time": Timing, "peak": Peak, "train": Training}
+TASKS: dict[str, Any] = {"time": TimingTask, "peak": PeakMemoryTask, "train": TrainingTask}
 
 
 def serve(orders: IO[str], replies: IO[str]) -> None:

@@ -1,6 +1,6 @@
 """The processes that take samples side by side, and the leader's end of what is said to them.
 
-Rounds alternate between the members of a crew: in each round every one takes its samples while all
+Rounds alternate between the members of a pool: in each round every one takes its samples while all
 others rest, so that whatever else the machine does hits them alike. Other frameworks have processes
 of their own, because several OpenMP runtimes in one process ruin each other.
 """
@@ -31,8 +31,8 @@ from adadelta_cli.errors import (
     UnavailableError,
     UsageError,
 )
-from adadelta_cli.system import info as machine
-from adadelta_cli.system.child import LIMIT, Child
+from adadelta_cli.system import machine
+from adadelta_cli.system.child import LIMIT, WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -97,12 +97,16 @@ class Worker:
         self._orders = open(orders, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed below
         self._replies = open(replies, encoding="utf-8", errors="replace")  # noqa: SIM115, PTH123 - closed below
         try:
-            self._child = Child(
-                START.format(replies=writable), [writable], python or sys.executable,
+            self._child = WorkerProcess(
+                START.format(replies=writable),
+                [writable],
+                python or sys.executable,
                 limit=LIMIT if foreign else 0,
-                stdin=readable, stdout=self._errors, stderr=self._errors,
+                stdin=readable,
+                stdout=self._errors,
+                stderr=self._errors,
                 env=_environment(threads, own=python is None) | environment,
-            )  # fmt: skip
+            )
         except OSError as error:
             self._close()
             if python is None:
@@ -214,7 +218,7 @@ Job = Generator[Worker, None, T]
 """Work that yields a worker whenever it waits for that worker's answer."""
 
 
-def side_by_side(jobs: Sequence[Job[T]], at_once: int) -> Iterator[tuple[int, T]]:
+def run_side_by_side(jobs: Sequence[Job[T]], at_once: int) -> Iterator[tuple[int, T]]:
     """Let jobs go on side by side.
 
     Args:
@@ -231,14 +235,14 @@ def side_by_side(jobs: Sequence[Job[T]], at_once: int) -> Iterator[tuple[int, T]
             stack.callback(job.close)
         while waiting or running:
             full = len(running) >= at_once or not waiting
-            number, job = running.pop(_heard(running)) if full else waiting.pop()
+            number, job = running.pop(_wait_for_first(running)) if full else waiting.pop()
             try:
                 running[next(job)] = number, job
             except StopIteration as end:
                 yield number, end.value
 
 
-def _heard(workers: Iterable[Worker]) -> Worker:
+def _wait_for_first(workers: Iterable[Worker]) -> Worker:
     """Wait for the first that answers, ends or is silent for too long."""
     until = {worker: worker.left_s for worker in workers}
     ready = wait([each for worker in until for each in worker.sources], min(until.values()))
@@ -257,8 +261,8 @@ def _environment(threads: int, *, own: bool) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Role:
-    """What one member of a crew does.
+class WorkerSpec:
+    """What one member of a pool does.
 
     Attributes:
         implementations: those that it times.
@@ -277,7 +281,7 @@ class Role:
     foreign: bool = False
 
 
-class Crew:
+class WorkerPool:
     """Processes that are timed in turn.
 
     Args:
@@ -290,14 +294,14 @@ class Crew:
             ours and broke its process is not asked again: the fault is that of all later tasks.
     """
 
-    def __init__(self, roles: Sequence[Role], threads: int, seed: int = 0) -> None:
+    def __init__(self, roles: Sequence[WorkerSpec], threads: int, seed: int = 0) -> None:
         self._roles, self._threads = roles, threads
         self._stack = ExitStack()
-        self._workers: dict[Role, Worker] = {}
+        self._workers: dict[WorkerSpec, Worker] = {}
         self._random = np.random.default_rng(seed)
-        self._entries: dict[str, tuple[Role, str]] = {}
+        self._entries: dict[str, tuple[WorkerSpec, str]] = {}
         self._able: Container[str] = ()
-        self._lost: dict[Role, str] = {}
+        self._lost: dict[WorkerSpec, str] = {}
         self.faults: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -325,7 +329,7 @@ class Crew:
         self._entries, self.faults, self._able = {}, {}, able
         return [self._begun(role, spec) for role in self._roles]
 
-    def _begun(self, role: Role, spec: dict[str, Any]) -> dict[str, Any]:
+    def _begun(self, role: WorkerSpec, spec: dict[str, Any]) -> dict[str, Any]:
         if role in self._lost:
             self._accuse(role)
             return {}
@@ -337,7 +341,7 @@ class Crew:
         self._entries |= {role.prefix + n: (role, n) for n in answer.get("entries", ())}
         return answer
 
-    def _asked(self, role: Role, **order: Any) -> dict[str, Any]:
+    def _asked(self, role: WorkerSpec, **order: Any) -> dict[str, Any]:
         """Ask a member; if it breaks and is not ours, it is at fault, and not asked again."""
         try:
             return self._workers[role].ask(**order)
@@ -350,7 +354,7 @@ class Crew:
         finally:
             time.sleep(REST_S * (len(self._roles) > 1))
 
-    def _accuse(self, role: Role) -> None:
+    def _accuse(self, role: WorkerSpec) -> None:
         """Let all that it times in this task be at fault."""
         names = [role.prefix + name for name in role.implementations if name in self._able]
         self.faults |= dict.fromkeys(names, self._lost[role])
@@ -384,7 +388,7 @@ class Crew:
                 costs[role.prefix + name] = whole
         return found
 
-    def _taken(self, role: Role, due: list[str]) -> dict[str, list[float]]:
+    def _taken(self, role: WorkerSpec, due: list[str]) -> dict[str, list[float]]:
         order = [due[place] for place in self._random.permutation(len(due))]
         return self._asked(role, sample=order).get("samples", {}) if due else {}
 

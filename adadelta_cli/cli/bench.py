@@ -10,7 +10,7 @@ import click
 
 from adadelta_cli.cli.options import (
     MOST_THREADS,
-    POSITIVE,
+    POSITIVE_FLOAT,
     folder_of,
     possible,
     shared_options,
@@ -30,7 +30,7 @@ def _thread_counts(
     _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> tuple[int, ...]:
     """Read a list of thread counts; by default, one entry: all available cores."""
-    from adadelta_cli.system import info as machine
+    from adadelta_cli.system import machine
 
     parts = text.split(",") if text else [str(machine.available_cores())]
     allowed = [str(count) for count in range(1, MOST_THREADS + 1)]
@@ -52,81 +52,136 @@ def _threshold(_context: click.Context, _parameter: click.Parameter, threshold: 
 
 
 threshold_option = click.option(
-    "--threshold", type=float, default=0.05, show_default=True, callback=_threshold, metavar="X",
+    "--threshold",
+    type=float,
+    default=0.05,
+    show_default=True,
+    callback=_threshold,
+    metavar="X",
     help="The smallest difference that counts, as a share: 0.05 is 5 %.",
-)  # fmt: skip
+)
 
 
 @click.command()
 @click.option(
-    "--sizes", metavar="LIST",
+    "--sizes",
+    metavar="LIST",
     help="Elements of one tensor, a list: 1e5,2.5M,10k. Default 1e5,1e6,1e7, where neither --model "
     "nor --train is given.",
-)  # fmt: skip
+)
 @click.option(
-    "--model", "models", multiple=True, metavar="NAME",
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
     help="The parameters of a network, all in one step: mlp, resnet50, bert-base, gpt2-small, "
     "many-small; repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--train", type=click.Choice(["mlp"]),
+    "--train",
+    type=click.Choice(["mlp"]),
     help="Whole training steps (forward, backward, update) of a network.",
-)  # fmt: skip
+)
 @click.option(
-    "--impl", "names", multiple=True, metavar="NAME",
+    "--impl",
+    "names",
+    multiple=True,
+    metavar="NAME",
     help="What to time, also torch, torch-foreach, torch-compile, optax, torch-adam-fused, or "
     "FILE.py:FUNCTION, a kernel of your own; repeatable; default all of ours that are here.",
-)  # fmt: skip
+)
 @click.option("--peers", is_flag=True, help="Time the other frameworks that are installed, too.")
 @click.option(
-    "--warm", "cache", flag_value="warm", default=None,
+    "--warm",
+    "cache",
+    flag_value="warm",
+    default=None,
     help="Step on the same tensors again and again (default on a CPU).",
-)  # fmt: skip
+)
 @click.option(
-    "--cold", "cache", flag_value="cold",
+    "--cold",
+    "cache",
+    flag_value="cold",
     help="Step on tensors that are in no cache, as a training finds them (default on a GPU).",
-)  # fmt: skip
+)
 @click.option(
-    "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16"]),
-    default=["float32"], show_default=True,
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["float32", "float64", "float16"]),
+    default=["float32"],
+    show_default=True,
     help="Element type; repeatable. float16 has float32 master weights.",
-)  # fmt: skip
+)
 @click.option(
-    "--threads", callback=_thread_counts, metavar="LIST",
+    "--threads",
+    callback=_thread_counts,
+    metavar="LIST",
     help="CPU threads of every implementation, a list: 1,2; default all available cores.",
-)  # fmt: skip
+)
 @click.option(
-    "--precision", type=POSITIVE, default=0.02, show_default=True,
+    "--precision",
+    type=POSITIVE_FLOAT,
+    default=0.02,
+    show_default=True,
     help="Half the width of a median's 95 % interval, as a share of it, that suffices.",
-)  # fmt: skip
+)
 @click.option(
-    "--max-time", type=POSITIVE, default=4.0, show_default=True, metavar="S",
+    "--max-time",
+    type=POSITIVE_FLOAT,
+    default=4.0,
+    show_default=True,
+    metavar="S",
     help="Seconds of sampling for one workload, at most.",
-)  # fmt: skip
+)
 @click.option(
-    "--processes", type=click.IntRange(1, 1000), default=6, show_default=True,
+    "--processes",
+    type=click.IntRange(1, 1000),
+    default=6,
+    show_default=True,
     help="How many fresh processes measure each workload.",
-)  # fmt: skip
+)
 @click.option(
-    "--against", metavar="PYTHON", callback=possible,
+    "--against",
+    metavar="PYTHON",
+    callback=possible,
     help="The Python of another environment, whose installed version is timed in turn with this "
     "one; exit 1 when this one is slower.",
-)  # fmt: skip
+)
 @click.option(
-    "--baseline", type=click.Path(path_type=Path), metavar="FILE",
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="A bench.json of before; exit 1 when a row is slower than there.",
-)  # fmt: skip
+)
 @threshold_option
 @click.option(
-    "--format", "layout", type=click.Choice(["table", "markdown"]), default="table",
-    show_default=True, help="How the summary is laid out.",
-)  # fmt: skip
+    "--format",
+    "layout",
+    type=click.Choice(["table", "markdown"]),
+    default="table",
+    show_default=True,
+    help="How the summary is laid out.",
+)
 @shared_options("bench")
 def bench(
-    sizes: str | None, models: tuple[str, ...], train: str | None, names: tuple[str, ...],
-    peers: bool, cache: str | None, layout: str, baseline: Path | None, threshold: float, ctx: str,
-    backend: str, out: Path, as_json: bool, quiet: bool, verbose: bool, **how: Any,
-) -> int:  # fmt: skip
+    sizes: str | None,
+    models: tuple[str, ...],
+    train: str | None,
+    names: tuple[str, ...],
+    peers: bool,
+    cache: str | None,
+    layout: str,
+    baseline: Path | None,
+    threshold: float,
+    ctx: str,
+    backend: str,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **how: Any,
+) -> int:
     """Time one optimizer step against what the machine allows.
 
     The ceiling is the slower of two roofs, timed in turn with the steps: moving the bytes that a
@@ -140,50 +195,52 @@ def bench(
     adadelta bench --sizes 1e6 --against ../main/.venv/bin/python
     """
     from adadelta_cli import files
-    from adadelta_cli.bench import regression as comparison
-    from adadelta_cli.bench import report, workloads
-    from adadelta_cli.bench import runner as benchmark
+    from adadelta_cli.bench import regression, report, runner, workloads
     from adadelta_cli.files import check_pictures
-    from adadelta_cli.implementations import registry as implementations
-    from adadelta_cli.mxnet_bridge import runtime as engine
-    from adadelta_cli.system import info as machine
+    from adadelta_cli.implementations import registry
+    from adadelta_cli.mxnet_bridge import runtime
+    from adadelta_cli.system import machine
 
     check_pictures()
     screen = terminal(as_json, quiet, verbose)
     before = _baseline(baseline, out) if baseline else None
     if train:  # before a device is tried
-        benchmark.check_train(ctx, how["against"])
+        runner.check_train(ctx, how["against"])
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
-    own = benchmark.choose(names, backend, ctx, fused_only=bool(how["against"]))
-    if train or any(implementations.timeable(name).backend == "mxnet" for name in own):
-        engine.check_environment()
-    here, absent = benchmark.choose_peers() if peers else ((), ())
-    plan = benchmark.Plan(
+    own = runner.choose_implementations(names, backend, ctx, fused_only=bool(how["against"]))
+    if train or any(registry.timeable(name).backend == "mxnet" for name in own):
+        runtime.check_environment()
+    here, absent = runner.choose_frameworks() if peers else ((), ())
+    plan = runner.BenchPlan(
         (*workloads.sizes(wanted), *map(workloads.model, models)),
-        tuple(dict.fromkeys((*own, *here))), ctx=ctx, absent=absent,
-        max_time_s=how.pop("max_time"), caches=(cache or benchmark.cache_on(ctx),), **how,
-    )  # fmt: skip
-    benchmark.check_memory(plan)
-    work = benchmark.Benchmark(plan, train, machine.describe())
-    files.prepare(out, report.FILES)
+        tuple(dict.fromkeys((*own, *here))),
+        ctx=ctx,
+        absent=absent,
+        max_time_s=how.pop("max_time"),
+        caches=(cache or runner.cache_on(ctx),),
+        **how,
+    )
+    runner.check_memory(plan)
+    work = runner.Benchmark(plan, train, machine.describe())
+    files.prepare_folder(out, report.FILES)
     judged: list[Comparison] = []
     with ExitStack() as finished:
         finished.callback(_write_bench, screen, work, judged, out)
         finished.callback(_show_bench, screen, work, judged, layout)
         with screen.progress("bench") as tick:
             work.execute(tick)
-        judged += [comparison.against(work, threshold)] if work.other else []
+        judged += [regression.judge_in_turn(work, threshold)] if work.other else []
         if before:
-            this = comparison.document(report.bench_document(work), str(out))
-            judged.append(comparison.judge(before, this, threshold))
+            this = regression.parse_document(report.bench_document(work), str(out))
+            judged.append(regression.judge(before, this, threshold))
     return max(work.exit_code, *(each.exit_code for each in judged), ExitCode.OK)
 
 
 def _baseline(baseline: Path, out: Path) -> Document:
     """Read what a result is compared with; it has to outlive the files that are written."""
-    from adadelta_cli.bench import regression as comparison
+    from adadelta_cli.bench import regression
 
-    before = comparison.read(baseline)
+    before = regression.read_document(baseline)
     if out.resolve() in (baseline.resolve(), baseline.resolve().parent):
         raise UsageError(
             "--baseline lies in --out, where it would be overwritten; name another --out"
@@ -249,9 +306,15 @@ def _show_bench(
 @click.option("-q", "--quiet", is_flag=True, help="Less.")
 @click.option("-v", "--verbose", is_flag=True, help="More.")
 def compare(
-    old: Path, new: Path, threshold: float, layout: str, out: Path | None,
-    as_json: bool, quiet: bool, verbose: bool,
-) -> int:  # fmt: skip
+    old: Path,
+    new: Path,
+    threshold: float,
+    layout: str,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
     """Judge one result of bench against another: FASTER, SLOWER, SAME or UNCLEAR.
 
     OLD and NEW are each a bench.json, or the folder that it is in. Exit code 1 if a row is SLOWER:
@@ -262,33 +325,34 @@ def compare(
     adadelta compare main results/bench --threshold 0.1 --format markdown
     """
     from adadelta_cli import files
-    from adadelta_cli.bench import regression as comparison
-    from adadelta_cli.bench import regression_report as report
+    from adadelta_cli.bench import regression, regression_report
 
     screen = terminal(as_json, quiet, verbose)
-    found = comparison.judge(comparison.read(old), comparison.read(new), threshold)
+    found = regression.judge(
+        regression.read_document(old), regression.read_document(new), threshold
+    )
     if out:
-        files.prepare(out, report.FILES)
+        files.prepare_folder(out, regression_report.FILES)
     with ExitStack() as finished:
         if out:
             finished.callback(_write_comparison, screen, found, out)
         _show_comparison(screen, found, layout)
-        screen.document(report.comparison_document(found))
+        screen.document(regression_report.comparison_document(found))
     return found.exit_code
 
 
 def _write_comparison(screen: Terminal, found: Comparison, out: Path) -> None:
-    from adadelta_cli.bench import regression_report as report
+    from adadelta_cli.bench import regression_report
 
-    screen.note(f"written: {report.write_comparison(out, found)}")
+    screen.note(f"written: {regression_report.write_comparison(out, found)}")
 
 
 def _show_comparison(screen: Terminal, found: Comparison, layout: str) -> None:
-    from adadelta_cli.bench import regression_report as report
+    from adadelta_cli.bench import regression_report
 
     if layout == "markdown":
-        screen.text(report.comparison_markdown(found))
+        screen.text(regression_report.comparison_markdown(found))
         return
-    screen.table(report.comparison_table(found))
-    for line in report.comparison_remarks(found):
+    screen.table(regression_report.comparison_table(found))
+    for line in regression_report.comparison_remarks(found):
         screen.text(line)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adadelta_cli.cli.options import (
-    SCREEN_OPTIONS,
-    decorated,
-    terminal,
-)
+from adadelta_cli.cli.options import SCREEN_OPTIONS, decorated, terminal
 from adadelta_cli.errors import UnavailableError
 
 
@@ -17,7 +13,7 @@ from adadelta_cli.errors import UnavailableError
 def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
     """Examine the machine: what works, what is missing, what would disturb a measurement.
 
-    Each finding says why it matters and what mends it. The kernel and the libraries are tried, each
+    Each finding says why it matters and what fixes it. The kernel and the libraries are tried, each
     where it can crash without harm. No files are written. Exit code 3 if run, verify or bench
     cannot do their work here; what is optional may be missing.
 
@@ -25,12 +21,11 @@ def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
     adadelta doctor
     adadelta doctor --json > machine.json
     """
-    from adadelta_cli.doctor import checks as doctor
-    from adadelta_cli.doctor import report
+    from adadelta_cli.doctor import checks, report
 
     screen = terminal(as_json, quiet, verbose)
     with screen.progress("doctor") as tick:
-        found = doctor.examine(tick)
+        found = checks.run_checks(tick)
     for table in report.doctor_tables(found, screen.verbosity):
         screen.table(table)
     screen.document(report.doctor_document(found))

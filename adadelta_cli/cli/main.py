@@ -22,9 +22,13 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
 
 @click.group(context_settings=CONTEXT, invoke_without_command=True)
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version,
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
     help="Show the version and exit.",
-)  # fmt: skip
+)
 @click.pass_context
 def adadelta(context: click.Context) -> None:
     """Run, verify and benchmark the AdaDelta optimizer.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _threads(_context: click.Context, _parameter: click.Parameter, count: int | None) -> int | None:
     """Limit the threads of every library, before any of them is imported."""
-    from adadelta_cli.system import info as machine
+    from adadelta_cli.system import machine
 
     if count is not None:
         machine.limit_threads(count)
@@ -43,12 +43,14 @@ def possible(_context: click.Context, parameter: click.Parameter, path: Any) -> 
 
 SCREEN_OPTIONS = (
     click.option(
-        "--json", "as_json", is_flag=True,
+        "--json",
+        "as_json",
+        is_flag=True,
         help="The summary as one JSON document on stdout, and nothing else there.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Less."),
     click.option("-v", "--verbose", is_flag=True, help="More."),
-)  # fmt: skip
+)
 
 
 class _Positive(click.FloatRange):
@@ -63,7 +65,7 @@ class _Positive(click.FloatRange):
         return self.fail("nan is no number", parameter, context) if number != number else number  # noqa: PLR0124
 
 
-POSITIVE = _Positive()
+POSITIVE_FLOAT = _Positive()
 MOST_THREADS = 1024
 
 
@@ -89,33 +91,48 @@ def shared_options(command: str) -> Callable[[Any], Any]:
     """Add the options of every command that computes; `command` names the default folder."""
     options = (
         click.option(
-            "--ctx", default="cpu", show_default=True, metavar="cpu|gpu|gpu:N", callback=_ctx,
+            "--ctx",
+            default="cpu",
+            show_default=True,
+            metavar="cpu|gpu|gpu:N",
+            callback=_ctx,
             help="Device; gpu is the first, gpu:1 the second.",
         ),
         click.option(
-            "--backend", default="auto", show_default=True,
+            "--backend",
+            default="auto",
+            show_default=True,
             type=click.Choice(["auto", "mxnet", "numpy", "cupy"]),
             help="Array library; auto takes mxnet where it can serve the device.",
         ),
         click.option(
-            "--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1),
+            "--seed",
+            default=0,
+            show_default=True,
+            type=click.IntRange(0, 2**32 - 1),
             help="Everything random derives from it.",
         ),
         click.option(
-            "--out", default=f"results/{command}", show_default=True,
-            type=click.Path(path_type=Path, file_okay=False), callback=folder_of,
+            "--out",
+            default=f"results/{command}",
+            show_default=True,
+            type=click.Path(path_type=Path, file_okay=False),
+            callback=folder_of,
             help="Where the files go; made if missing.",
         ),
         *SCREEN_OPTIONS,
-    )  # fmt: skip
+    )
     return decorated(options)
 
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, MOST_THREADS), callback=_threads, is_eager=True,
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    callback=_threads,
+    is_eager=True,
     expose_value=False,
     help="CPU threads of every implementation; default all available cores.",
-)  # fmt: skip
+)
 
 
 def terminal(as_json: bool, quiet: bool, verbose: bool) -> Terminal:

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadelta_cli.cli.options import (
-    possible,
-    shared_options,
-    terminal,
-    threads_option,
-)
+from adadelta_cli.cli.options import possible, shared_options, terminal, threads_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,32 +20,48 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 @click.option(
-    "--fused/--no-fused", default=True, show_default=True,
+    "--fused/--no-fused",
+    default=True,
+    show_default=True,
     help="Take the step in one pass over memory, or one operation at a time: the same bits.",
-)  # fmt: skip
+)
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
     help="Override a value of the configs, such as optimizer.rho=0.95; repeatable.",
-)  # fmt: skip
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, where there is one.")
 @click.option("--force", is_flag=True, help="Begin anew, even where that loses an unfinished run.")
 @click.option(
-    "--record-gradients", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--record-gradients",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     callback=possible,
     help="Write the gradient of each step to an npz file, for verify --replay.",
-)  # fmt: skip
+)
 @click.option(
-    "--dtype", default="float32", show_default=True,
+    "--dtype",
+    default="float32",
+    show_default=True,
     type=click.Choice(["float32", "float64", "float16"]),
     help="Element type; float16 keeps float32 master weights and states.",
-)  # fmt: skip
+)
 @threads_option
 @shared_options("run")
 def run(
-    configs: tuple[str, ...], overrides: tuple[str, ...], record_gradients: Path | None,
-    ctx: str, backend: str, out: Path,
-    as_json: bool, quiet: bool, verbose: bool, **how: Any,
-) -> None:  # fmt: skip
+    configs: tuple[str, ...],
+    overrides: tuple[str, ...],
+    record_gradients: Path | None,
+    ctx: str,
+    backend: str,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **how: Any,
+) -> None:
     """Train the problems; write history and plots.
 
     CONFIG is a YAML file or the name of one that ships: rosenbrock, logistic_regression, mlp.
@@ -72,9 +83,9 @@ def run(
     screen = terminal(as_json, quiet, verbose)
     library = array_library(backend, ctx)
     runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
-    files.prepare(out)
+    files.prepare_folder(out)
     if record_gradients:
-        files.prepare(record_gradients.parent, option="--record-gradients")
+        files.prepare_folder(record_gradients.parent, option="--record-gradients")
     with ExitStack() as finished:
         finished.callback(_show_runs, screen, runs)
         for each in runs:

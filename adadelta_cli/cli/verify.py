@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadelta_cli.cli.options import (
-    POSITIVE,
-    shared_options,
-    terminal,
-    threads_option,
-)
+from adadelta_cli.cli.options import POSITIVE_FLOAT, shared_options, terminal, threads_option
 from adadelta_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,54 +30,84 @@ def _sizes(
 @click.command()
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 @click.option(
-    "--impl", "names", multiple=True, metavar="NAME",
+    "--impl",
+    "names",
+    multiple=True,
+    metavar="NAME",
     help="Check this implementation, or FILE.py:FUNCTION, a kernel of your own; repeatable. "
     "Default: all of ours that are here.",
-)  # fmt: skip
+)
 @click.option("--peers", is_flag=True, help="Check the other frameworks that are installed.")
 @click.option(
-    "--replay", type=click.Path(path_type=Path), metavar="FILE",
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
     help="Replay gradients that adadelta run --record-gradients FILE recorded, and nothing else.",
-)  # fmt: skip
+)
 @click.option(
     "--full",
     is_flag=True,
     help="All cases, and trainings to their end in each dtype: some minutes.",
 )
 @click.option(
-    "--case", "case_names", multiple=True, metavar="NAME",
+    "--case",
+    "case_names",
+    multiple=True,
+    metavar="NAME",
     help="Only this case, and no training; repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--sizes", callback=_sizes, metavar="LIST",
+    "--sizes",
+    callback=_sizes,
+    metavar="LIST",
     help="Tensors of these lengths in place of the cases, such as 1e6,4097.",
-)  # fmt: skip
+)
 @click.option(
-    "--steps", type=click.IntRange(1, 100_000), metavar="N",
+    "--steps",
+    type=click.IntRange(1, 100_000),
+    metavar="N",
     help="Steps of each case, in place of its own number.",
-)  # fmt: skip
+)
 @click.option(
-    "--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16"]),
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["float32", "float64", "float16"]),
     help="Element type; repeatable. Default: all. float16 keeps float32 masters.",
-)  # fmt: skip
+)
 @click.option(
-    "--timeout", type=POSITIVE, default=120.0, show_default=True,
-    metavar="S", help="Seconds that one case of one implementation may take.",
-)  # fmt: skip
+    "--timeout",
+    type=POSITIVE_FLOAT,
+    default=120.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds that one case of one implementation may take.",
+)
 @click.option(
-    "--subnormals", type=click.Choice(["strict", "flush"]), default="strict", show_default=True,
+    "--subnormals",
+    type=click.Choice(["strict", "flush"]),
+    default="strict",
+    show_default=True,
     help="Whether a kernel of your own may flush subnormals to zero.",
-)  # fmt: skip
+)
 @click.option(
-    "--self-test", is_flag=True,
+    "--self-test",
+    is_flag=True,
     help="Plant mistakes that people make into the sources, one by one, and see each one caught.",
-)  # fmt: skip
+)
 @threads_option
 @shared_options("verify")
 def verify(
-    names: tuple[str, ...], case_names: tuple[str, ...], self_test: bool, seed: int, out: Path,
-    as_json: bool, quiet: bool, verbose: bool, **asked: Any,
-) -> None:  # fmt: skip
+    names: tuple[str, ...],
+    case_names: tuple[str, ...],
+    self_test: bool,
+    seed: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **asked: Any,
+) -> None:
     """Check implementations against each other, bit for bit.
 
     Each takes the steps of a catalogue of cases, and trains the problems (on MXNet, 50 steps, if
@@ -101,8 +126,7 @@ def verify(
     """
     from adadelta_cli import files
     from adadelta_cli.files import check_pictures
-    from adadelta_cli.verification import report
-    from adadelta_cli.verification import runner as verification
+    from adadelta_cli.verification import report, runner
     from adadelta_cli.verification.plan import Request
 
     screen = terminal(as_json, quiet, verbose)
@@ -111,8 +135,8 @@ def verify(
         _self_test(screen, out, seed, alone=not given and asked["ctx"] == "cpu")
     check_pictures()
     plan = Request(names=names, case_names=case_names, seed=seed, **asked).plan
-    files.prepare(out, report.FILES)
-    work = verification.Verification(plan)
+    files.prepare_folder(out, report.FILES)
+    work = runner.Verification(plan)
     show = partial(_show_verification, screen, work, most=1000 if verbose else 10)
     with ExitStack() as finished:  # whatever breaks off: shown first, in case the disk is full
         finished.callback(report.write_verification, out, work)
@@ -141,18 +165,17 @@ CHOSEN_BY_SELF_TEST = ("configs", "full", "peers", "replay", "sizes", "steps", "
 
 def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
     from adadelta_cli import files
-    from adadelta_cli.verification import mutation_report as report
-    from adadelta_cli.verification import mutation_test as selftest
+    from adadelta_cli.verification import mutation_report, mutation_test
 
     if not alone:
         raise UsageError(
             "--self-test chooses implementations, cases and dtypes itself, and plants its mistakes "
             "in the sources for a CPU; leave them and --ctx out, or leave out --self-test"
         )
-    files.prepare(out, report.FILES)
-    work = selftest.SelfTest(seed=seed)
+    files.prepare_folder(out, mutation_report.FILES)
+    work = mutation_test.SelfTest(seed=seed)
     with ExitStack() as finished:
-        finished.callback(lambda: report.write_self_test(out, work.rows))
+        finished.callback(lambda: mutation_report.write_self_test(out, work.rows))
         finished.callback(_show_self_test, screen, work)
         with screen.progress("self-test") as tick:
             work.execute(tick)
@@ -161,8 +184,8 @@ def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
 
 
 def _show_self_test(screen: Terminal, work: SelfTest) -> None:
-    from adadelta_cli.verification import mutation_report as report
+    from adadelta_cli.verification import mutation_report
 
     if work.rows:
-        screen.table(report.self_test_table(work.rows))
-        screen.document(report.self_test_document(work.rows))
+        screen.table(mutation_report.self_test_table(work.rows))
+        screen.document(mutation_report.self_test_document(work.rows))

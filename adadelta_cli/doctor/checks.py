@@ -17,25 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadelta_cli.doctor.conditions import conditions
-from adadelta_cli.doctor.findings import Finding, Level, badness
+from adadelta_cli.doctor.findings import Finding, Level, severity
 from adadelta_cli.errors import ExitCode
 from adadelta_cli.progress import Tick, no_tick
-from adadelta_cli.system import cuda as gpu
-from adadelta_cli.system import info as machine
-from adadelta_cli.system import load as activity
-from adadelta_cli.system.sandbox import Finding as Fault
+from adadelta_cli.system import cpu_load, gpu, machine
+from adadelta_cli.system.sandbox import ReportedError as Fault
 from adadelta_cli.system.sandbox import Sandbox, SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adadelta_cli.system.info import Machine
-    from adadelta_cli.system.load import Activity
+    from adadelta_cli.system.cpu_load import CpuLoad
+    from adadelta_cli.system.machine import Machine
 
 TIMEOUT_S = 300.0  # of one check: a kernel that is compiled anew takes half a minute on a busy core
 
 
-class Outcome(Enum):
+class CheckOutcome(Enum):
     """What came of a check."""
 
     WORKS = "works"
@@ -50,18 +48,18 @@ class Check:
     Attributes:
         name: of the piece.
         outcome: whether it works.
-        seen: what it did, or how it failed.
+        observed: what it did, or how it failed.
         purpose: what needs it.
-        mend: what to do where it does not work.
+        fix: what to do where it does not work.
         required: the commands need it.
         seconds: how long it took.
     """
 
     name: str
-    outcome: Outcome
-    seen: str
+    outcome: CheckOutcome
+    observed: str
     purpose: str
-    mend: str = ""
+    fix: str = ""
     required: bool = False
     seconds: float = 0.0
 
@@ -80,7 +78,7 @@ class Examination:
     """
 
     machine: Machine
-    activity: Activity
+    activity: CpuLoad
     steal_share: float | None
     checks: tuple[Check, ...]
     conditions: tuple[Finding, ...]
@@ -89,7 +87,7 @@ class Examination:
     def findings(self) -> list[Finding]:
         """All findings, those of the checks too, the worst first."""
         found = [*filter(None, map(_finding, self.checks)), *self.conditions]
-        return sorted(found, key=badness)
+        return sorted(found, key=severity)
 
     def of(self, level: Level) -> list[Finding]:
         """Return the findings of a level."""
@@ -101,21 +99,23 @@ class Examination:
         return ExitCode.UNAVAILABLE if self.of(Level.BROKEN) else ExitCode.OK
 
 
-def examine(tick: Tick = no_tick) -> Examination:
+def run_checks(tick: Tick = no_tick) -> Examination:
     """Look at the machine, then try the pieces.
 
     Args:
         tick: told how many pieces are tried, of how many, and which is next.
     """
-    here, seen = machine.examine(), activity.observe()
-    before, checks = activity.cpu_times(), []
+    here, observed = machine.inspect_machine(), cpu_load.sample_load()
+    before, checks = cpu_load.cpu_times(), []
     with Sandbox(TIMEOUT_S) as sandbox:
-        for done, piece in enumerate(PIECES):
-            tick(done, len(PIECES), piece.name)
-            checks.append(check(piece, sandbox))
-    after = activity.cpu_times()
+        for done, piece in enumerate(REQUIREMENTS):
+            tick(done, len(REQUIREMENTS), piece.name)
+            checks.append(run_check(piece, sandbox))
+    after = cpu_load.cpu_times()
     steal = after.since(before).steal_share if before and after else None
-    return Examination(here, seen, steal, tuple(checks), tuple(conditions(here, seen, steal)))
+    return Examination(
+        here, observed, steal, tuple(checks), tuple(conditions(here, observed, steal))
+    )
 
 
 # --- the pieces, each tried in a sandbox ----------------------------------------------------------
@@ -173,7 +173,7 @@ def _try_configs() -> str:
 
     names = config.shipped()
     for name in names:
-        problems.problem(config.load(name).problem, 0)
+        problems.problem(config.load_config(name).problem, 0)
     pd.read_csv(io.StringIO("step,loss\n0,1\n"))
     figure = Figure()
     figure.subplots().plot([0, 1])
@@ -210,17 +210,17 @@ def _try_gpu() -> str:
     """
     from adadelta_cli.mxnet_bridge import probe
 
-    found = gpu.examine()
-    told = gpu.tell((*found, probe.build()))
-    if found[-1].mend:
-        raise Fault(told + MENDING + found[-1].mend)
+    found = gpu.probe()
+    told = gpu.format_checks((*found, probe.build()))
+    if found[-1].fix:
+        raise Fault(told + FIXING + found[-1].fix)
     return f"{_same_bits('cupy-fused', 'numpy', 'gpu')}; {told}"
 
 
 def _lack_of_gpu() -> str:
     if gpu.is_installed():
         return ""
-    return gpu.tell([gpu.Finding("CuPy", "not installed"), gpu.driver()])
+    return gpu.format_checks([gpu.GpuCheck("CuPy", "not installed"), gpu.driver()])
 
 
 def _try_requirements() -> str:
@@ -259,13 +259,13 @@ def _lack(*modules: str) -> Callable[[], str]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Requirement:
     """Something that the commands use.
 
     Attributes:
         name: as it is shown.
         purpose: what needs it.
-        mend: what to do where it is missing, or does not work for a reason that is not known.
+        fix: what to do where it is missing, or does not work for a reason that is not known.
         attempt: tries it, in a sandbox, and says what it did.
         lack: says what is not here; empty where nothing is.
         group: the sandbox of libraries that disturb others.
@@ -274,7 +274,7 @@ class Piece:
 
     name: str
     purpose: str
-    mend: str
+    fix: str
     attempt: Callable[[], str]
     lack: Callable[[], str] = _lack_of_nothing
     group: str = ""
@@ -293,7 +293,7 @@ def _lack_of_compiler() -> str:
     return "" if machine.compiler() else "neither g++ nor clang++ found, nor what CXX names"
 
 
-def _mend_of_mxnet() -> str:
+def _mxnet_fix() -> str:
     has_wheel = (sys.platform, platform.machine()) == ("linux", "x86_64")
     if has_wheel and sys.version_info < (3, 13):
         return "python -m pip install mxnet==2.0.0b1 numpy==1.26.4"
@@ -304,36 +304,52 @@ AFRESH = (
     "install into a fresh environment: python -m venv fresh && fresh/bin/python -m pip install "
     "adadelta; if it fails there too, report it with what adadelta doctor --json prints"
 )
-PIECES = (
-    Piece("fused kernel", "run, verify, bench", AFRESH, _try_kernel, required=True),
-    Piece("configs and plots", "run, verify, bench", AFRESH, _try_configs, required=True),
-    Piece(
-        "MXNet", "--backend mxnet, and AdaDelta for gluon.Trainer", _mend_of_mxnet(), _try_mxnet,
-        _lack("mxnet"), required=True,
+REQUIREMENTS = (
+    Requirement("fused kernel", "run, verify, bench", AFRESH, _try_kernel, required=True),
+    Requirement("configs and plots", "run, verify, bench", AFRESH, _try_configs, required=True),
+    Requirement(
+        "MXNet",
+        "--backend mxnet, and AdaDelta for gluon.Trainer",
+        _mxnet_fix(),
+        _try_mxnet,
+        _lack("mxnet"),
+        required=True,
     ),
-    Piece(
-        "requirements", "knowing which versions of libraries it goes with",
-        f"python -m pip install --editable {Path(__file__).parents[2]}", _try_requirements,
+    Requirement(
+        "requirements",
+        "knowing which versions of libraries it goes with",
+        f"python -m pip install --editable {Path(__file__).parents[2]}",
+        _try_requirements,
         _lack_of_metadata,
     ),
-    Piece(
-        "PyTorch", "--impl torch, torch-foreach, torch-compile",
-        "python -m pip install 'adadelta[torch]'", _try_torch, _lack("torch"), "torch",
+    Requirement(
+        "PyTorch",
+        "--impl torch, torch-foreach, torch-compile",
+        "python -m pip install 'adadelta[torch]'",
+        _try_torch,
+        _lack("torch"),
+        "torch",
     ),
-    Piece(
-        "C++ compiler", "--impl torch-compile",
+    Requirement(
+        "C++ compiler",
+        "--impl torch-compile",
         "apt-get install g++, or dnf install gcc-c++, or xcode-select --install; or set CXX",
-        _try_compiler, _lack_of_compiler,
+        _try_compiler,
+        _lack_of_compiler,
     ),
-    Piece(
-        "JAX and optax", "--impl optax", "python -m pip install 'adadelta[jax]'", _try_optax,
-        _lack("jax", "optax"), "jax",
+    Requirement(
+        "JAX and optax",
+        "--impl optax",
+        "python -m pip install 'adadelta[jax]'",
+        _try_optax,
+        _lack("jax", "optax"),
+        "jax",
     ),
-    Piece("GPU", "--ctx gpu", f"{gpu.INSTALL}; {gpu.DRIVER}", _try_gpu, _lack_of_gpu, "cupy"),
-)  # fmt: skip
+    Requirement("GPU", "--ctx gpu", f"{gpu.INSTALL}; {gpu.DRIVER}", _try_gpu, _lack_of_gpu, "cupy"),
+)
 
-MENDING = "; to mend it: "  # in a fault: before what mends it, where what was tried knows that
-# Failures whose cause is known, and what mends them.
+FIXING = "; to fix it: "  # in a fault: before what fixes it, where what was tried knows that
+# Failures whose cause is known, and what fixes them.
 REMEDIES = {
     r"no locator available": "name a folder that can be written for the compiled kernels: "
     "export NUMBA_CACHE_DIR=/tmp/numba",
@@ -346,29 +362,35 @@ REMEDIES = {
 }
 
 
-def check(piece: Piece, sandbox: Sandbox) -> Check:
+def run_check(piece: Requirement, sandbox: Sandbox) -> Check:
     """Try a piece; whatever it does, this returns."""
-    outcome, seen, mend, start = Outcome.MISSING, piece.lack(), piece.mend, time.monotonic()
-    if not seen:
+    outcome, observed, fix, start = CheckOutcome.MISSING, piece.lack(), piece.fix, time.monotonic()
+    if not observed:
         try:
-            outcome, seen, mend = Outcome.WORKS, sandbox.of(piece.group).call(piece.attempt), ""
+            outcome, observed, fix = (
+                CheckOutcome.WORKS,
+                sandbox.of(piece.group).call(piece.attempt),
+                "",
+            )
         except SandboxError as error:
             told = " ".join(str(error).removesuffix(" (--timeout)").split())
-            seen, _, known = told.partition(MENDING)
-            outcome, mend = Outcome.BROKEN, known or _remedy(told) or piece.mend
+            observed, _, known = told.partition(FIXING)
+            outcome, fix = CheckOutcome.BROKEN, known or _remedy(told) or piece.fix
     return Check(
-        piece.name, outcome, seen, piece.purpose, mend, piece.required, time.monotonic() - start
+        piece.name, outcome, observed, piece.purpose, fix, piece.required, time.monotonic() - start
     )
 
 
 def _remedy(told: str) -> str:
-    matches = ((re.search(pattern, told), mend) for pattern, mend in REMEDIES.items())
-    return next((match.expand(mend) for match, mend in matches if match), "")
+    matches = ((re.search(pattern, told), fix) for pattern, fix in REMEDIES.items())
+    return next((match.expand(fix) for match, fix in matches if match), "")
 
 
 def _finding(check: Check) -> Finding | None:
-    if check.outcome is Outcome.WORKS:
+    if check.outcome is CheckOutcome.WORKS:
         return None
-    broken = check.required and check.outcome is Outcome.BROKEN
+    broken = check.required and check.outcome is CheckOutcome.BROKEN
     level = Level.BROKEN if broken else Level.MISSING
-    return Finding(level, f"{check.name}: {check.seen}", f"needed for {check.purpose}", check.mend)
+    return Finding(
+        level, f"{check.name}: {check.observed}", f"needed for {check.purpose}", check.fix
+    )

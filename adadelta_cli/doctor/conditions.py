@@ -7,21 +7,21 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adadelta_cli.doctor.findings import Finding, Level, badness
-from adadelta_cli.system import info as machine
+from adadelta_cli.doctor.findings import Finding, Level, severity
+from adadelta_cli.system import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from adadelta_cli.system.info import Machine
-    from adadelta_cli.system.load import Activity
+    from adadelta_cli.system.cpu_load import CpuLoad
+    from adadelta_cli.system.machine import Machine
 
 BUSY_CORES = 0.1  # below it: the system's own housekeeping
 STEAL_SHARE = 0.01
 SWAP_BYTES = 64 * 2**20  # less is left there by long-lived processes that nobody misses
 
 
-def conditions(here: Machine, seen: Activity, steal_share: float | None) -> list[Finding]:
+def conditions(here: Machine, seen: CpuLoad, steal_share: float | None) -> list[Finding]:
     """Say what about a machine and its environment will disturb a measurement, the worst first.
 
     Args:
@@ -31,10 +31,10 @@ def conditions(here: Machine, seen: Activity, steal_share: float | None) -> list
     """
     found = [*_busy(here, seen), *_stolen(steal_share)]
     found += [each for condition in CONDITIONS for each in condition(here)]
-    return sorted(found, key=badness)
+    return sorted(found, key=severity)
 
 
-def _busy(here: Machine, seen: Activity) -> Iterator[Finding]:
+def _busy(here: Machine, seen: CpuLoad) -> Iterator[Finding]:
     busy = here.load_average if seen.busy_cores is None else seen.busy_cores
     if busy is None or busy < BUSY_CORES:
         return
@@ -164,7 +164,7 @@ def _huge_pages(here: Machine) -> Iterator[Finding]:
 
 
 @dataclass(frozen=True)
-class Setting:
+class EnvironmentRule:
     """A variable of the environment that spoils something.
 
     Attributes:
@@ -184,36 +184,40 @@ NONZERO, SOMETHING, YES = r"(?!0$).+", r".+", r"1|true|yes|on"
 NARROW = "the kernel is compiled for another processor than this, with fewer instructions"
 SPINS = "threads that wait keep their cores busy, and other processes, of bench too, from them"
 SETTINGS = (
-    Setting(
-        "MXNET_ENGINE_TYPE", "naiveengine",
+    EnvironmentRule(
+        "MXNET_ENGINE_TYPE",
+        "naiveengine",
         "MXNet then makes the main thread, and NumPy with it, flush subnormals; verify refuses to "
-        "run so", Level.BROKEN,
+        "run so",
+        Level.BROKEN,
     ),
-    Setting(
-        "MXNET_CPU_WORKER_NTHREADS", r"(?!0|1$)\d+",
+    EnvironmentRule(
+        "MXNET_CPU_WORKER_NTHREADS",
+        r"(?!0|1$)\d+",
         "MXNet's threads differ in whether they flush subnormals: bits may change from run to run",
     ),
-    Setting("MXNET_PROFILER_AUTOSTART", YES, "MXNet records every operation"),
-    Setting(
+    EnvironmentRule("MXNET_PROFILER_AUTOSTART", YES, "MXNet records every operation"),
+    EnvironmentRule(
         "NUMBA_DISABLE_JIT", NONZERO, "the kernel is not compiled, and cannot run", Level.BROKEN
     ),
-    Setting("NUMBA_BOUNDSCHECK", NONZERO, "the kernel looks at every index"),
-    Setting("NUMBA_DEBUGINFO", NONZERO, "the kernel is compiled for a debugger"),
-    Setting("NUMBA_OPT", r"[012]", "the kernel is not optimised in full"),
-    Setting("NUMBA_LOOP_VECTORIZE", "0", "the kernel's loops are not vectorised"),
-    Setting("NUMBA_ENABLE_AVX", "0", NARROW),
-    Setting("NUMBA_CPU_NAME", SOMETHING, NARROW),
-    Setting("NUMBA_CPU_FEATURES", SOMETHING, NARROW),
-    Setting(
-        "OMP_PROC_BIND", r"(?!false$).+",
+    EnvironmentRule("NUMBA_BOUNDSCHECK", NONZERO, "the kernel looks at every index"),
+    EnvironmentRule("NUMBA_DEBUGINFO", NONZERO, "the kernel is compiled for a debugger"),
+    EnvironmentRule("NUMBA_OPT", r"[012]", "the kernel is not optimised in full"),
+    EnvironmentRule("NUMBA_LOOP_VECTORIZE", "0", "the kernel's loops are not vectorised"),
+    EnvironmentRule("NUMBA_ENABLE_AVX", "0", NARROW),
+    EnvironmentRule("NUMBA_CPU_NAME", SOMETHING, NARROW),
+    EnvironmentRule("NUMBA_CPU_FEATURES", SOMETHING, NARROW),
+    EnvironmentRule(
+        "OMP_PROC_BIND",
+        r"(?!false$).+",
         "the first OpenMP library that is loaded binds the main thread to one core; from then on, "
         "Numba and this tool see one core",
     ),
-    Setting("OMP_DYNAMIC", YES, "OpenMP takes fewer threads when the machine is busy"),
-    Setting("OMP_WAIT_POLICY", "active", SPINS),
-    Setting("GOMP_SPINCOUNT", r"infini.*", SPINS),
-    Setting("KMP_BLOCKTIME", r"infini.*", SPINS),
-)  # fmt: skip
+    EnvironmentRule("OMP_DYNAMIC", YES, "OpenMP takes fewer threads when the machine is busy"),
+    EnvironmentRule("OMP_WAIT_POLICY", "active", SPINS),
+    EnvironmentRule("GOMP_SPINCOUNT", r"infini.*", SPINS),
+    EnvironmentRule("KMP_BLOCKTIME", r"infini.*", SPINS),
+)
 
 
 def _settings(here: Machine) -> Iterator[Finding]:
@@ -226,6 +230,14 @@ def _settings(here: Machine) -> Iterator[Finding]:
 
 
 CONDITIONS: tuple[Callable[[Machine], Iterator[Finding]], ...] = (
-    _settings, _threads, _quota, _governor, _numa, _swap, _huge_pages,
-    _multithreading, _turbo, _virtual,
-)  # fmt: skip
+    _settings,
+    _threads,
+    _quota,
+    _governor,
+    _numa,
+    _swap,
+    _huge_pages,
+    _multithreading,
+    _turbo,
+    _virtual,
+)

@@ -23,15 +23,15 @@ class Finding:
         level: how bad it is.
         what: what was found, with the number that was measured.
         why: why it matters.
-        mend: what to do.
+        fix: what to do.
     """
 
     level: Level
     what: str
     why: str
-    mend: str
+    fix: str
 
 
-def badness(finding: Finding) -> int:
+def severity(finding: Finding) -> int:
     """Return a key that sorts findings, the worst first."""
     return list(Level).index(finding.level)

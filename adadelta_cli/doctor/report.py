@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from adadelta_cli.doctor.checks import Outcome
+from adadelta_cli.doctor.checks import CheckOutcome
 from adadelta_cli.doctor.findings import Level
 from adadelta_cli.files import jsonable
 
@@ -30,7 +30,7 @@ def doctor_document(found: Examination) -> dict[str, Any]:
 def doctor_tables(found: Examination, verbosity: int) -> list[Table]:
     """Lay out an examination; with `-q`, only what does not work, and what was found."""
     if verbosity < 0:
-        troubled = [check for check in found.checks if check.outcome is not Outcome.WORKS]
+        troubled = [check for check in found.checks if check.outcome is not CheckOutcome.WORKS]
         tables = [checks_table(troubled, "What does not work"), findings_table(found)]
     else:
         tables = [
@@ -140,9 +140,9 @@ def _binary(size: int) -> str:
 # --- what was tried -------------------------------------------------------------------------------
 
 OUTCOMES = {
-    Outcome.WORKS: "[green]works[/]",
-    Outcome.BROKEN: "[red]broken[/]",
-    Outcome.MISSING: "[yellow]missing[/]",
+    CheckOutcome.WORKS: "[green]works[/]",
+    CheckOutcome.BROKEN: "[red]broken[/]",
+    CheckOutcome.MISSING: "[yellow]missing[/]",
 }
 
 
@@ -150,28 +150,24 @@ def checks_table(checks: Sequence[Check], title: str = "What works") -> Table:
     """Lay out what was tried, and what came of it."""
     table = _table(title, columns=4)
     for check in checks:
-        took = "" if check.outcome is Outcome.MISSING else f"[dim]{check.seconds:.1f} s[/]"
+        took = "" if check.outcome is CheckOutcome.MISSING else f"[dim]{check.seconds:.1f} s[/]"
         table.add_row(f"[bold]{check.name}[/]", OUTCOMES[check.outcome], took, _came_of(check))
     return table
 
 
 def _came_of(check: Check) -> str:
-    if check.outcome is Outcome.WORKS:
-        return escape(check.seen)
-    return f"{escape(check.seen)}; needed for {escape(check.purpose)}\n{_mend(check.mend)}"
+    if check.outcome is CheckOutcome.WORKS:
+        return escape(check.observed)
+    return f"{escape(check.observed)}; needed for {escape(check.purpose)}\n{_fix(check.fix)}"
 
 
-def _mend(mend: str) -> str:
-    return f"[cyan]-> {escape(mend)}[/]"
+def _fix(fix: str) -> str:
+    return f"[cyan]-> {escape(fix)}[/]"
 
 
 # --- findings -------------------------------------------------------------------------------------
 
-LEVELS = {
-    Level.BROKEN: "[red]broken[/]",
-    Level.DISTURBS: "[yellow]disturbs[/]",
-    Level.NOTE: "note",
-}
+LEVELS = {Level.BROKEN: "[red]broken[/]", Level.DISTURBS: "[yellow]disturbs[/]", Level.NOTE: "note"}
 
 
 def findings_table(found: Examination) -> Table:
@@ -179,7 +175,7 @@ def findings_table(found: Examination) -> Table:
     table = _table("Before a measurement", columns=2)
     for finding in found.conditions:
         what, why = escape(finding.what), escape(finding.why)
-        text = f"[bold]{what}[/]\n{why}\n{_mend(finding.mend)}"
+        text = f"[bold]{what}[/]\n{why}\n{_fix(finding.fix)}"
         table.add_row(LEVELS[finding.level], text)
     return table
 
@@ -191,7 +187,7 @@ def verdict(found: Examination) -> str:
     )
     works = "What is needed works"
     if broken:
-        works = f"{_counted(broken, 'thing')} broken, to be mended as said above"
+        works = f"{_counted(broken, 'thing')} broken, to be fixed as said above"
     disturbed = (
         f"{_counted(disturbs, 'thing') if disturbs else 'nothing'} will disturb a measurement"
     )
@@ -208,9 +204,13 @@ def _counted(number: int, what: str) -> str:
 
 def _table(title: str, columns: int) -> Table:
     table = Table(
-        title=f"\n{title}", title_justify="left", title_style="bold", box=None,
-        show_header=False, padding=(0, 1),
-    )  # fmt: skip
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        padding=(0, 1),
+    )
     table.add_column(no_wrap=True, min_width=KEY_WIDTH)
     for _ in range(columns - 2):
         table.add_column(no_wrap=True)

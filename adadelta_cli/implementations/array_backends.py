@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError, shortened
-from adadelta_cli.mxnet_bridge import probe
-from adadelta_cli.mxnet_bridge import runtime as engine
-from adadelta_cli.system import cuda as gpu
+from adadelta_cli.mxnet_bridge import probe, runtime
+from adadelta_cli.system import gpu
 from adadelta_cli.system.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -87,11 +86,11 @@ class MxnetBackend(NumpyBackend):
         super().__init__(device)
         if device.kind == "gpu":
             found = probe.launch(device.number)
-            if found.mend:
+            if found.fix:
                 raise UnavailableError(
-                    f"--ctx {device} --backend mxnet: {found.piece}: {found.seen}; {found.mend}"
+                    f"--ctx {device} --backend mxnet: {found.piece}: {found.observed}; {found.fix}"
                 )
-        self.mxnet = engine.load()
+        self.mxnet = runtime.load_mxnet()
         self.mxnet.npx.set_np()  # empty and zero-dimensional shapes
         self.xp = self.mxnet.np
         self._place = getattr(self.mxnet, device.kind)(device.number)
@@ -117,7 +116,7 @@ class CupyBackend(NumpyBackend):
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
-        self.xp = gpu.use(device.number, probe.build)
+        self.xp = gpu.select_device(device.number, probe.build)
 
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of this library, same shape and dtype."""
@@ -143,7 +142,7 @@ class TorchBackend(NumpyBackend):
 
     def __init__(self, device: Device = CPU) -> None:
         super().__init__(device)
-        self.torch = installed("torch")
+        self.torch = import_library("torch")
 
     def array(self, values: np.ndarray) -> Any:
         """Copy to an array of this library, same shape and dtype."""
@@ -172,7 +171,7 @@ class JaxBackend(NumpyBackend):
 
     def __init__(self, device: Device = CPU) -> None:
         super().__init__(device)
-        self.jax = installed("jax")
+        self.jax = import_library("jax")
         self.jax.config.update("jax_enable_x64", True)
         self.jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[device.kind])
 
@@ -197,7 +196,7 @@ class JaxBackend(NumpyBackend):
 EXTRAS = {"torch": ("torch", ()), "jax": ("jax", ("optax",))}
 
 
-def missing(library: str) -> str:
+def missing_library(library: str) -> str:
     """Say what is missing of an optional library, and how to install it; empty if nothing is."""
     extra, others = EXTRAS[library]
     absent = [name for name in (library, *others) if importlib.util.find_spec(name) is None]
@@ -206,13 +205,13 @@ def missing(library: str) -> str:
     return f"{' and '.join(absent)} not installed; python -m pip install 'adadelta[{extra}]'"
 
 
-def installed(library: str) -> Any:
+def import_library(library: str) -> Any:
     """Import an optional library.
 
     Raises:
         UnavailableError: it is not installed, or does not load.
     """
-    lack = missing(library)
+    lack = missing_library(library)
     if lack:
         raise UnavailableError(lack)
     try:
@@ -224,18 +223,20 @@ def installed(library: str) -> Any:
 
 
 BACKENDS: dict[str, type[NumpyBackend]] = {
-    "numpy": NumpyBackend, "mxnet": MxnetBackend, "cupy": CupyBackend,
-}  # fmt: skip
+    "numpy": NumpyBackend,
+    "mxnet": MxnetBackend,
+    "cupy": CupyBackend,
+}
 # Those that hold the tensors of other frameworks' optimizers only; `--backend` does not take them.
-PEERS: dict[str, type[NumpyBackend]] = {"torch": TorchBackend, "jax": JaxBackend}
+FRAMEWORKS: dict[str, type[NumpyBackend]] = {"torch": TorchBackend, "jax": JaxBackend}
 # What `auto` takes on each kind of device.
 AUTOMATIC: dict[str, Callable[[Device], str]] = {
-    "cpu": lambda _device: "mxnet" if engine.is_installed() else "numpy",
-    "gpu": lambda device: "cupy" if probe.launches(device.number).mend else "mxnet",
+    "cpu": lambda _device: "mxnet" if runtime.is_installed() else "numpy",
+    "gpu": lambda device: "cupy" if probe.launches(device.number).fix else "mxnet",
 }
 
 
-def chosen(name: str, ctx: str) -> str:
+def resolve(name: str, ctx: str) -> str:
     """Return the name of the array library that `backend` would take: for `auto`, another."""
     device = Device.parse(ctx)
     return AUTOMATIC[device.kind](device) if name == "auto" else name
@@ -253,9 +254,9 @@ def backend(name: str = "auto", ctx: str = "cpu") -> NumpyBackend:
         UsageError: there is no such backend or device, or they do not go together.
     """
     device = Device.parse(ctx)
-    name = chosen(name, ctx)
+    name = resolve(name, ctx)
     check_place(name, device)
-    return (BACKENDS | PEERS)[name](device)
+    return (BACKENDS | FRAMEWORKS)[name](device)
 
 
 def check_place(name: str, device: Device) -> None:
@@ -264,7 +265,7 @@ def check_place(name: str, device: Device) -> None:
     Raises:
         UsageError: there is not, or they cannot.
     """
-    known = BACKENDS | PEERS
+    known = BACKENDS | FRAMEWORKS
     if name not in known:
         raise UsageError(f"--backend is {name!r}; allowed are auto, {', '.join(BACKENDS)}")
     if device.kind not in known[name].kinds:
@@ -288,10 +289,10 @@ def library(name: str, ctx: str) -> str:
     if Device.parse(ctx).kind == "cpu":
         return backend(name, ctx).name
     with Sandbox() as sandbox:
-        wrong = sandbox.call(_problem, chosen(name, ctx), ctx)
+        wrong = sandbox.call(_problem, resolve(name, ctx), ctx)
     if wrong:
         raise wrong
-    return chosen(name, ctx)
+    return resolve(name, ctx)
 
 
 def _problem(name: str, ctx: str) -> AdadeltaError | None:

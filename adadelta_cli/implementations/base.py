@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import array_backends
 from adadelta_cli.implementations.array_backends import CPU, Device
 from adadelta_cli.update import Hyperparameters, Parameter
 
@@ -17,7 +17,7 @@ Step = Callable[[], None]
 Bind = Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
 
 
-class Bounds(NamedTuple):
+class ToleranceULP(NamedTuple):
     """How far one step may be from the array update: in ULPs of each tensor's largest operand."""
 
     weight: float
@@ -25,7 +25,7 @@ class Bounds(NamedTuple):
     acc_delta: float
 
 
-def _lacks_nothing(_hyper: Hyperparameters) -> str:
+def _supports_all(_hyper: Hyperparameters) -> str:
     return ""
 
 
@@ -45,9 +45,10 @@ class Implementation:
         keeps_grad: the gradient is left as it was; MXNet's own optimizer overwrites it.
         dtypes: those that it can take; MXNet's own optimizer has float32 states for all.
         sandbox: the group of libraries that it shares a process with; empty for our own.
-        allowed: how far it may be from the array update; None: not in a bit.
+        tolerance: how far it may be from the array update; None: not in a bit.
         flushes: it flushes subnormals to zero, and is compared accordingly.
-        lacks: says why it cannot take a step with some hyper-parameters; empty when it can.
+        unsupported_reason: says why it cannot take a step with some hyper-parameters; empty
+            where it can.
         cases: the cases that it is put to unless others are named; None for all.
         timed: as `bind`, of the step alone, nothing pre-processed or watched; None: `bind`.
         timed_on: the kind of arrays that `timed` takes, where it is not the backend's.
@@ -64,9 +65,9 @@ class Implementation:
     keeps_grad: bool = True
     dtypes: tuple[str, ...] = ("float16", "float32", "float64")
     sandbox: str = ""
-    allowed: Bounds | None = None
+    tolerance: ToleranceULP | None = None
     flushes: bool = False
-    lacks: Callable[[Hyperparameters], str] = _lacks_nothing
+    unsupported_reason: Callable[[Hyperparameters], str] = _supports_all
     cases: frozenset[str] | None = None
     timed: Bind | None = None
     timed_on: str = ""
@@ -87,4 +88,4 @@ class Implementation:
             UnavailableError: it is not to be had here.
             UsageError: it has no arrays there.
         """
-        return backends.backend(self.backend, str(self.device))
+        return array_backends.backend(self.backend, str(self.device))

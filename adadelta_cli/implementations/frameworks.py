@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.implementations import array_backends as backends
-from adadelta_cli.system import info as machine
-from adadelta_cli.system.sandbox import Finding
+from adadelta_cli.implementations import array_backends
+from adadelta_cli.system import machine
+from adadelta_cli.system.sandbox import ReportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,9 +45,9 @@ def preprocessed(
         return np.asarray(grad + real(wd) * weight)
 
 
-def lack(peer: Implementation) -> str:
+def missing_requirement(peer: Implementation) -> str:
     """Say what is missing here for a peer, and how to install it; empty if nothing is."""
-    missing = backends.missing(peer.backend)
+    missing = array_backends.missing_library(peer.backend)
     if missing or peer.name != "torch-compile":
         return missing
     if machine.compiler():
@@ -55,11 +55,11 @@ def lack(peer: Implementation) -> str:
     return "torch.compile needs a C++ compiler, and there is none; install g++, or set CXX"
 
 
-def present(
+def available(
     among: Mapping[str, Implementation],
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Return the names of those that are here; and of the others, each with what it lacks."""
-    lacks = {name: lack(peer) for name, peer in among.items()}
+    lacks = {name: missing_requirement(peer) for name, peer in among.items()}
     here = tuple(name for name, missing in lacks.items() if not missing)
     return here, tuple((name, missing) for name, missing in lacks.items() if missing)
 
@@ -78,7 +78,7 @@ def bind_torch(
         lr_mults: Sequence[float],
         wd_mults: Sequence[float],
     ) -> Step:
-        torch = backends.installed("torch")
+        torch = array_backends.import_library("torch")
         optimizer = _torch_optimizer(torch, parameters, hyper, lr_mults, foreach=foreach)
         update = _compiled(torch, optimizer.step) if compiled else optimizer.step
         if timed:
@@ -109,7 +109,7 @@ def bind_torch_adam() -> Callable[..., Step]:
     """Bind `torch.optim.Adam(fused=True)`, which moves as many bytes as AdaDelta: a yardstick."""
 
     def bind(parameters: Sequence[Parameter], *_: Any) -> Step:
-        torch = backends.installed("torch")
+        torch = array_backends.import_library("torch")
         weights = [p.weight for p in parameters]
         optimizer = torch.optim.Adam(
             weights, ADAM.learning_rate, (ADAM.beta1, ADAM.beta2), ADAM.epsilon, fused=True
@@ -117,8 +117,10 @@ def bind_torch_adam() -> Callable[..., Step]:
         for p in parameters:
             step = torch.tensor(0.0, device=p.weight.device)
             optimizer.state[p.weight] = {
-                "step": step, "exp_avg": p.acc_delta, "exp_avg_sq": p.acc_grad,
-            }  # fmt: skip
+                "step": step,
+                "exp_avg": p.acc_delta,
+                "exp_avg_sq": p.acc_grad,
+            }
         return _given(parameters, optimizer.step)
 
     return bind
@@ -168,21 +170,26 @@ def _torch_optimizer(
         groups.setdefault(hyper.learning_rate * mult, []).append(p.weight)
     optimizer = torch.optim.Adadelta(
         [{"params": weights, "lr": rate} for rate, weights in groups.items()],
-        rho=hyper.rho, eps=hyper.epsilon, weight_decay=0, foreach=foreach,
+        rho=hyper.rho,
+        eps=hyper.epsilon,
+        weight_decay=0,
+        foreach=foreach,
         capturable=parameters[0].weight.is_cuda,  # else each step brings a count to the host
-    )  # fmt: skip
+    )
     for p in parameters:
         step = torch.tensor(0.0, device=p.weight.device)
         optimizer.state[p.weight] = {
-            "step": step, "square_avg": p.acc_grad, "acc_delta": p.acc_delta,
-        }  # fmt: skip
+            "step": step,
+            "square_avg": p.acc_grad,
+            "acc_delta": p.acc_delta,
+        }
     return optimizer
 
 
 def _check_kept(grads: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> None:
     for k, (grad, was) in enumerate(zip(grads, before, strict=True)):
         if grad.tobytes() != was.tobytes():
-            raise Finding(f"changed the gradient of tensor {k}")
+            raise ReportedError(f"changed the gradient of tensor {k}")
 
 
 # --- JAX ------------------------------------------------------------------------------------------
@@ -201,7 +208,7 @@ def bind_optax(*, timed: bool = False) -> Callable[..., Step]:
         groups = [
             [k for k, each in enumerate(rates) if each == one] for one in dict.fromkeys(rates)
         ]
-        jax = backends.installed("jax")
+        jax = array_backends.import_library("jax")
         updates = [
             _optax_update(jax, hyper.rho, hyper.epsilon, rates[group[0]]) for group in groups
         ]

@@ -53,7 +53,9 @@ class Guarded:
 
     def written_outside(self) -> str:
         """Say what was written outside; empty when nothing was."""
-        zones = {"before its start": self._buffer[: self._begin],
-                 "after its end": self._buffer[self._end :]}  # fmt: skip
+        zones = {
+            "before its start": self._buffer[: self._begin],
+            "after its end": self._buffer[self._end :],
+        }
         changed = {where: int((zone != GUARD).sum()) for where, zone in zones.items()}
         return ", ".join(f"{count} bytes {where}" for where, count in changed.items() if count)

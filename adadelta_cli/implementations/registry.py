@@ -11,9 +11,9 @@ import numpy as np
 
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, shortened
-from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import array_backends
 from adadelta_cli.implementations.array_backends import Device
-from adadelta_cli.implementations.base import Bind, Bounds, Implementation, Step
+from adadelta_cli.implementations.base import Bind, Implementation, Step, ToleranceULP
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def _unfused(
     lr_mults: Sequence[float],
     wd_mults: Sequence[float],
 ) -> Step:
-    rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
+    rates, weight_decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
     scalars = [hyper.scalars(p.acc_grad.dtype) for p in parameters]
 
     def step() -> None:
         with np.errstate(all="ignore"):  # infinities and NaNs are data here
-            for each in zip(parameters, scalars, rates, decays, strict=True):
+            for each in zip(parameters, scalars, rates, weight_decays, strict=True):
                 update(xp, *each)
 
     return step
@@ -50,10 +50,10 @@ def _bind_numpy(parameters: Sequence[Parameter], *settings: Any) -> Step:
 
 
 def _bind_cupy(parameters: Sequence[Parameter], *settings: Any) -> Step:
-    from adadelta_cli.kernels import cupy_ieee as arithmetic
+    from adadelta_cli.kernels import cupy_ieee
 
-    arrays = [Parameter(*map(arithmetic.Array, p.arrays)) for p in parameters]
-    return _unfused(arithmetic, arrays, *settings)
+    arrays = [Parameter(*map(cupy_ieee.Array, p.arrays)) for p in parameters]
+    return _unfused(cupy_ieee, arrays, *settings)
 
 
 def _finished(bind: Bind) -> Bind:
@@ -83,8 +83,8 @@ def _bind_kernel(device: str) -> Bind:
         wd_mults: Sequence[float],
     ) -> Step:
         kernel = importlib.import_module(f"adadelta_cli.kernels.{device}")
-        rates, decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
-        return kernel.prepared_update(parameters, hyper, rates, decays)
+        rates, weight_decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
+        return kernel.prepared_update(parameters, hyper, rates, weight_decays)
 
     return bind
 
@@ -107,7 +107,7 @@ def _bind_optimizer(
         lr_mults: Sequence[float],
         wd_mults: Sequence[float],
     ) -> Step:
-        from adadelta_cli.mxnet_bridge import runtime as engine
+        from adadelta_cli.mxnet_bridge import runtime
 
         optimizer = make(hyper, any(p.master is not None for p in parameters))
         optimizer.set_lr_mult(dict(enumerate(lr_mults)))
@@ -118,7 +118,7 @@ def _bind_optimizer(
         weights = [p.weight for p in parameters]
         grads = [p.grad for p in parameters]
         states = [state_of(p) for p in parameters]
-        wait = engine.load().nd.waitall
+        wait = runtime.load_mxnet().nd.waitall
 
         def step() -> None:
             optimizer.update_multi_precision(indices, weights, grads, states)
@@ -147,9 +147,9 @@ def _own_optimizer(*, fused: bool) -> Callable[[Hyperparameters, bool], Any]:
 
 
 def _stock_optimizer(hyper: Hyperparameters, multi_precision: bool) -> Any:
-    from adadelta_cli.mxnet_bridge import runtime as engine
+    from adadelta_cli.mxnet_bridge import runtime
 
-    stock = engine.load().optimizer.adadelta.AdaDelta
+    stock = runtime.load_mxnet().optimizer.adadelta.AdaDelta
     return stock(**vars(hyper), multi_precision=multi_precision)
 
 
@@ -172,9 +172,9 @@ def _bind_peer(maker: str, **how: bool) -> Bind:
     """Bind by a function of `peers` that makes a bind; imported when it is needed."""
 
     def bind(*arguments: Any) -> Step:
-        from adadelta_cli.implementations import frameworks as peers
+        from adadelta_cli.implementations import frameworks
 
-        return getattr(peers, maker)(**how)(*arguments)
+        return getattr(frameworks, maker)(**how)(*arguments)
 
     return bind
 
@@ -185,8 +185,8 @@ def _torch_lacks(hyper: Hyperparameters) -> str:
 
 
 # The bounds are derived in docs/parity.md, which has the largest errors that were measured, too.
-_TORCH = Bounds(weight=12.0, acc_grad=4.0, acc_delta=24.0)
-_OPTAX = Bounds(weight=8.0, acc_grad=2.0, acc_delta=17.0)
+_TORCH = ToleranceULP(weight=12.0, acc_grad=4.0, acc_delta=24.0)
+_OPTAX = ToleranceULP(weight=8.0, acc_grad=2.0, acc_delta=17.0)
 # Compiling takes seconds a case, and what is compiled brings an OpenMP runtime of its own, beside
 # which PyTorch's other steps were seen to hang: so few cases, and a process apart.
 _SLOW = frozenset({"defaults", "odd", "special", "subnormal-odd", "overflow"})
@@ -194,66 +194,102 @@ _SLOW = frozenset({"defaults", "odd", "special", "subnormal-odd", "overflow"})
 
 def _peer(name: str, maker: str, how: dict[str, bool], **more: Any) -> Implementation:
     return Implementation(
-        name, fused=False, bind=_bind_peer(maker, **how), unfused=name,
-        timed=_bind_peer(maker, **how, timed=True), dtypes=("float32", "float64"),
-        on_gpu=more["backend"], **{"sandbox": more["backend"], **more},
-    )  # fmt: skip
+        name,
+        fused=False,
+        bind=_bind_peer(maker, **how),
+        unfused=name,
+        timed=_bind_peer(maker, **how, timed=True),
+        dtypes=("float32", "float64"),
+        on_gpu=more["backend"],
+        **{"sandbox": more["backend"], **more},
+    )
 
 
 def _torch(name: str, *, foreach: bool, compiled: bool = False, **more: Any) -> Implementation:
     how = {"foreach": foreach, "compiled": compiled}
     return _peer(
-        name, "bind_torch", how, backend="torch", allowed=_TORCH, lacks=_torch_lacks, **more
+        name,
+        "bind_torch",
+        how,
+        backend="torch",
+        tolerance=_TORCH,
+        unsupported_reason=_torch_lacks,
+        **more,
     )
 
 
-PEERS = {
+FRAMEWORKS = {
     peer.name: peer
     for peer in (
         _torch("torch", foreach=False),
         _torch("torch-foreach", foreach=True),
-        _torch(
-            "torch-compile", foreach=True, compiled=True, cases=_SLOW, sandbox="torch-compile",
-        ),
-        _peer("optax", "bind_optax", {}, backend="jax", allowed=_OPTAX, flushes=True),
+        _torch("torch-compile", foreach=True, compiled=True, cases=_SLOW, sandbox="torch-compile"),
+        _peer("optax", "bind_optax", {}, backend="jax", tolerance=_OPTAX, flushes=True),
     )
-}  # fmt: skip
+}
 # Optimizers of another formula that moves the same bytes: `bench` times them, for scale.
 YARDSTICKS = {
     "torch-adam-fused": Implementation(
-        "torch-adam-fused", "torch", fused=True, bind=_bind_peer("bind_torch_adam"),
-        unfused="torch-adam-fused", dtypes=("float32", "float64"), sandbox="torch", on_gpu="torch",
-        allowed=Bounds(8.0, 8.0, 8.0),
+        "torch-adam-fused",
+        "torch",
+        fused=True,
+        bind=_bind_peer("bind_torch_adam"),
+        unfused="torch-adam-fused",
+        dtypes=("float32", "float64"),
+        sandbox="torch",
+        on_gpu="torch",
+        tolerance=ToleranceULP(8.0, 8.0, 8.0),
     )
-}  # fmt: skip
+}
 IMPLEMENTATIONS = {
     implementation.name: implementation
     for implementation in (
         Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
         Implementation("numpy-fused", "numpy", True, _bind_numpy_fused, "numpy"),
         Implementation(
-            "cupy", "cupy", False, _finished(_bind_cupy), "cupy",
-            timed=_bind_cupy, on_gpu="cupy",
+            "cupy", "cupy", False, _finished(_bind_cupy), "cupy", timed=_bind_cupy, on_gpu="cupy"
         ),
         Implementation(
-            "cupy-fused", "cupy", True, _finished(_bind_cupy_fused), "cupy",
-            timed=_bind_cupy_fused, on_gpu="cupy",
+            "cupy-fused",
+            "cupy",
+            True,
+            _finished(_bind_cupy_fused),
+            "cupy",
+            timed=_bind_cupy_fused,
+            on_gpu="cupy",
         ),
         Implementation(
-            "mxnet", "mxnet", False, _unfused_mxnet, "mxnet",
-            optimizer=_own_optimizer(fused=False), on_gpu="mxnet",
+            "mxnet",
+            "mxnet",
+            False,
+            _unfused_mxnet,
+            "mxnet",
+            optimizer=_own_optimizer(fused=False),
+            on_gpu="mxnet",
         ),
         Implementation(
-            "mxnet-fused", "mxnet", True, _fused_mxnet, "mxnet",
-            optimizer=_own_optimizer(fused=True), on_gpu="mxnet",
+            "mxnet-fused",
+            "mxnet",
+            True,
+            _fused_mxnet,
+            "mxnet",
+            optimizer=_own_optimizer(fused=True),
+            on_gpu="mxnet",
         ),
         Implementation(
-            "mxnet-stock", "mxnet", False, _stock_mxnet, "mxnet",
-            keeps_grad=False, dtypes=("float16", "float32"), lacks=_stock_lacks, on_gpu="mxnet",
+            "mxnet-stock",
+            "mxnet",
+            False,
+            _stock_mxnet,
+            "mxnet",
+            keeps_grad=False,
+            dtypes=("float16", "float32"),
+            unsupported_reason=_stock_lacks,
+            on_gpu="mxnet",
         ),
-        *PEERS.values(),
+        *FRAMEWORKS.values(),
     )
-}  # fmt: skip
+}
 
 
 def implementation(name: str, ctx: str = "cpu") -> Implementation:
@@ -269,12 +305,12 @@ def implementation(name: str, ctx: str = "cpu") -> Implementation:
     device = Device.parse(ctx)
     if name in IMPLEMENTATIONS:
         return IMPLEMENTATIONS[name].on(device)
-    if is_users(name):
-        from adadelta_cli.implementations import user_kernel as candidate
+    if is_user_kernel(name):
+        from adadelta_cli.implementations import user_kernel
 
         inputs.check_possible(Path(name.rpartition(":")[0] or name), "--impl")
-        candidate.check_form(name)
-        return candidate.implementation(name).on(device)
+        user_kernel.check_form(name)
+        return user_kernel.from_name(name).on(device)
     raise UsageError(
         f"--impl is {shortened(name)!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of "
         "your own as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
@@ -282,20 +318,20 @@ def implementation(name: str, ctx: str = "cpu") -> Implementation:
 
 
 @contextlib.contextmanager
-def known(kernel: Callable[..., Any]) -> Iterator[str]:
+def temporary(kernel: Callable[..., Any]) -> Iterator[str]:
     """Make a function an implementation for a while, in this process; yields its name."""
-    from adadelta_cli.implementations import user_kernel as candidate
+    from adadelta_cli.implementations import user_kernel
 
     name = getattr(kernel, "__qualname__", type(kernel).__qualname__)
     name = f"{name} (in Python)"
-    IMPLEMENTATIONS[name] = candidate.of_function(name, kernel)
+    IMPLEMENTATIONS[name] = user_kernel.from_function(name, kernel)
     try:
         yield name
     finally:
         del IMPLEMENTATIONS[name]
 
 
-def is_users(name: str) -> bool:
+def is_user_kernel(name: str) -> bool:
     """Tell whether a name is that of a kernel of the user's own."""
     return name not in IMPLEMENTATIONS and (":" in name or name.endswith(".py"))
 
@@ -311,7 +347,7 @@ def check_place(chosen: Implementation, device: Device) -> None:
             f"--impl {chosen.name} computes on a CPU; leave out --ctx {device}, or take --impl "
             "cupy, cupy-fused or a kernel of your own"
         )
-    library = backends.BACKENDS.get(chosen.backend)
+    library = array_backends.BACKENDS.get(chosen.backend)
     if library and device.kind not in library.kinds:
         raise UsageError(f"--impl {chosen.name} computes on a GPU; add --ctx gpu")
 
@@ -327,7 +363,7 @@ def timeable(name: str, ctx: str = "cpu") -> Implementation:
     return implementation(name, ctx)
 
 
-def own(backend: NumpyBackend, *, fused: bool) -> Implementation:
+def builtin(backend: NumpyBackend, *, fused: bool) -> Implementation:
     """Return this package's step on a backend's arrays."""
     return IMPLEMENTATIONS[backend.name + ("-fused" if fused else "")]
 

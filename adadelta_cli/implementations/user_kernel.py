@@ -20,9 +20,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import KERNEL_FAULTS, AdadeltaError, UnavailableError, UsageError, status
-from adadelta_cli.implementations.base import Bounds, Implementation
+from adadelta_cli.implementations.base import Implementation, ToleranceULP
 from adadelta_cli.implementations.guard import Guarded, address, library, poison
-from adadelta_cli.system.sandbox import FatalFinding, Finding, Sandbox, SandboxError, told
+from adadelta_cli.system.sandbox import (
+    FatalReportedError,
+    ReportedError,
+    Sandbox,
+    SandboxError,
+    describe_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,18 +45,18 @@ SIGNATURE = (
 STATES = ("weight", "acc_grad", "acc_delta")
 IMPORT_S = 120.0  # that the import of a kernel may take
 # For any order of the operations, contracted or not; derived in docs/own-kernels.md.
-ALLOWED = Bounds(weight=30.0, acc_grad=16.0, acc_delta=60.0)
+ALLOWED = ToleranceULP(weight=30.0, acc_grad=16.0, acc_delta=60.0)
 
 
 # --- finding it -----------------------------------------------------------------------------------
 
 
-def implementation(name: str) -> Implementation:
+def from_name(name: str) -> Implementation:
     """Return the implementation that a name stands for; its file is imported when it is bound."""
     return _implementation(name, partial(_bind_named, name), partial(_time_named, name))
 
 
-def of_function(name: str, kernel: Callable[..., Any]) -> Implementation:
+def from_function(name: str, kernel: Callable[..., Any]) -> Implementation:
     """Return the implementation that a function is."""
     return _implementation(name, partial(_bind, kernel), partial(_time, kernel))
 
@@ -59,12 +65,21 @@ def _implementation(
     name: str, bind: Callable[..., Step], timed: Callable[..., Step]
 ) -> Implementation:
     return Implementation(
-        name, "numpy", fused=False, bind=bind, unfused="numpy", dtypes=("float32", "float64"),
-        sandbox=name, allowed=ALLOWED, timed=timed, timed_on="boxed", on_gpu="cupy",
-    )  # fmt: skip
+        name,
+        "numpy",
+        fused=False,
+        bind=bind,
+        unfused="numpy",
+        dtypes=("float32", "float64"),
+        sandbox=name,
+        tolerance=ALLOWED,
+        timed=timed,
+        timed_on="boxed",
+        on_gpu="cupy",
+    )
 
 
-def check(name: str, timeout: float | None = IMPORT_S) -> None:
+def check_kernel(name: str, timeout: float | None = IMPORT_S) -> None:
     """See, in a process of its own, that a kernel can be found.
 
     Args:
@@ -87,14 +102,14 @@ def check(name: str, timeout: float | None = IMPORT_S) -> None:
 def _problem(name: str) -> AdadeltaError | None:
     """Say why a kernel cannot be found; None when it can. Imports it: to be called in a sandbox."""
     try:
-        load(name)
+        load_kernel(name)
     except AdadeltaError as error:
         return error
     return None
 
 
 @cache
-def load(name: str) -> Callable[..., Any]:
+def load_kernel(name: str) -> Callable[..., Any]:
     """Import a kernel.
 
     Raises:
@@ -173,7 +188,7 @@ def _imported(name: str, place: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"--impl {name}: importing {place} raised {type(error).__name__}: {error}; expected a "
-            "file that can be imported; mend it and try again"
+            "file that can be imported; fix it and try again"
         ) from error
 
 
@@ -200,11 +215,11 @@ def _import_module(place: str) -> ModuleType:
 
 
 def _bind_named(name: str, *arguments: Any) -> Step:
-    return _bind(load(name), *arguments)
+    return _bind(load_kernel(name), *arguments)
 
 
 def _time_named(name: str, *arguments: Any) -> Step:
-    return _time(load(name), *arguments)
+    return _time(load_kernel(name), *arguments)
 
 
 def _keywords(
@@ -266,7 +281,7 @@ def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> No
     try:
         signature.bind(*range(4), **keywords)
     except TypeError as error:
-        raise Finding(
+        raise ReportedError(
             f"wrong signature: it is {signature}, which cannot be called as {SIGNATURE}: {error}"
         ) from None
 
@@ -284,7 +299,7 @@ def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], nu
     for name, each in guarded.items():
         outside = each.written_outside()
         if outside:
-            raise Finding(f"wrote outside {name} of shape {list(p.weight.shape)}: {outside}")
+            raise ReportedError(f"wrote outside {name} of shape {list(p.weight.shape)}: {outside}")
     results = {name: each.array for name, each in guarded.items()}
     if returned is not None:
         new = dict(zip(STATES, _checked(returned, p), strict=True))
@@ -302,7 +317,7 @@ def _returned(kernel: Callable[..., Any], arrays: Sequence[Any], keywords: dict[
             library(arrays[0]).cuda.Device().synchronize()
     except Exception as error:
         if status(error) in KERNEL_FAULTS:
-            raise FatalFinding(told(error)) from error
+            raise FatalReportedError(describe_error(error)) from error
         raise
     return returned
 
@@ -312,21 +327,21 @@ def _check_inputs(p: Parameter, after: dict[str, Any], new: dict[str, Any]) -> N
     for name, array in new.items():
         kept = after[name].tobytes() in {getattr(p, name).tobytes(), array.tobytes()}
         if not kept:
-            raise Finding(f"returned new arrays and wrote something else into {name}")
+            raise ReportedError(f"returned new arrays and wrote something else into {name}")
 
 
 def _checked(returned: Any, p: Parameter) -> list[Any]:
     """Take what a functional kernel returned."""
     if not isinstance(returned, (tuple, list)) or len(returned) != len(STATES):
         what = f"{len(returned)} values" if isinstance(returned, (tuple, list)) else repr(returned)
-        raise Finding(
+        raise ReportedError(
             f"returned {what[:200]}; allowed are None, after an update in place, or the new "
             "(weight, acc_grad, acc_delta)"
         )
     arrays = [library(p.weight).asarray(each) for each in returned]
     for name, array in zip(STATES, arrays, strict=True):
         if (array.shape, array.dtype) != (p.weight.shape, p.weight.dtype):
-            raise Finding(
+            raise ReportedError(
                 f"returned {name} as {array.dtype}{list(array.shape)}; expected "
                 f"{p.weight.dtype}{list(p.weight.shape)}"
             )

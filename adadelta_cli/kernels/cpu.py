@@ -29,7 +29,13 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
 from adadelta_cli.kernels import cache
-from adadelta_cli.kernels.layout import Kind, Operand, arrays_of, grouped, operands
+from adadelta_cli.kernels.layout import (
+    DTypeLayout,
+    TensorRef,
+    all_arrays,
+    group_by_layout,
+    tensor_refs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -259,7 +265,7 @@ def _update_stream(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, h
 
 @compiled
 def columns(table):  # noqa: ANN201 - Numba's
-    """Cut a table into rates, decays, sizes and addresses."""
+    """Cut a table into rates, weight_decays, sizes and addresses."""
     count = (table.size - HEAD) // COLUMNS
     numbers = table.view(np.float64)[HEAD:]
     sizes = table[HEAD + 2 * count : HEAD + 3 * count].view(np.int64)
@@ -271,7 +277,7 @@ def columns(table):  # noqa: ANN201 - Numba's
 def _update_range(table, starts, hyper, kind, low, high):
     """Step over the elements [low, high) of all tensors laid end to end."""
     weight0, grad0, state0, half0 = kind
-    rates, decays, _, addresses = columns(table)
+    rates, weight_decays, _, addresses = columns(table)
     t = np.searchsorted(starts, low, side="right") - 1
     while low < high:
         at = low - starts[t]
@@ -284,7 +290,7 @@ def _update_range(table, starts, hyper, kind, low, high):
                 _view(addresses[t, 3], at, size, state0),
                 _view(addresses[t, 4], at, size, half0),
                 _rounded(rates[t], state0),
-                _rounded(decays[t], state0),
+                _rounded(weight_decays[t], state0),
                 hyper,
             )
         low += size
@@ -335,7 +341,7 @@ def _launch(table, kind):
 
 
 @functools.cache
-def launcher(kind: Kind) -> Any:
+def launcher(kind: DTypeLayout) -> Any:
     """Compile what steps over a table of tensors of a kind.
 
     The kind is no argument: to a compiled function, each costs 0.1 us, and 1 us where the step
@@ -354,7 +360,7 @@ def launcher(kind: Kind) -> Any:
 
 
 def launch(
-    tensors: Iterable[Operand],
+    tensors: Iterable[TensorRef],
     hyper: Hyperparameters,
     *,
     flush_subnormals: bool = False,
@@ -376,7 +382,7 @@ def launch(
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCpuStep:
     """A step on tensors that stay where they are, to be taken any number of times.
 
     Attributes:
@@ -395,27 +401,27 @@ class Prepared:
 
 
 def prepared(
-    tensors: Iterable[Operand],
+    tensors: Iterable[TensorRef],
     hyper: Hyperparameters,
     *,
     flush_subnormals: bool = False,
     parts: int | None = None,
     owners: Iterable[Parameter] = (),
-) -> Prepared:
+) -> PreparedCpuStep:
     """Prepare what `launch` does, with the same arguments.
 
     The step keeps the arrays of `owners`, to whom the addresses belong.
     """
     launches = []
-    for kind, group in grouped(tensors).items():
-        table = tabulate(group, hyper)
+    for kind, group in group_by_layout(tensors).items():
+        table = pack_table(group, hyper)
         table[FLUSH] = flush_subnormals
-        table[PARTS] = parts or parts_for(sum(operand.size for operand in group))
+        table[PARTS] = parts or chunks_for(sum(operand.size for operand in group))
         launches.append((launcher(kind), table))
-    return Prepared(launches, arrays_of(owners))
+    return PreparedCpuStep(launches, all_arrays(owners))
 
 
-def tabulate(operands: Sequence[Operand], hyper: Hyperparameters) -> np.ndarray:
+def pack_table(operands: Sequence[TensorRef], hyper: Hyperparameters) -> np.ndarray:
     """Arrange tensors of one kind and their hyper-parameters as the table that the kernel takes.
 
     Returns:
@@ -423,15 +429,21 @@ def tabulate(operands: Sequence[Operand], hyper: Hyperparameters) -> np.ndarray:
         (into how many parts the work is cut; 1 here), CUTS (which
         `mxnet_bridge.ndarray_table` has a use for), and from DOUBLES on the bits of
         `Hyperparameters.doubles`. Then what `columns` returns: the bits of all learning rates and
-        of all decays, the sizes, and the tensors' addresses.
+        of all weight_decays, the sizes, and the tensors' addresses.
     """
-    _, addresses, sizes, rates, decays = zip(*operands, strict=True)
-    values = *hyper.doubles, *rates, *decays, *sizes, *itertools.chain.from_iterable(addresses)
-    packed = bytearray(struct.pack(layout(len(sizes)), False, 1, 0, *values))
+    _, addresses, sizes, rates, weight_decays = zip(*operands, strict=True)
+    values = (
+        *hyper.doubles,
+        *rates,
+        *weight_decays,
+        *sizes,
+        *itertools.chain.from_iterable(addresses),
+    )
+    packed = bytearray(struct.pack(table_format(len(sizes)), False, 1, 0, *values))
     return np.frombuffer(packed, np.uint64)
 
 
-def layout(tensors: int, *, whole: bool = True) -> str:
+def table_format(tensors: int, *, whole: bool = True) -> str:
     """Give the format (Python's `struct`) of a table, or of its head and the numbers only."""
     numbers = f"=3Q5d{2 * tensors}d"
     return numbers + f"{tensors}q{ADDRESSES * tensors}Q" * whole
@@ -442,45 +454,45 @@ def empty_table(tensors: int) -> np.ndarray:
     return np.zeros(HEAD + COLUMNS * tensors, np.uint64)
 
 
-def chosen(table: np.ndarray, which: np.ndarray) -> np.ndarray:
+def select_rows(table: np.ndarray, which: np.ndarray) -> np.ndarray:
     """Make the table of some of a table's tensors: `which` is bool[tensors]."""
     few = empty_table(int(which.sum()))
     few[:HEAD] = table[:HEAD]
     for column, wanted in zip(columns(few), columns(table), strict=True):
         column[:] = wanted[which]
-    few[PARTS] = parts_for(int(columns(few)[2].sum()))
+    few[PARTS] = chunks_for(int(columns(few)[2].sum()))
     return few
 
 
-def parts_for(elements: int) -> int:
+def chunks_for(elements: int) -> int:
     """Choose into how many parts a step over so many elements is cut."""
-    return 1 if elements < SERIAL_ELEMENTS else cuts()
+    return 1 if elements < SERIAL_ELEMENTS else n_chunks()
 
 
-fixed_cuts = 0  # what `cutting` says, else 0
+fixed_chunks = 0  # what `cutting` says, else 0
 
 
-def cuts() -> int:
+def n_chunks() -> int:
     """Say into how many parts long work is cut: one a thread, or as `cutting` says."""
-    return fixed_cuts or numba.get_num_threads()
+    return fixed_chunks or numba.get_num_threads()
 
 
 @contextlib.contextmanager
-def cutting(parts: int) -> Iterator[None]:
+def override_chunks(parts: int) -> Iterator[None]:
     """Cut long work into so many parts, whatever the number of threads; no result depends on it."""
-    global fixed_cuts  # noqa: PLW0603 - as numba.set_num_threads, which it stands beside
-    before, fixed_cuts = fixed_cuts, parts
+    global fixed_chunks  # noqa: PLW0603 - as numba.set_num_threads, which it stands beside
+    before, fixed_chunks = fixed_chunks, parts
     try:
         yield
     finally:
-        fixed_cuts = before
+        fixed_chunks = before
 
 
 def fused_update(
     parameters: Sequence[Parameter],
     hyper: Hyperparameters,
     learning_rates: Sequence[float],
-    decays: Sequence[float],
+    weight_decays: Sequence[float],
 ) -> None:
     """Take one AdaDelta step on parameters held in NumPy arrays, in place: the fused step.
 
@@ -488,19 +500,21 @@ def fused_update(
         parameters: any number of tensors of any shapes, all kinds of `operand.KINDS` mixed.
         hyper: their common hyper-parameters.
         learning_rates: one for each tensor: rate times multiplier, in double.
-        decays: one for each tensor: weight decay times multiplier, in double.
+        weight_decays: one for each tensor: weight decay times multiplier, in double.
 
     Raises:
         TypeError, ValueError: as `kernels.layout.operand`.
     """
-    prepared_update(parameters, hyper, learning_rates, decays)()
+    prepared_update(parameters, hyper, learning_rates, weight_decays)()
 
 
 def prepared_update(
     parameters: Sequence[Parameter],
     hyper: Hyperparameters,
     learning_rates: Sequence[float],
-    decays: Sequence[float],
-) -> Prepared:
+    weight_decays: Sequence[float],
+) -> PreparedCpuStep:
     """Prepare what `fused_update` does, with the same arguments, to be done again and again."""
-    return prepared(operands(parameters, learning_rates, decays), hyper, owners=parameters)
+    return prepared(
+        tensor_refs(parameters, learning_rates, weight_decays), hyper, owners=parameters
+    )

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.kernels import layout as operand
+from adadelta_cli.kernels import layout
 from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from adadelta_cli.kernels.layout import Operand, Table
+    from adadelta_cli.kernels.layout import Table, TensorRef
     from adadelta_cli.update import Parameter
 
 # Neither was timed on a GPU. The threads of a block take 16 bytes of each array at once, twice in a
@@ -31,9 +31,7 @@ TILE_ELEMENTS, THREADS = 2048, 256
 MOST_BLOCKS = 65_536
 # The kernels name the instructions that round, so that no option can change a bit, CuPy's own
 # -ftz=true neither; -fmad=false says the same of whatever else there is.
-OPTIONS = (
-    "-std=c++17", "-fmad=false", f"-DTILE_ELEMENTS={TILE_ELEMENTS}", f"-DTHREADS={THREADS}",
-)  # fmt: skip
+OPTIONS = ("-std=c++17", "-fmad=false", f"-DTILE_ELEMENTS={TILE_ELEMENTS}", f"-DTHREADS={THREADS}")
 # A row of the table, as `struct Tensor` in adadelta.cu.
 TENSOR = np.dtype(
     [
@@ -49,7 +47,7 @@ def source() -> str:
     return Path(__file__).with_name("adadelta.cu").read_text(encoding="utf-8")
 
 
-class Plan(NamedTuple):
+class TilePlan(NamedTuple):
     """How the tensors of one kind are cut into tiles.
 
     Attributes:
@@ -63,16 +61,22 @@ class Plan(NamedTuple):
     blocks: int
 
 
-def plan(table: Table) -> Plan:
+def plan_tiles(table: Table) -> TilePlan:
     """Count the tiles of tensors, each of `TILE_ELEMENTS` but the last of a tensor."""
     rows = np.empty(len(table.sizes), TENSOR)
     tiles = -(-table.sizes // TILE_ELEMENTS)
     ends = np.cumsum(tiles)
-    columns = (*table.addresses.T, table.sizes, ends - tiles, table.learning_rates, table.decays)
+    columns = (
+        *table.addresses.T,
+        table.sizes,
+        ends - tiles,
+        table.learning_rates,
+        table.weight_decays,
+    )
     for name, column in zip(TENSOR.names or (), columns, strict=True):
         rows[name] = column
     total = int(ends[-1])
-    return Plan(rows, total, min(total, MOST_BLOCKS))
+    return TilePlan(rows, total, min(total, MOST_BLOCKS))
 
 
 @cache
@@ -84,7 +88,7 @@ def kernel(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedGpuStep:
     """A step on tensors that stay where they are, to be taken any number of times.
 
     Attributes:
@@ -102,12 +106,12 @@ class Prepared:
 
 
 def prepared(
-    operands: Iterable[Operand],
+    operands: Iterable[TensorRef],
     hyper: Hyperparameters,
     *,
     work: str = "update",
     owners: Iterable[Parameter] = (),
-) -> Prepared:
+) -> PreparedGpuStep:
     """Prepare a step on all tensors, in place, in one pass over memory.
 
     Whoever calls vouches for the addresses.
@@ -119,12 +123,12 @@ def prepared(
             states: the bytes of an update, and next to no arithmetic.
         owners: to whom the addresses belong; the step keeps their arrays.
     """
-    plans = [(table.kind.name, plan(table)) for table in operand.tabulate(operands)]
+    plans = [(table.kind.name, plan_tiles(table)) for table in layout.pack_tables(operands)]
     launches = [_launch(f"{work}_{name}", each, hyper) for name, each in plans if each.tiles]
-    return Prepared(launches, operand.arrays_of(owners))
+    return PreparedGpuStep(launches, layout.all_arrays(owners))
 
 
-def _launch(name: str, plan: Plan, hyper: Hyperparameters) -> tuple[Any, int, tuple[Any, ...]]:
+def _launch(name: str, plan: TilePlan, hyper: Hyperparameters) -> tuple[Any, int, tuple[Any, ...]]:
     import cupy
 
     rows = cupy.asarray(plan.rows.view(np.uint8))
@@ -136,39 +140,39 @@ def fused_update(
     parameters: Sequence[Parameter],
     hyper: Hyperparameters,
     learning_rates: Sequence[float],
-    decays: Sequence[float],
+    weight_decays: Sequence[float],
 ) -> None:
     """Take one AdaDelta step on parameters held in CuPy arrays, in place: the fused step.
 
     It is enqueued on CuPy's current stream, and returns at once, as CuPy's own operations do.
 
     Args:
-        parameters: any number of tensors of any shapes, all kinds of `operand.KINDS` mixed.
+        parameters: any number of tensors of any shapes, all kinds of `layout.KINDS` mixed.
         hyper: their common hyper-parameters.
         learning_rates: one for each tensor: rate times multiplier, in double.
-        decays: one for each tensor: weight decay times multiplier, in double.
+        weight_decays: one for each tensor: weight decay times multiplier, in double.
 
     Raises:
         TypeError: the dtypes do not go together, or an array is not in a GPU's memory.
         ValueError: an array is not C-contiguous, has another shape, or lies on another GPU than
             the current one.
     """
-    prepared_update(parameters, hyper, learning_rates, decays)()
+    prepared_update(parameters, hyper, learning_rates, weight_decays)()
 
 
 def prepared_update(
     parameters: Sequence[Parameter],
     hyper: Hyperparameters,
     learning_rates: Sequence[float],
-    decays: Sequence[float],
-) -> Prepared:
+    weight_decays: Sequence[float],
+) -> PreparedGpuStep:
     """Prepare what `fused_update` does, with the same arguments, to be done again and again."""
-    operands = operand.operands(parameters, learning_rates, decays, operand.CUDA)
+    operands = layout.tensor_refs(parameters, learning_rates, weight_decays, layout.CUDA)
     _check_device(parameters)
     return prepared(operands, hyper, owners=parameters)
 
 
-def prepared_traffic(line: Parameter) -> Prepared:
+def prepared_traffic(line: Parameter) -> PreparedGpuStep:
     """Prepare the ceiling of a step: a kernel that moves its bytes, with next to no arithmetic.
 
     Args:
@@ -178,7 +182,7 @@ def prepared_traffic(line: Parameter) -> Prepared:
     factor = float(np.sqrt(np.finfo(line.acc_grad.dtype).tiny))
     _check_device([line])
     hyper = Hyperparameters(rescale_grad=factor)
-    operands = operand.operands([line], [0.0], [0.0], operand.CUDA)
+    operands = layout.tensor_refs([line], [0.0], [0.0], layout.CUDA)
     return prepared(operands, hyper, work="traffic", owners=[line])
 
 

@@ -20,7 +20,7 @@ HOST, CUDA = "__array_interface__", "__cuda_array_interface__"
 
 
 @dataclass(frozen=True, eq=False)  # zeros of all types are equal: a kind is only itself
-class Kind:
+class DTypeLayout:
     """The element types of a tensor's arrays, each given by a zero; float16 by its bits.
 
     Attributes:
@@ -34,29 +34,29 @@ class Kind:
 
 _single, _double, _half = np.float32(0), np.float64(0), np.uint16(0)
 # By the dtype of the weight and whether there is a float32 master.
-KINDS = {
-    ("float32", False): Kind("float32", (_single, _single, _single, None)),
-    ("float64", False): Kind("float64", (_double, _double, _double, None)),
-    ("float16", False): Kind("float16", (_half, _half, _single, None)),
-    ("float16", True): Kind("float16_master", (_single, _half, _single, _half)),
+LAYOUTS = {
+    ("float32", False): DTypeLayout("float32", (_single, _single, _single, None)),
+    ("float64", False): DTypeLayout("float64", (_double, _double, _double, None)),
+    ("float16", False): DTypeLayout("float16", (_half, _half, _single, None)),
+    ("float16", True): DTypeLayout("float16_master", (_single, _half, _single, _half)),
 }
 # By the dtypes of `Parameter.arrays`.
-TAKEN = {
-    ("float32",) * 4: KINDS["float32", False],
-    ("float64",) * 4: KINDS["float64", False],
-    ("float16",) * 2 + ("float32",) * 2: KINDS["float16", False],
-    ("float16",) * 2 + ("float32",) * 3: KINDS["float16", True],
+SUPPORTED = {
+    ("float32",) * 4: LAYOUTS["float32", False],
+    ("float64",) * 4: LAYOUTS["float64", False],
+    ("float16",) * 2 + ("float32",) * 2: LAYOUTS["float16", False],
+    ("float16",) * 2 + ("float32",) * 3: LAYOUTS["float16", True],
 }
 
 
-class Operand(NamedTuple):
+class TensorRef(NamedTuple):
     """One tensor as the kernel sees it: five addresses, a size, and its own rate and decay.
 
     `addresses` are of the weight that is updated (the master where there is one), the gradient,
     acc_grad, acc_delta, and the float16 weight of a master, else 0.
     """
 
-    kind: Kind
+    kind: DTypeLayout
     addresses: tuple[int, int, int, int, int]
     size: int
     learning_rate: float
@@ -71,62 +71,63 @@ class Table(NamedTuple):
         addresses: uint64[tensors, 5], as `Operand.addresses`.
         sizes: int64[tensors], in elements.
         learning_rates: float64[tensors].
-        decays: float64[tensors].
+        weight_decays: float64[tensors].
     """
 
-    kind: Kind
+    kind: DTypeLayout
     addresses: np.ndarray
     sizes: np.ndarray
     learning_rates: np.ndarray
-    decays: np.ndarray
+    weight_decays: np.ndarray
 
 
-def grouped(operands: Iterable[Operand]) -> dict[Kind, list[Operand]]:
+def group_by_layout(operands: Iterable[TensorRef]) -> dict[DTypeLayout, list[TensorRef]]:
     """Sort tensors by their kind."""
-    by_kind: dict[Kind, list[Operand]] = defaultdict(list)
+    by_kind: dict[DTypeLayout, list[TensorRef]] = defaultdict(list)
     for operand in operands:
         by_kind[operand.kind].append(operand)
     return by_kind
 
 
-def tabulate(operands: Iterable[Operand]) -> list[Table]:
+def pack_tables(operands: Iterable[TensorRef]) -> list[Table]:
     """Arrange tensors by their kind."""
     return [
         Table(
             kind,
-            np.array([operand.addresses for operand in group], dtype=np.uint64),
-            np.array([operand.size for operand in group], dtype=np.int64),
-            np.array([operand.learning_rate for operand in group]),
-            np.array([operand.wd for operand in group]),
+            np.array([tensor_ref.addresses for tensor_ref in group], dtype=np.uint64),
+            np.array([tensor_ref.size for tensor_ref in group], dtype=np.int64),
+            np.array([tensor_ref.learning_rate for tensor_ref in group]),
+            np.array([tensor_ref.wd for tensor_ref in group]),
         )
-        for kind, group in grouped(operands).items()
+        for kind, group in group_by_layout(operands).items()
     ]
 
 
-def operands(
+def tensor_refs(
     parameters: Sequence[Parameter],
     learning_rates: Sequence[float],
-    decays: Sequence[float],
+    weight_decays: Sequence[float],
     interface: str = HOST,
-) -> list[Operand]:
+) -> list[TensorRef]:
     """Describe parameters, each as `operand` does.
 
     Raises:
         TypeError: as `operand`.
         ValueError: as `operand`; or there are not as many of each.
     """
-    counts = len(parameters), len(learning_rates), len(decays)
+    counts = len(parameters), len(learning_rates), len(weight_decays)
     if len(set(counts)) > 1:
         raise ValueError(
-            f"{counts[0]} parameters, {counts[1]} learning rates and {counts[2]} decays; expected "
-            "as many of each: one for each tensor"
+            f"{counts[0]} parameters, {counts[1]} learning rates, {counts[2]} weight decays; "
+            "expected as many of each: one for each tensor"
         )
     return [
-        operand(*each, interface) for each in zip(parameters, learning_rates, decays, strict=True)
+        tensor_ref(*each, interface)
+        for each in zip(parameters, learning_rates, weight_decays, strict=True)
     ]
 
 
-def arrays_of(parameters: Iterable[Parameter]) -> tuple[Any, ...]:
+def all_arrays(parameters: Iterable[Parameter]) -> tuple[Any, ...]:
     """List all arrays: what has to live as long as their addresses are used.
 
     The caller's own list is no substitute: the caller may clear it, or replace an item.
@@ -134,9 +135,9 @@ def arrays_of(parameters: Iterable[Parameter]) -> tuple[Any, ...]:
     return tuple(array for parameter in parameters for array in parameter.arrays)
 
 
-def operand(
+def tensor_ref(
     parameter: Parameter, learning_rate: float, wd: float, interface: str = HOST
-) -> Operand:
+) -> TensorRef:
     """Describe a parameter that is held in arrays.
 
     Args:
@@ -151,7 +152,7 @@ def operand(
             twice.
     """
     p = parameter
-    kind = kind_of(*(array.dtype for array in p.arrays))
+    kind = layout_of(*(array.dtype for array in p.arrays))
     for array in p.arrays:
         if array.shape != p.weight.shape or not array.flags.c_contiguous:
             raise ValueError(
@@ -161,7 +162,7 @@ def operand(
     addresses = [_address(array, interface, written=array is not p.grad) for array in p.arrays]
     if p.weight.size and len(set(addresses)) < len(addresses):
         raise ValueError("two of weight, gradient and states are one array; each has its own")
-    return Operand(kind, arranged(addresses), p.weight.size, learning_rate, wd)
+    return TensorRef(kind, kernel_order(addresses), p.weight.size, learning_rate, wd)
 
 
 def _address(array: Any, interface: str, *, written: bool) -> int:
@@ -177,7 +178,7 @@ def _address(array: Any, interface: str, *, written: bool) -> int:
     return address
 
 
-def arranged(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
+def kernel_order(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
     """Order the addresses of `Parameter.arrays` as the kernel's table has them."""
     weight, grad, acc_grad, acc_delta, *master = addresses
     if master:
@@ -186,7 +187,7 @@ def arranged(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
 
 
 @cache
-def kind_of(*dtypes: Any) -> Kind:
+def layout_of(*dtypes: Any) -> DTypeLayout:
     """Look up the kernel for the dtypes of `Parameter.arrays`.
 
     Raises:
@@ -194,10 +195,10 @@ def kind_of(*dtypes: Any) -> Kind:
     """
     found = [np.dtype(dtype) for dtype in dtypes]
     names = tuple(dtype.name if dtype.isnative else dtype.str for dtype in found)
-    if names not in TAKEN:
+    if names not in SUPPORTED:
         raise TypeError(
             f"weight, gradient, acc_grad, acc_delta{', master' * (len(names) > 4)} are "
             f"{', '.join(names)}; the fused step takes float32 or float64 throughout, or float16 "
             "weights and gradients on float32 states (and master), in the machine's byte order"
         )
-    return TAKEN[names]
+    return SUPPORTED[names]

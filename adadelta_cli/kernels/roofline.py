@@ -22,9 +22,9 @@ from adadelta_cli.kernels.cpu import (
     _load,
     _store,
     _update_slice,
+    chunks_for,
     compiled,
     compiled_parallel,
-    parts_for,
 )
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _arithmetic(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, par
 def cached_elements(line: Parameter) -> int:
     """Say how many elements fit the first-level caches, given the arrays of a workload."""
     size = sum(array.itemsize for array in line.arrays)
-    return CACHED_BYTES // size * 2 * parts_for(line.weight.size)
+    return CACHED_BYTES // size * 2 * chunks_for(line.weight.size)
 
 
 class Roofs:
@@ -148,7 +148,7 @@ class Roofs:
 
     def __init__(self, line: Parameter, cached: Parameter, hyper: Hyperparameters) -> None:
         real = line.acc_grad.dtype.type
-        self.parts = parts_for(line.weight.size)
+        self.parts = chunks_for(line.weight.size)
         self._line, self._cached = _arrays(line), _arrays(cached)
         # Added, times the gradient: so little that no element changes, and never a subnormal.
         self._factor = np.sqrt(np.finfo(real).tiny)

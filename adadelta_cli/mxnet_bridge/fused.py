@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.mxnet_bridge import probe
-from adadelta_cli.mxnet_bridge import runtime as engine
-from adadelta_cli.system import cuda as gpu
+from adadelta_cli.mxnet_bridge import probe, runtime
+from adadelta_cli.system import gpu
 from adadelta_cli.update import Hyperparameters, Parameter
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ def _functions() -> np.ndarray:
     """Find the addresses of the C functions that `ndarray_table.inspect` calls."""
     from adadelta_cli.mxnet_bridge.ndarray_table import FUNCTIONS
 
-    library = engine.load().base._LIB  # noqa: SLF001
-    return np.array([engine.address(getattr(library, name)) for name in FUNCTIONS], np.uint64)
+    library = runtime.load_mxnet().base._LIB  # noqa: SLF001
+    return np.array([runtime.address(getattr(library, name)) for name in FUNCTIONS], np.uint64)
 
 
 def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
@@ -33,7 +32,7 @@ def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
     return np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
 
 
-class Common(NamedTuple):
+class CommonHyperparameters(NamedTuple):
     """The hyper-parameters of all tensors of a step.
 
     Attributes:
@@ -45,7 +44,7 @@ class Common(NamedTuple):
     doubles: tuple[float, ...]
 
 
-class FusedStep:
+class FusedMxnetStep:
     """The step on tensors whose arrays stay the same objects from step to step.
 
     Dtypes, shapes, devices and addresses are asked of MXNet at each step: an operator may move an
@@ -61,25 +60,25 @@ class FusedStep:
 
     def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
         from adadelta_cli.kernels import cpu
-        from adadelta_cli.mxnet_bridge import ndarray_table as handles
+        from adadelta_cli.mxnet_bridge import ndarray_table
 
-        self._cpu, self._check = cpu, engine.load().base.check_call
+        self._cpu, self._check = cpu, runtime.load_mxnet().base.check_call
         self._table = cpu.empty_table(len(tensors))
         self._asked = _functions(), handles_of(tensors), self._table
         kinds = self._inspect()
         self.possible = bool(kinds.min() >= 0)
-        self._step = handles.stepper(max(0, int(kinds[0])))
-        self._other = handles.OTHER_KIND
+        self._step = ndarray_table.stepper(max(0, int(kinds[0])))
+        self._other = ndarray_table.OTHER_KIND
         # The head of the table, and the numbers behind it, in one call: converting sequences to
         # arrays costs ten times as much where the step before emptied the caches.
-        pack = struct.Struct(cpu.layout(len(tensors), whole=False)).pack_into
+        pack = struct.Struct(cpu.table_format(len(tensors), whole=False)).pack_into
         self._write = functools.partial(pack, self._table.data.cast("B"), 0)
 
     def __call__(
         self,
         rates: Sequence[float],
-        decays: Sequence[float],
-        common: Common,
+        weight_decays: Sequence[float],
+        common: CommonHyperparameters,
         *,
         flush: bool,
     ) -> None:
@@ -87,12 +86,12 @@ class FusedStep:
 
         Args:
             rates: of the tensors.
-            decays: likewise.
+            weight_decays: likewise.
             common: what they have in common.
             flush: compute with subnormals taken as zero.
         """
         with self._cpu.launching:
-            self._write(flush, 1, self._cpu.fixed_cuts, *common.doubles, *rates, *decays)
+            self._write(flush, 1, self._cpu.fixed_chunks, *common.doubles, *rates, *weight_decays)
             code = self._step(*self._asked)
             if code == self._other:
                 self._step_by_kind()
@@ -101,28 +100,27 @@ class FusedStep:
 
     def _inspect(self) -> np.ndarray:
         """Let the table know sizes and addresses; return the kinds of the tensors."""
-        from adadelta_cli.mxnet_bridge import ndarray_table as handles
+        from adadelta_cli.mxnet_bridge import ndarray_table
 
         functions, array_handles, table = self._asked
         kinds = np.empty(len(array_handles), np.int64)
-        self._check(handles.inspect(functions, array_handles, kinds, table))
+        self._check(ndarray_table.query(functions, array_handles, kinds, table))
         return kinds
 
     def _step_by_kind(self) -> None:
         """Take a step on tensors of several kinds, a launch for each."""
-        from adadelta_cli.kernels import cpu
-        from adadelta_cli.kernels import layout as operand
-        from adadelta_cli.mxnet_bridge import ndarray_table as handles
+        from adadelta_cli.kernels import cpu, layout
+        from adadelta_cli.mxnet_bridge import ndarray_table
 
         kinds = self._inspect()
         if kinds.min() < 0:
             raise TypeError("an array is no longer of the dtype, shape or device that it had")
         for number in dict.fromkeys(kinds.tolist()):
-            table = cpu.chosen(self._table, kinds == number)
-            cpu.launcher(operand.KINDS[handles.KIND_KEYS[number]])(table)
+            table = cpu.select_rows(self._table, kinds == number)
+            cpu.launcher(layout.LAYOUTS[ndarray_table.KIND_KEYS[number]])(table)
 
 
-class GpuStep:
+class FusedMxnetGpuStep:
     """As `FusedStep`, on tensors in the memory of a GPU.
 
     The arrays reach the kernel over DLPack, without a copy, and CuPy launches it. It was not run on
@@ -138,13 +136,13 @@ class GpuStep:
     def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
         self._tensors = [[array.as_np_ndarray() for array in arrays] for arrays in tensors]
         self._number = tensors[0][0].device.device_id
-        self._cupy = gpu.working(self._number, probe.build)
+        self._cupy = gpu.check_device(self._number, probe.build)
 
     def __call__(
         self,
         rates: Sequence[float],
-        decays: Sequence[float],
-        common: Common,
+        weight_decays: Sequence[float],
+        common: CommonHyperparameters,
         *,
         flush: bool,  # noqa: ARG002 - MXNet flushes on a CPU only
     ) -> None:
@@ -159,5 +157,5 @@ class GpuStep:
 
         with self._cupy.cuda.Device(self._number):  # others may be the current one meanwhile
             parameters = [Parameter(*map(self._cupy.from_dlpack, each)) for each in self._tensors]
-            cuda.fused_update(parameters, common.hyper, rates, decays)
+            cuda.fused_update(parameters, common.hyper, rates, weight_decays)
             self._cupy.cuda.get_current_stream().synchronize()

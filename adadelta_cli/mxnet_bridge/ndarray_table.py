@@ -25,7 +25,7 @@ from adadelta_cli.kernels.cpu import (
     compiled,
     launcher,
 )
-from adadelta_cli.kernels.layout import KINDS
+from adadelta_cli.kernels.layout import LAYOUTS
 
 # The kinds of tensors, as `inspect` numbers them: keys of `kernels.layout.KINDS`.
 KIND_KEYS = (("float32", False), ("float64", False), ("float16", False), ("float16", True))
@@ -106,13 +106,13 @@ def _kind(dtypes, has_master):
 
 
 @compiled
-def wait(function):  # noqa: ANN201 - Numba's
+def wait_all(function):  # noqa: ANN201 - Numba's
     """Call MXNet's function of no argument, by its address."""
     return _call_0(function)
 
 
 @compiled
-def inspect(functions, handles, kinds, table):  # noqa: ANN201
+def query(functions, handles, kinds, table):  # noqa: ANN201
     """Ask for everything about every array of every tensor.
 
     Args:
@@ -170,12 +170,12 @@ def stepper(number: int) -> Any:
     Where a tensor is of another kind, it does nothing and returns OTHER_KIND; else 0, or MXNet's
     error code.
     """
-    launch = launcher(KINDS[KIND_KEYS[number]])
+    launch = launcher(LAYOUTS[KIND_KEYS[number]])
 
     @compiled
     def step(functions, handles, table):
         kinds = np.empty(handles.shape[0], np.int64)
-        failed = inspect(functions, handles, kinds, table)
+        failed = query(functions, handles, kinds, table)
         if failed != 0:
             return failed
         for kind in kinds:

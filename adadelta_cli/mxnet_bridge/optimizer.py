@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.kernels import layout as operand
-from adadelta_cli.mxnet_bridge import runtime as engine
-from adadelta_cli.mxnet_bridge.fused import Common, FusedStep, GpuStep
+from adadelta_cli.kernels import layout
+from adadelta_cli.mxnet_bridge import runtime
+from adadelta_cli.mxnet_bridge.fused import CommonHyperparameters, FusedMxnetGpuStep, FusedMxnetStep
 from adadelta_cli.update import Hyperparameters, Parameter, checked, update
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-mx = engine.load()
+mx = runtime.load_mxnet()
 
 State = tuple[Any, ...]
 
@@ -136,9 +136,12 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         return self.create_state(index, weight)
 
     def step(
-        self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
+        self,
+        indices: Sequence[int],
+        weights: Sequence[Any],
+        grads: Sequence[Any],
         states: Sequence[State],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take one step, one array operation after the other: the unfused step.
 
         Args:
@@ -153,9 +156,12 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         self._unfused(indices, _parameters(weights, grads, states, masters=False))
 
     def fused_step(
-        self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
+        self,
+        indices: Sequence[int],
+        weights: Sequence[Any],
+        grads: Sequence[Any],
         states: Sequence[State],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take one step on all tensors in one pass over memory; the same bits as `step`.
 
         It waits until MXNet's engine has nothing left to do, work of other threads included, and
@@ -172,9 +178,12 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         self._fused(indices, weights, grads, states, masters=False)
 
     def update_multi_precision(
-        self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
+        self,
+        indices: Sequence[int],
+        weights: Sequence[Any],
+        grads: Sequence[Any],
         states: Sequence[State],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take a step as `update` does, on float32 masters where `multi_precision` asks for them.
 
         The fused step reads the float16 gradient and writes master and float16 weight in the same
@@ -186,7 +195,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             masters = self.multi_precision
             self._unfused(indices, _parameters(weights, grads, states, masters=masters))
 
-    def _hyperparameters(self) -> Common:
+    def _hyperparameters(self) -> CommonHyperparameters:
         """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
         values = self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
         before, common = self._common
@@ -210,10 +219,10 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         return self._get_lr(index), self._get_wd(index)
 
     def _count_all(self, indices: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
-        """Count an update of each; return their rates and decays."""
+        """Count an update of each; return their rates and weight_decays."""
         if self.lr_scheduler is not None:
-            rates, decays = zip(*map(self._count, indices), strict=True)
-            return rates, decays
+            rates, weight_decays = zip(*map(self._count, indices), strict=True)
+            return rates, weight_decays
         self._update_count(list(indices))  # without a schedule, no rate depends on the counts
         mults = [self._mults(index) for index in indices]
         return [self.lr * mult for mult, _ in mults], [self.wd * mult for _, mult in mults]
@@ -240,9 +249,14 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
                 update(mx.np, views, hyper.scalars(views.acc_grad.dtype), learning_rate, wd)
 
     def _fused(
-        self, indices: Sequence[int], weights: Sequence[Any], grads: Sequence[Any],
-        states: Sequence[State], *, masters: bool,
-    ) -> None:  # fmt: skip
+        self,
+        indices: Sequence[int],
+        weights: Sequence[Any],
+        grads: Sequence[Any],
+        states: Sequence[State],
+        *,
+        masters: bool,
+    ) -> None:
         if not len(indices) == len(weights) == len(grads) == len(states):
             raise ValueError(
                 f"{len(indices)} indices, {len(weights)} weights, {len(grads)} gradients and "
@@ -251,12 +265,12 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         if not weights:
             return
         common = self._hyperparameters()
-        flush = engine.quiesce()
+        flush = runtime.wait_and_get_ftz()
         bound = self._bound.get(indices[0])
         if bound is None or not bound.holds(weights, grads, states, masters):
             bound = self._bound[indices[0]] = _Bound(weights, grads, states, masters)
-        rates, decays = self._count_all(indices)
-        bound.step(rates, decays, common, flush=flush)
+        rates, weight_decays = self._count_all(indices)
+        bound.step(rates, weight_decays, common, flush=flush)
 
 
 class _Bound:
@@ -275,11 +289,11 @@ class _Bound:
     ) -> None:
         self._parameters = _parameters(weights, grads, states, masters=masters)  # to keep them
         tensors = [parameter.arrays for parameter in self._parameters]
-        self.step: FusedStep | GpuStep = FusedStep(tensors)
+        self.step: FusedMxnetStep | FusedMxnetGpuStep = FusedMxnetStep(tensors)
         if not self.step.possible:
             for wrong in filter(None, map(_what_is_wrong, self._parameters)):
                 raise wrong
-            self.step = GpuStep(tensors)  # nothing is wrong, so that is where they are
+            self.step = FusedMxnetGpuStep(tensors)  # nothing is wrong, so that is where they are
         lasting = all(map(_is_lasting, states))
         self._given = [*weights, *grads, *states] if lasting else []
         self._masters = masters
@@ -304,14 +318,14 @@ def _is_lasting(state: Any) -> bool:
 
 
 @lru_cache(maxsize=64, typed=True)
-def _common(_signs: Any, *values: Any) -> Common:
+def _common(_signs: Any, *values: Any) -> CommonHyperparameters:
     """Check them once, not at each step."""
     return _checked(*values)
 
 
-def _checked(*values: Any) -> Common:
+def _checked(*values: Any) -> CommonHyperparameters:
     hyper = Hyperparameters(1.0, *values)
-    return Common(hyper, hyper.doubles)
+    return CommonHyperparameters(hyper, hyper.doubles)
 
 
 def _parameters(
@@ -363,7 +377,7 @@ def _what_is_wrong(parameter: Parameter) -> Exception | None:
             "use_fused_step=False"
         )
     try:
-        operand.kind_of(*(array.dtype for array in arrays))
+        layout.layout_of(*(array.dtype for array in arrays))
     except TypeError as error:
         return error
     return None

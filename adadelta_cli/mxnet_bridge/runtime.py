@@ -42,7 +42,7 @@ def check_environment() -> None:
 
 
 @cache
-def load() -> Any:
+def load_mxnet() -> Any:
     """Import MXNet and return it.
 
     MXNet 2.0.0b1 asks for `numpy.bool`, at import and later, which NumPy dropped in 1.24. Its first
@@ -66,7 +66,7 @@ def load() -> Any:
         except (ImportError, OSError, AttributeError) as error:
             raise UnavailableError(
                 f"MXNet is installed and does not load: {error}. It needs NumPy 1.26.4 (found "
-                f"{np.__version__}) and libgomp1; use --backend numpy, or mend the environment"
+                f"{np.__version__}) and libgomp1; use --backend numpy, or fix the environment"
             ) from error
         with contextlib.nullcontext() if heard_before else _stderr_closed():
             mxnet.nd.zeros(1).wait_to_read()
@@ -111,7 +111,7 @@ def _mode_probe() -> Any:
     return cfunc(signature)(probe)
 
 
-def quiesce() -> bool:
+def wait_and_get_ftz() -> bool:
     """Wait until MXNet's engine has nothing left to do; return whether it flushes subnormals.
 
     After it, memory of MXNet's arrays can be read and written until the next operation is pushed.
@@ -129,10 +129,10 @@ def quiesce() -> bool:
 @cache
 def _waiting() -> tuple[Any, int, Any]:
     """Find what waits: called by compiled code, which costs half of a call through ctypes."""
-    from adadelta_cli.mxnet_bridge import ndarray_table as handles
+    from adadelta_cli.mxnet_bridge import ndarray_table
 
-    base = load().base
-    return handles.wait, address(base._LIB.MXNDArrayWaitAll), base.check_call  # noqa: SLF001
+    base = load_mxnet().base
+    return ndarray_table.wait_all, address(base._LIB.MXNDArrayWaitAll), base.check_call  # noqa: SLF001
 
 
 def address(function: Any) -> int:
@@ -149,17 +149,26 @@ def _flushes_subnormals() -> bool:
     """
     from adadelta_cli.kernels.cpu import FLUSH_TO_ZERO
 
-    base = load().base
+    base = load_mxnet().base
     library, check = base._LIB, base.check_call  # noqa: SLF001
     _forget_mode_when_set(library)
     mxcsr = ctypes.c_uint32(0)
     address = ctypes.c_void_p(_mode_probe().address)
     check(
         library.MXEnginePushSyncND(
-            address, ctypes.byref(mxcsr), None, ctypes.byref(_CPU),
-            None, 0, None, 0, None, 0, b"adadelta_mode",
+            address,
+            ctypes.byref(mxcsr),
+            None,
+            ctypes.byref(_CPU),
+            None,
+            0,
+            None,
+            0,
+            None,
+            0,
+            b"adadelta_mode",
         )
-    )  # fmt: skip
+    )
     check(library.MXNDArrayWaitAll())
     return bool(mxcsr.value & FLUSH_TO_ZERO)
 
@@ -179,9 +188,9 @@ def _forget_mode_when_set(library: Any) -> None:
 
 
 @contextlib.contextmanager
-def flushing(flush: bool) -> Iterator[None]:
+def flush_subnormals(flush: bool) -> Iterator[None]:
     """Let MXNet flush subnormals, or not, and put its mode back."""
-    set_mode = load().util.set_flush_denorms
+    set_mode = load_mxnet().util.set_flush_denorms
     before = set_mode(flush)
     try:
         yield

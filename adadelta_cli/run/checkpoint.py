@@ -107,7 +107,7 @@ class Checkpoint:
         """
         if not path.exists():
             return None
-        arrays = npz.load(path, NO_CHECKPOINT, REMEDY)
+        arrays = npz.load_arrays(path, NO_CHECKPOINT, REMEDY)
         try:
             text = arrays.pop("document")
             document = _Document.model_validate(json.loads(str(text))).model_dump()
@@ -116,9 +116,13 @@ class Checkpoint:
         return cls(arrays=arrays, **document)
 
     def check_resumable(
-        self, path: Path, identity: Mapping[str, Any], total: int,
-        arrays: Mapping[str, np.ndarray], columns: Sequence[str],
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        total: int,
+        arrays: Mapping[str, np.ndarray],
+        columns: Sequence[str],
+    ) -> None:
         """Make sure that a run would have come by here.
 
         Args:

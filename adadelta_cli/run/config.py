@@ -20,7 +20,12 @@ from pydantic import Field, ValidationError
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, shortened
 from adadelta_cli.run.problems import PROBLEMS
-from adadelta_cli.run.problems.settings import LogisticRegression, Mlp, Rosenbrock, Section
+from adadelta_cli.run.problems.settings import (
+    LogisticRegressionSettings,
+    MlpSettings,
+    RosenbrockSettings,
+    Section,
+)
 from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
@@ -39,7 +44,7 @@ PositiveBound = Annotated[float, Field(gt=0, le=1e150)]
 # --- what a config holds --------------------------------------------------------------------------
 
 
-class Optimizer(Section):
+class OptimizerSettings(Section):
     """The hyper-parameters of AdaDelta, with the defaults of MXNet 2.0."""
 
     learning_rate: float = 1.0
@@ -60,7 +65,7 @@ class Optimizer(Section):
         return Hyperparameters(**self.model_dump())
 
 
-class Training(Section):
+class TrainingSettings(Section):
     """How long, on how much at a time, and how often something is written."""
 
     steps: int | None = Field(None, ge=1, le=10**9)
@@ -97,9 +102,11 @@ class Expect(Section):
 class Config(Section):
     """A problem, the optimizer that is to solve it, for how long, and what counts as success."""
 
-    problem: Rosenbrock | LogisticRegression | Mlp = Field(discriminator="name")
-    optimizer: Optimizer = Optimizer()
-    training: Training
+    problem: RosenbrockSettings | LogisticRegressionSettings | MlpSettings = Field(
+        discriminator="name"
+    )
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings
     expect: Expect = Expect()
 
     def to_yaml(self) -> str:
@@ -137,7 +144,7 @@ def locate(reference: str) -> Path:
         UsageError: there is none, or it is no file.
     """
     path = folder() / f"{reference}.yaml" if reference in shipped() else Path(reference)
-    lack = inputs.problem(path)
+    lack = inputs.unreadable_reason(path)
     if lack:
         raise UsageError(
             f"there is no config {shortened(reference)!r}: {lack}; name a YAML file, or one that "
@@ -146,7 +153,7 @@ def locate(reference: str) -> Path:
     return path
 
 
-def load(reference: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
     """Read a config and check all of it.
 
     Args:
@@ -169,7 +176,7 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Config:
         config = Config.model_validate(tree.root)
     except ValidationError as error:
         found = _deepest(error.errors())
-        faults = [_fault(each) for each in found[:MOST_FAULTS]]
+        faults = [_config_error(each) for each in found[:MOST_FAULTS]]
     else:
         found = faults = list(_contradictions(config))
     if faults:
@@ -356,7 +363,7 @@ def dotted(key: Key) -> str:
 # --- what was wrong -------------------------------------------------------------------------------
 
 
-class _Fault(NamedTuple):
+class _ConfigError(NamedTuple):
     key: Key
     message: str
 
@@ -372,7 +379,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)
 
 
-def _fault(error: Any) -> _Fault:
+def _config_error(error: Any) -> _ConfigError:
     """Turn one of pydantic's errors into key, what was given, what is allowed."""
     location, kind = error["loc"], error["type"]
     key = tuple(part for i, part in enumerate(location) if (i, location[0]) != (1, "problem"))
@@ -380,14 +387,16 @@ def _fault(error: Any) -> _Fault:
         given = error["input"]
         got = _shown(given["name"]) if "name" in given else "missing"
         message = f"{dotted(key)}.name is {got}; allowed are {', '.join(PROBLEMS)}"
-        return _Fault((*key, "name"), message)
+        return _ConfigError((*key, "name"), message)
     if kind == "extra_forbidden":
         known = list(_section(location[:-1])["properties"])
         close = difflib.get_close_matches(str(key[-1]), known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        return _Fault(key, f"{dotted(key)} is not known{hint}; allowed here are {', '.join(known)}")
+        return _ConfigError(
+            key, f"{dotted(key)} is not known{hint}; allowed here are {', '.join(known)}"
+        )
     got = "missing" if kind == "missing" else _shown(error["input"])
-    return _Fault(key, f"{dotted(key)} is {got}; allowed is {_allowed(_section(location))}")
+    return _ConfigError(key, f"{dotted(key)} is {got}; allowed is {_allowed(_section(location))}")
 
 
 def _section(location: Key) -> dict[str, Any]:
@@ -439,12 +448,12 @@ def _allowed(node: dict[str, Any]) -> str:
     return ", ".join([noun, " and ".join(words)] if words else [noun])
 
 
-def _contradictions(config: Config) -> Iterator[_Fault]:
+def _contradictions(config: Config) -> Iterator[_ConfigError]:
     """Yield what is wrong only in the light of another key."""
     name, training = config.problem.name, config.training
     if (training.steps is None) == (training.epochs is None):
         given = "neither" if training.steps is None else "both"
-        yield _Fault(
+        yield _ConfigError(
             ("training", "steps"),
             f"training.steps and training.epochs are {given} given; allowed is one of them, the "
             "other null or left out",
@@ -452,7 +461,7 @@ def _contradictions(config: Config) -> Iterator[_Fault]:
     if name == "rosenbrock":
         for key in ("epochs", "batch_size"):
             if getattr(training, key) is not None:
-                yield _Fault(
+                yield _ConfigError(
                     ("training", key),
                     f"training.{key} is {getattr(training, key)}; rosenbrock has no data to pass "
                     "over, so allowed is null: use training.steps",
@@ -463,4 +472,4 @@ def _contradictions(config: Config) -> Iterator[_Fault]:
             key = f"{side}_{metric}"
             reported = ", ".join(metrics)
             message = f"expect.{key} is {bound}, and {name} reports {reported} only; leave it out"
-            yield _Fault(("expect", key), message)
+            yield _ConfigError(("expect", key), message)

@@ -21,7 +21,7 @@ KINDS = "fU"  # of NumPy's dtypes: floats and texts are all that this package wr
 READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-def load(path: Path, what: str, remedy: str) -> dict[str, np.ndarray]:
+def load_arrays(path: Path, what: str, remedy: str) -> dict[str, np.ndarray]:
     """Read all arrays of an archive that `numpy.savez` wrote, floats and texts.
 
     Args:
@@ -33,7 +33,7 @@ def load(path: Path, what: str, remedy: str) -> dict[str, np.ndarray]:
         UsageError: it is no file, no such archive, or damaged.
         MemoryError: it is whole, and too large for the memory.
     """
-    reason = inputs.problem(path)
+    reason = inputs.unreadable_reason(path)
     if reason:
         raise UsageError(f"{shortened(path)} cannot be read: {reason}; {remedy}")
     try:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adadelta_cli.run.config import Config
-    from adadelta_cli.run.result import Result
+    from adadelta_cli.run.result import RunResult
 
 
 FILES = ("history.csv", "summary.json", "config.yaml", "loss.png")
 
 
-def write_run(folder: Path, result: Result, config: Config, *, plot: bool = True) -> None:
+def write_run(folder: Path, result: RunResult, config: Config, *, plot: bool = True) -> None:
     """Write history.csv, summary.json, config.yaml and loss.png of a run."""
     write_csv(folder / "history.csv", [row.cells for row in result.history])
     write_json(folder / "summary.json", run_summary(result))
@@ -32,13 +32,13 @@ def write_run(folder: Path, result: Result, config: Config, *, plot: bool = True
         write_plot(folder / "loss.png", run_figure(result))
 
 
-def _run_options(result: Result) -> str:
+def _run_options(result: RunResult) -> str:
     fused = "--fused" if result.fused else "--no-fused"
     ctx = "" if result.ctx == "cpu" else f"--ctx {result.ctx} "
     return f"{ctx}--backend {result.backend} --dtype {result.dtype} {fused} --seed {result.seed}"
 
 
-def run_summary(result: Result) -> dict[str, Any]:
+def run_summary(result: RunResult) -> dict[str, Any]:
     """Arrange a result for summary.json and `--json`: all but the history, of which the ends."""
     summary = {
         key: value for key, value in jsonable(result).items() if key not in {"history", "labels"}
@@ -68,7 +68,7 @@ RUN_COLUMNS = (
 )
 
 
-def run_table(results: Sequence[Result]) -> Table:
+def run_table(results: Sequence[RunResult]) -> Table:
     """Lay out what came of each run, one row a metric."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
@@ -91,7 +91,7 @@ def run_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def _expected(result: Result, metric: str) -> tuple[str, str]:
+def _expected(result: RunResult, metric: str) -> tuple[str, str]:
     """Write what a config expects of a metric, and whether it held."""
     checks = [check for check in result.checks if check.metric == metric]
     sides = {"max": "at most", "min": "at least"}
@@ -101,7 +101,7 @@ def _expected(result: Result, metric: str) -> tuple[str, str]:
     return wanted, VERDICTS["passed" if all(each.passed for each in checks) else "missed"]
 
 
-def run_remarks(results: Sequence[Result], out: Path) -> list[str]:
+def run_remarks(results: Sequence[RunResult], out: Path) -> list[str]:
     """Say in sentences what went wrong, and where the files are."""
     remarks = []
     for result in results:
@@ -129,7 +129,7 @@ LARGEST_DRAWN = 1e150  # Matplotlib cannot lay out an axis that reaches the larg
 SHARES = {"accuracy"}  # between 0 and 1, where a logarithm would hide the end that matters
 
 
-def run_figure(result: Result) -> Figure:
+def run_figure(result: RunResult) -> Figure:
     """Plot the loss and the problem's metrics over the steps, with optimum and expectations."""
     from matplotlib.figure import Figure
 
@@ -149,7 +149,7 @@ def run_figure(result: Result) -> Figure:
     return figure
 
 
-def _plot_metric(panel: Axes, result: Result, metric: str) -> None:
+def _plot_metric(panel: Axes, result: RunResult, metric: str) -> None:
     cells = [row.cells for row in result.history]
     values = [row[metric] if abs(row[metric]) < LARGEST_DRAWN else math.nan for row in cells]
     panel.plot([row["step"] for row in cells], values, color="C0", linewidth=1.2)

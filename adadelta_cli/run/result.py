@@ -10,7 +10,7 @@ COLUMNS = ("step", "epoch", "loss", "grad_norm", "update_norm")
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """A row of history.csv.
 
     Attributes:
@@ -36,14 +36,14 @@ class Row:
         return cells | cells.pop("metrics")
 
     @classmethod
-    def from_cells(cls, cells: dict[str, Any]) -> Row:
+    def from_cells(cls, cells: dict[str, Any]) -> TrainingRow:
         """Undo `cells`."""
         own = {name: cells[name] for name in COLUMNS}
         return cls(**own, metrics={k: v for k, v in cells.items() if k not in COLUMNS})
 
 
 @dataclass(frozen=True)
-class Check:
+class Expectation:
     """One expectation and what became of it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Check:
         return self.got <= self.bound if self.side == "max" else self.got >= self.bound
 
 
-class Outcome(Enum):
+class RunOutcome(Enum):
     """How a run ended."""
 
     PASSED = "passed"
@@ -74,7 +74,7 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What came of a run.
 
     Attributes:
@@ -98,10 +98,10 @@ class Result:
     dtype: str
     fused: bool
     seed: int
-    outcome: Outcome
-    checks: tuple[Check, ...]
+    outcome: RunOutcome
+    checks: tuple[Expectation, ...]
     steps: int
     seconds: float
     optimum: float | None
     labels: dict[str, str]
-    history: tuple[Row, ...] = field(repr=False)
+    history: tuple[TrainingRow, ...] = field(repr=False)

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def held() -> Iterator[Callable[[], None]]:
+def defer_signals() -> Iterator[Callable[[], None]]:
     """Hold both signals back until the function that this yields is called, or the block ends.
 
     Then the handler that was there before is called, which raises. A second signal is not held:

@@ -13,14 +13,13 @@ import numpy as np
 
 from adadelta_cli import files, inputs
 from adadelta_cli.errors import ExitCode, UsageError
-from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import registry
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.run import config as configs
-from adadelta_cli.run import problems, report
-from adadelta_cli.run import signals as interruption
+from adadelta_cli.run import problems, report, signals
 from adadelta_cli.run.checkpoint import Checkpoint
 from adadelta_cli.run.problems.problem import gradient
-from adadelta_cli.run.result import COLUMNS, Check, Outcome, Result, Row
+from adadelta_cli.run.result import COLUMNS, Expectation, RunOutcome, RunResult, TrainingRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,13 +65,13 @@ class Training:
         self._seed = seed
         self._compute_dtype = "float32" if dtype == "float16" else dtype
         self.parameters = {
-            name: implementations.parameter(backend, start, np.zeros_like(start), dtype=dtype)
+            name: registry.parameter(backend, start, np.zeros_like(start), dtype=dtype)
             for name, start in self.problem.start.items()
         }
         parameters = list(self.parameters.values())
         self._differentiate = gradient(self.problem, backend, parameters)
         ones = [1.0] * len(parameters)
-        implementation = implementations.own(backend, fused=fused)
+        implementation = registry.builtin(backend, fused=fused)
         self._update = implementation.bind(
             parameters, config.optimizer.hyperparameters(), ones, ones
         )
@@ -102,7 +101,7 @@ class Training:
         chosen = self._order[number * self._batch_size :][: self._batch_size]
         self._batch = [self.backend.array(values[chosen]) for values in self._data]
 
-    def advance_and_measure(self) -> Row:
+    def advance_and_measure(self) -> TrainingRow:
         """Take one step, and measure it and the point that it leads to."""
         before = self.weights(exact=True)
         self.advance()
@@ -112,14 +111,16 @@ class Training:
             moved = [new - old for new, old in zip(after, before, strict=True)]
         return self.measure(_norm(grads), _norm(moved))
 
-    def measure(self, grad_norm: float | None = None, update_norm: float | None = None) -> Row:
+    def measure(
+        self, grad_norm: float | None = None, update_norm: float | None = None
+    ) -> TrainingRow:
         """Measure the present point, in double."""
         weights = self.weights()
         with np.errstate(all="ignore"):  # a run that diverges is reported, with words
             loss = float(self.problem.loss(np, weights, *self.problem.data))
             metrics = self.problem.measure(weights)
         epoch = self.step // self.steps_per_epoch
-        return Row(self.step, epoch, loss, grad_norm, update_norm, metrics)
+        return TrainingRow(self.step, epoch, loss, grad_norm, update_norm, metrics)
 
     def weights(self, *, exact: bool = False) -> list[np.ndarray]:
         """Return the weights as float64; `exact`: the float32 masters of float16 ones."""
@@ -175,10 +176,7 @@ class Recorder:
     def __init__(self, path: Path, training: Training, config: Config, dtype: str) -> None:
         self.path = path
         self._training = training
-        self._texts = {
-            "hyperparameters": json.dumps(config.optimizer.model_dump()),
-            "dtype": dtype,
-        }
+        self._texts = {"hyperparameters": json.dumps(config.optimizer.model_dump()), "dtype": dtype}
         state = training.state()
         self._weights = {key: value for key, value in state.items() if key.startswith("weight/")}
         size = training.total * sum(value.nbytes for value in self._weights.values())
@@ -241,21 +239,26 @@ class Run:
         record_gradients: Path | None = None,
     ) -> None:
         for each in FILES:
-            files.check(folder / each)
+            files.check_writable(folder / each)
         if record_gradients:
-            files.check(record_gradients, "--record-gradients")
+            files.check_writable(record_gradients, "--record-gradients")
         self.name = name
         self.config = config
         self.folder = folder
-        self.result: Result | None = None
+        self.result: RunResult | None = None
         self.training = Training(config, backend, fused=fused, dtype=dtype, seed=seed)
         self._facts: dict[str, Any] = {
-            "name": name, "problem": config.problem.name, "backend": backend.name,
-            "ctx": str(backend.device), "dtype": dtype, "fused": fused, "seed": seed,
-        }  # fmt: skip
+            "name": name,
+            "problem": config.problem.name,
+            "backend": backend.name,
+            "ctx": str(backend.device),
+            "dtype": dtype,
+            "fused": fused,
+            "seed": seed,
+        }
         self._every = config.training.record_every or self.training.steps_per_epoch
         self._seconds = 0.0
-        self._history: list[Row] = []
+        self._history: list[TrainingRow] = []
         self._checkpoint_path = folder / "checkpoint.npz"
         self._prepare(resume=resume, force=force)
         self._recorder = None
@@ -290,9 +293,12 @@ class Run:
             return
         if resume:
             found.check_resumable(
-                self._checkpoint_path, self._identity(), self.training.total,
-                self.training.state(), (*COLUMNS, *self.training.problem.metrics),
-            )  # fmt: skip
+                self._checkpoint_path,
+                self._identity(),
+                self.training.total,
+                self.training.state(),
+                (*COLUMNS, *self.training.problem.metrics),
+            )
             self._restore(found)
         elif not found.finished:
             raise UsageError(
@@ -304,13 +310,13 @@ class Run:
         self.training.restore(found.step, found.arrays)
         self._seconds = found.seconds
         # The last row of a run that has grown since is one that the longer run does not have.
-        rows = map(Row.from_cells, found.history)
+        rows = map(TrainingRow.from_cells, found.history)
         self._history = [row for row in rows if self._is_due(row.step)]
 
     def _is_due(self, step: int) -> bool:
         return step % self._every == 0 or step == self.training.total
 
-    def execute(self, tick: Tick = no_tick) -> Result:
+    def execute(self, tick: Tick = no_tick) -> RunResult:
         """Train to the end, writing a checkpoint now and then, and all files at the end.
 
         An interrupt takes effect between two steps; a checkpoint and the history so far are
@@ -322,7 +328,7 @@ class Run:
         if not self._history:
             self._clear()
             self._history.append(self.training.measure())
-        with interruption.held() as release:
+        with signals.defer_signals() as release:
             while self.training.step < self.training.total and self._is_finite():
                 began = time.perf_counter()
                 try:
@@ -377,14 +383,14 @@ class Run:
 
     def _keep(self) -> None:
         """Keep the history, which lies in this memory, whatever became of the tensors."""
-        self.result = self._result(Outcome.INTERRUPTED)
+        self.result = self._result(RunOutcome.INTERRUPTED)
         report.write_run(self.folder, self.result, self.config, plot=False)
         if self._recorder:
             self._recorder.write()
 
-    def _finish(self) -> Result:
+    def _finish(self) -> RunResult:
         self.result = result = self._result(self._outcome())
-        if result.outcome is Outcome.DIVERGED:
+        if result.outcome is RunOutcome.DIVERGED:
             files.remove(self._checkpoint_path)  # going on would only diverge again
         else:
             self._write_checkpoint()
@@ -393,20 +399,22 @@ class Run:
             self._recorder.write()
         return result
 
-    def _checks(self) -> tuple[Check, ...]:
+    def _checks(self) -> tuple[Expectation, ...]:
         cells = self._history[-1].cells
         return tuple(
-            Check(metric, side, bound, cells[metric])
+            Expectation(metric, side, bound, cells[metric])
             for side, metric, bound in self.config.expect.bounds()
         )
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> RunOutcome:
         if not self._is_finite():
-            return Outcome.DIVERGED
-        return Outcome.PASSED if all(each.passed for each in self._checks()) else Outcome.MISSED
+            return RunOutcome.DIVERGED
+        return (
+            RunOutcome.PASSED if all(each.passed for each in self._checks()) else RunOutcome.MISSED
+        )
 
-    def _result(self, outcome: Outcome) -> Result:
-        return Result(
+    def _result(self, outcome: RunOutcome) -> RunResult:
+        return RunResult(
             **self._facts,
             outcome=outcome,
             checks=self._checks(),
@@ -419,9 +427,14 @@ class Run:
 
 
 def runs(
-    references: Sequence[str], overrides: Sequence[str], out: Path, backend: NumpyBackend,
-    *, record_gradients: Path | None = None, **how: Any,
-) -> list[Run]:  # fmt: skip
+    references: Sequence[str],
+    overrides: Sequence[str],
+    out: Path,
+    backend: NumpyBackend,
+    *,
+    record_gradients: Path | None = None,
+    **how: Any,
+) -> list[Run]:
     """Prepare the run of each config, so that whatever is wrong is found before any starts.
 
     Args:
@@ -444,14 +457,14 @@ def runs(
         raise UsageError(
             f"--record-gradients writes one file, and {len(names)} configs are to run; name one"
         )
-    loaded = [configs.load(reference, overrides) for reference in references]
+    loaded = [configs.load_config(reference, overrides) for reference in references]
     return [
         Run(name, config, out / name, backend, record_gradients=record_gradients, **how)
         for name, config in zip(names, loaded, strict=True)
     ]
 
 
-def exit_code(results: Sequence[Result]) -> ExitCode:
+def exit_code(results: Sequence[RunResult]) -> ExitCode:
     """Return the exit code that a command with these results ends with."""
-    passed = all(result.outcome is Outcome.PASSED for result in results)
+    passed = all(result.outcome is RunOutcome.PASSED for result in results)
     return ExitCode.OK if passed else ExitCode.CHECK_FAILED

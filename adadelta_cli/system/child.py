@@ -28,7 +28,7 @@ LIMIT = 32 + 2 * (os.cpu_count() or 1)
 GRACE_S = 1.0  # for a process to end that has closed its pipes
 
 
-class Child:
+class WorkerProcess:
     """A worker process.
 
     Args:
@@ -46,9 +46,14 @@ class Child:
     """
 
     def __init__(
-        self, code: str, pipes: Sequence[int], python: str = sys.executable, *, limit: int = 0,
+        self,
+        code: str,
+        pipes: Sequence[int],
+        python: str = sys.executable,
+        *,
+        limit: int = 0,
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._limit = limit
         self._ending: str | None = None
         self._lock = threading.Lock()
@@ -57,8 +62,10 @@ class Child:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the user's own interpreter
                 [python, str(SUPERVISOR), *map(str, arguments)],
-                pass_fds=[theirs.fileno(), *pipes], start_new_session=True, **options,
-            )  # fmt: skip
+                pass_fds=[theirs.fileno(), *pipes],
+                start_new_session=True,
+                **options,
+            )
         except BaseException:
             self.lifeline.close()
             raise

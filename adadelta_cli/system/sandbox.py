@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adadelta_cli.errors import BrokenError, of_device
-from adadelta_cli.system.child import LIMIT, Child
+from adadelta_cli.system.child import LIMIT, WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,11 +38,11 @@ class HungError(SandboxError):
     """The work took longer than the timeout."""
 
 
-class Finding(Exception):  # noqa: N818 - no error of ours: what the work was found to do
+class ReportedError(Exception):
     """What checked work did wrong; a sandbox reports the message as it is, without where."""
 
 
-class FatalFinding(Finding):
+class FatalReportedError(ReportedError):
     """One after which the process is of no use, as a device's context is after a fault."""
 
 
@@ -58,9 +58,9 @@ def _message(error: BaseException) -> str:
     return text[:LONGEST].encode("utf-8", "backslashreplace").decode()
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Say what an exception of the work means."""
-    if isinstance(error, Finding):
+    if isinstance(error, ReportedError):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     message = _message(error)
@@ -93,7 +93,7 @@ class InProcess:
         try:
             return function(*args)
         except (Exception, SystemExit, GeneratorExit) as error:
-            raise of_device(error) or SandboxError(told(error)) from error
+            raise of_device(error) or SandboxError(describe_error(error)) from error
 
 
 class Sandbox:
@@ -109,7 +109,7 @@ class Sandbox:
 
     def __init__(self, timeout: float | None = None, limit: int = LIMIT) -> None:
         self.timeout, self._limit = timeout, limit
-        self._child: Child | None = None
+        self._child: WorkerProcess | None = None
         self._connection: Connection | None = None
         self._groups: dict[str, Sandbox] = {}
         self._pending = self._closed = False
@@ -154,13 +154,13 @@ class Sandbox:
             raise SandboxError(f"crashed: {cause}") from None
         if isinstance(failure, BrokenError):
             raise failure
-        if isinstance(failure, FatalFinding):
+        if isinstance(failure, FatalReportedError):
             self._stop()
         if failure:
             raise SandboxError(str(failure))
         return result
 
-    def _answer(self, child: Child, connection: Connection) -> Any:
+    def _answer(self, child: WorkerProcess, connection: Connection) -> Any:
         if not wait([connection, child.lifeline], self.timeout):
             self._stop()
             raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
@@ -182,7 +182,7 @@ class Sandbox:
                 self._connection.close()
             self._child = self._connection = None
 
-    def _started(self) -> tuple[Child, Connection]:
+    def _started(self) -> tuple[WorkerProcess, Connection]:
         with self._lock:
             if self._closed:
                 raise SandboxError("was closed")
@@ -190,10 +190,13 @@ class Sandbox:
                 self._connection, theirs = Pipe()
                 with theirs:
                     handle = theirs.fileno()
-                    self._child = Child(
-                        START.format(path=sys.path, handle=handle), [handle],
-                        limit=self._limit, stdin=subprocess.DEVNULL, stdout=2,
-                    )  # fmt: skip
+                    self._child = WorkerProcess(
+                        START.format(path=sys.path, handle=handle),
+                        [handle],
+                        limit=self._limit,
+                        stdin=subprocess.DEVNULL,
+                        stdout=2,
+                    )
             return self._child, self._connection
 
 
@@ -220,7 +223,7 @@ def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, 
     """Call; return what went wrong, and the result."""
     try:
         return None, function(*args)
-    except FatalFinding as error:
+    except FatalReportedError as error:
         return error, None
     except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
-        return of_device(error) or told(error), None
+        return of_device(error) or describe_error(error), None

@@ -6,14 +6,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations import user_kernel as candidate
+from adadelta_cli.implementations import registry, user_kernel
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import catalogue
-from adadelta_cli.verification import fuzz as draw
-from adadelta_cli.verification import invariants as conduct
-from adadelta_cli.verification.plan import SUBNORMALS, Plan
-from adadelta_cli.verification.rows import Row, reasons
+from adadelta_cli.verification import catalogue, fuzz, invariants
+from adadelta_cli.verification.plan import SUBNORMALS, VerifyPlan
+from adadelta_cli.verification.rows import ComparisonRow, reasons
 from adadelta_cli.verification.runner import Verification
 
 if TYPE_CHECKING:
@@ -30,7 +27,7 @@ def verify(
     full: bool = False,
     ctx: str = "cpu",
     subnormals: str = "strict",
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """Check a kernel of your own, in this process: for your own test suite.
 
     The kernel is called as `adadelta verify --impl FILE.py:FUNCTION` calls it, and what it does
@@ -67,7 +64,7 @@ def verify(
     if wrong:
         raise UsageError(f"dtypes has {wrong[0]!r}; allowed are float32 and float64")
     if not callable(step):
-        raise UsageError(f"step is {step!r}; expected a function {candidate.SIGNATURE}")
+        raise UsageError(f"step is {step!r}; expected a function {user_kernel.SIGNATURE}")
     if subnormals not in SUBNORMALS:
         allowed = " and ".join(SUBNORMALS)
         raise UsageError(f"subnormals is {subnormals!r}; allowed are {allowed}")
@@ -76,17 +73,22 @@ def verify(
             f"cases is {cases!r}, seed {seed!r} and steps {steps!r}; expected a list of names, a "
             "number from 0 on, and None or a number from 1 on"
         )
-    fixed = tuple(name for name in cases if name not in draw.COLLECTIVE)
+    fixed = tuple(name for name in cases if name not in fuzz.COLLECTIVE)
     chosen = tuple(catalogue.select(fixed, full=full, steps=steps)) if fixed or not cases else ()
-    with implementations.known(step) as name, warnings.catch_warnings():
-        plan = Plan(
-            (name,), chosen, dtypes=tuple(dtypes), seed=seed, ctx=ctx,
-            watched=frozenset(cases or (conduct.FULL if full else conduct.CASES)),
-            drawn=draw.count(tuple(cases), full=full, alone=bool(cases)),
-            lengths=draw.longest(full=full) * (not cases or draw.LENGTHS in cases),
-            steady=not cases or draw.STEADY in cases,
-            flush=subnormals == "flush", seconds=draw.seconds(full=full),
-        )  # fmt: skip
+    with registry.temporary(step) as name, warnings.catch_warnings():
+        plan = VerifyPlan(
+            (name,),
+            chosen,
+            dtypes=tuple(dtypes),
+            seed=seed,
+            ctx=ctx,
+            watched=frozenset(cases or (invariants.FULL if full else invariants.CASES)),
+            drawn=fuzz.example_count(tuple(cases), full=full, alone=bool(cases)),
+            lengths=fuzz.longest_length(full=full) * (not cases or fuzz.LENGTHS in cases),
+            steady=not cases or fuzz.STEADY in cases,
+            flush=subnormals == "flush",
+            seconds=fuzz.time_limit_s(full=full),
+        )
         plan.implementation(name).arrays()
         work = Verification(plan)
         work.execute(sandbox=InProcess())

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import replace
 
 from adadelta_cli.errors import UsageError, shortened
-from adadelta_cli.verification import fuzz as draw
+from adadelta_cli.verification import fuzz
 from adadelta_cli.verification.cases import CASES, DEFAULT, GRID_NAMES, LENGTH, Case, single
 
 
@@ -28,7 +28,7 @@ def select(
     Raises:
         UsageError: there is no case of a name.
     """
-    known = CASES | {name: draw.read(name) for name in names if name.startswith(draw.PREFIX)}
+    known = CASES | {name: fuzz.parse_case(name) for name in names if name.startswith(fuzz.PREFIX)}
     known |= {m[0]: single(int(m[1])) for m in map(LENGTH.fullmatch, names) if m}
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -37,7 +37,7 @@ def select(
         listed = [name for name in CASES if not name.startswith("grid-")]
         raise UsageError(
             f"--case is {shortened(unknown[0])!r}, and there is no case of that name{meant}; known "
-            f"are {', '.join((*listed, 'length-N', GRID_NAMES, draw.ALL))}"
+            f"are {', '.join((*listed, 'length-N', GRID_NAMES, fuzz.ALL))}"
         )
     if names and sizes:
         raise UsageError("--sizes takes the place of the cases; leave out --case or --sizes")

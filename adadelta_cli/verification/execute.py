@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.implementations import array_backends as backends
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.implementations import array_backends, registry
+from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.verification.ulp import Difference
 
 if TYPE_CHECKING:
@@ -43,13 +42,20 @@ class Trajectory:
 
 def make_ready(backend: str, ctx: str) -> None:
     """Import what steps on a backend need."""
-    backends.backend(backend, ctx)
+    array_backends.backend(backend, ctx)
 
 
 def step_through(
-    name: str, case: Case, dtype: str, seed: int, starts: dict[str, list[np.ndarray]] | None = None,
-    ctx: str = "cpu", *, backend: NumpyBackend | None = None, bind: Bind | None = None,
-) -> Trajectory:  # fmt: skip
+    name: str,
+    case: Case,
+    dtype: str,
+    seed: int,
+    starts: dict[str, list[np.ndarray]] | None = None,
+    ctx: str = "cpu",
+    *,
+    backend: NumpyBackend | None = None,
+    bind: Bind | None = None,
+) -> Trajectory:
     """Let an implementation take a case's steps.
 
     Args:
@@ -64,13 +70,17 @@ def step_through(
         bind: makes the step, in place of the implementation's own.
     """
     warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
-    implementation = implementations.implementation(name, ctx)
+    implementation = registry.implementation(name, ctx)
     backend = backend or implementation.arrays()
     parameters = [
-        implementations.parameter(backend, v.weight, np.zeros_like(v.weight), *v[1:], dtype=dtype)
+        registry.parameter(backend, v.weight, np.zeros_like(v.weight), *v[1:], dtype=dtype)
         for v in case.start(dtype, seed)
     ]
-    with engine.flushing(case.flush) if backend.name == "mxnet" else contextlib.nullcontext():
+    with (
+        runtime.flush_subnormals(case.flush)
+        if backend.name == "mxnet"
+        else contextlib.nullcontext()
+    ):
         step = (bind or implementation.bind)(parameters, case.hyper, case.lr_mults, case.wd_mults)
         states, changes = [_snapshot(backend, parameters)], 0
         for number in range(1, case.steps + 1):
@@ -96,15 +106,20 @@ def _restart(
 
 
 def train(
-    reference: str, overrides: Sequence[str], name: str, dtype: str, seed: int, steps: int | None,
+    reference: str,
+    overrides: Sequence[str],
+    name: str,
+    dtype: str,
+    seed: int,
+    steps: int | None,
     ctx: str = "cpu",
-) -> Trajectory:  # fmt: skip
+) -> Trajectory:
     """Train a config with an implementation, `steps` at most; keep every recorded step."""
     from adadelta_cli.run import config, training
 
-    implementation = implementations.implementation(name, ctx)
+    implementation = registry.implementation(name, ctx)
     backend = implementation.arrays()
-    settings = config.load(reference, list(overrides))
+    settings = config.load_config(reference, list(overrides))
     run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
     end = min(run.total, steps or run.total)
     parameters = list(run.parameters.values())

@@ -37,13 +37,14 @@ READERS: dict[str, Callable[[str], Any]] = {
     "shapes": lambda text: tuple(map(_shape, text.split("+"))),
     "fill": lambda text: _allowed("fill", text, FILLS),
     "steps": lambda text: _allowed("steps", int(text), range(1, 1001)),
-    "draw": int, "varied": lambda text: bool(int(text)),
+    "draw": int,
+    "varied": lambda text: bool(int(text)),
     **dict.fromkeys(RATES, float),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
-class Drawn(Case):
+class FuzzedCase(Case):
     """A case that is named by what it is.
 
     Attributes:
@@ -60,7 +61,7 @@ class Drawn(Case):
         return f"{PREFIX}{self.draw}"
 
 
-def drawn(shapes: tuple[Shape, ...], hyper: Hyperparameters, **more: Any) -> Drawn:
+def fuzzed(shapes: tuple[Shape, ...], hyper: Hyperparameters, **more: Any) -> FuzzedCase:
     """Make a case, and its name of what is not as usual."""
     parts = {"shapes": "+".join("x".join(map(str, shape)) or SCALAR for shape in shapes)}
     usual = {"fill": "usual", "steps": 1, "varied": False, "draw": 0} | vars(Hyperparameters())
@@ -69,10 +70,10 @@ def drawn(shapes: tuple[Shape, ...], hyper: Hyperparameters, **more: Any) -> Dra
         if value != usual[key]:
             parts[key] = str(int(value)) if isinstance(value, bool) else str(value)
     name = PREFIX + ",".join(f"{key}={value}" for key, value in parts.items())
-    return Drawn(name, "drawn from the seed", shapes, hyper, **given)
+    return FuzzedCase(name, "drawn from the seed", shapes, hyper, **given)
 
 
-def read(name: str) -> Drawn:
+def parse_case(name: str) -> FuzzedCase:
     """Make the case of a name.
 
     Raises:
@@ -82,7 +83,7 @@ def read(name: str) -> Drawn:
         pairs = [part.split("=", 1) for part in name.removeprefix(PREFIX).split(",")]
         found = {key: READERS[key](value) for key, value in pairs}
         rates = {key: found.pop(key) for key in RATES if key in found}
-        return drawn(found.pop("shapes"), Hyperparameters(**rates), **found)
+        return fuzzed(found.pop("shapes"), Hyperparameters(**rates), **found)
     except (KeyError, ValueError) as error:
         raise UsageError(
             f"--case is {name!r}: {error}; expected {FORM}, as verify wrote it"
@@ -102,19 +103,19 @@ def _shape(text: str) -> Shape:
     return shape
 
 
-def count(names: tuple[str, ...], *, full: bool, alone: bool) -> int:
+def example_count(names: tuple[str, ...], *, full: bool, alone: bool) -> int:
     """Choose how many cases to draw: of a run that names cases, or something else `alone`."""
     if ALL in names or (full and not alone):
         return FULL_EXAMPLES
     return 0 if alone else EXAMPLES
 
 
-def longest(*, full: bool) -> int:
+def longest_length(*, full: bool) -> int:
     """Say up to which length tensors are put to a kernel of the user's own."""
     return FULL_MOST if full else MOST
 
 
-def seconds(*, full: bool) -> float:
+def time_limit_s(*, full: bool) -> float:
     """Say for how long cases are drawn for such a kernel, at most."""
     return FULL_SECONDS if full else SECONDS
 
@@ -176,25 +177,26 @@ RANGES = {  # whole ranges: even in the logarithm; rho also even, and near 1
 }
 
 
-def draws(seed: int, count: int, ranks: int = RANKS) -> Iterator[Drawn]:
+def fuzzed_cases(seed: int, count: int, ranks: int = RANKS) -> Iterator[FuzzedCase]:
     """Draw `count` cases of up to `ranks` dimensions, a Latin hypercube of hyper-parameters.
 
     Each of `count` equal parts of each range is met once (M. D. McKay, R. J. Beckman, W. J.
     Conover, "A comparison of three methods for selecting values of input variables", 1979).
     """
     rng = np.random.default_rng([seed, count])
-    places = {
-        name: (rng.permutation(count) + rng.random(count)) / count for name in RANGES
-    }  # fmt: skip
+    places = {name: (rng.permutation(count) + rng.random(count)) / count for name in RANGES}
     fills = sorted(DRAWN_FILLS)
     for k in range(count):
         hyper = {name: each.at(places[name][k]) for name, each in RANGES.items()}
         shapes = tuple(_drawn_shape(rng, ranks) for _ in range(rng.integers(1, 4)))
-        yield drawn(
-            shapes, Hyperparameters(**hyper),  # type: ignore[arg-type] # only a clip is None
+        yield fuzzed(
+            shapes,
+            Hyperparameters(**hyper),  # type: ignore[arg-type] # only a clip is None
             fill="usual" if rng.random() < 0.5 else str(rng.choice(fills)),
-            steps=int(rng.integers(1, 5)), varied=bool(rng.random() < 0.5), draw=k,
-        )  # fmt: skip
+            steps=int(rng.integers(1, 5)),
+            varied=bool(rng.random() < 0.5),
+            draw=k,
+        )
 
 
 def _drawn_shape(rng: np.random.Generator, ranks: int) -> Shape:
@@ -206,7 +208,7 @@ def _drawn_shape(rng: np.random.Generator, ranks: int) -> Shape:
     return tuple(int(n) for n in rng.integers(rank < 4, most + 1, rank)) if rank else ()
 
 
-def shrunk(case: Drawn, wrong: Callable[[Drawn], bool]) -> Drawn:
+def shrink(case: FuzzedCase, wrong: Callable[[FuzzedCase], bool]) -> FuzzedCase:
     """Find a simpler case that is wrong: fewer and smaller tensors, plain settings.
 
     Args:
@@ -219,12 +221,11 @@ def shrunk(case: Drawn, wrong: Callable[[Drawn], bool]) -> Drawn:
     from hypothesis.errors import NoSuchExample
 
     how = settings(
-        max_examples=SHRINKS, database=None, deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+        max_examples=SHRINKS, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     known = {case.name: True}
 
-    def same_answer_again(each: Drawn) -> bool:  # Hypothesis repeats what it ends with
+    def same_answer_again(each: FuzzedCase) -> bool:  # Hypothesis repeats what it ends with
         if each.name not in known:
             known[each.name] = wrong(each)
         return known[each.name]
@@ -239,7 +240,7 @@ def shrunk(case: Drawn, wrong: Callable[[Drawn], bool]) -> Drawn:
 SHRINKS = 100  # cases in which something simpler is looked for
 
 
-def _simpler(case: Drawn) -> SearchStrategy[Drawn]:
+def _simpler(case: FuzzedCase) -> SearchStrategy[FuzzedCase]:
     """Draw parts of a case: some of its tensors, cut shorter; its settings, or plain ones."""
     from hypothesis import strategies as st
 
@@ -254,15 +255,22 @@ def _simpler(case: Drawn) -> SearchStrategy[Drawn]:
     shapes = some.map(lambda each: tuple(s for s in each if s is not None)).filter(len)
     plain = {"learning_rate": 1.0, "wd": 1.0, "rescale_grad": 1.0, "clip_gradient": 1.0}
     usual = vars(Hyperparameters())
-    hyper = st.builds(Hyperparameters, **{
-        name: either(usual[name], plain.get(name, usual[name]), value)
-        for name, value in vars(case.hyper).items()
-    })  # fmt: skip
+    hyper = st.builds(
+        Hyperparameters,
+        **{
+            name: either(usual[name], plain.get(name, usual[name]), value)
+            for name, value in vars(case.hyper).items()
+        },
+    )
     return st.builds(
-        drawn, shapes, hyper, fill=either("usual", case.fill),
+        fuzzed,
+        shapes,
+        hyper,
+        fill=either("usual", case.fill),
         steps=either(1, case.steps),
-        varied=either(False, case.varied), draw=st.just(case.draw),
-    )  # fmt: skip
+        varied=either(False, case.varied),
+        draw=st.just(case.draw),
+    )
 
 
 # --- every length ---------------------------------------------------------------------------------
@@ -272,7 +280,7 @@ MOST, FULL_MOST = 1_150_000, 4_400_000  # beyond 2^20; with --full beyond 2^22
 HYPER = Hyperparameters(0.7, 0.95, 1e-5, 0.013, 0.37, 0.9)
 
 
-def lengths(most: int) -> list[Drawn]:
+def length_cases(most: int) -> list[FuzzedCase]:
     """Return a tensor of each of many lengths up to `most`, odd and even in turn; and large shapes.
 
     In an order in which any first part of them is spread over all lengths, since time may run out.
@@ -282,9 +290,7 @@ def lengths(most: int) -> list[Drawn]:
     shapes += [(2**k,) for k in range(5, most.bit_length()) if 2**k not in found]
     shapes += [shape for k in range(3, 10) for shape in _folded(4**k)]
     order = np.random.default_rng(0).permutation(len(shapes))
-    return [
-        drawn((shapes[k],), HYPER, fill="tiled", steps=1, draw=int(k)) for k in order
-    ]  # fmt: skip
+    return [fuzzed((shapes[k],), HYPER, fill="tiled", steps=1, draw=int(k)) for k in order]
 
 
 def _folded(size: int) -> Iterator[Shape]:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import registry
 from adadelta_cli.implementations.guard import GUARD, GUARD_BYTES, Guarded, poison
-from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.verification import cases
 from adadelta_cli.verification.execute import step_through
 from adadelta_cli.verification.ulp import Difference
@@ -45,7 +45,7 @@ BUFFERS = ("weight", "grad", "acc_grad", "acc_delta", "master")
 
 
 @dataclass(frozen=True)
-class Finding:
+class InvariantResult:
     """What was found of one tensor.
 
     Attributes:
@@ -88,7 +88,7 @@ class GuardedBackend:
         self.guarded.append(Guarded(copied, self._shift))
         return _VIEWS[self._backend.name](self.guarded[-1].array)
 
-    def written_outside(self, tensors: int) -> Iterator[Finding]:
+    def written_outside(self, tensors: int) -> Iterator[InvariantResult]:
         """Say what was written outside of each buffer of so many tensors, made in turn."""
         each = len(self.guarded) // tensors
         for k, name in enumerate(BUFFERS[:each]):
@@ -98,16 +98,18 @@ class GuardedBackend:
                 f"wrote outside {name} of shape {list(s)}: {what}" for s, what in found if what
             ]
             watched = 2 * GUARD_BYTES * len(zones)
-            yield Finding("guard", name, watched, len(notes), "".join(notes[:1]))
+            yield InvariantResult("guard", name, watched, len(notes), "".join(notes[:1]))
 
 
 def _mxnet_view(array: np.ndarray) -> Any:
-    return engine.load().nd.from_numpy(array, zero_copy=True).as_np_ndarray()
+    return runtime.load_mxnet().nd.from_numpy(array, zero_copy=True).as_np_ndarray()
 
 
 _VIEWS: dict[str, Callable[[Any], Any]] = {
-    "numpy": lambda a: a, "mxnet": _mxnet_view, "cupy": lambda a: a,
-}  # fmt: skip
+    "numpy": lambda a: a,
+    "mxnet": _mxnet_view,
+    "cupy": lambda a: a,
+}
 
 # --- guard and repeat -----------------------------------------------------------------------------
 
@@ -125,26 +127,28 @@ AGAIN = (
     Variation("1 element off alignment", shift=1),
     Variation("3 elements off alignment", shift=3),
 )
-CUT = (
+CHUNKED = (
     Variation("on one thread, uncut", parts=1),
     Variation("cut into 3 parts", parts=3),
     Variation("cut into 7 parts, off alignment", shift=5, parts=7),
 )
 
 
-def behaviour(name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
+def check_determinism(
+    name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu"
+) -> list[InvariantResult]:
     """Run a case in guarded memory, several times over; tell the findings of guard and repeat.
 
     What is not ours gets arrays that it may copy, so it is watched by whoever calls it instead
     (`candidate`), and has no findings of guard here.
     """
-    chosen = implementations.implementation(name, ctx)
+    chosen = registry.implementation(name, ctx)
     memory: Any = GuardedBackend(chosen.arrays(), 0)
     wanted = step_through(name, case, dtype, seed, None, ctx, backend=memory)
-    outside = [] if chosen.allowed else list(memory.written_outside(len(case.shapes)))
-    repeats = {tensor: Finding("repeat", tensor, 0) for tensor in wanted.tensors}
+    outside = [] if chosen.tolerance else list(memory.written_outside(len(case.shapes)))
+    repeats = {tensor: InvariantResult("repeat", tensor, 0) for tensor in wanted.tensors}
     cut = chosen.fused and chosen.device.kind == "cpu"  # a GPU's blocks are cut one way
-    for variation in AGAIN + CUT if cut else AGAIN:
+    for variation in AGAIN + CHUNKED if cut else AGAIN:
         got = _varied(variation, chosen, case, dtype, seed)
         for tensor, before in repeats.items():
             found = _compared("repeat", tensor, got, wanted)
@@ -157,7 +161,7 @@ REPEATED = ((4_099, 2_000), (100_003, 300))
 REPEATED_S = 2.0  # for each of these, at most
 
 
-def steady(name: str, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
+def check_repeated(name: str, dtype: str, seed: int, ctx: str = "cpu") -> list[InvariantResult]:
     """Take the same step hundreds of times over, and compare the bits."""
     return [
         finding
@@ -168,11 +172,11 @@ def steady(name: str, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
 
 def _repeated(
     name: str, elements: int, times: int, dtype: str, seed: int, ctx: str
-) -> Iterator[Finding]:
-    chosen = implementations.implementation(name, ctx)
+) -> Iterator[InvariantResult]:
+    chosen = registry.implementation(name, ctx)
     backend, case = chosen.arrays(), cases.single(elements)
     (start,), (grad,) = case.start(dtype, seed), case.grads(dtype, seed, 1)
-    parameter = implementations.parameter(backend, start.weight, grad, *start[1:], dtype=dtype)
+    parameter = registry.parameter(backend, start.weight, grad, *start[1:], dtype=dtype)
     step = chosen.bind([parameter], case.hyper, case.lr_mults, case.wd_mults)
     first: dict[str, np.ndarray] = {}
     changed, taken = dict.fromkeys(start._fields, 0), 0
@@ -188,7 +192,7 @@ def _repeated(
             changed[tensor] += Difference.between(after, before, before).mismatches
     for tensor, count in changed.items():
         note = f"the same step {taken} times over gave other bits" if count else ""
-        yield Finding("repeat", tensor, taken * elements, count, note)
+        yield InvariantResult("repeat", tensor, taken * elements, count, note)
 
 
 def _varied(
@@ -198,23 +202,23 @@ def _varied(
     memory: Any = GuardedBackend(backend, variation.shift)
     for size in {int(np.prod(shape)) for shape in case.shapes}:
         poison(4, size * np.dtype(dtype).itemsize, np if ctx == "cpu" else backend.xp)
-    with _cutting(variation.parts):
+    with _chunked(variation.parts):
         return step_through(chosen.name, case, dtype, seed, None, ctx, backend=memory)
 
 
 @contextlib.contextmanager
-def _cutting(parts: int | None) -> Iterator[None]:
+def _chunked(parts: int | None) -> Iterator[None]:
     """Cut long work into parts; one part is one thread."""
     if parts is None:
         yield
         return
     from adadelta_cli.kernels import cpu
 
-    with cpu.cutting(parts):
+    with cpu.override_chunks(parts):
         yield
 
 
-def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> Finding:
+def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> InvariantResult:
     a, b = (np.concatenate(each.tensors[tensor][1:]) for each in (got, wanted))
     difference = Difference.between(a, b, b)
     note, first, size = "", difference.first, wanted.tensors[tensor][0].size
@@ -223,24 +227,28 @@ def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> F
             f"first at step {first // size + 1}, element {first % size}: got "
             f"{float(a[first]).hex()}, expected {float(b[first]).hex()}"
         )
-    return Finding(check, tensor, difference.elements, difference.mismatches, note)
+    return InvariantResult(check, tensor, difference.elements, difference.mismatches, note)
 
 
-def _together(before: Finding, found: Finding, prefix: str) -> Finding:
-    return Finding(
-        found.check, found.tensor, before.elements + found.elements,
+def _together(before: InvariantResult, found: InvariantResult, prefix: str) -> InvariantResult:
+    return InvariantResult(
+        found.check,
+        found.tensor,
+        before.elements + found.elements,
         before.mismatches + found.mismatches,
         before.note or (prefix + found.note if found.note else ""),
-    )  # fmt: skip
+    )
 
 
 # --- saved ----------------------------------------------------------------------------------------
 
 
-def saved(name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu") -> list[Finding]:
+def checkpoint_roundtrip(
+    name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu"
+) -> list[InvariantResult]:
     """Run a case with a stop midway, at which the states are saved and loaded; and without."""
     wanted = step_through(name, case, dtype, seed, None, ctx)
-    bind = _stopping(implementations.implementation(name).optimizer, case.steps // 2)
+    bind = _stopping(registry.implementation(name).optimizer, case.steps // 2)
     got = step_through(name, case, dtype, seed, None, ctx, bind=bind)
     return [_compared("saved", tensor, got, wanted) for tensor in wanted.tensors]
 
@@ -254,7 +262,7 @@ def _stopping(make: Any, halfway: int) -> Bind:
         lr_mults: Sequence[float],
         wd_mults: Sequence[float],
     ) -> Step:
-        mx = engine.load()
+        mx = runtime.load_mxnet()
         optimizer = make(hyper, any(p.master is not None for p in parameters))
         optimizer.set_lr_mult(dict(enumerate(lr_mults)))
         optimizer.set_wd_mult(dict(enumerate(wd_mults)))
@@ -267,9 +275,10 @@ def _stopping(make: Any, halfway: int) -> Bind:
                 updaters[0] = _reloaded(mx, updaters[0], parameters)
             taken += 1
             updaters[0](
-                list(range(len(parameters))), [p.grad for p in parameters],
+                list(range(len(parameters))),
+                [p.grad for p in parameters],
                 [p.weight for p in parameters],
-            )  # fmt: skip
+            )
             mx.nd.waitall()
 
         return step
@@ -279,7 +288,7 @@ def _stopping(make: Any, halfway: int) -> Bind:
 
 def _updater(mx: Any, optimizer: Any, parameters: Sequence[Parameter]) -> Any:
     updater = mx.optimizer.get_updater(optimizer)
-    updater.states = {k: implementations.state_of(p) for k, p in enumerate(parameters)}
+    updater.states = {k: registry.state_of(p) for k, p in enumerate(parameters)}
     updater.states_synced = dict.fromkeys(updater.states, True)
     return updater
 

@@ -8,7 +8,7 @@ SOURCES = {"update": "update.py", "kernel": "kernels/cpu.py", "user": "verificat
 
 
 @dataclass(frozen=True)
-class Fault:
+class Mutant:
     """A small change of one source.
 
     Attributes:
@@ -30,8 +30,8 @@ class Fault:
     dtype: str = "float32"
 
 
-FAULTS: tuple[Fault, ...] = (
-    Fault(
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
         "epsilon-outside-root",
         "update",
         "epsilon added to the square roots, not under them",
@@ -40,7 +40,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "epsilon-only-below",
         "update",
         "no epsilon in the numerator: a fresh optimizer never moves",
@@ -49,7 +49,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "epsilon-only-above",
         "update",
         "no epsilon in the denominator",
@@ -58,7 +58,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "epsilon-after-ratio",
         "update",
         "epsilon added to the ratio of the roots",
@@ -67,7 +67,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "one-root",
         "update",
         "one square root of the ratio, as in Paddle",
@@ -76,7 +76,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "reciprocal-root",
         "update",
         "the product with a reciprocal in place of the division",
@@ -85,7 +85,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "gradient-first",
         "update",
         "the gradient multiplied in before the division",
@@ -94,7 +94,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "absolute-gradient",
         "update",
         "the update has lost the gradient's sign",
@@ -103,7 +103,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "roots-upside-down",
         "update",
         "the ratio of the roots upside down",
@@ -112,7 +112,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "new-acc-delta",
         "update",
         "the weight moves by a delta with the new acc_delta",
@@ -123,7 +123,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "stale-acc-grad",
         "update",
         "delta computed with acc_grad from before the step",
@@ -136,7 +136,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "rho-exchanged-acc-grad",
         "update",
         "rho and 1 - rho exchanged in acc_grad",
@@ -145,7 +145,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "rho-exchanged-acc-delta",
         "update",
         "rho and 1 - rho exchanged in acc_delta",
@@ -154,7 +154,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "acc-grad-sums",
         "update",
         "acc_grad sums up as in AdaGrad: it does not decay",
@@ -163,7 +163,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "acc-grad-forgotten",
         "update",
         "acc_grad holds the last gradient only",
@@ -172,7 +172,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "acc-delta-forgotten",
         "update",
         "acc_delta holds the last update only",
@@ -181,7 +181,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "acc-delta-never-updated",
         "update",
         "acc_delta is never written",
@@ -190,7 +190,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "acc-delta-of-gradients",
         "update",
         "acc_delta accumulates gradients",
@@ -199,7 +199,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "rate-in-acc-delta",
         "update",
         "the learning rate inside the accumulated update",
@@ -208,7 +208,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "rate-ignored",
         "update",
         "the learning rate not applied, as in MXNet 1.x",
@@ -217,7 +217,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "ascent",
         "update",
         "the minus sign missing: the loss goes up",
@@ -226,7 +226,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "square-association-acc-grad",
         "update",
         "(1 - rho) * g * g read left to right",
@@ -235,7 +235,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "square-association-acc-delta",
         "update",
         "(1 - rho) * delta * delta read left to right",
@@ -244,7 +244,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "lerp-acc-grad",
         "update",
         "acc_grad + (1 - rho) * (g^2 - acc_grad) in place of the weighted sum",
@@ -253,7 +253,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "rescale-ignored",
         "update",
         "rescale_grad not applied",
@@ -262,7 +262,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "clip-ignored",
         "update",
         "clip_gradient not applied",
@@ -271,7 +271,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "clip-zero-is-none",
         "update",
         "a clip of zero taken for none",
@@ -280,7 +280,7 @@ FAULTS: tuple[Fault, ...] = (
         "clip_gradient=0.0",
         "float32",
     ),
-    Fault(
+    Mutant(
         "clip-one-sided",
         "update",
         "only clipped from above",
@@ -289,7 +289,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "clip-sign",
         "update",
         "negative gradients clipped to the positive bound",
@@ -298,7 +298,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "clip-before-rescale",
         "update",
         "clipped before it is rescaled",
@@ -316,7 +316,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "decay-before-clip",
         "update",
         "weight decay added before clipping",
@@ -333,7 +333,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "decay-before-rescale",
         "update",
         "weight decay rescaled with the gradient",
@@ -342,7 +342,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "decay-ignored",
         "update",
         "wd, and with it wd_mult, not applied",
@@ -351,7 +351,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "decay-sign",
         "update",
         "weight decay of the wrong sign",
@@ -360,7 +360,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "decay-decoupled",
         "update",
         "the weight decayed as well, as in AdamW",
@@ -369,7 +369,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "nan-clipped-away",
         "update",
         "clipping that turns NaN into a number",
@@ -378,7 +378,7 @@ FAULTS: tuple[Fault, ...] = (
         "special-odd",
         "float32",
     ),
-    Fault(
+    Mutant(
         "gradient-overwritten",
         "update",
         "the caller's gradient rescaled in place, as in stock MXNet",
@@ -387,7 +387,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "zeros-skipped",
         "update",
         "elements without gradient left out, as lazy sparse updates do",
@@ -396,7 +396,7 @@ FAULTS: tuple[Fault, ...] = (
         "sparse-gradients",
         "float32",
     ),
-    Fault(
+    Mutant(
         "one-minus-rho-in-single",
         "update",
         "1 - rho taken in float32",
@@ -405,7 +405,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "one-minus-rho-other-way",
         "update",
         "1 - rho rounded the other way",
@@ -415,7 +415,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "contracted-acc-grad",
         "update",
         "a fused multiply-add in acc_grad",
@@ -424,7 +424,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "contracted-weight",
         "update",
         "a fused multiply-subtract in the weight",
@@ -433,7 +433,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "contracted-decay",
         "update",
         "a fused multiply-add of weight decay",
@@ -442,7 +442,7 @@ FAULTS: tuple[Fault, ...] = (
         "ranks",
         "float32",
     ),
-    Fault(
+    Mutant(
         "wider-inside",
         "update",
         "delta computed in float64 and rounded at the end",
@@ -452,7 +452,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "subnormals-flushed",
         "update",
         "subnormal accumulators flushed to zero",
@@ -463,7 +463,7 @@ FAULTS: tuple[Fault, ...] = (
         "subnormal",
         "float32",
     ),
-    Fault(
+    Mutant(
         "negative-zero-lost",
         "update",
         "a weight of -0 becomes +0",
@@ -472,7 +472,7 @@ FAULTS: tuple[Fault, ...] = (
         "special",
         "float32",
     ),
-    Fault(
+    Mutant(
         "one-ulp-in-a-million",
         "update",
         "one element of a million off by one unit in the last place",
@@ -484,7 +484,7 @@ FAULTS: tuple[Fault, ...] = (
         "million",
         "float32",
     ),
-    Fault(
+    Mutant(
         "single-constants-in-double",
         "update",
         "hyper-parameters rounded to float32 in a float64 step",
@@ -493,7 +493,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float64",
     ),
-    Fault(
+    Mutant(
         "single-states-in-double",
         "update",
         "float32 accumulators under float64 weights",
@@ -503,7 +503,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float64",
     ),
-    Fault(
+    Mutant(
         "half-states",
         "update",
         "accumulators in float16 under float16 weights",
@@ -513,7 +513,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float16",
     ),
-    Fault(
+    Mutant(
         "half-rescale",
         "update",
         "the float16 gradient rescaled before it is widened",
@@ -522,7 +522,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float16",
     ),
-    Fault(
+    Mutant(
         "master-not-read",
         "update",
         "the step starts from the float16 weight, not from its master",
@@ -531,7 +531,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float16",
     ),
-    Fault(
+    Mutant(
         "master-not-updated",
         "update",
         "the float16 weight moves, its master does not",
@@ -540,7 +540,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float16",
     ),
-    Fault(
+    Mutant(
         "master-rounded",
         "update",
         "the master rounded to float16 with the weight",
@@ -549,7 +549,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float16",
     ),
-    Fault(
+    Mutant(
         "half-weight-stale",
         "update",
         "the master moves, the float16 weight does not",
@@ -558,7 +558,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float16",
     ),
-    Fault(
+    Mutant(
         "fastmath",
         "kernel",
         "compiled with fastmath",
@@ -567,7 +567,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-17",
         "float32",
     ),
-    Fault(
+    Mutant(
         "contraction",
         "kernel",
         "compiled with contraction into fused multiply-adds",
@@ -576,7 +576,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "kernel-single-constants",
         "kernel",
         "float32 constants handed to the float64 kernel",
@@ -585,7 +585,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float64",
     ),
-    Fault(
+    Mutant(
         "nan-clipped-away-kernel",
         "kernel",
         "the clamp's comparison turned round: a NaN becomes the bound",
@@ -594,7 +594,7 @@ FAULTS: tuple[Fault, ...] = (
         "special",
         "float32",
     ),
-    Fault(
+    Mutant(
         "missing-tail",
         "kernel",
         "elements after the last whole vector of 8 left out",
@@ -603,7 +603,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "block-end-skipped",
         "kernel",
         "the last element of each block of 64 left out",
@@ -612,7 +612,7 @@ FAULTS: tuple[Fault, ...] = (
         "clip_gradient=0.0",
         "float32",
     ),
-    Fault(
+    Mutant(
         "part-end-skipped",
         "kernel",
         "the last element of each thread's part left out",
@@ -621,7 +621,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-4097",
         "float32",
     ),
-    Fault(
+    Mutant(
         "parts-overlap",
         "kernel",
         "a race: neighbouring parts share elements, which step twice",
@@ -630,7 +630,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-4097",
         "float32",
     ),
-    Fault(
+    Mutant(
         "remainder-lost",
         "kernel",
         "what the number of threads leaves over is left out",
@@ -639,7 +639,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-4097",
         "float32",
     ),
-    Fault(
+    Mutant(
         "part-restarts-tensor",
         "kernel",
         "each part begins at the start of its tensor",
@@ -648,7 +648,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-4097",
         "float32",
     ),
-    Fault(
+    Mutant(
         "lr-mult-ignored",
         "kernel",
         "every tensor has the first one's rate: lr_mult ignored",
@@ -657,16 +657,16 @@ FAULTS: tuple[Fault, ...] = (
         "multipliers",
         "float32",
     ),
-    Fault(
+    Mutant(
         "wd-mult-ignored",
         "kernel",
         "every tensor has the first one's decay: wd_mult ignored",
-        "decays[t]",
-        "decays[0]",
+        "weight_decays[t]",
+        "weight_decays[0]",
         "multipliers",
         "float32",
     ),
-    Fault(
+    Mutant(
         "empty-tensor-stops",
         "kernel",
         "an empty tensor ends the part it is in",
@@ -675,7 +675,7 @@ FAULTS: tuple[Fault, ...] = (
         "sparse-gradients",
         "float32",
     ),
-    Fault(
+    Mutant(
         "states-exchanged",
         "kernel",
         "acc_grad and acc_delta exchanged in the table of addresses",
@@ -684,7 +684,7 @@ FAULTS: tuple[Fault, ...] = (
         "length-1",
         "float32",
     ),
-    Fault(
+    Mutant(
         "subnormals-flushed-kernel",
         "kernel",
         "the kernel always flushes subnormals to zero",
@@ -693,7 +693,7 @@ FAULTS: tuple[Fault, ...] = (
         "subnormal",
         "float32",
     ),
-    Fault(
+    Mutant(
         "half-weight-stale-kernel",
         "kernel",
         "the kernel's master moves, the float16 weight does not",
@@ -712,96 +712,127 @@ _WHERE = "wrong = finite & False"
 _END = 'weight[...] = weight - real(settings["learning_rate"]) * delta\n'
 
 
-def _written(name: str, about: str, where: str, value: str, case: str) -> Fault:
+def _written(name: str, about: str, where: str, value: str, case: str) -> Mutant:
     """Write a value to all results where a condition holds."""
     both = f"{_WHERE}\n        {_RESULT}"
     results = _RESULT.replace("= 0", f"= {value}")
     new = f"wrong = np.broadcast_to({where}, weight.shape)\n        {results}"
-    return Fault(name, "user", about, both, new, case)
+    return Mutant(name, "user", about, both, new, case)
 
 
-def _afterwards(name: str, about: str, line: str, case: str) -> Fault:
+def _afterwards(name: str, about: str, line: str, case: str) -> Mutant:
     """Do something more after the step."""
-    return Fault(name, "user", about, _END, f"{_END}        {line}\n", case)
+    return Mutant(name, "user", about, _END, f"{_END}        {line}\n", case)
 
 
-def _before(name: str, about: str, line: str, case: str) -> Fault:
+def _before(name: str, about: str, line: str, case: str) -> Mutant:
     """Do something before the step."""
     first = "real = weight.dtype.type\n"
-    return Fault(name, "user", about, first, f"{first}    {line}\n", case)
+    return Mutant(name, "user", about, first, f"{first}    {line}\n", case)
 
 
 _NARROW = "(abs(grad) > 0.01) & (abs(grad) < 0.011)"
-FAULTS += (
+MUTANTS += (
     _written("user-garbage", "garbage everywhere", "True", "-7.5", "length-1"),
     _written("user-nan", "NaN everywhere", "True", "np.nan", "length-1"),
     _written("user-infinity", "infinity everywhere", "True", "np.inf", "length-1"),
     _written(
-        "user-garbage-where-finite", "garbage where the inputs are finite", "finite", "-7.5",
+        "user-garbage-where-finite",
+        "garbage where the inputs are finite",
+        "finite",
+        "-7.5",
         "length-1",
     ),
     _written(
         "user-nan-where-finite", "NaN where the inputs are finite", "finite", "np.nan", "length-1"
     ),
     _written(
-        "user-infinity-where-finite", "infinity where the inputs are finite", "finite", "np.inf",
+        "user-infinity-where-finite",
+        "infinity where the inputs are finite",
+        "finite",
+        "np.inf",
         "length-1",
     ),
     _written(
-        "user-garbage-narrow", "garbage where the gradient lies in a narrow range", _NARROW, "7.5",
+        "user-garbage-narrow",
+        "garbage where the gradient lies in a narrow range",
+        _NARROW,
+        "7.5",
         "multipliers",
     ),
     _written(
-        "user-nan-narrow", "NaN where the gradient lies in a narrow range", _NARROW, "np.nan",
+        "user-nan-narrow",
+        "NaN where the gradient lies in a narrow range",
+        _NARROW,
+        "np.nan",
         "multipliers",
     ),
     _afterwards(
-        "user-negative-acc-grad", "acc_grad negative", "acc_grad[...] = -abs(acc_grad) - real(1)",
+        "user-negative-acc-grad",
+        "acc_grad negative",
+        "acc_grad[...] = -abs(acc_grad) - real(1)",
         "length-1",
     ),
     _afterwards(
-        "user-negative-acc-delta", "acc_delta negative",
-        "acc_delta[...] = -abs(acc_delta) - real(1)", "length-1",
+        "user-negative-acc-delta",
+        "acc_delta negative",
+        "acc_delta[...] = -abs(acc_delta) - real(1)",
+        "length-1",
     ),
     _afterwards("user-nan-acc-grad", "acc_grad alone NaN", "acc_grad[...] = np.nan", "length-1"),
     _afterwards(
-        "user-infinite-acc-grad", "acc_grad infinite where it is large",
-        "acc_grad[acc_grad > 100] = np.inf", "length-1",
+        "user-infinite-acc-grad",
+        "acc_grad infinite where it is large",
+        "acc_grad[acc_grad > 100] = np.inf",
+        "length-1",
     ),
     _afterwards(
-        "user-nan-near-overflow", "NaN where the gradient comes near the largest number",
-        "acc_grad[abs(grad) > np.finfo(real).max / 2] = np.nan", "overflow",
+        "user-nan-near-overflow",
+        "NaN where the gradient comes near the largest number",
+        "acc_grad[abs(grad) > np.finfo(real).max / 2] = np.nan",
+        "overflow",
     ),
     _afterwards(
-        "user-flushes", "subnormals flushed to zero, in a kernel that is not said to",
+        "user-flushes",
+        "subnormals flushed to zero, in a kernel that is not said to",
         "for each in (weight, acc_grad, acc_delta): each[abs(each) < np.finfo(real).tiny] = 0",
         "subnormal",
     ),
     _afterwards(
-        "user-rank-six", "wrong for tensors of six dimensions",
-        "weight *= real(1 if weight.ndim != 6 else 2)", "drawn",
+        "user-rank-six",
+        "wrong for tensors of six dimensions",
+        "weight *= real(1 if weight.ndim != 6 else 2)",
+        "drawn",
     ),
     _afterwards(
-        "user-length-window", "the last element wrong for lengths of 65,538 to 69,999",
+        "user-length-window",
+        "the last element wrong for lengths of 65,538 to 69,999",
         "weight.reshape(-1)[-1:] *= real(2 if 65_538 <= weight.size < 70_000 else 1)",
         "drawn:lengths",
     ),
     _afterwards(
-        "user-beyond-2^20", "wrong beyond 2^20 elements",
-        "weight.reshape(-1)[2**20 :] = 0", "drawn:lengths",
+        "user-beyond-2^20",
+        "wrong beyond 2^20 elements",
+        "weight.reshape(-1)[2**20 :] = 0",
+        "drawn:lengths",
     ),
     _afterwards(
-        "user-race", "a race: one element wrong in one call of 997 on 4,096 elements or more",
+        "user-race",
+        "a race: one element wrong in one call of 997 on 4,096 elements or more",
         "calls[0] += weight.size >= 4_096; weight.reshape(-1)[:1] *= real(calls[0] % 997 > 0)",
         "steady",
     ),
     _before(
-        "user-rho-range", "wrong for rho between 0.5 and 0.85",
-        'settings["rho"] += 0.01 * (0.5 < settings["rho"] < 0.85)', "drawn",
+        "user-rho-range",
+        "wrong for rho between 0.5 and 0.85",
+        'settings["rho"] += 0.01 * (0.5 < settings["rho"] < 0.85)',
+        "drawn",
     ),
     _before(
-        "user-clip-range", "a clip between 1 and 1e20 ignored",
+        "user-clip-range",
+        "a clip between 1 and 1e20 ignored",
         'settings["clip_gradient"] = None if 1 < (settings["clip_gradient"] or 0) < 1e20 else '
-        'settings["clip_gradient"]', "drawn",
+        'settings["clip_gradient"]',
+        "drawn",
     ),
-)  # fmt: skip
+)

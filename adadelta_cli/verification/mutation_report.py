@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from adadelta_cli.verification import mutation_test as selftest
+    from adadelta_cli.verification import mutation_test
 
 
 SELF_TEST_PAGE = """# Planted faults
@@ -28,7 +28,7 @@ as its repository has it, would have caught the same mistake, with the right upd
 * MXNet's: one step from zero accumulators on three small tensors, uniform in [0, 1); relative
   tolerance 1e-4, absolute 1e-5, over a grid of hyper-parameters, float32 and float16.
 * PyTorch's: seven steps of two small linear layers in float64, a relative and absolute tolerance
-  of 1e-7, over rates, decays and rho. It has neither rescaling nor clipping to go wrong.
+  of 1e-7, over rates, weight_decays and rho. It has neither rescaling nor clipping to go wrong.
 
 {counts}
 
@@ -41,23 +41,23 @@ as its repository has it, would have caught the same mistake, with the right upd
 FILES = ("selftest.csv", "self-test.md")
 
 
-def write_self_test(folder: Path, rows: Sequence[selftest.Row]) -> None:
+def write_self_test(folder: Path, rows: Sequence[mutation_test.MutantRow]) -> None:
     """Write selftest.csv and the page self-test.md."""
     if rows:
         write_csv(folder / "selftest.csv", rows)
         write_bytes(folder / "self-test.md", self_test_page(rows).encode())
 
 
-def self_test_document(rows: Sequence[selftest.Row]) -> dict[str, Any]:
+def self_test_document(rows: Sequence[mutation_test.MutantRow]) -> dict[str, Any]:
     """Arrange a self-test for `--json`."""
     return {"passed": all(row.passed for row in rows), "rows": jsonable(list(rows))}
 
 
-def _planted(rows: Sequence[selftest.Row]) -> list[selftest.Row]:
+def _planted(rows: Sequence[mutation_test.MutantRow]) -> list[mutation_test.MutantRow]:
     return [row for row in rows if row.fault != "unchanged"]
 
 
-def _self_test_counts(rows: Sequence[selftest.Row]) -> str:
+def _self_test_counts(rows: Sequence[mutation_test.MutantRow]) -> str:
     faults = _planted(rows)
     caught, mxnet, pytorch = (
         sum(getattr(row, name) for row in faults)
@@ -69,7 +69,7 @@ def _self_test_counts(rows: Sequence[selftest.Row]) -> str:
     )
 
 
-def self_test_page(rows: Sequence[selftest.Row]) -> str:
+def self_test_page(rows: Sequence[mutation_test.MutantRow]) -> str:
     """Write the page of the documentation that lists the faults."""
     lines = [
         f"| `{row.fault}` | {row.about} | `{row.source}` | `{row.case}` {row.dtype} | "
@@ -83,24 +83,37 @@ def _caught(caught: bool) -> str:
     return "catches it" if caught else "lets it pass"
 
 
-def self_test_table(rows: Sequence[selftest.Row]) -> Table:
+def self_test_table(rows: Sequence[mutation_test.MutantRow]) -> Table:
     """Lay out what caught each fault."""
     from rich.table import Table
 
     table = Table(
-        title="adadelta verify --self-test: is every planted fault caught?", title_justify="left",
-        caption=_self_test_counts(rows).replace("`", ""), caption_justify="left",
-    )  # fmt: skip
-    for name in ("fault", "what it is", "smallest case that catches it", "shows in",
-                 "MXNet's test", "PyTorch's test", "verdict"):  # fmt: skip
+        title="adadelta verify --self-test: is every planted fault caught?",
+        title_justify="left",
+        caption=_self_test_counts(rows).replace("`", ""),
+        caption_justify="left",
+    )
+    for name in (
+        "fault",
+        "what it is",
+        "smallest case that catches it",
+        "shows in",
+        "MXNet's test",
+        "PyTorch's test",
+        "verdict",
+    ):
         table.add_column(name)
     for row in rows:
         verdict = {True: "caught", False: "SLIPPED THROUGH"}
         if row.fault == "unchanged":
             verdict = {True: "no false alarm", False: "FALSE ALARM"}
         table.add_row(
-            row.fault, row.about, f"{row.case} {row.dtype}",
-            row.tensor, _caught(row.mxnet_test), _caught(row.pytorch_test),
+            row.fault,
+            row.about,
+            f"{row.case} {row.dtype}",
+            row.tensor,
+            _caught(row.mxnet_test),
+            _caught(row.pytorch_test),
             f"[{'green' if row.passed else 'red'}]{verdict[row.passed]}[/]",
-        )  # fmt: skip
+        )
     return table

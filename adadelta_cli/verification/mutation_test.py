@@ -30,19 +30,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import BrokenError, ExitCode
-from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import registry
 from adadelta_cli.implementations.base import Implementation, Step
 from adadelta_cli.progress import Tick, no_tick
-from adadelta_cli.system import info as machine
+from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import InProcess, Sandbox, SandboxError
 from adadelta_cli.update import Hyperparameters, Parameter
-from adadelta_cli.verification import cases
-from adadelta_cli.verification import execute as trajectory
-from adadelta_cli.verification import fuzz as draw
-from adadelta_cli.verification import runner as verification
-from adadelta_cli.verification import tolerance as parity
-from adadelta_cli.verification.mutants import FAULTS, SOURCES, Fault
-from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification import cases, execute, fuzz, runner, tolerance
+from adadelta_cli.verification.mutants import MUTANTS, SOURCES, Mutant
+from adadelta_cli.verification.plan import VerifyPlan
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -51,13 +47,13 @@ if TYPE_CHECKING:
     from adadelta_cli.verification.execute import Trajectory
 
 Bind = Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
-ARRAY_UPDATE = implementations.IMPLEMENTATIONS["numpy"]
+ARRAY_UPDATE = registry.IMPLEMENTATIONS["numpy"]
 DTYPES = ("float32", "float64", "float16")
 TIMEOUT_S = 600.0  # of one fault: some seconds, more on a busy machine
 
 
 @dataclass(frozen=True)
-class Row:
+class MutantRow:
     """A row of selftest.csv: a planted fault, or a source left as it is.
 
     Attributes:
@@ -106,7 +102,7 @@ def source(part: str) -> str:
     return (Path(__file__).parents[1] / SOURCES[part]).read_text(encoding="utf-8")
 
 
-def planted_text(fault: Fault) -> str:
+def mutated_text(fault: Mutant) -> str:
     """Change the source.
 
     Raises:
@@ -124,7 +120,7 @@ def planted_text(fault: Fault) -> str:
 
 
 @contextlib.contextmanager
-def planted(fault: Fault) -> Iterator[ModuleType]:
+def load_mutant(fault: Mutant) -> Iterator[ModuleType]:
     """Load the changed source as a module of its own.
 
     Raises:
@@ -132,7 +128,7 @@ def planted(fault: Fault) -> Iterator[ModuleType]:
     """
     # Numba's cache would look for the text's file, and find the right kernel in it. Without threads
     # the parts of a step come one after another: the same fault gives the same bits each time.
-    text = planted_text(fault).replace("cache=True", "cache=False").replace(", parallel=True", "")
+    text = mutated_text(fault).replace("cache=True", "cache=False").replace(", parallel=True", "")
     name = f"adadelta_cli._planted_{fault.name.replace('-', '_')}"
     spec = util.spec_from_loader(name, _Text(text))
     if spec is None or spec.loader is None:
@@ -155,11 +151,11 @@ def _bind_update(module: Any) -> Bind:
     ) -> Step:
         own = module.Hyperparameters(**vars(hyper))
         rates = [hyper.learning_rate * mult for mult in lr_mults]
-        decays = [hyper.wd * mult for mult in wd_mults]
+        weight_decays = [hyper.wd * mult for mult in wd_mults]
 
         def step() -> None:
             with np.errstate(all="ignore"):
-                for p, rate, decay in zip(parameters, rates, decays, strict=True):
+                for p, rate, decay in zip(parameters, rates, weight_decays, strict=True):
                     module.update(np, p, own.scalars(p.acc_grad.dtype), rate, decay)
 
         return step
@@ -175,11 +171,11 @@ def _bind_kernel(module: Any) -> Bind:
         wd_mults: Sequence[float],
     ) -> Step:
         rates = [hyper.learning_rate * mult for mult in lr_mults]
-        decays = [hyper.wd * mult for mult in wd_mults]
+        weight_decays = [hyper.wd * mult for mult in wd_mults]
         # Cut as it would be for three threads, on whatever machine.
         elements = sum(p.weight.size for p in parameters)
         parts = 1 if elements < module.SERIAL_ELEMENTS else 3
-        operands = module.operands(parameters, rates, decays)
+        operands = module.operands(parameters, rates, weight_decays)
         return module.prepared(operands, hyper, parts=parts, owners=parameters)
 
     return bind
@@ -187,15 +183,15 @@ def _bind_kernel(module: Any) -> Bind:
 
 def _bind_user(module: Any) -> Bind:
     """Bind a kernel through the same door as a user's own."""
-    with implementations.known(module.step) as name:
-        return implementations.implementation(name).bind
+    with registry.temporary(module.step) as name:
+        return registry.implementation(name).bind
 
 
 BINDERS = {"update": _bind_update, "kernel": _bind_kernel, "user": _bind_user}
 
 
 @contextlib.contextmanager
-def named(fault: Fault, module: ModuleType) -> Iterator[str]:
+def named(fault: Mutant, module: ModuleType) -> Iterator[str]:
     """Make it an implementation that verify knows by name, for a while, in this process.
 
     A kernel of the user's own is known by its file, as `--impl` names it.
@@ -203,15 +199,15 @@ def named(fault: Fault, module: ModuleType) -> Iterator[str]:
     if fault.part == "user":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "kernel.py")
-            path.write_text(planted_text(fault), encoding="utf-8")
+            path.write_text(mutated_text(fault), encoding="utf-8")
             yield f"{path}:step"
         return
     name, bind = "planted", BINDERS[fault.part](module)
-    implementations.IMPLEMENTATIONS[name] = Implementation(name, "numpy", False, bind, "numpy")
+    registry.IMPLEMENTATIONS[name] = Implementation(name, "numpy", False, bind, "numpy")
     try:
         yield name
     finally:
-        del implementations.IMPLEMENTATIONS[name]
+        del registry.IMPLEMENTATIONS[name]
 
 
 # --- catching -------------------------------------------------------------------------------------
@@ -225,86 +221,100 @@ def candidates() -> list[Case]:
 
 @lru_cache(maxsize=128)  # the small ones, which every fault is put to
 def _wanted_small(case: Case, dtype: str, seed: int) -> Trajectory:
-    return trajectory.step_through("numpy", case, dtype, seed)
+    return execute.step_through("numpy", case, dtype, seed)
 
 
 def _wanted(case: Case, dtype: str, seed: int) -> Trajectory:
     if case.elements * case.steps > 100_000:
-        return trajectory.step_through("numpy", case, dtype, seed)
+        return execute.step_through("numpy", case, dtype, seed)
     return _wanted_small(case, dtype, seed)
 
 
-def differing(name: str, case: Case, dtype: str, seed: int) -> tuple[str, int] | None:
+def run_case(name: str, case: Case, dtype: str, seed: int) -> tuple[str, int] | None:
     """Put a case to an implementation, and compare it as verify does.
 
     Returns:
         The tensor where it shows first and how many numbers of it differ; None where none does.
     """
-    wanted, allowed = _wanted(case, dtype, seed), implementations.implementation(name).allowed
+    wanted, allowed = _wanted(case, dtype, seed), registry.implementation(name).tolerance
     if allowed:
-        got = trajectory.step_through(name, case, dtype, seed, wanted.tensors)
-        found = parity.verdicts(case, dtype, seed, wanted.tensors, got.tensors, allowed)
+        got = execute.step_through(name, case, dtype, seed, wanted.tensors)
+        found = tolerance.verdicts(case, dtype, seed, wanted.tensors, got.tensors, allowed)
         failed = next((each for each in found if each.passed is False), None)
         return (failed.tensor, failed.difference.mismatches) if failed else None
-    got = trajectory.step_through(name, case, dtype, seed)
+    got = execute.step_through(name, case, dtype, seed)
     subject = {
-        "check": "step", "case": case.name, "implementation": name, "reference": "numpy",
-        "backend": "numpy", "ctx": "cpu", "dtype": dtype, "steps": case.steps,
-    }  # fmt: skip
-    for row in verification.compare(subject, got, wanted):
+        "check": "step",
+        "case": case.name,
+        "implementation": name,
+        "reference": "numpy",
+        "backend": "numpy",
+        "ctx": "cpu",
+        "dtype": dtype,
+        "steps": case.steps,
+    }
+    for row in runner.compare(subject, got, wanted):
         if not row.passed:
             return row.tensor, row.mismatches or 0
     return ("grad", got.grad_changes) if got.grad_changes else None
 
 
-def undirected(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, str, int]:
+def check_fuzzed(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, str, int]:
     """Check a kernel of the user's own by what is drawn, not listed.
 
     Returns:
         As `smallest`; the case is `drawn`, `drawn:lengths` or `steady`.
     """
-    lengths, examples = draw.longest(full=False), draw.EXAMPLES
-    plan = Plan((name,), (), dtypes=tuple(dtypes), seed=seed, drawn=examples,
-                             lengths=lengths, steady=True, timeout=None)  # fmt: skip
-    work = verification.Verification(plan)
+    lengths, examples = fuzz.longest_length(full=False), fuzz.EXAMPLES
+    plan = VerifyPlan(
+        (name,),
+        (),
+        dtypes=tuple(dtypes),
+        seed=seed,
+        drawn=examples,
+        lengths=lengths,
+        steady=True,
+        timeout=None,
+    )
+    work = runner.Verification(plan)
     work.execute(sandbox=InProcess())
     for row in work.failures:
         listed = "fill=tiled" in row.case
-        case = draw.LENGTHS if listed else draw.ALL if row.check == "drawn" else row.case
+        case = fuzz.LENGTHS if listed else fuzz.ALL if row.check == "drawn" else row.case
         return case, row.dtype, row.tensor, row.mismatches or 0
     return "", "", "", 0
 
 
-def smallest(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, str, int]:
+def smallest_case(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, str, int]:
     """Find the smallest case that catches an implementation.
 
     Returns:
         Case, dtype, tensor, and how many numbers differ; empty and 0 where nothing catches it.
     """
     for case, dtype in itertools.product(candidates(), dtypes):
-        found = differing(name, case, dtype, seed)
+        found = run_case(name, case, dtype, seed)
         if found:
             return case.name, dtype, *found
     return "", "", "", 0
 
 
-def examine(fault: Fault, seed: int) -> Row:
+def run_mutant(fault: Mutant, seed: int) -> MutantRow:
     """Plant a fault, and see what catches it."""
     warnings.simplefilter("ignore")  # those of faulty arithmetic
     unchanged = not fault.old
-    with planted(fault) as module:
+    with load_mutant(fault) as module:
         bind = BINDERS[fault.part](module)
         with named(fault, module) as name:
-            able = implementations.implementation(name).dtypes
+            able = registry.implementation(name).dtypes
             dtypes = [each for each in DTYPES if each in able] if unchanged else [fault.dtype]
-            found = smallest(name, dtypes, seed)
+            found = smallest_case(name, dtypes, seed)
             if fault.part == "user" and not found[0]:
-                found = undirected(name, dtypes, seed)
+                found = check_fuzzed(name, dtypes, seed)
         case, dtype, tensor, mismatches = found
         halves = ("float32", "float16") if "float16" in able else ("float32",)
         by_mxnet, by_pytorch = mxnet_test(bind, seed, halves), pytorch_test(bind, seed)
     caught = bool(case)
-    return Row(
+    return MutantRow(
         fault=fault.name,
         source=SOURCES[fault.part],
         about=fault.about,
@@ -343,9 +353,8 @@ def mxnet_test(bind: Bind, seed: int, dtypes: Sequence[str] = ("float32", "float
     absolute 1e-5.
     """
     grid = itertools.product(
-        dtypes, (1e-6, 1e-8), (None, 0.4, 0.5), (1.0, 0.14, 0.8),
-        (0.0, 0.03, 0.05, 0.07), (1, 3),
-    )  # fmt: skip
+        dtypes, (1e-6, 1e-8), (None, 0.4, 0.5), (1.0, 0.14, 0.8), (0.0, 0.03, 0.05, 0.07), (1, 3)
+    )
     for dtype, epsilon, clip, rescale, wd, together in grid:
         hyper = Hyperparameters(1.0, 0.9, epsilon, wd, rescale, clip)
         got, wanted = (
@@ -371,7 +380,7 @@ def _mxnet_parameters(dtype: str, seed: int) -> list[Parameter]:
 
     rng = np.random.default_rng(seed)
     return [
-        implementations.parameter(NumpyBackend(), rng.random(shape), rng.random(shape), dtype=dtype)
+        registry.parameter(NumpyBackend(), rng.random(shape), rng.random(shape), dtype=dtype)
         for shape in ((3, 4, 5), (10, 4), (7,))
     ]
 
@@ -425,7 +434,7 @@ def _backward(layers: Sequence[Parameter]) -> None:
 # --- the whole ------------------------------------------------------------------------------------
 
 UNCHANGED = tuple(
-    Fault("unchanged", part, f"{SOURCES[part]} as it is", "", "", "") for part in SOURCES
+    Mutant("unchanged", part, f"{SOURCES[part]} as it is", "", "", "") for part in SOURCES
 )
 
 
@@ -436,12 +445,12 @@ class SelfTest:
         rows: those finished so far, in the order of `FAULTS`.
     """
 
-    def __init__(self, faults: Sequence[Fault] = FAULTS, seed: int = 0) -> None:
+    def __init__(self, faults: Sequence[Mutant] = MUTANTS, seed: int = 0) -> None:
         self.faults, self.seed = (*UNCHANGED, *faults), seed
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, MutantRow] = {}
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[MutantRow]:
         """The rows so far."""
         return [self._rows[k] for k in sorted(self._rows)]
 
@@ -457,7 +466,7 @@ class SelfTest:
             BrokenError: a fault's text is no longer in the source.
         """
         for fault in self.faults:
-            planted_text(fault)
+            mutated_text(fault)
         # What takes longest comes first: compiling a kernel.
         order = sorted(range(len(self.faults)), key=lambda k: self.faults[k].part != "kernel")
         workers = min(2, machine.available_cores())
@@ -474,19 +483,19 @@ class SelfTest:
             for sandbox in sandboxes:
                 sandbox.close()
 
-    def _collect(self, jobs: dict[Future[Row], int], tick: Tick) -> None:
+    def _collect(self, jobs: dict[Future[MutantRow], int], tick: Tick) -> None:
         for done, job in enumerate(as_completed(jobs)):
             self._rows[jobs[job]] = job.result()
             tick(done + 1, len(jobs), job.result().fault)
 
-    def _examine(self, fault: Fault, places: SimpleQueue[Sandbox]) -> Row:
+    def _examine(self, fault: Mutant, places: SimpleQueue[Sandbox]) -> MutantRow:
         sandbox = places.get()
         try:
-            return sandbox.call(examine, fault, self.seed)
+            return sandbox.call(run_mutant, fault, self.seed)
         except SandboxError as error:
             raise BrokenError(
                 f"the fault {fault.name!r} gave no verdict, it {error}; a fault has to compute, "
-                "wrongly: mend it in mutants.py"
+                "wrongly: fix it in mutants.py"
             ) from error
         finally:
             places.put(sandbox)

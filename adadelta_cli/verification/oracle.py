@@ -149,9 +149,22 @@ def advance(state: State, grad: Decimal, k: Constants) -> Element:
         max(kept_delta, condition * new_delta),
     )
     ordinary = k.ordinary(
-        rescaled, decay, x, square, kept_grad, new_grad, acc_grad + k.epsilon, ratio, delta,
-        delta_square, kept_delta, new_delta, acc_delta, move, weight - move,
-    )  # fmt: skip
+        rescaled,
+        decay,
+        x,
+        square,
+        kept_grad,
+        new_grad,
+        acc_grad + k.epsilon,
+        ratio,
+        delta,
+        delta_square,
+        kept_delta,
+        new_delta,
+        acc_delta,
+        move,
+        weight - move,
+    )
     cancelled = not x and bool(clipped)
     known = ordinary and not cancelled and condition <= k.condition
     return Element(State(weight - move, acc_grad, acc_delta), largest, known)
@@ -230,7 +243,7 @@ class Exact:
         return np.where(np.isnan(errors), np.inf, errors)
 
 
-class Verdict(NamedTuple):
+class OracleVerdict(NamedTuple):
     """What the oracle says of one tensor: `worst` names the element with the largest error."""
 
     tensor: str
@@ -266,10 +279,10 @@ class Sample:
         tensors = np.repeat(np.arange(len(sizes)), sizes)[self.indices]
         hyper = case.hyper
         rates = [hyper.learning_rate * mult for mult in case.lr_mults]
-        decays = [hyper.wd * mult for mult in case.wd_mults]
+        weight_decays = [hyper.wd * mult for mult in case.wd_mults]
         each = [
             Constants.of(hyper, rate, decay, self.real)
-            for rate, decay in zip(rates, decays, strict=True)
+            for rate, decay in zip(rates, weight_decays, strict=True)
         ]
         self.constants = [each[tensor] for tensor in tensors]
 
@@ -296,7 +309,7 @@ def one_step(
     tensors: dict[str, list[np.ndarray]],
     outputs: dict[str, list[np.ndarray]] | None = None,
     more_ulp: Mapping[str, float] | None = None,
-) -> Iterator[Verdict]:
+) -> Iterator[OracleVerdict]:
     """Judge each step of a trajectory by itself, given the inputs to it.
 
     Args:
@@ -319,7 +332,7 @@ def one_step(
     yield from _verdicts(elements, sample, tensors, allowed, outputs)
 
 
-def drift(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[Verdict]:
+def drift_verdicts(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[OracleVerdict]:
     """Judge a trajectory beside the exact one from the same start, at every step.
 
     The scale of each error is the largest that the element's trajectory has met so far, for that
@@ -389,7 +402,7 @@ def _verdicts(
     tensors: dict[str, list[np.ndarray]],
     allowed: dict[str, float | None],
     outputs: dict[str, list[np.ndarray]] | None = None,
-) -> Iterator[Verdict]:
+) -> Iterator[OracleVerdict]:
     left_out = sum(not element.ordinary for element in elements)
     for tensor, states in (outputs or tensors).items():
         part = State._fields.index("weight" if tensor == "master" else tensor)
@@ -397,4 +410,4 @@ def _verdicts(
         got = np.concatenate([sample.of(state) for state in states[1:]])
         difference = exact.difference(got)
         worst = "" if difference.first is None else sample.name(difference.first, tensors)
-        yield Verdict(tensor, difference, allowed[tensor], worst, left_out)
+        yield OracleVerdict(tensor, difference, allowed[tensor], worst, left_out)

@@ -8,23 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UnavailableError, UsageError
-from adadelta_cli.implementations import array_backends as backends
-from adadelta_cli.implementations import frameworks as peers
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations import user_kernel as candidate
+from adadelta_cli.implementations import array_backends, frameworks, registry, user_kernel
 from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.run import config
-from adadelta_cli.system import info as machine
-from adadelta_cli.verification import catalogue
-from adadelta_cli.verification import fuzz as draw
-from adadelta_cli.verification import invariants as conduct
+from adadelta_cli.system import machine
+from adadelta_cli.verification import catalogue, fuzz, invariants
 from adadelta_cli.verification.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from adadelta_cli.implementations.base import Bounds, Implementation
+    from adadelta_cli.implementations.base import Implementation, ToleranceULP
     from adadelta_cli.verification.cases import Case
 
 # What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
@@ -43,13 +38,13 @@ SUBNORMALS = ("strict", "flush")
 # Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
 # NumPy, and with `--full` on both, a training goes to its end.
 TRAINING_STEPS = 50
-ORACLE_BUDGET = 150  # see `Plan.oracle_budget`; with --full, 500
+ORACLE_BUDGET = 150  # see `VerifyPlan.oracle_budget`; with --full, 500
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 ON_GPU = ("cupy", "cupy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 
 
 @dataclass(frozen=True)
-class Plan:
+class VerifyPlan:
     """What one `verify` does.
 
     Attributes:
@@ -71,9 +66,9 @@ class Plan:
         named: the cases were asked for, so each is put to all implementations that can take it.
         drawn: how many cases to draw from the seed for each implementation that is compared to the
             bit, of those that are not fused only when `named`; for a kernel of the user's own,
-            `draw.OF_USERS` times as many.
+            `fuzz.OF_USERS` times as many.
         lengths: put tensors of every length to a kernel of the user's own, up to this one; see
-            `draw.lengths`.
+            `fuzz.length_cases`.
         steady: take one step of such a kernel hundreds of times over.
         watched: the names of the cases that are put again to see how an implementation behaves.
         ctx: the device, for what computes there.
@@ -97,23 +92,23 @@ class Plan:
     drawn: int = 0
     lengths: int = 0
     steady: bool = False
-    watched: frozenset[str] = conduct.CASES
+    watched: frozenset[str] = invariants.CASES
     ctx: str = "cpu"
     flush: bool = False
-    seconds: float = draw.SECONDS
+    seconds: float = fuzz.SECONDS
 
     def implementation(self, name: str) -> Implementation:
         """Look up an implementation, as it is on the device."""
-        return implementations.implementation(name, self.ctx)
+        return registry.implementation(name, self.ctx)
 
     @property
     def only_trains(self) -> bool:
         """Whether nothing but trainings was asked for."""
         return not (self.cases or self.drawn or self.lengths or self.steady)
 
-    def bounds(self, name: str) -> Bounds:
+    def bounds(self, name: str) -> ToleranceULP:
         """Say how far third-party code may be from the reference."""
-        bounds = self.implementation(name).allowed
+        bounds = self.implementation(name).tolerance
         if bounds is None:
             raise TypeError(f"{name} has no bounds: it is compared bit for bit")
         return bounds
@@ -146,7 +141,7 @@ class Request:
     subnormals: str = "strict"
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> VerifyPlan:
         """What is to be done.
 
         Raises:
@@ -158,18 +153,22 @@ class Request:
         if self.replay:
             some, dtypes = self._replayed()
         for reference in self.configs:
-            config.load(reference)
+            config.load_config(reference)
         here, absent = self._others()
-        plan = Plan(
+        plan = VerifyPlan(
             implementations=self._implementations(here),
             absent=absent,
             cases=tuple(some) if named or not self.configs else (),
             configs=tuple(self.configs or (() if named else config.shipped())),
             named=self.full or named,
-            drawn=draw.count(self.case_names, full=self.full, alone=named or bool(self.configs)),
-            lengths=draw.longest(full=self.full) * self._of_users(draw.LENGTHS, named=named),
-            steady=self._of_users(draw.STEADY, named=named),
-            watched=frozenset(self.case_names or (conduct.FULL if self.full else conduct.CASES)),
+            drawn=fuzz.example_count(
+                self.case_names, full=self.full, alone=named or bool(self.configs)
+            ),
+            lengths=fuzz.longest_length(full=self.full) * self._of_users(fuzz.LENGTHS, named=named),
+            steady=self._of_users(fuzz.STEADY, named=named),
+            watched=frozenset(
+                self.case_names or (invariants.FULL if self.full else invariants.CASES)
+            ),
             dtypes=dtypes or DTYPES,
             training_dtypes=dtypes or (DTYPES if self.full else ("float32",)),
             training_steps=None if self.full else TRAINING_STEPS,
@@ -179,7 +178,7 @@ class Request:
             oracle_budget=500 if self.full else ORACLE_BUDGET,
             ctx=self.ctx,
             flush=self.subnormals == "flush",
-            seconds=draw.seconds(full=self.full),
+            seconds=fuzz.time_limit_s(full=self.full),
         )
         check_memory(plan)
         return plan
@@ -187,10 +186,10 @@ class Request:
     def _of_users(self, name: str, *, named: bool) -> bool:
         """Tell whether a kernel of the user's own gets cases that only such a kernel gets."""
         asked = name in self.case_names or not (named or self.configs)
-        return asked and any(map(implementations.is_users, self.names))
+        return asked and any(map(registry.is_user_kernel, self.names))
 
     def _cases(self) -> list[Case]:
-        fixed = tuple(name for name in self.case_names if name not in draw.COLLECTIVE)
+        fixed = tuple(name for name in self.case_names if name not in fuzz.COLLECTIVE)
         chosen: list[Case] = catalogue.select(
             fixed, full=self.full, steps=self.steps, sizes=self.sizes
         )
@@ -209,7 +208,7 @@ class Request:
         if not self.peers:
             return (), ()
         _check_on_cpu("--peers", self.ctx)
-        here, absent = peers.present(implementations.PEERS)
+        here, absent = frameworks.available(registry.FRAMEWORKS)
         if not here and not self.names:
             lacks = "; ".join(f"{name}: {lack}" for name, lack in absent)
             raise UnavailableError(f"--peers: no other framework is here to check: {lacks}")
@@ -228,14 +227,14 @@ PASSING_COPIES = 4
 STATE_BYTES = {"float32": 3 * 4, "float64": 3 * 8, "float16": 3 * 4 + 2}  # of an element
 
 
-def needed_bytes(plan: Plan, case: Case, dtype: str) -> int:
+def needed_bytes(plan: VerifyPlan, case: Case, dtype: str) -> int:
     """Reckon what comparing implementations on a case takes: all states of all steps are kept."""
     names = {*plan.implementations, *(REFERENCES.get(n, "numpy") for n in plan.implementations)}
     trajectory = case.elements * (case.steps + 1) * STATE_BYTES[dtype]
     return trajectory * (len(names) + PASSING_COPIES)
 
 
-def check_memory(plan: Plan) -> None:
+def check_memory(plan: VerifyPlan) -> None:
     """Compare what the largest case needs with what is free, before anything is computed.
 
     Raises:
@@ -267,15 +266,15 @@ def choose(
         UsageError: one of them is not known.
         UnavailableError: the device, the backend or an implementation is not to be had here.
     """
-    given = [implementations.implementation(name, ctx) for name in names]
+    given = [registry.implementation(name, ctx) for name in names]
     for each in given:
-        implementations.check_place(each, Device.parse(ctx))
-        if each.name in implementations.PEERS:
+        registry.check_place(each, Device.parse(ctx))
+        if each.name in registry.FRAMEWORKS:
             _check_on_cpu(f"--impl {each.name}", ctx)
     on_gpu = Device.parse(ctx).kind == "gpu"
     # Else a kernel of the user's own would wait for MXNet's import.
     needed = not names or backend != "auto" or on_gpu
-    chosen_backend = backends.library(backend, ctx) if needed else ""
+    chosen_backend = array_backends.library(backend, ctx) if needed else ""
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
         raise UnavailableError(
             "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
@@ -290,7 +289,7 @@ def choose(
     return tuple(
         name
         for name in (ON_GPU if on_gpu else DEFAULT)
-        if implementations.implementation(name, ctx).backend == chosen_backend
+        if registry.implementation(name, ctx).backend == chosen_backend
     )
 
 
@@ -302,11 +301,11 @@ def _check_on_cpu(what: str, ctx: str) -> None:
 
 
 def _check_available(chosen: Implementation, timeout: float | None) -> None:
-    if chosen.name in implementations.PEERS:  # not imported here, where it would disturb others
-        lack = peers.lack(chosen)
+    if chosen.name in registry.FRAMEWORKS:  # not imported here, where it would disturb others
+        lack = frameworks.missing_requirement(chosen)
         if lack:
             raise UnavailableError(f"--impl {chosen.name}: {lack}")
-    elif chosen.allowed:
-        candidate.check(chosen.name, timeout)
+    elif chosen.tolerance:
+        user_kernel.check_kernel(chosen.name, timeout)
     else:
-        backends.library(chosen.backend, str(chosen.device))
+        array_backends.library(chosen.backend, str(chosen.device))

@@ -55,11 +55,13 @@ class Recording(Case):
         if steps and steps > found:
             raise UsageError(f"--steps is {steps}; {path} has {found} steps: ask for no more")
         recording = cls(
-            name=str(path), about="recorded gradients",
+            name=str(path),
+            about="recorded gradients",
             shapes=tuple(weight.shape for weight in weights.values()),
-            hyper=Hyperparameters(**content["hyperparameters"]), steps=steps or found,
+            hyper=Hyperparameters(**content["hyperparameters"]),
+            steps=steps or found,
             recorded=content["dtype"],
-        )  # fmt: skip
+        )
         size = recording.elements * recording.steps
         if size > LARGEST_TRAJECTORY:
             raise UsageError(
@@ -70,16 +72,21 @@ class Recording(Case):
         return recording
 
     def start(  # type: ignore[override] # it need not be kept
-        self, dtype: str, seed: int  # noqa: ARG002 - nothing is drawn
-    ) -> list[Values]:  # fmt: skip
+        self,
+        dtype: str,
+        seed: int,  # noqa: ARG002 - nothing is drawn
+    ) -> list[Values]:
         """Return the tensors as they were before the first step, in the dtype of the states."""
         state = "float32" if dtype == "float16" else dtype
         weights = [each.astype(dtype).astype(state) for each in _content(self.name)[0]]
         return [Values(each, np.zeros_like(each), np.zeros_like(each)) for each in weights]
 
     def grads(  # type: ignore[override]
-        self, dtype: str, seed: int, step: int  # noqa: ARG002
-    ) -> list[np.ndarray]:  # fmt: skip
+        self,
+        dtype: str,
+        seed: int,  # noqa: ARG002 - nothing is drawn
+        step: int,
+    ) -> list[np.ndarray]:
         """Return the gradients of a step, counted from 1, in `dtype`."""
         with np.errstate(over="ignore"):
             return [np.asarray(each[step - 1]).astype(dtype) for each in _content(self.name)[1]]
@@ -94,7 +101,7 @@ def _content(path: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def _checked(path: Path) -> dict[str, Any]:
     """Read what tells a recording from another file, and check that its parts fit each other."""
-    file = npz.load(path, NO_RECORDING, EXPECTED)
+    file = npz.load_arrays(path, NO_RECORDING, EXPECTED)
     try:
         return _parts(file)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -107,9 +114,11 @@ def _parts(file: Mapping[str, np.ndarray]) -> dict[str, Any]:
         for part in ("weight/", "grad/")
     )
     content = {
-        "weight": weights, "grad": grads,
-        "hyperparameters": json.loads(str(file["hyperparameters"])), "dtype": str(file["dtype"]),
-    }  # fmt: skip
+        "weight": weights,
+        "grad": grads,
+        "hyperparameters": json.loads(str(file["hyperparameters"])),
+        "dtype": str(file["dtype"]),
+    }
     Hyperparameters(**content["hyperparameters"])
     dtypes = {each.dtype for each in (*weights.values(), *grads.values())}
     if content["dtype"] not in DTYPES or dtypes - {np.dtype(content["dtype"])}:

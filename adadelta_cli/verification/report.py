@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
-from adadelta_cli.verification.rows import Row, reasons, summaries
+from adadelta_cli.verification.rows import ComparisonRow, reasons, summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-    from adadelta_cli.verification.rows import Drift, Summary, Trace
+    from adadelta_cli.verification.rows import DriftTrace, Summary, TrainingTrace
     from adadelta_cli.verification.runner import Verification
 
 
@@ -44,7 +44,7 @@ FILES = ("verify.csv", "verify.json", "verify.png")
 
 def write_verification(folder: Path, verification: Verification, *, plot: bool = True) -> None:
     """Write verify.csv, verify.json and verify.png."""
-    columns = [field.name for field in fields(Row)]
+    columns = [field.name for field in fields(ComparisonRow)]
     write_csv(folder / "verify.csv", verification.rows, columns)
     write_json(folder / "verify.json", verification_document(verification, rows=True))
     if plot and any(row.passed is not None for row in verification.rows):
@@ -71,23 +71,37 @@ def verification_table(verification: Verification) -> Table:
     from rich.table import Table
 
     table = Table(
-        title="adadelta verify: do the bits agree?", title_justify="left",
+        title="adadelta verify: do the bits agree?",
+        title_justify="left",
         caption="cases: each in every dtype (n/a: not put there)   numbers: over all steps"
         "\nULP: largest error in units in the last place of the largest operand",
-        caption_justify="left", box=SIMPLE_HEAD,
-    )  # fmt: skip
-    for name in ("implementation", "against", "over", "cases", "numbers", "differ", "ULP",
-                 "verdict"):  # fmt: skip
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for name in (
+        "implementation",
+        "against",
+        "over",
+        "cases",
+        "numbers",
+        "differ",
+        "ULP",
+        "verdict",
+    ):
         right = name in {"cases", "numbers", "differ", "ULP"}
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     before = ""
     for each in summaries(verification.rows):
         table.add_row(
             escape(each.implementation) if each.implementation != before else "",
-            each.reference, CHECKS[each.check], _case_count(each), f"{each.elements:,}",
-            f"{each.mismatches:,}", f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
+            each.reference,
+            CHECKS[each.check],
+            _case_count(each),
+            f"{each.elements:,}",
+            f"{each.mismatches:,}",
+            f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
             _verdict(each),
-        )  # fmt: skip
+        )
         before = each.implementation
     return table
 
@@ -125,7 +139,7 @@ def verification_failures(verification: Verification, most: int) -> list[str]:
     return lines[:most] + ([f"... and {more} more, in verify.csv"] if more > 0 else [])
 
 
-def _place(row: Row) -> str:
+def _place(row: ComparisonRow) -> str:
     """Say where a row failed; a row of a case that gave no result has no tensor."""
     parts = (row.check, row.case, row.dtype, row.implementation, row.tensor)
     return " ".join(filter(None, parts))
@@ -162,14 +176,14 @@ def verification_figure(verification: Verification) -> Figure:
     return figure
 
 
-def _traces(verification: Verification) -> list[Trace]:
+def _traces(verification: Verification) -> list[TrainingTrace]:
     """Choose one training of each problem, the longest."""
     traces = [trace for trace in verification.traces if trace.dtype == "float32"]
     longest = sorted(traces, key=lambda trace: len(trace.fused))
     return list({trace.problem: trace for trace in longest}.values())
 
 
-def _longest(drifts: Sequence[Drift]) -> list[Drift]:
+def _longest(drifts: Sequence[DriftTrace]) -> list[DriftTrace]:
     """Choose the case of the most steps of each implementation and tensor, in its first dtype."""
     dtype = {d.implementation: d.dtype for d in reversed(drifts)}
     some = [d for d in drifts if d.dtype == dtype[d.implementation] and len(d.relative_l2) > 1]
@@ -181,7 +195,7 @@ TENSOR_COLORS = {"weight": "C0", "acc_grad": "C1", "acc_delta": "C2", "master": 
 DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
 
 
-def _plot_errors(rows: Sequence[Row], part: Any) -> None:
+def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     """Draw each tensor's largest error by case, and its bound."""
     panel: Axes = part.subplots()
     cases = list(dict.fromkeys(row.case for row in rows))
@@ -204,13 +218,14 @@ def _plot_errors(rows: Sequence[Row], part: Any) -> None:
     panel.set_ylabel("error in ULPs")
     panel.set_title(
         f"{rows[0].implementation}: largest error of one step against {rows[0].reference}, in ULPs "
-        "of the largest operand\ndotted: the bound of each tensor", fontsize=10,
-    )  # fmt: skip
+        "of the largest operand\ndotted: the bound of each tensor",
+        fontsize=10,
+    )
     panel.grid(alpha=0.3)
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _plot_drifts(part: Any, drifts: Sequence[Drift]) -> None:
+def _plot_drifts(part: Any, drifts: Sequence[DriftTrace]) -> None:
     """Draw how the errors of all steps add up, a panel for each implementation."""
     names = list(dict.fromkeys(drift.implementation for drift in drifts))
     for panel, name in zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -226,14 +241,17 @@ def _plot_drifts(part: Any, drifts: Sequence[Drift]) -> None:
         panel.legend(fontsize=8)
 
 
-def _plot_traces(part: Any, traces: Sequence[Trace]) -> None:
+def _plot_traces(part: Any, traces: Sequence[TrainingTrace]) -> None:
     panels = part.subplots(1, len(traces), squeeze=False)[0]
     for panel, trace in zip(panels, traces, strict=True):
         _plot_trace(panel, trace)
 
 
 def _plot_verdicts(
-    panel: Axes, rows: Sequence[Row], cases: list[tuple[str, str]], lines: list[tuple[str, str]]
+    panel: Axes,
+    rows: Sequence[ComparisonRow],
+    cases: list[tuple[str, str]],
+    lines: list[tuple[str, str]],
 ) -> None:
     """Draw a square for each case and implementation: green, red with the largest ULP, or none."""
     from matplotlib.colors import ListedColormap
@@ -243,12 +261,14 @@ def _plot_verdicts(
         if row.passed is None:
             continue
         y, x = lines.index((row.implementation, row.dtype)), cases.index((row.check, row.case))
-        verdicts[y][x] = min(verdicts[y][x], float(row.passed)) if verdicts[y][x] == 0 else float(
-            row.passed)  # fmt: skip
+        verdicts[y][x] = (
+            min(verdicts[y][x], float(row.passed)) if verdicts[y][x] == 0 else float(row.passed)
+        )
         if not row.passed:
             panel.text(x, y, "x", ha="center", va="center", color="white", fontsize=8)
-    panel.imshow(verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1,
-                 aspect="auto")  # fmt: skip
+    panel.imshow(
+        verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1, aspect="auto"
+    )
     panel.set_xticks(range(len(cases)), [case for _, case in cases], rotation=90, fontsize=8)
     panel.set_yticks(range(len(lines)), [f"{name}  {dtype}" for name, dtype in lines], fontsize=8)
     panel.set_xticks([x - 0.5 for x in range(1, len(cases))], minor=True)
@@ -258,11 +278,12 @@ def _plot_verdicts(
     panel.set_title(
         f"{_outcome(rows)}\n"
         "green: all bits equal, or within the bounds of what is not ours   red: not so   "
-        "white: not put there", fontsize=10,
-    )  # fmt: skip
+        "white: not put there",
+        fontsize=10,
+    )
 
 
-def _outcome(rows: Sequence[Row]) -> str:
+def _outcome(rows: Sequence[ComparisonRow]) -> str:
     """Say how many numbers differ, and what happened where there are none to compare."""
     compared = sum(row.elements for row in rows)
     differing = sum(row.mismatches or 0 for row in rows)
@@ -279,7 +300,7 @@ def _outcome(rows: Sequence[Row]) -> str:
     return "\n".join(lines or ["nothing was compared: all were skipped"])
 
 
-def _plot_trace(panel: Axes, trace: Trace) -> None:
+def _plot_trace(panel: Axes, trace: TrainingTrace) -> None:
     for losses, label, color, width in (
         (trace.unfused, "unfused step", "#ffcc99", 5.0),
         (trace.fused, "fused step", "C0", 1.2),

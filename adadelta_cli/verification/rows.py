@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.verification import catalogue
-from adadelta_cli.verification import fuzz as draw
-from adadelta_cli.verification import invariants as conduct
+from adadelta_cli.verification import catalogue, fuzz, invariants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """A row of verify.csv: one tensor of one case, all steps together.
 
     `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
@@ -58,7 +56,7 @@ class Row:
     @property
     def is_comparison(self) -> bool:
         """Whether results were compared with those of another, or there was none to compare."""
-        with_itself = self.check in {"gradient", *conduct.CHECKS}
+        with_itself = self.check in {"gradient", *invariants.CHECKS}
         return not with_itself and (self.elements > 0 or self.passed is False)
 
     @property
@@ -67,7 +65,7 @@ class Row:
         steps, own = ["--steps", str(self.steps)], _own_steps(self.case)
         if self.check == "training":
             what = [self.case]
-        elif self.case in draw.COLLECTIVE:
+        elif self.case in fuzz.COLLECTIVE:
             what = ["--case", self.case]
         elif own is None:  # a recording
             what = ["--replay", self.case, *steps]
@@ -88,7 +86,7 @@ def _own_steps(name: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class Trace:
+class TrainingTrace:
     """The losses of one training with the fused and with the unfused step, for the picture."""
 
     problem: str
@@ -99,7 +97,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Drift:
+class DriftTrace:
     """How far a tensor of a case is from the reference's after each step, for the picture."""
 
     implementation: str
@@ -115,7 +113,7 @@ class Summary:
 
     Attributes:
         implementation, reference: who was compared with whom.
-        check: as in `Row`.
+        check: as in `ComparisonRow`.
         cases: how many cases, each in its dtypes.
         skipped: how many of them could not be put to it.
         failed: how many did not pass.
@@ -139,17 +137,17 @@ class Summary:
     bounded: bool = True
 
 
-def summaries(rows: Sequence[Row]) -> list[Summary]:
+def summaries(rows: Sequence[ComparisonRow]) -> list[Summary]:
     """Sum rows up, a summary for each check of each implementation."""
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[ComparisonRow]] = defaultdict(list)
     for row in rows:
         groups[row.implementation, row.check].append(row)
     order = list(dict.fromkeys(row.implementation for row in rows))
     return sorted(map(_summary, groups.values()), key=lambda each: order.index(each.implementation))
 
 
-def _summary(rows: Sequence[Row]) -> Summary:
-    def cases(chosen: Iterable[Row]) -> int:
+def _summary(rows: Sequence[ComparisonRow]) -> Summary:
+    def cases(chosen: Iterable[ComparisonRow]) -> int:
         return len({(row.case, row.dtype) for row in chosen})
 
     return Summary(
@@ -167,7 +165,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
     )
 
 
-def reasons(rows: Sequence[Row]) -> list[str]:
+def reasons(rows: Sequence[ComparisonRow]) -> list[str]:
     """Say why nothing was compared."""
     notes = [row.note.removeprefix("skipped: ") for row in rows if row.passed is None]
     return list(dict.fromkeys(filter(None, notes))) or ["there was no element to compare"]

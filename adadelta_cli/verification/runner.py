@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import ExitCode
-from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import array_backends
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system.sandbox import HungError, InProcess, Sandbox, SandboxError
-from adadelta_cli.verification import cases, oracle
-from adadelta_cli.verification import fuzz as draw
-from adadelta_cli.verification import invariants as conduct
-from adadelta_cli.verification import tolerance as parity
+from adadelta_cli.verification import cases, fuzz, invariants, oracle, tolerance
 from adadelta_cli.verification.execute import Trajectory, make_ready, step_through, train
-from adadelta_cli.verification.plan import REFERENCES, SUBNORMALS, Plan
-from adadelta_cli.verification.rows import Drift, Row, Trace
+from adadelta_cli.verification.plan import REFERENCES, SUBNORMALS, VerifyPlan
+from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
 from adadelta_cli.verification.ulp import Difference
 
 if TYPE_CHECKING:
@@ -33,14 +30,18 @@ if TYPE_CHECKING:
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def compare(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Iterator[Row]:
+def compare(
+    subject: dict[str, Any], got: Trajectory, wanted: Trajectory
+) -> Iterator[ComparisonRow]:
     """Compare two trajectories, a row for each tensor; `subject` is what the rows share."""
     for tensor, states in wanted.tensors.items():
         reference, result = np.concatenate(states[1:]), np.concatenate(got.tensors[tensor][1:])
         difference = Difference.between(result, reference, _scale(tensor, states))
         passed = difference.mismatches == 0
         note = "" if passed else _first(difference.first or 0, result, reference, states[0].size)
-        yield Row(**subject, tensor=tensor, **_errors(difference), passed=passed, note=note)
+        yield ComparisonRow(
+            **subject, tensor=tensor, **_errors(difference), passed=passed, note=note
+        )
 
 
 def _errors(difference: Difference) -> dict[str, Any]:
@@ -48,36 +49,50 @@ def _errors(difference: Difference) -> dict[str, Any]:
     return {name: value for name, value in vars(difference).items() if name != "first"}
 
 
-def _judgement(subject: dict[str, Any], verdict: oracle.Verdict) -> Row:
+def _judgement(subject: dict[str, Any], verdict: oracle.OracleVerdict) -> ComparisonRow:
     """Make a row of the oracle's verdict on one tensor."""
     notes = [verdict.worst] if verdict.passed is False else []
     if verdict.left_out:
         notes.append(f"{verdict.left_out} left out: beyond the theory of rounding")
-    return Row(
-        **subject, tensor=verdict.tensor, **_errors(verdict.difference),
-        allowed_ulp=verdict.allowed_ulp, passed=verdict.passed, note="; ".join(notes),
-    )  # fmt: skip
+    return ComparisonRow(
+        **subject,
+        tensor=verdict.tensor,
+        **_errors(verdict.difference),
+        allowed_ulp=verdict.allowed_ulp,
+        passed=verdict.passed,
+        note="; ".join(notes),
+    )
 
 
-def _bounded(subject: dict[str, Any], verdict: parity.Verdict, *, unchanged: bool) -> Row:
+def _bounded(
+    subject: dict[str, Any], verdict: tolerance.StepVerdict, *, unchanged: bool
+) -> ComparisonRow:
     note = "changed nothing and returned nothing: update in place, or return the new arrays; "
-    return Row(
-        **subject, tensor=verdict.tensor, **_errors(verdict.difference),
-        allowed_ulp=verdict.allowed_ulp, passed=verdict.passed, excused=verdict.excused,
+    return ComparisonRow(
+        **subject,
+        tensor=verdict.tensor,
+        **_errors(verdict.difference),
+        allowed_ulp=verdict.allowed_ulp,
+        passed=verdict.passed,
+        excused=verdict.excused,
         note=note * (unchanged and verdict.passed is False) + verdict.note,
-    )  # fmt: skip
+    )
 
 
-def _drifted(subject: dict[str, Any], drift: parity.Drift) -> Row:
+def _drifted(subject: dict[str, Any], drift: tolerance.Drift) -> ComparisonRow:
     """Make a row of how far one tensor of a trajectory is from the reference's."""
     notes = [drift.worst] if drift.passed is False else []
     if drift.left_out:
         notes.append(f"{drift.left_out} left out: beyond the theory of rounding")
-    return Row(
-        **subject | {"check": "drift"}, tensor=drift.tensor, **_errors(drift.difference),
-        allowed_ulp=drift.allowed_ulp, passed=drift.passed, excused=drift.left_out,
+    return ComparisonRow(
+        **subject | {"check": "drift"},
+        tensor=drift.tensor,
+        **_errors(drift.difference),
+        allowed_ulp=drift.allowed_ulp,
+        passed=drift.passed,
+        excused=drift.left_out,
         note="; ".join(notes),
-    )  # fmt: skip
+    )
 
 
 def _unchanged(got: Trajectory, wanted: Trajectory) -> bool:
@@ -103,12 +118,12 @@ def _scale(tensor: str, states: list[np.ndarray]) -> np.ndarray:
         return np.maximum(np.abs(before), np.abs(after - before))
 
 
-def _drifts(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Iterator[Drift]:
+def _drifts(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Iterator[DriftTrace]:
     who = (subject["implementation"], subject["case"], subject["dtype"])
     for tensor, states in wanted.tensors.items():
         pairs = zip(got.tensors[tensor][1:], states[1:], strict=True)
         errors = [Difference.between(a, b, np.abs(b)).relative_l2 for a, b in pairs]
-        yield Drift(*who, tensor, errors)
+        yield DriftTrace(*who, tensor, errors)
 
 
 def _first(index: int, got: np.ndarray, wanted: np.ndarray, size: int) -> str:
@@ -128,15 +143,15 @@ class Verification:
         drifts: how far what is not ours drifted in each case so far.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: VerifyPlan) -> None:
         self.plan = plan
-        self.rows: list[Row] = []
-        self.traces: list[Trace] = []
-        self.drifts: list[Drift] = []
+        self.rows: list[ComparisonRow] = []
+        self.traces: list[TrainingTrace] = []
+        self.drifts: list[DriftTrace] = []
         self._hung: dict[str, str] = {}  # implementation: the case that it hung in
 
     @property
-    def failures(self) -> list[Row]:
+    def failures(self) -> list[ComparisonRow]:
         """The rows that did not pass."""
         return [row for row in self.rows if row.passed is False]
 
@@ -192,7 +207,7 @@ class Verification:
             reason = _skipped(chosen, case, dtype, named=self.plan.named)
             if reason or name in self._hung:
                 self._skip(subject, reason or f"it hung in case {self._hung[name]}")
-            elif chosen.allowed:
+            elif chosen.tolerance:
                 self._compare_steps(subject, runs)
             else:
                 self._compare(subject, runs.own, case.elements * case.steps)
@@ -205,52 +220,63 @@ class Verification:
         for name in self.plan.implementations:
             chosen = self.plan.implementation(name)
             wanted = chosen.fused or self.plan.named
-            if dtype not in chosen.dtypes or name in self._hung or chosen.backend in backends.PEERS:
+            if (
+                dtype not in chosen.dtypes
+                or name in self._hung
+                or chosen.backend in array_backends.FRAMEWORKS
+            ):
                 continue
-            if self.plan.lengths and chosen.allowed:
-                lengths = draw.lengths(self.plan.lengths)
-                self._put(self._subject("drawn", draw.LENGTHS, name, dtype, 1), lengths, sandbox)
-            if self.plan.steady and chosen.allowed:
+            if self.plan.lengths and chosen.tolerance:
+                lengths = fuzz.length_cases(self.plan.lengths)
+                self._put(self._subject("drawn", fuzz.LENGTHS, name, dtype, 1), lengths, sandbox)
+            if self.plan.steady and chosen.tolerance:
                 self._repeat(name, dtype, sandbox)
-            if self.plan.drawn and (wanted or chosen.allowed) and name not in self._hung:
-                self._draw(self._subject("drawn", draw.ALL, name, dtype, 0), sandbox)
+            if self.plan.drawn and (wanted or chosen.tolerance) and name not in self._hung:
+                self._draw(self._subject("drawn", fuzz.ALL, name, dtype, 0), sandbox)
 
     def _draw(self, subject: dict[str, Any], sandbox: Sandbox | InProcess) -> None:
         """Draw cases until an implementation is wrong in one, and shrink that."""
         plan, chosen = self.plan, self.plan.implementation(subject["implementation"])
-        trial = _Trial(plan, subject, sandbox, plan.seconds if chosen.allowed else math.inf)
+        trial = _Trial(plan, subject, sandbox, plan.seconds if chosen.tolerance else math.inf)
         drawn = (
-            draw.draws(plan.seed, plan.drawn * draw.OF_USERS)
-            if chosen.allowed
-            else draw.draws(plan.seed, plan.drawn, draw.OWN_RANKS)
+            fuzz.fuzzed_cases(plan.seed, plan.drawn * fuzz.OF_USERS)
+            if chosen.tolerance
+            else fuzz.fuzzed_cases(plan.seed, plan.drawn, fuzz.OWN_RANKS)
         )
         case = next(filter(trial.wrong, drawn), None)
         if case and not trial.crashed:  # each crash takes a new process
-            case = draw.shrunk(case, trial.wrong)
+            case = fuzz.shrink(case, trial.wrong)
         self._conclude(trial, case, f"the smallest of {trial.cases} cases drawn and shrunk; ")
 
     def _put(
-        self, subject: dict[str, Any], some: Iterable[draw.Drawn], sandbox: Sandbox | InProcess
+        self, subject: dict[str, Any], some: Iterable[fuzz.FuzzedCase], sandbox: Sandbox | InProcess
     ) -> None:
         """Put cases to an implementation, until it is wrong in one."""
         trial = _Trial(self.plan, subject, sandbox, 2 * self.plan.seconds)
         self._conclude(trial, next(filter(trial.wrong, some), None), "")
 
-    def _conclude(self, trial: _Trial, case: draw.Drawn | None, note: str) -> None:
+    def _conclude(self, trial: _Trial, case: fuzz.FuzzedCase | None, note: str) -> None:
         subject, plan = trial.subject, self.plan
         if case is None:
             compared = True if trial.cases else None
-            row = Row(**subject, tensor="", elements=trial.elements, mismatches=trial.mismatches,
-                      allowed_ulp=trial.allowed_ulp, scaled_ulp=trial.scaled_ulp,
-                      excused=trial.excused, passed=compared)  # fmt: skip
-            what = "lengths" if subject["case"] == draw.LENGTHS else "cases drawn"
+            row = ComparisonRow(
+                **subject,
+                tensor="",
+                elements=trial.elements,
+                mismatches=trial.mismatches,
+                allowed_ulp=trial.allowed_ulp,
+                scaled_ulp=trial.scaled_ulp,
+                excused=trial.excused,
+                passed=compared,
+            )
+            what = "lengths" if subject["case"] == fuzz.LENGTHS else "cases drawn"
             late = "; then time was up" if trial.is_late else ""
             self.rows.append(replace(row, note=f"{trial.cases} {what}{late}"))
             return
         before = len(self.rows)
         subject = subject | {"case": case.name, "steps": case.steps}
         runs = _Runs(plan, case, subject["dtype"], trial.sandbox)
-        if plan.implementation(subject["implementation"]).allowed:
+        if plan.implementation(subject["implementation"]).tolerance:
             self._compare_steps(subject, runs)
         else:
             self._compare(subject, runs.own, case.elements * case.steps)
@@ -265,7 +291,7 @@ class Verification:
         """See how one behaves on our arrays, if it is ours or a user's; not after a failed run."""
         last = self.rows[-1]
         crashed = last.passed is False and not last.elements
-        theirs = chosen.backend in backends.PEERS or not chosen.keeps_grad
+        theirs = chosen.backend in array_backends.FRAMEWORKS or not chosen.keeps_grad
         theirs |= chosen.backend == "mxnet" and chosen.device.kind == "gpu"  # memory of MXNet's
         if chosen.name in self._hung or crashed or theirs:
             return
@@ -273,31 +299,35 @@ class Verification:
         subject["reference"] = "itself"
         how = dtype, self.plan.seed, self.plan.ctx
         try:
-            found = place.call(conduct.behaviour, chosen.name, case, *how)
+            found = place.call(invariants.check_determinism, chosen.name, case, *how)
             if chosen.optimizer:
-                found += place.call(conduct.saved, chosen.name, case, *how)
+                found += place.call(invariants.checkpoint_roundtrip, chosen.name, case, *how)
         except SandboxError as error:
             self._fail(subject, error)
             return
         self._note_findings(subject, found)
 
-    def _note_findings(self, subject: dict[str, Any], found: Sequence[conduct.Finding]) -> None:
+    def _note_findings(
+        self, subject: dict[str, Any], found: Sequence[invariants.InvariantResult]
+    ) -> None:
         self.rows += [
-            Row(**subject | vars(each), passed=not each.mismatches, allowed_ulp=None)
+            ComparisonRow(**subject | vars(each), passed=not each.mismatches, allowed_ulp=None)
             for each in found
         ]
 
     def _repeat(self, name: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
         """Take a step hundreds of times over, to meet a race; and compare it once."""
         chosen = self.plan.implementation(name)
-        for elements, _ in conduct.REPEATED:
+        for elements, _ in invariants.REPEATED:
             case = replace(cases.single(elements), steps=1)
             runs = _Runs(self.plan, case, dtype, sandbox)
             self._compare_steps(self._subject(case.check, case.name, name, dtype, 1), runs)
-        subject = self._subject("repeat", draw.STEADY, name, dtype, 1) | {"reference": "itself"}
+        subject = self._subject("repeat", fuzz.STEADY, name, dtype, 1) | {"reference": "itself"}
         place = sandbox.of(chosen.sandbox)
         try:
-            found = place.call(conduct.steady, name, dtype, self.plan.seed, self.plan.ctx)
+            found = place.call(
+                invariants.check_repeated, name, dtype, self.plan.seed, self.plan.ctx
+            )
         except SandboxError as error:
             self._fail(subject, error)
             return
@@ -317,9 +347,9 @@ class Verification:
         subject = self._subject("oracle", case.name, name, dtype, case.steps)
         subject["reference"] = "oracle"
         try:
-            if chosen.allowed:
+            if chosen.tolerance:
                 inputs, outputs = runs.reference(name).tensors, self._kept(case, name, dtype, runs)
-                found = oracle.one_step(sample, inputs, outputs, chosen.allowed._asdict())
+                found = oracle.one_step(sample, inputs, outputs, chosen.tolerance._asdict())
                 self.rows += [_judgement(subject, verdict) for verdict in found]
                 return
             tensors = runs.own(name).tensors
@@ -327,13 +357,22 @@ class Verification:
             return  # which the rows of the steps report
         self.rows += [_judgement(subject, each) for each in oracle.one_step(sample, tensors)]
         subject["check"] = "drift"
-        self.rows += [_judgement(subject, each) for each in oracle.drift(sample, tensors)]
+        self.rows += [_judgement(subject, each) for each in oracle.drift_verdicts(sample, tensors)]
 
-    def _verdicts(self, case: Case, name: str, dtype: str, runs: _Runs) -> list[parity.Verdict]:
-        return list(parity.verdicts(
-            case, dtype, self.plan.seed, runs.reference(name).tensors, runs.restarted(name).tensors,
-            self.plan.bounds(name), flush=self.plan.flushes(name),
-        ))  # fmt: skip
+    def _verdicts(
+        self, case: Case, name: str, dtype: str, runs: _Runs
+    ) -> list[tolerance.StepVerdict]:
+        return list(
+            tolerance.verdicts(
+                case,
+                dtype,
+                self.plan.seed,
+                runs.reference(name).tensors,
+                runs.restarted(name).tensors,
+                self.plan.bounds(name),
+                flush=self.plan.flushes(name),
+            )
+        )
 
     def _kept(self, case: Case, name: str, dtype: str, runs: _Runs) -> dict[str, list[np.ndarray]]:
         """Return the results of single steps, the excused ones replaced by the reference's."""
@@ -356,10 +395,14 @@ class Verification:
         self._note_gradient(subject, got, case.elements * case.steps)
         if case.steps > 1:
             self.drifts += _drifts(subject, own, wanted)
-            drifts = parity.drifts(
-                case, parity.gradients(case, dtype, seed), wanted.tensors, own.tensors,
-                self.plan.bounds(name), flush=self.plan.flushes(name),
-            )  # fmt: skip
+            drifts = tolerance.drifts(
+                case,
+                tolerance.gradients(case, dtype, seed),
+                wanted.tensors,
+                own.tensors,
+                self.plan.bounds(name),
+                flush=self.plan.flushes(name),
+            )
             self.rows += [_drifted(subject, each) for each in drifts]
 
     def _compare(self, subject: dict[str, Any], trajectory: Any, grads: int = 0) -> None:
@@ -374,18 +417,24 @@ class Verification:
             self._note_gradient(subject, got, grads)
 
     def _fail(self, subject: dict[str, Any], error: SandboxError) -> None:
-        self.rows.append(Row(**subject, tensor="", elements=0, passed=False, note=str(error)))
+        self.rows.append(
+            ComparisonRow(**subject, tensor="", elements=0, passed=False, note=str(error))
+        )
         if isinstance(error, HungError):
             self._hung[subject["implementation"]] = subject["case"]
 
     def _note_gradient(self, subject: dict[str, Any], got: Trajectory, grads: int) -> None:
         subject = {**subject, "check": "gradient", "reference": "itself"}
         self.rows.append(
-            Row(
-                **subject, tensor="grad", elements=grads, mismatches=got.grad_changes,
-                allowed_ulp=None, passed=not got.grad_changes,
+            ComparisonRow(
+                **subject,
+                tensor="grad",
+                elements=grads,
+                mismatches=got.grad_changes,
+                allowed_ulp=None,
+                passed=not got.grad_changes,
             )
-        )  # fmt: skip
+        )
 
     def _check_training(self, config: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
         chosen = [self.plan.implementation(name) for name in self.plan.implementations]
@@ -414,32 +463,48 @@ class Verification:
                 self._note_training(config, dtype, fused, found, before)
 
     def _note_training(
-        self, config: str, dtype: str, fused: Implementation, found: dict[str, Trajectory],
+        self,
+        config: str,
+        dtype: str,
+        fused: Implementation,
+        found: dict[str, Trajectory],
         before: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         traced, plain = found[fused.name].losses, found[fused.unfused].losses
-        self.traces.append(Trace(config, fused.backend, dtype, traced, plain))
+        self.traces.append(TrainingTrace(config, fused.backend, dtype, traced, plain))
         steps = traced[-1][0]
-        self.rows[before:] = [Row(**{**vars(row), "steps": steps}) for row in self.rows[before:]]
+        self.rows[before:] = [
+            ComparisonRow(**{**vars(row), "steps": steps}) for row in self.rows[before:]
+        ]
 
     def _subject(self, check: str, case: str, name: str, dtype: str, steps: int) -> dict[str, Any]:
         chosen = self.plan.implementation(name)
         return {
-            "check": check, "case": case, "implementation": name,
+            "check": check,
+            "case": case,
+            "implementation": name,
             "reference": REFERENCES.get(name, "numpy"),
-            "backend": chosen.backend, "ctx": str(chosen.device), "dtype": dtype, "steps": steps,
-            "seed": self.plan.seed, "subnormals": SUBNORMALS[self.plan.flushes(name)],
-        }  # fmt: skip
+            "backend": chosen.backend,
+            "ctx": str(chosen.device),
+            "dtype": dtype,
+            "steps": steps,
+            "seed": self.plan.seed,
+            "subnormals": SUBNORMALS[self.plan.flushes(name)],
+        }
 
     def _skip(self, subject: dict[str, Any], reason: str) -> None:
         note = f"skipped: {reason}"
-        self.rows.append(Row(**subject, tensor="", elements=0, allowed_ulp=None, note=note))
+        self.rows.append(
+            ComparisonRow(**subject, tensor="", elements=0, allowed_ulp=None, note=note)
+        )
 
 
 class _Runs:
     """What implementations make of a case, each run once."""
 
-    def __init__(self, plan: Plan, case: Case, dtype: str, sandbox: Sandbox | InProcess) -> None:
+    def __init__(
+        self, plan: VerifyPlan, case: Case, dtype: str, sandbox: Sandbox | InProcess
+    ) -> None:
         self.plan, self.case, self.dtype, self._sandbox = plan, case, dtype, sandbox
         self._known: dict[tuple[str, bool], Trajectory | SandboxError] = {}
 
@@ -488,7 +553,11 @@ class _Trial:
     """
 
     def __init__(
-        self, plan: Plan, subject: dict[str, Any], sandbox: Sandbox | InProcess, seconds: float
+        self,
+        plan: VerifyPlan,
+        subject: dict[str, Any],
+        sandbox: Sandbox | InProcess,
+        seconds: float,
     ) -> None:
         self.plan, self.subject, self.sandbox = plan, subject, sandbox
         self._until = time.monotonic() + seconds
@@ -496,16 +565,16 @@ class _Trial:
         self.scaled_ulp = 0.0
         self.chosen = plan.implementation(subject["implementation"])
         self.crashed = False
-        self.allowed_ulp = max(self.chosen.allowed) if self.chosen.allowed else 0.0
+        self.allowed_ulp = max(self.chosen.tolerance) if self.chosen.tolerance else 0.0
 
     @property
     def is_late(self) -> bool:
         """Whether there is no time for another case."""
         return time.monotonic() > self._until
 
-    def wrong(self, case: draw.Drawn) -> bool:
+    def wrong(self, case: fuzz.FuzzedCase) -> bool:
         """Tell whether an implementation is wrong in a case: differs, raises, hangs or crashes."""
-        if self.is_late or self.chosen.lacks(case.hyper):
+        if self.is_late or self.chosen.unsupported_reason(case.hyper):
             return False
         runs = _Runs(self.plan, case, self.subject["dtype"], self.sandbox)
         name = self.subject["implementation"]
@@ -518,15 +587,22 @@ class _Trial:
             return True
 
     def _differs(self, runs: _Runs, name: str) -> bool:
-        got = runs.restarted(name) if self.chosen.allowed else runs.own(name)
+        got = runs.restarted(name) if self.chosen.tolerance else runs.own(name)
         if got.grad_changes and self.chosen.keeps_grad:
             return True
-        if self.chosen.allowed is None:
+        if self.chosen.tolerance is None:
             return any(not row.passed for row in compare(self.subject, got, runs.reference(name)))
-        found = list(parity.verdicts(
-            runs.case, runs.dtype, self.plan.seed, runs.reference(name).tensors, got.tensors,
-            self.chosen.allowed, flush=self.plan.flushes(name),
-        ))  # fmt: skip
+        found = list(
+            tolerance.verdicts(
+                runs.case,
+                runs.dtype,
+                self.plan.seed,
+                runs.reference(name).tensors,
+                got.tensors,
+                self.chosen.tolerance,
+                flush=self.plan.flushes(name),
+            )
+        )
         self.mismatches += sum(each.difference.mismatches for each in found)
         self.excused += sum(each.excused for each in found)
         largest = max(each.difference.scaled_ulp for each in found)
@@ -556,12 +632,12 @@ def _skipped(implementation: Implementation, case: Case, dtype: str, *, named: b
     reasons = {
         f"{name} has no {dtype}{masters}": dtype not in implementation.dtypes,
         f"{name} has no mode that flushes subnormals when asked to": case.flush
-        and implementation.allowed,
+        and implementation.tolerance,
         f"{STRICT.get(implementation.backend)} does not flush subnormals": case.flush
         and implementation.backend in STRICT,
         "the unfused step on MXNet is the reference while it flushes subnormals": case.flush
         and name == "mxnet",
-        implementation.lacks(case.hyper): True,
+        implementation.unsupported_reason(case.hyper): True,
         "compiling it takes seconds; --case NAME or --full puts it": not named
         and own
         and case.name not in own,

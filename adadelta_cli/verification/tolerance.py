@@ -26,7 +26,7 @@ from adadelta_cli.verification.ulp import Difference
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from adadelta_cli.implementations.base import Bounds
+    from adadelta_cli.implementations.base import ToleranceULP
     from adadelta_cli.verification.cases import Case
 
 States = dict[str, list[np.ndarray]]
@@ -44,7 +44,7 @@ STRICT_HINT = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepVerdict:
     """The comparison of one tensor of a case, all steps together.
 
     Attributes:
@@ -67,9 +67,15 @@ class Verdict:
 
 
 def verdicts(
-    case: Case, dtype: str, seed: int, reference: States, got: States, allowed: Bounds,
-    *, flush: bool = False,
-) -> Iterator[Verdict]:  # fmt: skip
+    case: Case,
+    dtype: str,
+    seed: int,
+    reference: States,
+    got: States,
+    allowed: ToleranceULP,
+    *,
+    flush: bool = False,
+) -> Iterator[StepVerdict]:
     """Compare single steps of a case, a verdict for each tensor.
 
     Args:
@@ -82,7 +88,7 @@ def verdicts(
         allowed: the bounds.
         flush: subnormals may be flushed to zero.
     """
-    return judged(case, gradients(case, dtype, seed), reference, got, allowed, flush=flush)
+    return check_steps(case, gradients(case, dtype, seed), reference, got, allowed, flush=flush)
 
 
 def gradients(case: Case, dtype: str, seed: int) -> list[np.ndarray]:
@@ -91,10 +97,15 @@ def gradients(case: Case, dtype: str, seed: int) -> list[np.ndarray]:
     return [np.concatenate([g.ravel() for g in case.grads(dtype, seed, n)]) for n in numbers]
 
 
-def judged(
-    case: Case, grads: Sequence[np.ndarray], reference: States, got: States, allowed: Bounds,
-    *, flush: bool = False,
-) -> Iterator[Verdict]:  # fmt: skip
+def check_steps(
+    case: Case,
+    grads: Sequence[np.ndarray],
+    reference: States,
+    got: States,
+    allowed: ToleranceULP,
+    *,
+    flush: bool = False,
+) -> Iterator[StepVerdict]:
     """Compare single steps that were taken with these gradients, in place of the case's own.
 
     Args:
@@ -105,7 +116,7 @@ def judged(
         allowed: as in `verdicts`.
         flush: as in `verdicts`.
     """
-    setting = Setting.of(case)
+    setting = ElementRates.of(case)
     steps = [
         _compared(setting, number, grad, reference, got, allowed)
         for number, grad in enumerate(grads, 1)
@@ -118,7 +129,7 @@ def judged(
 # --- one step in a wider range --------------------------------------------------------------------
 
 
-class Setting(NamedTuple):
+class ElementRates(NamedTuple):
     """A case's hyper-parameters, with the rate and the decay of each element, float64."""
 
     case: Case
@@ -126,7 +137,7 @@ class Setting(NamedTuple):
     wd: np.ndarray
 
     @classmethod
-    def of(cls, case: Case) -> Setting:
+    def of(cls, case: Case) -> ElementRates:
         """Spread the multipliers of the tensors over their elements."""
         sizes = [int(np.prod(shape)) for shape in case.shapes]
         rate = np.repeat([case.hyper.learning_rate * mult for mult in case.lr_mults], sizes)
@@ -262,9 +273,13 @@ class _Compared(NamedTuple):
 
 
 def _compared(
-    setting: Setting, number: int, grad: np.ndarray, reference: States, got: States,
-    allowed: Bounds,
-) -> dict[str, _Compared]:  # fmt: skip
+    setting: ElementRates,
+    number: int,
+    grad: np.ndarray,
+    reference: States,
+    got: States,
+    allowed: ToleranceULP,
+) -> dict[str, _Compared]:
     before = {name: reference[name][number - 1] for name in TENSORS}
     places = {name: differing(got[name][number], reference[name][number]) for name in TENSORS}
     at = np.unique(np.concatenate(list(places.values())))
@@ -275,12 +290,20 @@ def _compared(
         slacks = [setting.slack(exact, float(unit)) for unit in units]
         return {
             name: _placed(
-                _Compared(number, got[name][number], reference[name][number],
-                          {**before, "grad": grad}, *[at] * 6),
-                name, exact, getattr(allowed, name), [each[name] for each in slacks],
+                _Compared(
+                    number,
+                    got[name][number],
+                    reference[name][number],
+                    {**before, "grad": grad},
+                    *[at] * 6,
+                ),
+                name,
+                exact,
+                getattr(allowed, name),
+                [each[name] for each in slacks],
             )
             for name in TENSORS
-        }  # fmt: skip
+        }
 
 
 def differing(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -307,9 +330,12 @@ def _placed(
     ranged &= _right_in_another_range(tensor, exact, got, wanted, tolerance)
     flushed = beyond & ~negative & (_distance(got, wanted) <= allowed * ulp + slacks[1])
     return whole._replace(
-        error=(error / ulp).astype(np.float64), scale=scale.astype(got.dtype), beyond=beyond,
-        ranged=ranged, flushed=flushed,
-    )  # fmt: skip
+        error=(error / ulp).astype(np.float64),
+        scale=scale.astype(got.dtype),
+        beyond=beyond,
+        ranged=ranged,
+        flushed=flushed,
+    )
 
 
 def _distance(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -367,7 +393,7 @@ def _overflows(tensor: str, exact: Exact, info: Any) -> tuple[np.ndarray, np.nda
 
 def _verdict(
     tensor: str, steps: Sequence[_Compared], allowed: float, excusable: float, *, flush: bool
-) -> Verdict:
+) -> StepVerdict:
     flushed = int(sum(step.flushed.sum() for step in steps)) if flush else 0
     excused = int(sum(_excused(step, flush=flush).sum() for step in steps))
     kept = [_kept(step, flush=flush) for step in steps]
@@ -383,7 +409,7 @@ def _verdict(
     if difference.scaled_ulp > allowed:
         notes.insert(0, _worst(steps, flush=flush))
         notes = [STRICT_HINT] * _only_flushed(steps) + notes
-    return Verdict(tensor, difference, excused, allowed, passed, "; ".join(notes), kept)
+    return StepVerdict(tensor, difference, excused, allowed, passed, "; ".join(notes), kept)
 
 
 def _reasons(ranged: int, limit: float, flushed: int) -> Iterator[str]:
@@ -467,9 +493,14 @@ ROOM = 0.25  # relative error of a root's argument up to which `_carried` bounds
 
 
 def drifts(
-    case: Case, grads: Sequence[np.ndarray], reference: States, got: States, allowed: Bounds,
-    *, flush: bool = False,
-) -> Iterator[Drift]:  # fmt: skip
+    case: Case,
+    grads: Sequence[np.ndarray],
+    reference: States,
+    got: States,
+    allowed: ToleranceULP,
+    *,
+    flush: bool = False,
+) -> Iterator[Drift]:
     """Compare two trajectories from the same start with a running error bound, for each tensor.
 
     The bound is computed along the reference alone (N. J. Higham, "Accuracy and Stability of
@@ -511,8 +542,11 @@ def drifts(
 
 def _largest(ratios: Sequence[np.ndarray]) -> tuple[float, int, int]:
     """Return the largest number, its step and its place in the step."""
-    each = [(float(ratio.max()), k, int(ratio.argmax())) for k, ratio in enumerate(ratios, 1)
-            if ratio.size]  # fmt: skip
+    each = [
+        (float(ratio.max()), k, int(ratio.argmax()))
+        for k, ratio in enumerate(ratios, 1)
+        if ratio.size
+    ]
     return max(each, default=(0.0, 0, 0))
 
 
@@ -526,11 +560,16 @@ def _differing_anywhere(reference: States, got: States) -> np.ndarray:
 
 
 def _running_bounds(
-    case: Case, grads: Sequence[np.ndarray], reference: States, allowed: Bounds, at: np.ndarray,
-    *, flush: bool,
-) -> Iterator[tuple[Tensors, np.ndarray]]:  # fmt: skip
+    case: Case,
+    grads: Sequence[np.ndarray],
+    reference: States,
+    allowed: ToleranceULP,
+    at: np.ndarray,
+    *,
+    flush: bool,
+) -> Iterator[tuple[Tensors, np.ndarray]]:
     """Yield, after each step, the bound of each tensor's error and which elements it holds for."""
-    setting, info = Setting.of(case), np.finfo(grads[0].dtype)
+    setting, info = ElementRates.of(case), np.finfo(grads[0].dtype)
     unit = float(info.tiny if flush else info.smallest_subnormal)
     errors = {name: np.zeros(at.size, WIDE) for name in TENSORS}
     alive = np.ones(at.size, bool)
@@ -550,7 +589,7 @@ def _running_bounds(
 
 
 def _carried(
-    setting: Setting, exact: Exact, before: Tensors, errors: Tensors, at: np.ndarray
+    setting: ElementRates, exact: Exact, before: Tensors, errors: Tensors, at: np.ndarray
 ) -> tuple[Tensors, np.ndarray]:
     """Bound what a step makes of errors in its inputs, and say where that bound holds."""
     hyper, e = setting.case.hyper, exact

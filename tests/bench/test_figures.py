@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adadelta_cli.bench.figures import _reach, bench_figure, looks, samples_figure
-from adadelta_cli.bench.results import Measurement, Row
+from adadelta_cli.bench.figures import _reach, bench_figure, samples_figure, styles_of
+from adadelta_cli.bench.results import BenchRow, Measurement
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 
 MACHINE = {
@@ -26,13 +26,26 @@ def measured(name, workload="1e6", *, tensors=1, speedup=None, share=0.9, proces
     levels = median_s * np.linspace(0.99, 1.01, processes)
     samples_s = [list(level * np.linspace(0.98, 1.04, 20)) for level in levels]
     gains = dict(zip(("speedup", "speedup_low", "speedup_high"), _interval(speedup), strict=True))
-    row = Row(
-        name, more.pop("backend", "numpy"), "cpu", more.pop("dtype", "float32"), workload, tensors,
-        elements, more.pop("threads", 2), processes=processes, samples=20 * processes,
-        median_s=median_s, ci_low_s=median_s * 0.99, ci_high_s=median_s * 1.01,
-        gigabytes_per_s=60 * share, ceiling_gigabytes_per_s=60.0, ceiling_fraction=share,
-        **gains, **more,
-    )  # fmt: skip
+    row = BenchRow(
+        name,
+        more.pop("backend", "numpy"),
+        "cpu",
+        more.pop("dtype", "float32"),
+        workload,
+        tensors,
+        elements,
+        more.pop("threads", 2),
+        processes=processes,
+        samples=20 * processes,
+        median_s=median_s,
+        ci_low_s=median_s * 0.99,
+        ci_high_s=median_s * 1.01,
+        gigabytes_per_s=60 * share,
+        ceiling_gigabytes_per_s=60.0,
+        ceiling_fraction=share,
+        **gains,
+        **more,
+    )
     return Measurement(row, samples_s)
 
 
@@ -44,7 +57,7 @@ def _interval(value):
 
 def untimed(name="kernel.py:step", note="wrong: weight differs"):
     """Invent the row of a step that is wrong."""
-    return Measurement(Row(name, "numpy", "cpu", "float32", "1e6", 1, 10**6, 2, note=note))
+    return Measurement(BenchRow(name, "numpy", "cpu", "float32", "1e6", 1, 10**6, 2, note=note))
 
 
 PAIR = [measured("numpy", share=0.05, speedup=1.0), measured("numpy-fused", speedup=14.0)]
@@ -61,11 +74,14 @@ MANY = [
     measured(name, workload, tensors=tensors, share=share, speedup=speedup)
     for workload, tensors in (*((size, 1) for size in SIZES), ("resnet50", 161), ("gpt2", 148))
     for name, share, speedup in (
-        ("numpy", 0.03, 1.0), ("numpy-fused", 0.95, 20.0), ("mxnet-stock", 0.02, 0.6),
-        ("/home/me/kernels/kernel.py:step", 0.2, 3.0), ("torch-adam-fused", 0.93, 1.0),
+        ("numpy", 0.03, 1.0),
+        ("numpy-fused", 0.95, 20.0),
+        ("mxnet-stock", 0.02, 0.6),
+        ("/home/me/kernels/kernel.py:step", 0.2, 3.0),
+        ("torch-adam-fused", 0.93, 1.0),
         ("torch-compile", 0.94, 18.0),
     )
-]  # fmt: skip
+]
 
 
 def panels(figure):
@@ -89,21 +105,21 @@ def texts(figure):
 def test_each_implementation_has_a_look_of_its_own():
     """All that have a name, and three kernels of a user's, differ in colour and in marker."""
     names = [*IMPLEMENTATIONS, *YARDSTICKS, "a.py:step", "b.py:step", "c.py:step"]
-    found = looks(measured(name).row for name in dict.fromkeys(names)).values()
+    found = styles_of(measured(name).row for name in dict.fromkeys(names)).values()
     assert len({look.color for look in found}) == len({look.marker for look in found})
     assert len({look.color for look in found}) == len(found) >= 13
 
 
 def test_the_looks_of_known_ones_do_not_depend_on_the_others():
     """So that two pictures can be laid side by side."""
-    alone = looks([measured("optax").row])["optax"]
-    assert looks(each.row for each in [*MANY, measured("optax")])["optax"] == alone
+    alone = styles_of([measured("optax").row])["optax"]
+    assert styles_of(each.row for each in [*MANY, measured("optax")])["optax"] == alone
 
 
 def test_a_kernel_is_named_without_its_folder_where_that_is_clear():
     """Two files of one name keep their folders."""
     names = ["/a/kernel.py:step", "/b/kernel.py:step", "/b/other.py:step"]
-    labels = [look.label for look in looks(measured(name).row for name in names).values()]
+    labels = [look.label for look in styles_of(measured(name).row for name in names).values()]
     assert labels == ["/a/kernel.py:step", "/b/kernel.py:step", "other.py:step"]
 
 
@@ -142,8 +158,11 @@ def test_networks_stand_apart():
     axes = found["All tensors of a network"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["resnet50", "gpt2"]
     assert axes.get_ylim() == found["Throughput by size"].get_ylim()
-    assert all(len(line.get_xdata()) == 3 for name, line in lines(
-        found["Throughput by size"]).items() if name.endswith("fused"))  # fmt: skip
+    assert all(
+        len(line.get_xdata()) == 3
+        for name, line in lines(found["Throughput by size"]).items()
+        if name.endswith("fused")
+    )
 
 
 def test_a_speed_up_says_against_what():

@@ -12,18 +12,23 @@ import time
 
 import pytest
 
-from adadelta_cli.bench import regression as comparison
-from adadelta_cli.bench import regression_report as report_comparison
+from adadelta_cli.bench import regression, regression_report
 from adadelta_cli.bench.regression import COLUMNS, SECONDS, SHARE
 from adadelta_cli.bench.significance import Verdict
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import ExitCode, UsageError
 
 MACHINE = {
-    "host": "one", "processor": "P", "architecture": "x86_64", "cores": 2, "cores_available": 2,
-    "cache_bytes": {"L1d": 32768, "L2": 1048576}, "memory_bytes": 10**10, "load_average": 0.1,
+    "host": "one",
+    "processor": "P",
+    "architecture": "x86_64",
+    "cores": 2,
+    "cores_available": 2,
+    "cache_bytes": {"L1d": 32768, "L2": 1048576},
+    "memory_bytes": 10**10,
+    "load_average": 0.1,
     "versions": {"numpy": "1.26.4", "numba": "0.60"},
-}  # fmt: skip
+}
 SETTINGS = {"precision": 0.02, "max_time_s": 4.0, "processes": 6, "seed": 0, "threads": [2]}
 SPREAD = (0.99, 1.0, 1.01, 0.995, 1.005, 1.0)
 
@@ -31,10 +36,19 @@ SPREAD = (0.99, 1.0, 1.01, 0.995, 1.005, 1.0)
 def content(*, slower=1.0, share_slower=None, ceiling=True, processes=6, **machine):
     """Make bench.json: one fused step on 1e6 elements, and one training step without a ceiling."""
     row = {
-        "implementation": "numpy-fused", "backend": "numpy", "ctx": "cpu", "dtype": "float32",
-        "workload": "1e6", "tensors": 1, "elements": 10**6, "threads": 2, "cache": "warm",
-        "median_s": 1e-3 * slower, "ceiling_gigabytes_per_s": 50.0, "note": "",
-    }  # fmt: skip
+        "implementation": "numpy-fused",
+        "backend": "numpy",
+        "ctx": "cpu",
+        "dtype": "float32",
+        "workload": "1e6",
+        "tensors": 1,
+        "elements": 10**6,
+        "threads": 2,
+        "cache": "warm",
+        "median_s": 1e-3 * slower,
+        "ceiling_gigabytes_per_s": 50.0,
+        "note": "",
+    }
     train = row | {"workload": "train:mlp", "ceiling_gigabytes_per_s": None}
     spread = SPREAD[:processes]
     times = [1e-3 * slower * each for each in spread]
@@ -52,8 +66,8 @@ def content(*, slower=1.0, share_slower=None, ceiling=True, processes=6, **machi
 
 def judged(old, new, threshold=0.05):
     """Compare two contents."""
-    return comparison.judge(
-        comparison.document(old, "old"), comparison.document(new, "new"), threshold
+    return regression.judge(
+        regression.parse_document(old, "old"), regression.parse_document(new, "new"), threshold
     )
 
 
@@ -143,8 +157,12 @@ def test_another_kind_of_machine_makes_all_unclear(name, value, shown):
 
 def test_versions_and_settings_are_listed_and_forbid_nothing():
     """Another NumPy, seed or amount of memory stands in the list; the load, which varies, not."""
-    new = content(versions={"numpy": "2.0", "mxnet": "2.0.0b1"}, memory_bytes=1, load_average=9,
-                  swap_used_bytes=7)  # fmt: skip
+    new = content(
+        versions={"numpy": "2.0", "mxnet": "2.0.0b1"},
+        memory_bytes=1,
+        load_average=9,
+        swap_used_bytes=7,
+    )
     new["settings"]["seed"] = 1
     found = judged(content(), new)
     assert {(each.name, each.old, each.new, each.consequence) for each in found.changes} == {
@@ -190,11 +208,13 @@ def test_rows_of_one_side_are_unclear():
     old["rows"][1]["workload"], new["rows"][1]["workload"] = "1e7", "1e8"
     found = judged(old, new)
     assert [(row.workload, row.verdict) for row in found.rows[1:]] == [
-        ("1e8", Verdict.UNCLEAR), ("1e7", Verdict.UNCLEAR),
-    ]  # fmt: skip
+        ("1e8", Verdict.UNCLEAR),
+        ("1e7", Verdict.UNCLEAR),
+    ]
     assert [row.note.split(";")[0] for row in found.rows[1:]] == [
-        "not in the old result", "not in the new result",
-    ]  # fmt: skip
+        "not in the old result",
+        "not in the new result",
+    ]
     assert found.exit_code is ExitCode.OK
 
 
@@ -274,7 +294,10 @@ def test_without_a_time_a_row_is_unclear(old, new, says):
 def test_a_folder_stands_for_its_bench_json(tmp_path):
     """What bench was given as --out can be named."""
     (tmp_path / "bench.json").write_text(json.dumps(content()))
-    by_folder, by_file = comparison.read(tmp_path), comparison.read(tmp_path / "bench.json")
+    by_folder, by_file = (
+        regression.read_document(tmp_path),
+        regression.read_document(tmp_path / "bench.json"),
+    )
     assert by_folder == by_file
     assert by_file.source == str(tmp_path / "bench.json")
 
@@ -326,7 +349,7 @@ def test_what_cannot_be_compared_is_wrong_usage(text, says, tmp_path):
     if text is not None:
         path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=says) as caught:
-        comparison.read(path)
+        regression.read_document(path)
     assert str(path) in str(caught.value)
     assert caught.value.exit_code is ExitCode.USAGE
 
@@ -339,7 +362,7 @@ def test_many_rows_are_read_in_a_time_that_grows_as_they_do():
         rows = [row | {"workload": str(k)} for k in range(count)]
         made = content() | {"rows": rows, "by_process": [times] * count}
         began = time.process_time()
-        comparison.document(made, "x")
+        regression.parse_document(made, "x")
         return time.process_time() - began
 
     few, many = (min(seconds(count) for _ in range(3)) for count in (500, 5000))
@@ -353,9 +376,12 @@ def test_what_stdout_cannot_write_is_written_as_an_escape(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(made))
     done = subprocess.run(
         [sys.executable, "-m", "adadelta_cli", "compare", "old.json", "odd.json"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "machine.kernel was not recorded, is \\ud800" in done.stdout
 
@@ -384,12 +410,7 @@ def compare(*args):
 
 @pytest.mark.parametrize(
     ("new", "options", "code"),
-    [
-        ("same", [], 0),
-        ("slow", [], 1),
-        ("slow", ["--threshold", "0.3"], 0),
-        ("other", [], 0),
-    ],
+    [("same", [], 0), ("slow", [], 1), ("slow", ["--threshold", "0.3"], 0), ("other", [], 0)],
 )
 def test_exit_code(new, options, code, results):
     """1 only when a row is SLOWER by more than the threshold."""
@@ -401,10 +422,17 @@ def test_the_table_explains_itself(results, capsys):
     compare(results["old"], results["slow"])
     out = " ".join(capsys.readouterr().out.split())
     for part in (
-        "slow.json against", "old.json: 2 SLOWER", "float32, 2 threads, warm",
-        "time, new / old (99% interval)", "share of the ceiling 0.900 0.750 1.200 (1.18",
-        "1.2 ms 1.200 (1.18", "Welch's t-test", "Holm", "beyond 1.05", "below 0.9524",
-    ):  # fmt: skip
+        "slow.json against",
+        "old.json: 2 SLOWER",
+        "float32, 2 threads, warm",
+        "time, new / old (99% interval)",
+        "share of the ceiling 0.900 0.750 1.200 (1.18",
+        "1.2 ms 1.200 (1.18",
+        "Welch's t-test",
+        "Holm",
+        "beyond 1.05",
+        "below 0.9524",
+    ):
         assert part in out, out
     compare(results["old"], results["other"])
     out = capsys.readouterr().out
@@ -459,9 +487,9 @@ def test_the_threshold_is_a_share(threshold, results):
 def test_the_default_threshold_is_the_same_in_both_places():
     """On the command line and in the function."""
     option = next(p for p in adadelta.commands["compare"].params if p.name == "threshold")
-    assert option.default == comparison.THRESHOLD
+    assert option.default == regression.THRESHOLD
 
 
 def test_every_verdict_has_a_colour():
     """So that none breaks the table."""
-    assert set(report_comparison.COLOURS) == set(Verdict)
+    assert set(regression_report.COLOURS) == set(Verdict)

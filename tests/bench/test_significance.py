@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from adadelta_cli.bench import significance as verdict
-from adadelta_cli.bench.significance import Difference, Verdict, holm, judge, paired, unpaired
+from adadelta_cli.bench import significance
+from adadelta_cli.bench.significance import LogRatio, Verdict, holm, judge_all, paired, unpaired
 
 MIRROR = {Verdict.FASTER: Verdict.SLOWER, Verdict.SLOWER: Verdict.FASTER}
 TIMES = st.lists(st.floats(0.8, 1.25), min_size=1, max_size=8)
@@ -24,7 +24,7 @@ OLD, NEW = [1.01, 0.98, 1.02, 0.99, 1.0, 1.03], [1.09, 1.07, 1.1, 1.06]
 
 def one(difference, threshold=0.05):
     """Judge a difference by itself."""
-    (judgement,) = judge([difference], threshold)
+    (judgement,) = judge_all([difference], threshold)
     return judgement
 
 
@@ -127,7 +127,7 @@ def test_many_rows_ask_for_more():
     """A difference that convinces by itself does not among a hundred rows; it says why."""
     difference = paired([1.06, 1.07, 1.09, 1.05])
     assert one(difference).verdict is Verdict.SLOWER
-    first = judge([difference, *[paired(OLD)] * 99], 0.05)[0]
+    first = judge_all([difference, *[paired(OLD)] * 99], 0.05)[0]
     assert first.verdict is Verdict.UNCLEAR
     assert "of 100 rows, one can differ as much by chance" in first.reason
 
@@ -196,9 +196,11 @@ def test_a_clear_verdict_agrees_with_the_interval(old, new, threshold):
     holds = {
         Verdict.SLOWER: difference.low > 1 and difference.ratio > 1 + threshold,
         Verdict.FASTER: difference.high < 1 and difference.ratio < 1 / (1 + threshold),
-        Verdict.SAME: 1 / (1 + threshold) - 1e-12 <= difference.low <= difference.high
+        Verdict.SAME: 1 / (1 + threshold) - 1e-12
+        <= difference.low
+        <= difference.high
         <= 1 + threshold + 1e-12,
-    }  # fmt: skip
+    }
     assert judged is Verdict.UNCLEAR or holds[judged]
 
 
@@ -232,10 +234,10 @@ def test_the_level_is_what_the_interval_covers():
     draws = np.exp(random.normal(0, 0.03, (2000, 2, 6)))
     out = [not each.low <= 1 <= each.high for each in (unpaired(*draw) for draw in draws)]
     assert 0.004 <= np.mean(out) <= 0.018
-    assert verdict.LEVEL == 0.99
+    assert significance.LEVEL == 0.99
 
 
 def test_difference_is_a_value():
     """Its ends are those of the logarithms."""
-    each = Difference(math.log(1.1), math.log(1.0), math.log(1.2), 0.5, 6)
+    each = LogRatio(math.log(1.1), math.log(1.0), math.log(1.2), 0.5, 6)
     assert (each.ratio, each.low, each.high) == pytest.approx((1.1, 1.0, 1.2))

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adadelta_cli.bench import worker_pool as crew
-from adadelta_cli.bench.worker_pool import Crew, Role, Worker, side_by_side
+from adadelta_cli.bench import worker_pool
+from adadelta_cli.bench.worker_pool import Worker, WorkerPool, WorkerSpec, run_side_by_side
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
 
-ROOT = Path(crew.__file__).parents[2]
+ROOT = Path(worker_pool.__file__).parents[2]
 SPEC = {"shapes": [[5000]], "dtype": "float32", "seed": 0, "cold": False, "roofs": False}
 KERNELS = """
 import fcntl, os, time
@@ -105,11 +105,11 @@ def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch
     kernels(tmp_path)
     monkeypatch.chdir(tmp_path)
     roles = [
-        Role(("numpy-fused",)),
-        Role(("kernels.py:step",), foreign=True),
-        Role(("numpy-fused",), "old: ", environment(tmp_path)),
+        WorkerSpec(("numpy-fused",)),
+        WorkerSpec(("kernels.py:step",), foreign=True),
+        WorkerSpec(("numpy-fused",), "old: ", environment(tmp_path)),
     ]
-    with Crew(roles, threads=1) as found:
+    with WorkerPool(roles, threads=1) as found:
         found.prepare(("numpy-fused", "kernels.py:step"), **SPEC)
         assert found.faults == {"numpy-fused": "", "kernels.py:step": "", "old: numpy-fused": ""}
         assert {worker.about["path"] for worker in found._workers.values()} == {
@@ -119,7 +119,7 @@ def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch
 
 def test_a_worker_of_another_version_is_refused(tmp_path):
     """Where something puts another version first, both are named."""
-    greeting = f'{{"protocol": {crew.PROTOCOL}, "path": "/elsewhere/worker.py"}}'
+    greeting = f'{{"protocol": {worker_pool.PROTOCOL}, "path": "/elsewhere/worker.py"}}'
     path = package(tmp_path, f"print('{greeting}', flush=True); time.sleep(60)")
     with (
         Worker(1, PYTHONPATH=path) as worker,
@@ -134,8 +134,8 @@ def test_a_file_that_is_no_program(content, tmp_path):
     file = tmp_path / "python"
     file.write_text(content)
     file.chmod(0o644 if content.startswith("#!") else 0o755)
-    roles = [Role(("numpy-fused",)), Role(("numpy-fused",), "old: ", str(file))]
-    found = Crew(roles, threads=1)
+    roles = [WorkerSpec(("numpy-fused",)), WorkerSpec(("numpy-fused",), "old: ", str(file))]
+    found = WorkerPool(roles, threads=1)
     with (
         pytest.raises(UsageError, match=r"cannot be executed.*expected the Python") as error,
         found,
@@ -154,7 +154,7 @@ def test_what_is_printed_at_the_start_is_no_answer(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("print('welcome', flush=True)")
     with Worker(1, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])) as worker:
         worker.greet()
-        assert worker.about["protocol"] == crew.PROTOCOL
+        assert worker.about["protocol"] == worker_pool.PROTOCOL
 
 
 def test_what_is_no_answer_is_quoted(tmp_path):
@@ -184,7 +184,7 @@ def test_last_words_need_not_be_utf_8(tmp_path):
 def test_what_a_kernel_started_ends_with_it(name, fault, tmp_path):
     """Its children are neither waited for nor left behind."""
     own = f"{kernels(tmp_path)}:{name}"
-    with Crew([Role((own,), foreign=True)], threads=1) as found:
+    with WorkerPool([WorkerSpec((own,), foreign=True)], threads=1) as found:
         found.prepare((own,), **SPEC)
     assert fault in found.faults[own]
     assert bool(fault) == bool(found.faults[own])
@@ -195,9 +195,9 @@ def test_what_a_kernel_started_ends_with_it(name, fault, tmp_path):
 
 def test_a_kernel_that_multiplies_is_ended(tmp_path, monkeypatch):
     """Each step starts one more process; here, 60 at most."""
-    monkeypatch.setattr(crew, "LIMIT", 8)
+    monkeypatch.setattr(worker_pool, "LIMIT", 8)
     own = f"{kernels(tmp_path)}:multiplies"
-    with Crew([Role((own,), foreign=True)], threads=1) as found:
+    with WorkerPool([WorkerSpec((own,), foreign=True)], threads=1) as found:
         found.prepare((own,), **SPEC)
         while not found.faults[own]:  # the 61st step waits to be ended
             found.sample(0.1, lambda _: True)
@@ -207,8 +207,8 @@ def test_a_kernel_that_multiplies_is_ended(tmp_path, monkeypatch):
 def test_what_broke_is_not_asked_again(tmp_path):
     """Its fault is that of the later tasks that it is able to; nobody else's."""
     dies = f"{kernels(tmp_path)}:dies"
-    roles = [Role(("numpy-fused",)), Role((dies,), foreign=True)]
-    with Crew(roles, threads=1) as found:
+    roles = [WorkerSpec(("numpy-fused",)), WorkerSpec((dies,), foreign=True)]
+    with WorkerPool(roles, threads=1) as found:
         for able in ((dies, "numpy-fused"), (dies, "numpy-fused"), ("numpy-fused",)):
             found.prepare(able, **SPEC)
             assert set(found.faults) == set(able)
@@ -221,9 +221,9 @@ def test_what_broke_is_not_asked_again(tmp_path):
 
 def test_compiling_may_take_longer_than_a_sample(tmp_path, monkeypatch):
     """Before the first sample there is more patience; a sample that hangs is a fault."""
-    monkeypatch.setitem(crew.FOREIGN_ANSWER_S, "sample", 0.2)
+    monkeypatch.setitem(worker_pool.FOREIGN_ANSWER_S, "sample", 0.2)
     own = f"{kernels(tmp_path)}:compiles"
-    with Crew([Role((own,), foreign=True)], threads=1) as found:
+    with WorkerPool([WorkerSpec((own,), foreign=True)], threads=1) as found:
         found.prepare((own,), **SPEC)
         assert found.faults == {own: ""}
         (tmp_path / "hang").touch()
@@ -233,15 +233,15 @@ def test_compiling_may_take_longer_than_a_sample(tmp_path, monkeypatch):
         ):  # the next task has the same fault, not that of a process that was killed
             assert found.faults[own] == "wrong: a process that takes samples hung: 0.2 s of silence"
             found.prepare((own,), **SPEC)
-    assert crew.FOREIGN_ANSWER_S["task"] > 120
+    assert worker_pool.FOREIGN_ANSWER_S["task"] > 120
 
 
 def test_what_is_slow_has_its_turns_in_rounds_of_all():
     """Every how many rounds an entry is sampled is a power of two, so all meet in some rounds."""
     costs = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "twice": 2.0, "slow": 7.3, "slowest": 31.0}
-    periods = [crew._period(name, costs) for name in costs]
+    periods = [worker_pool._period(name, costs) for name in costs]
     assert periods == [1, 1, 1, 1, 2, 4, 16]
-    assert crew._period("first", {}) == 1
+    assert worker_pool._period("first", {}) == 1
 
 
 # --- side by side ---------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_jobs_go_on_as_their_workers_answer():
         events.append(f"end {number}")
         return 10 * number
 
-    ended = side_by_side([job(number) for number in range(3)], 2)
+    ended = run_side_by_side([job(number) for number in range(3)], 2)
     workers[1].speak()
     assert next(ended) == (1, 10)
     assert events == ["begin 0", "begin 1", "end 1"]
@@ -297,7 +297,7 @@ def test_a_job_that_fails_ends_the_others():
 
     fails.speak()
     with pytest.raises(BrokenError, match="all is lost"):
-        list(side_by_side([waiting(), failing()], 2))
+        list(run_side_by_side([waiting(), failing()], 2))
     assert events == ["closed"]
 
 
@@ -310,6 +310,6 @@ def test_a_worker_that_is_silent_for_too_long_is_asked_for_its_answer():
         yield worker
         return "asked"
 
-    ended = side_by_side([job(Silent()), job(slow)], 2)
+    ended = run_side_by_side([job(Silent()), job(slow)], 2)
     assert next(ended) == (1, "asked")
     ended.close()

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from adadelta_cli import __main__ as program
-from adadelta_cli import inputs
+from adadelta_cli import __main__, inputs
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
 from adadelta_cli.run import config
-from adadelta_cli.system import info as machine
+from adadelta_cli.system import machine
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
 LONG_NAME, LONG_PATH = "a" * 5000, "a/" * 2500
@@ -34,7 +33,7 @@ def refused(tmp_path, monkeypatch, capsys):
         try:
             code, message = adadelta.main([*map(str, args)], standalone_mode=False), ""
         except Exception as error:  # noqa: BLE001 - what the program would make of it
-            code, message = program.outcome(error)
+            code, message = __main__.outcome(error)
         assert "bug" not in message
         assert len(message) < 3000, "a message is to be read"
         capsys.readouterr()
@@ -76,7 +75,7 @@ WRONG = {
     "--replay a device": (["verify", "--replay", "/dev/zero"], r"/dev/zero .* regular"),
     "--baseline a device": (["bench", "--baseline", "/dev/zero"], r"/dev/zero .* regular"),
     "compare a device": (["compare", "/dev/zero", "/dev/zero"], r"/dev/zero .* regular"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("args", "message"), WRONG.values(), ids=WRONG)
@@ -106,8 +105,9 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("path", [LONG_NAME, LONG_PATH, f"there/is/none/{'a' * 300}"],
-                         ids=["name", "path", "last part"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path", [LONG_NAME, LONG_PATH, f"there/is/none/{'a' * 300}"], ids=["name", "path", "last part"]
+)
 @pytest.mark.parametrize("where", PATHS.values(), ids=PATHS)
 def test_a_path_of_5000_characters_is_wrong_usage(refused, where, path):
     """Wherever a path is taken, it is exit code 2; the message does not repeat all of it."""
@@ -126,7 +126,7 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
     """Opening one waits until somebody writes."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert "regular" in inputs.problem(pipe)
+    assert "regular" in inputs.unreadable_reason(pipe)
 
 
 def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     file = tmp_path / "file"
     file.touch()
-    assert "permission" in inputs.problem(file)
+    assert "permission" in inputs.unreadable_reason(file)
 
 
 # --- quickly --------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def seconds_to_refuse(tmp_path, keys):
     path.write_text(ROSENBROCK + "".join(lines) + "optimizer:\n" + "".join(f"  {x}" for x in lines))
     began = time.process_time()
     with pytest.raises(UsageError) as caught:
-        config.load(str(path))
+        config.load_config(str(path))
     return time.process_time() - began, str(caught.value)
 
 
@@ -179,7 +179,7 @@ def test_a_long_key_is_not_repeated_as_a_whole(tmp_path):
     path = tmp_path / "long.yaml"
     path.write_text(f"{ROSENBROCK}? {'k' * 90_000}\n: 1\n")
     with pytest.raises(UsageError, match="is not known") as caught:
-        config.load(str(path))
+        config.load_config(str(path))
     assert len(str(caught.value)) < 1000
 
 
@@ -190,9 +190,14 @@ def command(tmp_path, *args, **environment):
     """Run the program in a process of its own."""
     (tmp_path / "small.yaml").write_text(ROSENBROCK)
     return subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", *args], capture_output=True, text=True, check=False,
-        cwd=tmp_path, env={**os.environ, **environment}, timeout=100,
-    )  # fmt: skip
+        [sys.executable, "-m", "adadelta_cli", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        timeout=100,
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,22 +10,17 @@ import numpy as np
 import pytest
 from conftest import AWKWARD, assert_same_bits, random_arrays
 
-from adadelta_cli.bench import target as subject
-from adadelta_cli.bench.buffers import Tensors
-from adadelta_cli.bench.device import Cpu
-from adadelta_cli.bench.worker_pool import Crew, Role
+from adadelta_cli.bench import target
+from adadelta_cli.bench.buffers import TensorSet
+from adadelta_cli.bench.device import CpuDevice
+from adadelta_cli.bench.worker_pool import WorkerPool, WorkerSpec
 from adadelta_cli.errors import ExitCode, UnavailableError
-from adadelta_cli.implementations import array_backends as backends
-from adadelta_cli.implementations import frameworks as peers
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations.registry import PEERS, YARDSTICKS, Bounds, timeable
-from adadelta_cli.system import info as machine
+from adadelta_cli.implementations import array_backends, frameworks, registry
+from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS, ToleranceULP, timeable
+from adadelta_cli.system import machine
 from adadelta_cli.update import Hyperparameters, Parameter, update
-from adadelta_cli.verification import cases, catalogue
-from adadelta_cli.verification import plan as selection
-from adadelta_cli.verification import runner as verification
-from adadelta_cli.verification import tolerance as parity
-from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification import cases, catalogue, plan, runner, tolerance
+from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.report import verification_skips
 from adadelta_cli.verification.runner import Verification
 
@@ -35,7 +30,7 @@ CASES = ("odd", "multipliers", "length-0", "special-odd", "subnormal", "overflow
 
 def needs(name):
     """Skip where a peer is not installed, with what it lacks."""
-    lack = peers.lack(PEERS[name])
+    lack = frameworks.missing_requirement(FRAMEWORKS[name])
     if lack:
         pytest.skip(f"{name}: {lack}")
 
@@ -43,7 +38,7 @@ def needs(name):
 def check(name, *names, dtypes=("float32", "float64"), **plan):
     """Verify a peer in its own process."""
     chosen = tuple(catalogue.select(names or CASES))
-    work = Verification(Plan((name,), chosen, dtypes=dtypes, **plan))
+    work = Verification(VerifyPlan((name,), chosen, dtypes=dtypes, **plan))
     work.execute()
     return work
 
@@ -56,7 +51,7 @@ def test_peers_are_within_their_bounds(name):
     assert work.failures == []
     steps = [row for row in work.rows if row.check == "step" and row.passed]
     assert {row.allowed_ulp for row in steps if row.tensor == "weight"} == {
-        PEERS[name].allowed.weight
+        FRAMEWORKS[name].tolerance.weight
     }
     assert len(steps) == 2 * 3 * (len(CASES) - 1)
     assert {row.check for row in work.rows} == {"step", "gradient", "drift"}
@@ -78,22 +73,22 @@ def test_several_peers_and_ours_share_a_verification():
     needs("torch")
     needs("optax")
     names = ("torch", "optax", "numpy-fused")
-    work = Verification(Plan(names, tuple(catalogue.select(("odd",))), dtypes=("float32",)))
+    work = Verification(VerifyPlan(names, tuple(catalogue.select(("odd",))), dtypes=("float32",)))
     work.execute()
     assert work.failures == []
     assert {row.implementation for row in work.rows} == set(names)
     assert {row.backend for row in work.rows} == {"torch", "jax", "numpy"}
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", FRAMEWORKS)
 def test_cases_that_a_peer_cannot_express_are_skipped_with_the_reason(name):
     """Found out without the library: nothing is imported for it."""
-    peer = implementations.implementation(name)
-    reason = verification._skipped(peer, cases.CASES["odd"], "float16")
+    peer = registry.implementation(name)
+    reason = runner._skipped(peer, cases.CASES["odd"], "float16")
     assert reason == f"{name} has no float16 with float32 masters"
-    reason = verification._skipped(peer, cases.CASES["flushed"], "float32")
+    reason = runner._skipped(peer, cases.CASES["flushed"], "float32")
     assert "no mode that flushes" in reason
-    reason = verification._skipped(peer, cases.CASES["learning_rate=-1.0"], "float32")
+    reason = runner._skipped(peer, cases.CASES["learning_rate=-1.0"], "float32")
     assert reason == (
         "torch.optim.Adadelta takes no negative learning_rate" if "torch" in name else ""
     )
@@ -101,11 +96,11 @@ def test_cases_that_a_peer_cannot_express_are_skipped_with_the_reason(name):
 
 def test_compiling_is_for_a_few_cases_unless_they_are_named():
     """The reason says how to have them all."""
-    peer = implementations.implementation("torch-compile")
-    skipped = [c for c in cases.DEFAULT if "--full" in verification._skipped(peer, c, "float32")]
+    peer = registry.implementation("torch-compile")
+    skipped = [c for c in cases.DEFAULT if "--full" in runner._skipped(peer, c, "float32")]
     assert len(skipped) > len(cases.DEFAULT) - 10
     case = cases.CASES["wd=0.03"]
-    assert verification._skipped(peer, case, "float32", named=True) == ""
+    assert runner._skipped(peer, case, "float32", named=True) == ""
 
 
 @pytest.mark.parametrize("clip", [0.9, 0.0, None])
@@ -119,11 +114,14 @@ def test_a_preprocessed_gradient_does_what_the_options_do(dtype, clip):
     with np.errstate(all="ignore"):
         update(np, wanted, hyper.scalars(dtype), 0.7, 0.3)
         plain = Hyperparameters(0.7, hyper.rho, hyper.epsilon)
-        grad = peers.preprocessed(arrays[1], arrays[0], hyper, 0.3)
+        grad = frameworks.preprocessed(arrays[1], arrays[0], hyper, 0.3)
         update(
-            np, Parameter(got.weight, grad, got.acc_grad, got.acc_delta), plain.scalars(dtype),
-            0.7, 0.0,
-        )  # fmt: skip
+            np,
+            Parameter(got.weight, grad, got.acc_grad, got.acc_delta),
+            plain.scalars(dtype),
+            0.7,
+            0.0,
+        )
     assert_same_bits(
         [got.weight, got.acc_grad, got.acc_delta],
         [wanted.weight, wanted.acc_grad, wanted.acc_delta],
@@ -133,16 +131,16 @@ def test_a_preprocessed_gradient_does_what_the_options_do(dtype, clip):
 # --- the comparison, by itself --------------------------------------------------------------------
 
 
-TWO = Bounds(2, 2, 2)
+TWO = ToleranceULP(2, 2, 2)
 
 
 def verdicts(change, name="odd", allowed=TWO, dtype="float32"):
     """Compare the array update with itself, after `change` has spoiled the first step."""
     case = cases.CASES[name]
-    reference = verification.step_through("numpy", case, dtype, 0)
-    got = verification.step_through("numpy", case, dtype, 0, reference.tensors).tensors
+    reference = runner.step_through("numpy", case, dtype, 0)
+    got = runner.step_through("numpy", case, dtype, 0, reference.tensors).tensors
     change({tensor: states[1] for tensor, states in got.items()})
-    found = parity.verdicts(case, dtype, 0, reference.tensors, got, allowed)
+    found = tolerance.verdicts(case, dtype, 0, reference.tensors, got, allowed)
     return {verdict.tensor: verdict for verdict in found}
 
 
@@ -162,8 +160,9 @@ def test_an_error_is_measured_in_the_ulps_of_the_largest_operand(tensor):
         k = np.flatnonzero(abs(array) > 1e-3)[0]
         scale = array[k]
         if tensor == "weight":
-            before = np.concatenate([v.weight.ravel() for v in
-                                     cases.CASES["odd"].start("float32", 0)])  # fmt: skip
+            before = np.concatenate(
+                [v.weight.ravel() for v in cases.CASES["odd"].start("float32", 0)]
+            )
             k = int(abs(before).argmax())  # where the weight itself is the largest operand
             scale = before[k]
         array[k] += 4 * np.spacing(scale)
@@ -177,8 +176,8 @@ def test_an_error_is_measured_in_the_ulps_of_the_largest_operand(tensor):
 def test_an_error_of_acc_grad_within_its_bound_leaves_the_others_within_theirs():
     """What acc_grad may be off by is in the bounds of what is made of it."""
     case, dtype = cases.CASES["defaults"], "float64"
-    reference = verification.step_through("numpy", case, dtype, 0)
-    got = verification.step_through("numpy", case, dtype, 0, reference.tensors).tensors
+    reference = runner.step_through("numpy", case, dtype, 0)
+    got = runner.step_through("numpy", case, dtype, 0, reference.tensors).tensors
     scalars = case.hyper.scalars(dtype)
     start, grad = case.start(dtype, 0)[6], case.grads(dtype, 0, 1)[6]
     size = grad.size  # the last tensor's
@@ -190,8 +189,8 @@ def test_an_error_of_acc_grad_within_its_bound_leaves_the_others_within_theirs()
         scalars.one_minus_rho * (delta * delta)
     )
     got["weight"][1][-size:] = start.weight - delta
-    bounds = Bounds(weight=8 + 2, acc_grad=16, acc_delta=16 + 2)
-    found = list(parity.verdicts(case, dtype, 0, reference.tensors, got, bounds))
+    bounds = ToleranceULP(weight=8 + 2, acc_grad=16, acc_delta=16 + 2)
+    found = list(tolerance.verdicts(case, dtype, 0, reference.tensors, got, bounds))
     assert all(verdict.passed for verdict in found)
     assert max(verdict.difference.scaled_ulp for verdict in found) > 5
 
@@ -226,35 +225,37 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     """--impl ends with 3, --peers lists it as skipped."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UnavailableError, match=r"--impl optax: .*pip install 'adadelta\[jax\]'"):
-        selection.choose(("optax",), "numpy", "cpu")
+        plan.choose(("optax",), "numpy", "cpu")
     with pytest.raises(UnavailableError, match=r"torch not installed.*'adadelta\[torch\]'"):
-        backends.installed("torch")
-    here, absent = peers.present(PEERS)
-    assert here == () and {name for name, _ in absent} == set(PEERS)
-    work = Verification(Plan(here, (), absent=absent))
+        array_backends.import_library("torch")
+    here, absent = frameworks.available(FRAMEWORKS)
+    assert here == () and {name for name, _ in absent} == set(FRAMEWORKS)
+    work = Verification(VerifyPlan(here, (), absent=absent))
     work.execute()
     assert all(row.passed is None and "pip install" in row.note for row in work.rows)
-    assert len(work.rows) == len(PEERS)
+    assert len(work.rows) == len(FRAMEWORKS)
     assert work.exit_code is ExitCode.CHECK_FAILED
     told = verification_skips(work)
-    assert len(told) == len(PEERS) + 1 and told[-1].startswith("Nothing was compared: torch not")
+    assert len(told) == len(FRAMEWORKS) + 1 and told[-1].startswith(
+        "Nothing was compared: torch not"
+    )
     with pytest.raises(UnavailableError, match=r"no other framework is here.*'adadelta\[jax\]'"):
-        _ = selection.Request(peers=True).plan
+        _ = plan.Request(peers=True).plan
 
 
 def test_torch_compile_needs_a_compiler(monkeypatch):
     """Where there is none, that is what it lacks."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
     monkeypatch.setattr(machine.shutil, "which", lambda _name: None)
-    assert "C++ compiler" in peers.lack(PEERS["torch-compile"])
-    assert peers.lack(PEERS["torch"]) == ""
+    assert "C++ compiler" in frameworks.missing_requirement(FRAMEWORKS["torch-compile"])
+    assert frameworks.missing_requirement(FRAMEWORKS["torch"]) == ""
 
 
 def test_choosing_a_peer_imports_nothing():
     """Libraries that disturb each other are loaded in their own processes only."""
     program = (
         "import sys; from adadelta_cli.implementations import frameworks, registry; "
-        "frameworks.present(registry.PEERS); "
+        "frameworks.available(registry.FRAMEWORKS); "
         "sys.exit(bool({'torch', 'jax', 'optax'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
@@ -265,30 +266,30 @@ def test_choosing_a_peer_imports_nothing():
 @pytest.mark.parametrize("name", [*QUICK, *YARDSTICKS])
 def test_what_bench_times_is_right(name, dtype, cold):
     """The optimizer's step on gradients as they are, within its bounds before it counts."""
-    lack = peers.lack(timeable(name))
+    lack = frameworks.missing_requirement(timeable(name))
     if lack:
         pytest.skip(f"{name}: {lack}")
-    with Crew([Role((name,), foreign=True)], threads=1) as crew:
+    with WorkerPool([WorkerSpec((name,), foreign=True)], threads=1) as pool:
         shapes = [[500_000], [3, 5], [1000]]
-        crew.prepare((name,), shapes=shapes, dtype=dtype, seed=0, cold=cold)
-        found = crew.sample(0.05, lambda _: False)
-    assert crew.faults == {name: ""}
+        pool.prepare((name,), shapes=shapes, dtype=dtype, seed=0, cold=cold)
+        found = pool.sample(0.05, lambda _: False)
+    assert pool.faults == {name: ""}
     assert np.isfinite(found[name]).any()
 
 
 def test_an_adam_that_is_wrong_is_no_yardstick():
     """Its result is compared with the formula of the paper."""
-    (tensors,) = Tensors.allocate([(5000,)], "float32", 0)
+    (tensors,) = TensorSet.allocate([(5000,)], "float32", 0)
     chosen = YARDSTICKS["torch-adam-fused"]
     for factor, fault in ((1.0, ""), (1.001, "wrong: ")):
 
         def step(factor=factor):
             (p,) = tensors.parameters
             exact = Parameter(*(array.astype(np.float64) for array in p.arrays))
-            peers.adam(exact)
+            frameworks.adam(exact)
             p.weight[...], p.acc_grad[...] = exact.weight, exact.acc_grad
             p.acc_delta[...] = exact.acc_delta * factor
 
-        bound = subject.Subject(step, tensors.parameters, tensors, Cpu())
-        assert subject.fault_of(chosen, bound).startswith(fault)
-        assert bool(fault) == bool(subject.fault_of(chosen, bound))
+        bound = target.BenchTarget(step, tensors.parameters, tensors, CpuDevice())
+        assert target.check_correct(chosen, bound).startswith(fault)
+        assert bool(fault) == bool(target.check_correct(chosen, bound))

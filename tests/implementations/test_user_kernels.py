@@ -17,12 +17,11 @@ import pytest
 
 import adadelta_cli
 from adadelta_cli.errors import UnavailableError, UsageError
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations import user_kernel as candidate
+from adadelta_cli.implementations import registry, user_kernel
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import cases, catalogue, report
 from adadelta_cli.verification import plan as selection
-from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.runner import Verification
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -71,7 +70,7 @@ def test_steps_and_drift_are_bounded():
     rows = check(right)
     for name in ("step", "drift"):
         allowed = {row.tensor: row.allowed_ulp for row in rows if row.check == name}
-        assert allowed == candidate.ALLOWED._asdict()
+        assert allowed == user_kernel.ALLOWED._asdict()
     assert {row.check for row in rows} == {"step", "gradient", "drift", "repeat"}
     assert {row.reference for row in rows if row.check == "step"} == {"numpy"}
 
@@ -141,8 +140,9 @@ def replaces(weight, grad, acc_grad, acc_delta, **settings):
 
 def returns_another_shape(weight, grad, acc_grad, acc_delta, **settings):
     """Flatten."""
-    return [np.append(each, each) for each in functional(weight, grad, acc_grad, acc_delta,
-                                                          **settings)]  # fmt: skip
+    return [
+        np.append(each, each) for each in functional(weight, grad, acc_grad, acc_delta, **settings)
+    ]
 
 
 def returns_another_dtype(weight, grad, acc_grad, acc_delta, **settings):
@@ -234,9 +234,9 @@ def test_wrong_calls_of_verify_are_errors():
 
 def test_verify_leaves_nothing_behind():
     """The kernel's name is known only while it is checked."""
-    before = dict(implementations.IMPLEMENTATIONS)
+    before = dict(registry.IMPLEMENTATIONS)
     check(right)
-    assert before == implementations.IMPLEMENTATIONS
+    assert before == registry.IMPLEMENTATIONS
 
 
 # --- by name --------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def step(weight, grad, acc_grad, acc_delta, **settings):
 def test_what_cannot_be_found_is_a_usage_error(name, kind, told):
     """The message says what was looked for."""
     with pytest.raises(kind, match=told):
-        candidate.load(implementations.implementation(name).name)
+        user_kernel.load_kernel(registry.implementation(name).name)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_a_file_without_a_function_is_told_its_functions(tmp_path, text, told):
     """They are read, and the file is not imported."""
     place = write(tmp_path, text).removesuffix(":step")
     with pytest.raises(UsageError, match=f"FUNCTION is missing.*{told}"):
-        implementations.implementation(place)
+        registry.implementation(place)
 
 
 @pytest.mark.parametrize(
@@ -308,13 +308,15 @@ def test_a_file_without_a_function_is_told_its_functions(tmp_path, text, told):
 def test_what_cannot_be_imported_is_an_error_with_its_reason(tmp_path, text, kind, told):
     """A library that is not here is something unavailable, all else a wrong file."""
     with pytest.raises(kind, match=told):
-        candidate.load(write(tmp_path, text))
+        user_kernel.load_kernel(write(tmp_path, text))
 
 
 def test_a_file_may_import_its_neighbours(tmp_path):
     """As under `python FILE.py`."""
     (tmp_path / "neighbour_of_kernel.py").write_text(SHELL.format("pass"))
-    assert callable(candidate.load(write(tmp_path, "from neighbour_of_kernel import step")))
+    assert callable(
+        user_kernel.load_kernel(write(tmp_path, "from neighbour_of_kernel import step"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -330,7 +332,7 @@ def test_a_crash_is_a_row_and_the_next_case_is_checked(tmp_path, body, told):
     """Its process is not ours."""
     name = write(tmp_path, SHELL.format(f"if weight.size == 17: {body}"))
     chosen = tuple(catalogue.select(("length-17", "length-0")))
-    work = Verification(Plan((name,), chosen, dtypes=("float32",)))
+    work = Verification(VerifyPlan((name,), chosen, dtypes=("float32",)))
     work.execute()
     (row,) = work.failures
     assert row.case == "length-17" and row.note == told
@@ -344,7 +346,7 @@ def test_a_kernel_that_hangs_is_given_up(tmp_path):
     """It is reported once, and other cases are not waited for."""
     name = write(tmp_path, SHELL.format("import time; time.sleep(3600)"))
     chosen = tuple(catalogue.select(("length-1", "odd")))
-    work = Verification(Plan((name,), chosen, dtypes=("float32",), timeout=6.0))
+    work = Verification(VerifyPlan((name,), chosen, dtypes=("float32",), timeout=6.0))
     began = time.monotonic()
     work.execute()
     assert time.monotonic() - began < 40
@@ -362,8 +364,12 @@ def adadelta(*args, cwd=None):
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
     return subprocess.run(
         [sys.executable, "-m", "adadelta_cli", "verify", *map(str, args)],
-        capture_output=True, text=True, check=False, cwd=cwd, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=environment,
+    )
 
 
 @pytest.mark.slow
@@ -414,7 +420,7 @@ def test_the_examples_pass(name):
     implementation = f"{EXAMPLES / name}.py:step"
     assert selection.choose((implementation,), "numpy", "cpu") == (implementation,)
     flush = name == "jax_kernel"  # XLA does on a CPU
-    plan = Plan((implementation,), chosen, dtypes=("float32", "float64"), flush=flush)
+    plan = VerifyPlan((implementation,), chosen, dtypes=("float32", "float64"), flush=flush)
     work = Verification(plan)
     work.execute()
     assert work.failures == []

@@ -31,10 +31,13 @@ event.register("numba:compile", Count())
 def step(folder, code=STEP, **environment):
     """Take a step in a process with this cache; return its output, and how often it compiled."""
     done = subprocess.run(
-        [sys.executable, "-c", COUNT + code + "print(Count.compiled)"], text=True, check=False,
-        env={**os.environ, "NUMBA_CACHE_DIR": str(folder), **environment}, capture_output=True,
+        [sys.executable, "-c", COUNT + code + "print(Count.compiled)"],
+        text=True,
+        check=False,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder), **environment},
+        capture_output=True,
         timeout=200,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return [float(line) for line in done.stdout.split()]
 
@@ -77,9 +80,7 @@ caching.CacheImpl._locator_classes = []
 @needs_mxnet
 def test_the_probe_of_the_engine_is_compiled_anew(tmp_path):
     """A C function that MXNet's engine calls has a cache of its own."""
-    probe = (
-        "from adadelta_cli.mxnet_bridge import runtime as engine\nprint(int(engine.quiesce()))\n"
-    )
+    probe = "from adadelta_cli.mxnet_bridge import runtime\nprint(int(engine.quiesce()))\n"
     wanted = step(tmp_path, probe)
     for file in tmp_path.rglob("*.nb?"):
         os.truncate(file, 1)

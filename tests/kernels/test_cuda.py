@@ -1,7 +1,7 @@
 """The GPU's kernels give the bits of the CPU's: the same source, simulated on the host.
 
 What the compiler makes of the source for a GPU is in test_ptx.py; what both kernels have to take,
-in test_kernels.py. Nothing here runs on a GPU.
+in test_cpu.py. Nothing here runs on a GPU.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adadelta_cli.kernels import cpu, cuda
-from adadelta_cli.kernels.layout import Table, kind_of, operand
+from adadelta_cli.kernels.layout import Table, layout_of, tensor_ref
 from adadelta_cli.update import Hyperparameters, Parameter
-from adadelta_cli.verification import cases
-from adadelta_cli.verification import fuzz as draw
+from adadelta_cli.verification import cases, fuzz
 from adadelta_cli.verification.execute import step_through
 
 pytestmark = pytest.mark.skipif(
@@ -48,8 +47,8 @@ def _simulated_gpu():
 def bind(parameters, hyper, lr_mults, wd_mults):
     """Make the GPU's step as an implementation does."""
     rates = [hyper.learning_rate * mult for mult in lr_mults]
-    decays = [hyper.wd * mult for mult in wd_mults]
-    return prepared_on_gpu(parameters, hyper, rates, decays)
+    weight_decays = [hyper.wd * mult for mult in wd_mults]
+    return prepared_on_gpu(parameters, hyper, rates, weight_decays)
 
 
 def assert_bits_of_the_cpu(case, dtype):
@@ -69,8 +68,7 @@ GRID = [case for name, case in STRICT.items() if name not in ALONE]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [each for each in itertools.product(ALONE, DTYPES) if each not in TOO_LARGE],
+    ("name", "dtype"), [each for each in itertools.product(ALONE, DTYPES) if each not in TOO_LARGE]
 )
 def test_cases_of_verify(name, dtype):
     """Each case of `verify`, in each dtype: no bit differs, and the gradient is left alone."""
@@ -87,7 +85,7 @@ def test_grid_of_verify(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_drawn_cases(dtype):
     """Cases that are drawn as for `verify`."""
-    for case in draw.draws(1, 60):
+    for case in fuzz.fuzzed_cases(1, 60):
         assert_bits_of_the_cpu(case, dtype)
 
 
@@ -104,11 +102,11 @@ def test_float16_without_a_master(name):
         return [Parameter(w.copy(), g, v.acc_grad.copy(), v.acc_delta.copy()) for w, g, v in rows]
 
     mine, wanted = parameters(), parameters()
-    rates, decays = [0.7] * len(mine), [0.01] * len(mine)
-    step = prepared_on_gpu(mine, case.hyper, rates, decays)
+    rates, weight_decays = [0.7] * len(mine), [0.01] * len(mine)
+    step = prepared_on_gpu(mine, case.hyper, rates, weight_decays)
     for _ in range(case.steps):
         step()
-        cpu.fused_update(wanted, case.hyper, rates, decays)
+        cpu.fused_update(wanted, case.hyper, rates, weight_decays)
     assert_same_bits([a for p in mine for a in p.arrays], [a for p in wanted for a in p.arrays])
 
 
@@ -118,7 +116,7 @@ def test_float16_without_a_master(name):
 def table(sizes):
     """Make the table of float32 tensors that are nowhere."""
     count = len(sizes)
-    kind = kind_of(*["float32"] * 4)
+    kind = layout_of(*["float32"] * 4)
     nowhere = np.zeros((count, 5), np.uint64)
     return Table(kind, nowhere, np.array(sizes, np.int64), np.ones(count), np.zeros(count))
 
@@ -131,7 +129,7 @@ SIZES = st.lists(st.sampled_from(EDGES) | st.integers(0, 5 * TILE), min_size=1, 
 @given(SIZES)
 def test_tiles_cover_each_tensor_once(sizes):
     """Its tiles follow each other, begin where those of the tensor before end, and hold it all."""
-    plan, at = cuda.plan(table(sizes)), 0
+    plan, at = cuda.plan_tiles(table(sizes)), 0
     for size, row in zip(sizes, plan.rows, strict=True):
         assert row["first_tile"] == at and row["size"] == size
         tiles = -(-size // TILE)
@@ -144,7 +142,7 @@ def test_tiles_cover_each_tensor_once(sizes):
 @given(SIZES)
 def test_there_are_blocks_where_there_is_work(sizes):
     """A block for each tile, up to the most; none where all tensors are empty."""
-    plan = cuda.plan(table(sizes))
+    plan = cuda.plan_tiles(table(sizes))
     assert plan.blocks == min(plan.tiles, cuda.MOST_BLOCKS)
     assert (plan.blocks == 0) == (sum(sizes) == 0)
 
@@ -165,11 +163,11 @@ def assert_written_once_and_nothing_else(kind, sizes, offsets, blocks):
     buffers = [random_arrays(size + 2 * ZONE, kind, seed=k) for k, size in enumerate(sizes)]
     wanted = [[each.copy() for each in group] for group in buffers]
     rates = [0.7 + 0.1 * k for k in range(len(sizes))]
-    decays = [0.01 * k for k in range(len(sizes))]
-    cpu.fused_update(list(map(inner, wanted, sizes)), HYPER, rates, decays)
+    weight_decays = [0.01 * k for k in range(len(sizes))]
+    cpu.fused_update(list(map(inner, wanted, sizes)), HYPER, rates, weight_decays)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "MOST_BLOCKS", blocks)
-        prepared_on_gpu(list(map(inner, buffers, sizes)), HYPER, rates, decays)()
+        prepared_on_gpu(list(map(inner, buffers, sizes)), HYPER, rates, weight_decays)()
     for got, right in zip(buffers, wanted, strict=True):
         assert_same_bits(got, right)
 
@@ -242,9 +240,9 @@ def test_fused_update_steps_in_place():
     """Parameters of several kinds in one call, on arrays of the GPU's interface."""
     arrays = [random_arrays((5, 7), kind) for kind in KINDS]
     wanted = [[each.copy() for each in group] for group in arrays]
-    rates, decays = [0.7, 0.8, 0.9, 1.0], [0.0, 0.01, 0.02, 0.03]
-    cuda.fused_update([on_gpu(group) for group in arrays], HYPER, rates, decays)
-    cpu.fused_update([Parameter(*group) for group in wanted], HYPER, rates, decays)
+    rates, weight_decays = [0.7, 0.8, 0.9, 1.0], [0.0, 0.01, 0.02, 0.03]
+    cuda.fused_update([on_gpu(group) for group in arrays], HYPER, rates, weight_decays)
+    cpu.fused_update([Parameter(*group) for group in wanted], HYPER, rates, weight_decays)
     for got, right in zip(arrays, wanted, strict=True):
         assert_same_bits(got, right)
 
@@ -302,7 +300,7 @@ class TestTraffic:
         """With a factor of 1, each element's gradient arrives in weight and states."""
         arrays = random_arrays(3 * TILE + 5, kind, low=-3)
         weight, grad, acc_grad, acc_delta, *master = (each.copy() for each in arrays)
-        cuda.prepared([operand(Parameter(*arrays), 0, 0)], Hyperparameters(), work="traffic")()
+        cuda.prepared([tensor_ref(Parameter(*arrays), 0, 0)], Hyperparameters(), work="traffic")()
         change = grad.astype(acc_grad.dtype)
         right = (master[0] if master else weight.astype(change.dtype)) + change
         wanted = [right.astype(weight.dtype), grad, acc_grad + change, acc_delta + change]
@@ -330,7 +328,7 @@ FAULTS = {
     "alignment unchecked": ("aligned<K>(tensor) ? size / K::width : 0", "size / K::width"),
     "alignment of a gradient unchecked": ("K::width>::fits(tensor.grad)", "1>::fits(tensor.grad)"),
     "alignment of a half unchecked": ("K::width>::fits(tensor.half)", "1>::fits(tensor.half)"),
-}  # fmt: skip
+}
 
 
 def assert_all_is_right():
@@ -371,8 +369,5 @@ def test_a_misaligned_access_is_an_error():
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault):
     """Each mistake in the source makes a comparison fail, or an access misaligned."""
-    with (
-        faulty_gpu(fault),
-        pytest.raises((AssertionError, host_cuda.MisalignedAddressError)),
-    ):
+    with faulty_gpu(fault), pytest.raises((AssertionError, host_cuda.MisalignedAddressError)):
         assert_all_is_right()

@@ -22,7 +22,7 @@ from conftest import (
 )
 
 from adadelta_cli.kernels import cpu, cuda
-from adadelta_cli.kernels.layout import KINDS as KERNEL_KINDS
+from adadelta_cli.kernels.layout import LAYOUTS as KERNEL_KINDS
 from adadelta_cli.update import Hyperparameters, Parameter
 from adadelta_cli.verification.cases import ODD, Case
 
@@ -88,10 +88,12 @@ def test_no_option_changes_an_instruction(option):
 # The source with the operators of the language, whose instructions the options choose.
 PLAIN = cuda.source()
 for _old, _new in (
-    ('asm(NAME ".rn." TYPE " %0, %0, %1;" : "+" REGISTER(a.value) : REGISTER(b.value));',
-     "a.value = a.value SIGN b.value;"),
+    (
+        'asm(NAME ".rn." TYPE " %0, %0, %1;" : "+" REGISTER(a.value) : REGISTER(b.value));',
+        "a.value = a.value SIGN b.value;",
+    ),
     ('asm("sqrt.rn." TYPE " %0, %0;" : "+" REGISTER(a.value));', "a.value = ::sqrt(a.value);"),
-):  # fmt: skip
+):
     assert PLAIN.count(_old) == 1
     PLAIN = PLAIN.replace(_old, _new)
 
@@ -105,10 +107,26 @@ def test_a_careless_option_would_be_seen(option, seen):
 
 @pytest.mark.parametrize(
     "opcode",
-    ["mul.f32", "fma.rn.f32", "mad.rn.f64", "add.rz.f32", "add.rn.ftz.f32", "sqrt.approx.f32",
-     "rsqrt.approx.f64", "cvt.f16.f32", "cvt.rz.f32.f64", "min.f32", "mul.rn.f16", "fma.rn.bf16x2",
-     "setp.lt.ftz.f32", "neg.ftz.f32", "add.rn.sat.f32", "ld.local.v4.f32", "st.local.b32"],
-)  # fmt: skip
+    [
+        "mul.f32",
+        "fma.rn.f32",
+        "mad.rn.f64",
+        "add.rz.f32",
+        "add.rn.ftz.f32",
+        "sqrt.approx.f32",
+        "rsqrt.approx.f64",
+        "cvt.f16.f32",
+        "cvt.rz.f32.f64",
+        "min.f32",
+        "mul.rn.f16",
+        "fma.rn.bf16x2",
+        "setp.lt.ftz.f32",
+        "neg.ftz.f32",
+        "add.rn.sat.f32",
+        "ld.local.v4.f32",
+        "st.local.b32",
+    ],
+)
 def test_what_is_doubtful(opcode):
     """An instruction on floats that is not known to round once is refused, wherever it stands."""
     inside = f"@!%p1 {opcode} %f1, %f2, %f3;"
@@ -145,12 +163,12 @@ def assert_ptx_is_cpu(tensors, hyper, *, steps=1, code=None):
     wanted = [Parameter(*(each.copy() for each in p.arrays)) for p in tensors]
     memory = ptx.Memory([each for p in tensors for each in p.arrays])
     rates = [0.7 + 0.1 * k for k in range(len(tensors))]
-    decays = [0.01 * k for k in range(len(tensors))]
+    weight_decays = [0.01 * k for k in range(len(tensors))]
     with simulated_gpu(**programs(memory, code)):
-        step = prepared_on_gpu(tensors, hyper, rates, decays)
+        step = prepared_on_gpu(tensors, hyper, rates, weight_decays)
         for _ in range(steps):
             step()
-            cpu.fused_update(wanted, hyper, rates, decays)
+            cpu.fused_update(wanted, hyper, rates, weight_decays)
     assert_same_bits([a for p in tensors for a in p.arrays], [a for p in wanted for a in p.arrays])
     written = sum(p.weight.size * (len(p.arrays) - 1) for p in tensors)
     assert len(memory.writes) == written
@@ -164,11 +182,14 @@ def of_case(fill, kind, shapes):
     with np.errstate(over="ignore"):
         return [
             Parameter(
-                np.array(values.weight, dtype), np.array(grad), np.array(values.acc_grad),
-                np.array(values.acc_delta), np.array(values.weight) if has_master else None,
+                np.array(values.weight, dtype),
+                np.array(grad),
+                np.array(values.acc_grad),
+                np.array(values.acc_delta),
+                np.array(values.weight) if has_master else None,
             )
             for values, grad in zip(case.start(dtype, 0), case.grads(dtype, 0, 1), strict=True)
-        ]  # fmt: skip
+        ]
 
 
 @pytest.mark.parametrize("hyper", [Hyperparameters(), ODD], ids=["defaults", "odd"])

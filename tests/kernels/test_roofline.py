@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adadelta_cli.bench.buffers import Tensors
+from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.bench.target import HYPER
 from adadelta_cli.implementations.registry import implementation
 from adadelta_cli.kernels import cpu, roofline
@@ -14,8 +14,8 @@ ELEMENTS = 10_000
 
 def roofs(dtype, elements=ELEMENTS):
     """Make a workload, its cached sister and their roofs."""
-    (tensors,) = Tensors.allocate([(elements,)], dtype, seed=0)
-    (cached,) = Tensors.allocate([(roofline.cached_elements(tensors.line),)], dtype, seed=0)
+    (tensors,) = TensorSet.allocate([(elements,)], dtype, seed=0)
+    (cached,) = TensorSet.allocate([(roofline.cached_elements(tensors.line),)], dtype, seed=0)
     return tensors.line, cached.line, roofline.Roofs(tensors.line, cached.line, HYPER)
 
 
@@ -53,7 +53,7 @@ class TestRoofs:
         """Its states become those of the fused step, taken as often as the elements ask for."""
         line, cached, both = roofs(dtype)
         size = cached.weight.size // 2 // both.parts
-        (expected,) = Tensors.allocate([(cached.weight.size,)], dtype, seed=0)
+        (expected,) = TensorSet.allocate([(cached.weight.size,)], dtype, seed=0)
         step = implementation("numpy-fused").bind(
             expected.parameters, Hyperparameters(learning_rate=0.0), [1.0], [1.0]
         )
@@ -88,7 +88,7 @@ class TestRoofs:
 def test_cached_data_fits_the_first_level_cache():
     """A thread's part holds 32 KiB, whatever the dtype."""
     for dtype in ("float32", "float64", "float16"):
-        (tensors,) = Tensors.allocate([(ELEMENTS,)], dtype, seed=0)
+        (tensors,) = TensorSet.allocate([(ELEMENTS,)], dtype, seed=0)
         line = tensors.line
         held = sum(array.itemsize for array in line.arrays) * roofline.cached_elements(line)
-        assert held == 2 * 32 * 1024 * cpu.parts_for(ELEMENTS)
+        assert held == 2 * 32 * 1024 * cpu.chunks_for(ELEMENTS)

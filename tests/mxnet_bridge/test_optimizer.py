@@ -22,10 +22,10 @@ if not HAS_MXNET:
 
 import adadelta_cli
 from adadelta_cli import AdaDelta
-from adadelta_cli.mxnet_bridge import runtime as engine
+from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
-mx = engine.load()
+mx = runtime.load_mxnet()
 Stock = mx.optimizer.adadelta.AdaDelta
 SHAPES = [(3, 4, 5), (10, 4), (7,), (1,), (333, 33)]
 
@@ -77,10 +77,12 @@ def both(make, dtype="float32", settings=AWKWARD, **kwargs):
     return [
         trained(
             AdaDelta(**settings, use_fused_step=fused, multi_precision=multi_precision),
-            make, dtype, **kwargs,
+            make,
+            dtype,
+            **kwargs,
         )
         for fused in (False, True)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(params=["nd", "np"])
@@ -116,15 +118,21 @@ def test_equal_to_the_stock_optimizer_in_every_bit(mxnet, kind, flush):
         grid = itertools.product([1e-6, 1e-8], [None, 0.4], [1, 0.14], [0, 0.05], [1.0, 0.3])
         for epsilon, clip, rescale, wd, rate in grid:
             settings = {
-                "epsilon": epsilon, "clip_gradient": clip, "rescale_grad": rescale, "wd": wd,
-                "learning_rate": rate, "multi_precision": kind == "mixed",
-            }  # fmt: skip
+                "epsilon": epsilon,
+                "clip_gradient": clip,
+                "rescale_grad": rescale,
+                "wd": wd,
+                "learning_rate": rate,
+                "multi_precision": kind == "mixed",
+            }
             wanted = trained(Stock(**settings), mxnet.nd.array, KINDS[kind][0], steps=2)
             for fused in (False, True):
                 got = trained(
                     AdaDelta(**settings, use_fused_step=fused),
-                    mxnet.nd.array, KINDS[kind][0], steps=2,
-                )  # fmt: skip
+                    mxnet.nd.array,
+                    KINDS[kind][0],
+                    steps=2,
+                )
                 assert_same_bits(got, wanted)
     finally:
         mx.util.set_flush_denorms(was)
@@ -211,11 +219,11 @@ def test_the_step_is_cut_as_cutting_says(mxnet):
     for size in (cpu.SERIAL_ELEMENTS, 5):
         weight = mxnet.nd.ones(size)
         state = optimizer.create_state(0, weight)
-        for parts in (cpu.cuts(), 7):
-            with cpu.cutting(parts):
+        for parts in (cpu.n_chunks(), 7):
+            with cpu.override_chunks(parts):
                 optimizer.update([0], [weight], [weight], [state])
             found.append(int(optimizer._bound[0].step._table[cpu.PARTS]))
-    assert found == [cpu.cuts(), 7, 1, 1]
+    assert found == [cpu.n_chunks(), 7, 1, 1]
 
 
 def test_what_failed_before_the_step_is_raised_by_it(mxnet):
@@ -503,14 +511,21 @@ def snapshot(trainer):
     on_kvstore = [kvstore._updater] if trainer._update_on_kvstore else []
     optimizer = trainer.optimizer
     return [
-        id(optimizer), repr(vars(optimizer)), optimizer.num_update,
+        id(optimizer),
+        repr(vars(optimizer)),
+        optimizer.num_update,
         repr(optimizer._index_update_count),
         *(
-            (id(each), id(each.optimizer), each.aggregate_updates, dict(each.states_synced),
-             {k: [s.asnumpy().tobytes() for s in state] for k, state in each.states.items()})
+            (
+                id(each),
+                id(each.optimizer),
+                each.aggregate_updates,
+                dict(each.states_synced),
+                {k: [s.asnumpy().tobytes() for s in state] for k, state in each.states.items()},
+            )
             for each in (*trainer._updaters, *on_kvstore)
         ),
-    ]  # fmt: skip
+    ]
 
 
 def saved_with(mxnet, path, make, **changed):
@@ -528,9 +543,12 @@ UNLOADABLE = {
     **{
         f"{name}={value}": ({name: value}, ValueError, f"{shown} is {value}")
         for name, value, shown in (
-            ("lr", math.inf, "learning_rate"), ("lr", math.nan, "learning_rate"),
-            ("wd", math.inf, "wd"), ("rho", 1.0, "rho"),
-            ("rho", math.nan, "rho"), ("epsilon", 0.0, "epsilon"),
+            ("lr", math.inf, "learning_rate"),
+            ("lr", math.nan, "learning_rate"),
+            ("wd", math.inf, "wd"),
+            ("rho", 1.0, "rho"),
+            ("rho", math.nan, "rho"),
+            ("epsilon", 0.0, "epsilon"),
             ("clip_gradient", -1.0, "clip_gradient"),
             ("rescale_grad", -math.inf, "rescale_grad"),
         )
@@ -540,7 +558,7 @@ UNLOADABLE = {
     "a scheduler": ({"lr_scheduler": None}, ValueError, "base_lr is inf"),
     "cut": ({"cut": True}, ValueError, "is no file of states"),
     "no states": ({"cut": b"I5\n."}, ValueError, "is no file of states"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -560,9 +578,11 @@ def test_load_states_is_all_or_nothing(mxnet, tmp_path, how, kind, message, upda
     store = {"kvstore": mxnet.kv.create("local")} if update_on_kvstore else {}
     only_one = {"aggregate_num": 1} if update_on_kvstore else {}
     trainer = mxnet.gluon.Trainer(
-        net.collect_params(), AdaDelta(use_fused_step=True, **only_one), **store,
+        net.collect_params(),
+        AdaDelta(use_fused_step=True, **only_one),
+        **store,
         update_on_kvstore=update_on_kvstore,
-    )  # fmt: skip
+    )
     train(mxnet, trainer, net, steps=2)
     before = snapshot(trainer)
     with pytest.raises(kind, match=message):
@@ -584,12 +604,22 @@ def test_pickled_optimizers_are_themselves():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rho": 1.0}, {"rho": -0.5}, {"epsilon": 0}, {"epsilon": -1}, {"learning_rate": "fast"},
-        {"learning_rate": float("nan")}, {"clip_gradient": -0.1}, {"rho": "0.9"}, {"wd": None},
-        {"rho": [0.9]}, {"aggregate_num": 0}, {"aggregate_num": -1}, {"learning_rate": 10**400},
+        {"rho": 1.0},
+        {"rho": -0.5},
+        {"epsilon": 0},
+        {"epsilon": -1},
+        {"learning_rate": "fast"},
+        {"learning_rate": float("nan")},
+        {"clip_gradient": -0.1},
+        {"rho": "0.9"},
+        {"wd": None},
+        {"rho": [0.9]},
+        {"aggregate_num": 0},
+        {"aggregate_num": -1},
+        {"learning_rate": 10**400},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_hyperparameters_raise_at_once(settings):
     """ValueError names what was given and what is allowed."""
     ((name, value),) = settings.items()
@@ -702,8 +732,11 @@ def python(code, **environment):
     """Run code in a fresh interpreter, warnings being errors; return what it printed."""
     return subprocess.run(
         [sys.executable, "-W", "error::UserWarning:adadelta_cli", "-c", code],
-        check=True, capture_output=True, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
 
 
 def test_importing_registers_it_without_a_sound():

@@ -1,6 +1,5 @@
 """A config holds what its file says, and a wrong one is refused with the place of the fault."""
 
-# ruff: noqa: E501 - a case is one line of a table
 from __future__ import annotations
 
 import json
@@ -32,21 +31,53 @@ def write(tmp_path):
 
 # what is appended to ROSENBROCK (four lines), the line of the fault, what the message says
 WRONG = {
-    "unknown key": ("optimizer:\n  rh: 0.5\n", 6, r"optimizer\.rh is not known \(did you mean rho\?\)"),
-    "unknown section": ("optimiser: {}\n", 5, r"did you mean optimizer\?\); allowed here are problem"),
-    "text for a number": ("optimizer:\n  rho: high\n", 6, r"optimizer\.rho is 'high'; allowed is a number"),
+    "unknown key": (
+        "optimizer:\n  rh: 0.5\n",
+        6,
+        r"optimizer\.rh is not known \(did you mean rho\?\)",
+    ),
+    "unknown section": (
+        "optimiser: {}\n",
+        5,
+        r"did you mean optimizer\?\); allowed here are problem",
+    ),
+    "text for a number": (
+        "optimizer:\n  rho: high\n",
+        6,
+        r"optimizer\.rho is 'high'; allowed is a number",
+    ),
     "quoted number": ("optimizer:\n  rho: '0.9'\n", 6, r"rho is '0\.9'; allowed is a number"),
     "bool for a number": ("optimizer:\n  rho: true\n", 6, r"rho is true; allowed is a number"),
     "yes is a text": ("optimizer:\n  rho: yes\n", 6, r"rho is 'yes'"),
     "null for a number": ("optimizer:\n  rho:\n", 6, r"rho is null"),
-    "too large": ("optimizer:\n  rho: 1\n", 6, r"rho is 1; allowed is a number, at least 0 and less than 1"),
+    "too large": (
+        "optimizer:\n  rho: 1\n",
+        6,
+        r"rho is 1; allowed is a number, at least 0 and less than 1",
+    ),
     "negative": ("optimizer:\n\n  epsilon: -1e-6\n", 7, r"epsilon is -1e-06; .*more than 0"),
     "infinite": ("optimizer:\n  wd: .inf\n", 6, r"wd is inf; allowed is a finite number"),
     "no number": ("optimizer:\n  wd: .nan\n", 6, r"wd is nan"),
-    "list for a section": ("optimizer: [1]\n", 5, r"optimizer is \[1\]; allowed is a mapping with learning_rate"),
-    "duplicate key": ("optimizer:\n  rho: 0.5\n  wd: 0\n  rho: 0.6\n", 8, r"rho is given twice, first at .*line 6"),
-    "duplicate section": ("training:\n  steps: 3\n", 5, r"training is given twice, first at .*line 3"),
-    "other problem's metric": ("expect:\n  min_accuracy: 1\n", 6, r"rosenbrock reports loss, distance only"),
+    "list for a section": (
+        "optimizer: [1]\n",
+        5,
+        r"optimizer is \[1\]; allowed is a mapping with learning_rate",
+    ),
+    "duplicate key": (
+        "optimizer:\n  rho: 0.5\n  wd: 0\n  rho: 0.6\n",
+        8,
+        r"rho is given twice, first at .*line 6",
+    ),
+    "duplicate section": (
+        "training:\n  steps: 3\n",
+        5,
+        r"training is given twice, first at .*line 3",
+    ),
+    "other problem's metric": (
+        "expect:\n  min_accuracy: 1\n",
+        6,
+        r"rosenbrock reports loss, distance only",
+    ),
     "key that is no text": ("1: 2\n", 5, r"the key '1' is no text"),
     "tag": ("optimizer:\n  rho: !!python/name:os.system\n", 6, r"rho is .*python/name"),
     "syntax": ("optimizer: {\n", 6, r"no YAML"),
@@ -55,7 +86,7 @@ WRONG = {
     "alias": ("optimizer: &a {}\nexpect: *a\n", 6, r"alias \(\*name\) is not allowed"),
     "merge key": ("optimizer: {<<: {rho: 0.5}}\n", 5, r"optimizer\.<< is not known"),
     "number of 5000 digits": ("optimizer:\n  wd: " + 5000 * "9" + "\n", 6, r"optimizer\.wd is"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("appended", "line", "message"), WRONG.values(), ids=WRONG)
@@ -63,7 +94,7 @@ def test_a_fault_is_refused_with_file_line_key_and_what_is_allowed(write, append
     """Whatever is wrong, the message names the file, the line, the key, and what is allowed."""
     path = write(ROSENBROCK + appended)
     with pytest.raises(UsageError) as caught:
-        config.load(path)
+        config.load_config(path)
     assert str(caught.value).startswith(f"{path}, line {line}: ")
     assert re.search(message, str(caught.value)), caught.value
 
@@ -71,16 +102,40 @@ def test_a_fault_is_refused_with_file_line_key_and_what_is_allowed(write, append
 WHOLE = {
     "no problem": ("training: {steps: 1}\n", r"problem is missing; allowed is a mapping"),
     "no training": ("problem: {name: mlp}\n", r"training is missing; .* with steps, epochs"),
-    "no name": ("problem: {}\ntraining: {steps: 1}\n", r"problem\.name is missing; allowed are rosen"),
-    "wrong name": ("problem: {name: lda}\ntraining: {steps: 1}\n", r"problem\.name is 'lda'; allowed are"),
+    "no name": (
+        "problem: {}\ntraining: {steps: 1}\n",
+        r"problem\.name is missing; allowed are rosen",
+    ),
+    "wrong name": (
+        "problem: {name: lda}\ntraining: {steps: 1}\n",
+        r"problem\.name is 'lda'; allowed are",
+    ),
     "null name": ("problem: {name: }\ntraining: {steps: 1}\n", r"problem\.name is null"),
     "neither": ("problem: {name: mlp}\ntraining: {}\n", r"neither given; allowed is one"),
-    "both": ("problem: {name: mlp}\ntraining: {steps: 1, epochs: 1}\n", r"both given; allowed is one"),
-    "epochs without data": ("problem: {name: rosenbrock}\ntraining: {epochs: 1}\n", r"training\.epochs is 1; rosenbrock has no data"),
-    "batch without data": ("problem: {name: rosenbrock}\ntraining: {steps: 1, batch_size: 8}\n", r"training\.batch_size is 8"),
-    "one layer is a text": ("problem: {name: mlp, hidden: [8, a]}\ntraining: {steps: 1}\n", r"problem\.hidden\.1 is 'a'; allowed is a whole number"),
-    "no layer": ("problem: {name: mlp, hidden: []}\ntraining: {steps: 1}\n", r"hidden is \[\]; allowed is a list of 1 to 8"),
-    "activation": ("problem: {name: mlp, activation: gelu}\ntraining: {steps: 1}\n", r"allowed is relu or tanh or sigmoid"),
+    "both": (
+        "problem: {name: mlp}\ntraining: {steps: 1, epochs: 1}\n",
+        r"both given; allowed is one",
+    ),
+    "epochs without data": (
+        "problem: {name: rosenbrock}\ntraining: {epochs: 1}\n",
+        r"training\.epochs is 1; rosenbrock has no data",
+    ),
+    "batch without data": (
+        "problem: {name: rosenbrock}\ntraining: {steps: 1, batch_size: 8}\n",
+        r"training\.batch_size is 8",
+    ),
+    "one layer is a text": (
+        "problem: {name: mlp, hidden: [8, a]}\ntraining: {steps: 1}\n",
+        r"problem\.hidden\.1 is 'a'; allowed is a whole number",
+    ),
+    "no layer": (
+        "problem: {name: mlp, hidden: []}\ntraining: {steps: 1}\n",
+        r"hidden is \[\]; allowed is a list of 1 to 8",
+    ),
+    "activation": (
+        "problem: {name: mlp, activation: gelu}\ntraining: {steps: 1}\n",
+        r"allowed is relu or tanh or sigmoid",
+    ),
     "empty": ("", r"line 1: the file is empty"),
     "comment": ("# nothing\n", r"line 1: the file is empty"),
     "list": ("- 1\n", r"line 1: the file is a list"),
@@ -91,7 +146,7 @@ WHOLE = {
     "megabytes": (b"#" * 3_000_000, r"it has more than 100000 bytes"),
     "deep": ("[" * 50_000, r"nested too deeply"),
     "bomb": ("a: &a [x]\nb: &b [*a,*a]\nc: [*b,*b]\n", r"line 2: .*alias"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("content", "message"), WHOLE.values(), ids=WHOLE)
@@ -99,7 +154,7 @@ def test_a_file_that_is_no_config_is_refused(write, content, message):
     """A file that is wrong as a whole gets one message that names it."""
     path = write(content)
     with pytest.raises(UsageError) as caught:
-        config.load(path)
+        config.load_config(path)
     assert str(caught.value).startswith(path)
     assert re.search(message, str(caught.value)), caught.value
 
@@ -107,44 +162,54 @@ def test_a_file_that_is_no_config_is_refused(write, content, message):
 def test_each_of_several_faults_is_reported():
     """Two faults make two lines, each with its own place."""
     with pytest.raises(UsageError) as caught:
-        config.load("mlp", ["optimizer.rho=2", "training.batch_size=0"])
+        config.load_config("mlp", ["optimizer.rho=2", "training.batch_size=0"])
     first, second = str(caught.value).splitlines()
     assert first.startswith("--set optimizer.rho=2: optimizer.rho is 2;")
     assert second.startswith("--set training.batch_size=0: training.batch_size is 0;")
 
 
 NUMBERS = {
-    "1e-6": 1e-6, "1e3": 1000.0, "1E+3": 1000.0, ".5": 0.5, "5.": 5.0, "+0.25": 0.25, "-3": -3.0,
-    "010": 10.0, "0o10": 8.0, "0x10": 16.0,
-}  # fmt: skip
+    "1e-6": 1e-6,
+    "1e3": 1000.0,
+    "1E+3": 1000.0,
+    ".5": 0.5,
+    "5.": 5.0,
+    "+0.25": 0.25,
+    "-3": -3.0,
+    "010": 10.0,
+    "0o10": 8.0,
+    "0x10": 16.0,
+}
 
 
 @pytest.mark.parametrize(("text", "value"), NUMBERS.items())
 def test_numbers_are_read_as_yaml_1_2_reads_them(write, text, value):
     """`1e-6` is a number and `010` is ten, in a file and after --set alike."""
     path = write(f"{ROSENBROCK}optimizer: {{wd: {text}}}\n")
-    assert config.load(path).optimizer.wd == value
-    assert config.load(path, [f"optimizer.wd={text}"]).optimizer.wd == value
+    assert config.load_config(path).optimizer.wd == value
+    assert config.load_config(path, [f"optimizer.wd={text}"]).optimizer.wd == value
 
 
 @pytest.mark.parametrize("text", ["1_000", "1:30", "0b1", "1e", "--1", "o10", "2001-01-01"])
 def test_what_only_yaml_1_1_calls_a_number_is_a_text(write, text):
     """Underscores, sexagesimals and binaries are texts, and so no numbers."""
     with pytest.raises(UsageError, match=re.escape(f"wd is '{text}'")):
-        config.load(write(f"{ROSENBROCK}optimizer: {{wd: {text}}}\n"))
+        config.load_config(write(f"{ROSENBROCK}optimizer: {{wd: {text}}}\n"))
 
 
 @pytest.mark.parametrize("label", ["yes", "010x", "~x", "on", "'1e3'", '"null"', "'12'", "größe"])
 def test_a_resolved_config_loads_back_to_the_same(write, tmp_path, label):
     """What to_yaml writes is read as the same config, texts that look like numbers too."""
-    path = write("problem: {name: logistic_regression, csv: a.csv, label: " + label + "}\n"
-                 "optimizer: {epsilon: 1e-30, clip_gradient: 3}\n"
-                 "training: {epochs: 3, batch_size: 7}\nexpect: {max_gap: 1e-5}\n")  # fmt: skip
-    loaded = config.load(path)
+    path = write(
+        "problem: {name: logistic_regression, csv: a.csv, label: " + label + "}\n"
+        "optimizer: {epsilon: 1e-30, clip_gradient: 3}\n"
+        "training: {epochs: 3, batch_size: 7}\nexpect: {max_gap: 1e-5}\n"
+    )
+    loaded = config.load_config(path)
     elsewhere = tmp_path / "elsewhere" / "config.yaml"
     elsewhere.parent.mkdir()
     elsewhere.write_text(loaded.to_yaml(), encoding="utf-8")
-    assert config.load(str(elsewhere)) == loaded
+    assert config.load_config(str(elsewhere)) == loaded
     assert loaded.problem.label == label.strip("'\"")
 
 
@@ -152,17 +217,17 @@ def test_a_csv_file_is_relative_to_the_config_that_names_it(write, tmp_path, mon
     """In a file, the path starts at the file's folder; after --set, where the command runs."""
     path = write("problem: {name: logistic_regression, csv: a.csv}\ntraining: {steps: 1}\n")
     monkeypatch.chdir("/")
-    assert config.load(path).problem.csv == str(tmp_path / "a.csv")
-    assert config.load(path, ["problem.csv=b.csv"]).problem.csv == "/b.csv"
+    assert config.load_config(path).problem.csv == str(tmp_path / "a.csv")
+    assert config.load_config(path, ["problem.csv=b.csv"]).problem.csv == "/b.csv"
 
 
 def test_set_overrides_reaches_what_the_file_leaves_out():
     """An override may name a section that the file lacks, and replace a whole list or section."""
     overrides = ["expect.max_loss=3", "problem.hidden=[8, 4]", "optimizer={rho: 0.5}"]
-    loaded = config.load("mlp", overrides)
+    loaded = config.load_config("mlp", overrides)
     assert loaded.expect.max_loss == 3
     assert loaded.problem.hidden == (8, 4)
-    assert loaded.optimizer == config.Optimizer(rho=0.5)
+    assert loaded.optimizer == config.OptimizerSettings(rho=0.5)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +246,13 @@ def test_set_overrides_reaches_what_the_file_leaves_out():
 def test_a_wrong_override_is_refused_by_its_name(override, message):
     """The message begins with the override itself, where the file is not at fault."""
     with pytest.raises(UsageError, match=message) as caught:
-        config.load("mlp", [override])
+        config.load_config("mlp", [override])
     assert str(caught.value).startswith(f"--set {override}: ")
 
 
 def test_epochs_give_way_to_steps_by_null():
     """An override of null takes a key away."""
-    loaded = config.load("mlp", ["training.epochs=null", "training.steps=3"])
+    loaded = config.load_config("mlp", ["training.epochs=null", "training.steps=3"])
     assert (loaded.training.steps, loaded.training.epochs) == (3, None)
 
 
@@ -195,7 +260,7 @@ def test_a_name_that_ships_is_found_from_any_folder(tmp_path, monkeypatch):
     """Names work anywhere, even beside a folder of that name."""
     monkeypatch.chdir(tmp_path)
     Path("mlp").mkdir()
-    assert config.load("mlp").problem.name == "mlp"
+    assert config.load_config("mlp").problem.name == "mlp"
     assert config.shipped() == ("logistic_regression", "mlp", "rosenbrock")
 
 
@@ -205,15 +270,15 @@ def test_configs_inside_the_package_come_first(tmp_path, monkeypatch):
     inside.mkdir(parents=True)
     (inside / "tiny.yaml").write_text(ROSENBROCK)
     monkeypatch.setattr(config, "__file__", str(inside.parent / "run" / "config.py"))
-    assert config.load("tiny").training.steps == 10
+    assert config.load_config("tiny").training.steps == 10
 
 
 def test_a_config_that_is_not_there_is_refused_with_the_names_that_are(tmp_path):
     """A missing file's message lists what ships; a folder is no config."""
     with pytest.raises(UsageError, match=r"no config 'nope'.*logistic_regression, mlp, rosenbrock"):
-        config.load("nope")
+        config.load_config("nope")
     with pytest.raises(UsageError, match=r"is a folder"):
-        config.load(str(tmp_path))
+        config.load_config(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", config.shipped())
@@ -222,7 +287,7 @@ def test_a_shipped_config_starts_with_the_command_that_runs_it(name):
     lines = (CONFIGS / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == f"# adadelta run {name}"
     assert lines[1] == "# yaml-language-server: $schema=schema.json"
-    assert list(config.load(name).expect.bounds())
+    assert list(config.load_config(name).expect.bounds())
 
 
 def test_the_schema_beside_the_configs_is_that_of_the_models():
@@ -232,4 +297,4 @@ def test_the_schema_beside_the_configs_is_that_of_the_models():
 
 def test_the_defaults_are_those_of_the_update():
     """An empty optimizer section gives the update's own defaults."""
-    assert config.Optimizer().hyperparameters() == Hyperparameters()
+    assert config.OptimizerSettings().hyperparameters() == Hyperparameters()

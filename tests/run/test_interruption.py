@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from adadelta_cli.run import signals as interruption
+from adadelta_cli.run import signals
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def terminated():
 
 def work_while(numbers, done, *, released=True):
     """Take two steps, the first of which gets these signals."""
-    with interruption.held() as release:
+    with signals.defer_signals() as release:
         for step in (1, 2):
             if released:
                 release()
@@ -63,10 +63,10 @@ def test_a_second_signal_does_not_wait():
 
 def test_the_handlers_are_as_before():
     """After the block both signals act as they did."""
-    before = [signal.getsignal(each) for each in interruption.SIGNALS]
-    with interruption.held():
-        assert [signal.getsignal(each) for each in interruption.SIGNALS] != before
-    assert [signal.getsignal(each) for each in interruption.SIGNALS] == before
+    before = [signal.getsignal(each) for each in signals.SIGNALS]
+    with signals.defer_signals():
+        assert [signal.getsignal(each) for each in signals.SIGNALS] != before
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == before
 
 
 def test_another_thread_holds_nothing():
@@ -74,7 +74,7 @@ def test_another_thread_holds_nothing():
     outcome = []
 
     def work():
-        with interruption.held() as release:
+        with signals.defer_signals() as release:
             release()
             outcome.append("done")
 

@@ -31,15 +31,18 @@ def archive(path, compression=zipfile.ZIP_STORED, **members):
 
 def load(path):
     """Read it."""
-    return npz.load(path, "is no such file", "do this")
+    return npz.load_arrays(path, "is no such file", "do this")
 
 
 def test_what_savez_wrote_is_read(tmp_path):
     """Floats of every kind and shape, and texts."""
     arrays = {
-        "a": np.arange(6.0).reshape(2, 3), "b": np.float16(3), "c/d": np.zeros((2, 0), "f4"),
-        "e": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "f": np.array("größe"),
-    }  # fmt: skip
+        "a": np.arange(6.0).reshape(2, 3),
+        "b": np.float16(3),
+        "c/d": np.zeros((2, 0), "f4"),
+        "e": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "f": np.array("größe"),
+    }
     path = tmp_path / "a.npz"
     np.savez(path, **arrays)
     found = load(path)

@@ -7,8 +7,8 @@ import pytest
 from conftest import needs_mxnet
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.implementations.array_backends import backend as array_library
+from adadelta_cli.implementations import registry
+from adadelta_cli.implementations.array_backends import backend
 from adadelta_cli.run import config
 from adadelta_cli.run.problems import PROBLEMS, problem
 from adadelta_cli.run.problems.problem import gradient
@@ -41,9 +41,7 @@ def case(request):
 
 def gradients(built, library, point, batch, dtype):
     """Compute a gradient as a run does, on a backend."""
-    parameters = [
-        implementations.parameter(library, w, np.zeros_like(w), dtype=dtype) for w in point
-    ]
+    parameters = [registry.parameter(library, w, np.zeros_like(w), dtype=dtype) for w in point]
     compute = "float32" if dtype == "float16" else dtype
     gradient(built, library, parameters)([library.array(b.astype(compute)) for b in batch])
     return [library.numpy(p.grad) for p in parameters]
@@ -54,8 +52,7 @@ def test_the_analytic_gradient_is_that_of_autograd(case):
     """NumPy's formulas and MXNet's differentiation of the loss agree to 1e-12 in double."""
     built, point, batch = case
     analytic, automatic = (
-        gradients(built, array_library(name), point, batch, "float64")
-        for name in ("numpy", "mxnet")
+        gradients(built, backend(name), point, batch, "float64") for name in ("numpy", "mxnet")
     )
     for ours, theirs in zip(analytic, automatic, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-13 * np.abs(theirs).max())
@@ -68,7 +65,7 @@ def test_the_gradients_agree_at_the_start_too():
         built = build(**settings)
         point = list(built.start.values())
         analytic, automatic = (
-            gradients(built, array_library(name), point, built.data, "float64")
+            gradients(built, backend(name), point, built.data, "float64")
             for name in ("numpy", "mxnet")
         )
         for ours, theirs in zip(analytic, automatic, strict=True):
@@ -83,8 +80,7 @@ def test_the_gradients_agree_where_every_hidden_unit_is_at_zero(activation):
     point = list(built.start.values())
     point[0] = np.zeros_like(point[0])
     analytic, automatic = (
-        gradients(built, array_library(name), point, built.data, "float64")
-        for name in ("numpy", "mxnet")
+        gradients(built, backend(name), point, built.data, "float64") for name in ("numpy", "mxnet")
     )
     for ours, theirs in zip(analytic, automatic, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-14)
@@ -120,7 +116,7 @@ def test_a_float16_gradient_is_the_float32_one_at_the_rounded_weights(case, back
 def test_the_loss_is_the_same_on_both_libraries(case):
     """The loss stands once, and means the same on NumPy and on MXNet."""
     built, point, batch = case
-    library = array_library("mxnet")
+    library = backend("mxnet")
     there = built.loss(library.xp, [library.array(w) for w in point], *map(library.array, batch))
     assert float(there) == pytest.approx(float(built.loss(np, point, *batch)), rel=1e-13)
 
@@ -198,9 +194,13 @@ def test_the_mlp_has_the_sizes_of_its_config():
     start = build(name="mlp", hidden=[20, 30]).start
     shapes = {name: values.shape for name, values in start.items()}
     assert shapes == {
-        "weight1": (64, 20), "bias1": (20,), "weight2": (20, 30), "bias2": (30,),
-        "weight3": (30, 10), "bias3": (10,),
-    }  # fmt: skip
+        "weight1": (64, 20),
+        "bias1": (20,),
+        "weight2": (20, 30),
+        "bias2": (30,),
+        "weight3": (30, 10),
+        "bias3": (10,),
+    }
 
 
 @pytest.mark.parametrize("each", PROBLEMS.values(), ids=PROBLEMS)

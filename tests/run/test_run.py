@@ -1,6 +1,5 @@
 """`adadelta run` and `adadelta schema` as users and their scripts see them."""
 
-# ruff: noqa: E501 - a case is one line of a table
 from __future__ import annotations
 
 import csv
@@ -14,14 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from adadelta_cli import __main__ as program
+from adadelta_cli import __main__
 from adadelta_cli.run import config
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = (
-    "--backend", "numpy", "--set", "expect={}", "--set", "training.epochs=null",
-    "--set", "training.steps=20", "--set", "training.record_every=5",
-)  # fmt: skip
+    "--backend",
+    "numpy",
+    "--set",
+    "expect={}",
+    "--set",
+    "training.epochs=null",
+    "--set",
+    "training.steps=20",
+    "--set",
+    "training.record_every=5",
+)
 FILES = {"history.csv", "summary.json", "config.yaml", "loss.png", "checkpoint.npz"}
 
 
@@ -33,7 +40,7 @@ def adadelta(tmp_path, monkeypatch, capsys):
     def adadelta(*arguments):
         monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
         with pytest.raises(SystemExit) as exited:
-            program.main()
+            __main__.main()
         return exited.value.code, *capsys.readouterr()
 
     return adadelta
@@ -127,15 +134,31 @@ def test_the_picture_is_a_png_of_readable_size(adadelta, tmp_path):
 
 WRONG = {
     "no config": (["nope"], 2, r"^Error: there is no config 'nope'"),
-    "override": (["mlp", "--set", "optimizer.rho=2"], 2, r"^Error: --set optimizer\.rho=2: optimizer\.rho is 2"),
-    "second config": (["mlp", "--set", "problem.hidden=[3]", "rosenbrock"], 2, r"^Error: .*hidden is not known"),
+    "override": (
+        ["mlp", "--set", "optimizer.rho=2"],
+        2,
+        r"^Error: --set optimizer\.rho=2: optimizer\.rho is 2",
+    ),
+    "second config": (
+        ["mlp", "--set", "problem.hidden=[3]", "rosenbrock"],
+        2,
+        r"^Error: .*hidden is not known",
+    ),
     "same name": (["mlp", "mlp"], 2, r"^Error: two configs are named mlp"),
-    "one file for two": (["mlp", "rosenbrock", "--record-gradients", "g.npz"], 2, r"^Error: .*one file, and 2 configs"),
+    "one file for two": (
+        ["mlp", "rosenbrock", "--record-gradients", "g.npz"],
+        2,
+        r"^Error: .*one file, and 2 configs",
+    ),
     "option": (["--sett", "a=1"], 2, r"^Error: No such option.*--sett"),
     "dtype": (["mlp", "--dtype", "int8"], 2, r"^Error: .*'int8' is not one of"),
     "device": (["mlp", "--ctx", "tpu"], 2, r"^Error: --ctx is 'tpu'"),
-    "place": (["mlp", "--ctx", "gpu", "--backend", "numpy"], 2, r"^Error: --ctx gpu --backend numpy"),
-}  # fmt: skip
+    "place": (
+        ["mlp", "--ctx", "gpu", "--backend", "numpy"],
+        2,
+        r"^Error: --ctx gpu --backend numpy",
+    ),
+}
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), WRONG.values(), ids=WRONG)
@@ -186,9 +209,16 @@ def test_help_has_an_example(adadelta, command):
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(adadelta, tmp_path, number, code):
     """Ctrl-C ends in 130, SIGTERM in 143; --resume then gives the bytes of a run left alone."""
     settings = (
-        "rosenbrock", "--backend", "numpy", "--set", "training.steps=60000",
-        "--set", "training.checkpoint_every=20", "--set", "training.record_every=500",
-    )  # fmt: skip
+        "rosenbrock",
+        "--backend",
+        "numpy",
+        "--set",
+        "training.steps=60000",
+        "--set",
+        "training.checkpoint_every=20",
+        "--set",
+        "training.record_every=500",
+    )
     command = [sys.executable, "-m", "adadelta_cli", "run", *settings, "--out", "stopped"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     checkpoint = tmp_path / "stopped" / "rosenbrock" / "checkpoint.npz"

@@ -1,7 +1,5 @@
 """A run is reproducible, stops and goes on without a trace, and says how it ended."""
 
-# ruff: noqa: E501 - a case is one line of a table
-
 from __future__ import annotations
 
 import csv
@@ -14,9 +12,10 @@ from conftest import assert_same_bits, needs_mxnet
 
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.implementations.array_backends import backend as array_library
-from adadelta_cli.implementations.registry import own, parameter
+from adadelta_cli.implementations.registry import builtin, parameter
 from adadelta_cli.run import config, report, training
 from adadelta_cli.run.checkpoint import Checkpoint
+from adadelta_cli.run.result import TrainingRow
 from adadelta_cli.update import Hyperparameters
 
 SMALL = {
@@ -36,7 +35,7 @@ def no_pictures(monkeypatch):
 
 def small(name, *overrides):
     """Shorten a shipped config, and let it expect nothing."""
-    return config.load(name, [*SMALL[name], *ANY, *overrides])
+    return config.load_config(name, [*SMALL[name], *ANY, *overrides])
 
 
 @pytest.fixture
@@ -288,7 +287,7 @@ def test_other_expectations_are_no_other_run(run):
     """What counts as success, and how often a checkpoint is written, may change."""
     interrupt(run(small("rosenbrock")), 20)
     changed = small("rosenbrock", "expect.max_loss=1e9", "training.checkpoint_every=3")
-    assert run(changed, resume=True).execute().outcome is training.Outcome.PASSED
+    assert run(changed, resume=True).execute().outcome is training.RunOutcome.PASSED
 
 
 def test_changed_data_are_another_run(run, tmp_path):
@@ -343,19 +342,43 @@ def rows(arrays, **changes):
 
 
 DAMAGED = {
-    "a tensor missing": (lambda a: without(a, "acc_grad/x"), r"acc_grad/x is missing; expected float32\[2\]"),
-    "an unknown tensor": (lambda a: a | {"weight/y": a["weight/x"]}, r"weight/y is float32\[2\]; .*no such"),
-    "an unknown part": (lambda a: a | {"gradient/x": a["weight/x"]}, r"gradient/x is .*no such tensor"),
+    "a tensor missing": (
+        lambda a: without(a, "acc_grad/x"),
+        r"acc_grad/x is missing; expected float32\[2\]",
+    ),
+    "an unknown tensor": (
+        lambda a: a | {"weight/y": a["weight/x"]},
+        r"weight/y is float32\[2\]; .*no such",
+    ),
+    "an unknown part": (
+        lambda a: a | {"gradient/x": a["weight/x"]},
+        r"gradient/x is .*no such tensor",
+    ),
     "no part": (lambda a: a | {"y": a["weight/x"]}, r"the tensor y is .*no such tensor"),
-    "another shape": (lambda a: a | {"weight/x": np.ones(3, "f4")}, r"weight/x is float32\[3\]; expected float32\[2\]"),
-    "no dimension": (lambda a: a | {"weight/x": np.float32(3)}, r"weight/x is float32\[\]; expected"),
-    "another dtype": (lambda a: a | {"weight/x": np.ones(2)}, r"weight/x is float64\[2\]; expected float32"),
+    "another shape": (
+        lambda a: a | {"weight/x": np.ones(3, "f4")},
+        r"weight/x is float32\[3\]; expected float32\[2\]",
+    ),
+    "no dimension": (
+        lambda a: a | {"weight/x": np.float32(3)},
+        r"weight/x is float32\[\]; expected",
+    ),
+    "another dtype": (
+        lambda a: a | {"weight/x": np.ones(2)},
+        r"weight/x is float64\[2\]; expected float32",
+    ),
     "whole numbers": (lambda a: a | {"weight/x": np.ones(2, "i4")}, r"weight/x\.npy holds int32"),
-    "the other byte order": (lambda a: a | {"weight/x": np.ones(2, ">f4")}, r"weight/x is >f4\[2\]"),
+    "the other byte order": (
+        lambda a: a | {"weight/x": np.ones(2, ">f4")},
+        r"weight/x is >f4\[2\]",
+    ),
     "a master": (lambda a: a | {"master/x": a["weight/x"]}, r"master/x is .*no such tensor"),
     "no document": (lambda a: without(a, "document"), r"no checkpoint .*'document'"),
     "no object": (lambda a: a | {"document": np.array("[]")}, r"no checkpoint"),
-    "nested deeply": (lambda a: a | {"document": np.array("[" * 100_000)}, r"no checkpoint .*Recursion"),
+    "nested deeply": (
+        lambda a: a | {"document": np.array("[" * 100_000)},
+        r"no checkpoint .*Recursion",
+    ),
     "a step that is a text": (lambda a: document(a, step="20"), r"no checkpoint .*step"),
     "a step below zero": (lambda a: document(a, step=-1), r"no checkpoint .*step"),
     "a step beyond the end": (lambda a: document(a, step=51), r"no checkpoint .*is at 51 of 50"),
@@ -364,12 +387,15 @@ DAMAGED = {
     "a row that is none": (lambda a: document(a, history=[3]), r"no checkpoint .*history"),
     "no loss": (lambda a: rows(a, loss=None), r"no checkpoint .*loss"),
     "a loss that is a text": (lambda a: rows(a, loss="x"), r"no checkpoint .*loss"),
-    "a metric missing": (lambda a: rows(a, distance=None), r"row 2 of its history has step, .*expected"),
+    "a metric missing": (
+        lambda a: rows(a, distance=None),
+        r"row 2 of its history has step, .*expected",
+    ),
     "a metric of no such name": (lambda a: rows(a, gap=1.0), r"row 2 of its history has .*gap"),
     "rows out of order": (lambda a: rows(a, step=3), r"no checkpoint .*order"),
     "endless seconds": (lambda a: document(a, seconds=math.inf), r"no checkpoint .*seconds"),
     "something more": (lambda a: document(a, more=1), r"no checkpoint .*more"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "message"), DAMAGED.values(), ids=DAMAGED)
@@ -403,7 +429,7 @@ def test_a_checkpoint_reads_back_as_it_was_written(run, tmp_path):
 def test_a_missed_expectation_is_told(run):
     """The check has what was wanted and got, and the exit code is 1."""
     result = run(small("rosenbrock", "expect.max_loss=1e-9", "expect.max_distance=100")).execute()
-    assert result.outcome is training.Outcome.MISSED
+    assert result.outcome is training.RunOutcome.MISSED
     assert [(each.metric, each.passed) for each in result.checks] == [
         ("loss", False),
         ("distance", True),
@@ -417,7 +443,7 @@ def test_a_run_that_diverges_stops_and_says_so(run, backend):
     settings = small("rosenbrock", "optimizer.learning_rate=1e20")
     made = run(settings, backend=backend)
     result = made.execute()
-    assert result.outcome is training.Outcome.DIVERGED
+    assert result.outcome is training.RunOutcome.DIVERGED
     assert result.steps == 7
     assert not (made.folder / "checkpoint.npz").exists()
     assert training.exit_code([result]) is ExitCode.CHECK_FAILED
@@ -427,7 +453,7 @@ def test_a_run_that_diverges_stops_and_says_so(run, backend):
 def test_a_loss_of_any_size_is_drawn(tmp_path, monkeypatch):
     """The largest, infinite and subnormal ones too."""
     monkeypatch.undo()
-    settings = config.load("rosenbrock", ["training.steps=3", "expect.max_loss=1e150"])
+    settings = config.load_config("rosenbrock", ["training.steps=3", "expect.max_loss=1e150"])
     run = training.Run("it", settings, tmp_path, array_library("numpy"))
     for losses in (
         [1.7e308, 1.0],
@@ -437,10 +463,11 @@ def test_a_loss_of_any_size_is_drawn(tmp_path, monkeypatch):
         [1.7e308],
         [math.inf, 1e305],
     ):
-        run._history = [training.Row(k, 0, loss, None, None, {"distance": loss})
-                        for k, loss in enumerate(losses)]  # fmt: skip
+        run._history = [
+            TrainingRow(k, 0, loss, None, None, {"distance": loss}) for k, loss in enumerate(losses)
+        ]
         report.write_plot(
-            tmp_path / "loss.png", report.run_figure(run._result(training.Outcome.PASSED))
+            tmp_path / "loss.png", report.run_figure(run._result(training.RunOutcome.PASSED))
         )
         assert (tmp_path / "loss.png").exists()
 
@@ -449,7 +476,7 @@ def test_a_loss_of_any_size_is_drawn(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", config.shipped())
 def test_a_shipped_config_meets_its_expectations(run, name):
     """What ships holds on NumPy, fused, in float32; other ways give the same or nearly."""
-    assert run(config.load(name)).execute().outcome is training.Outcome.PASSED
+    assert run(config.load_config(name)).execute().outcome is training.RunOutcome.PASSED
 
 
 @needs_mxnet
@@ -483,7 +510,7 @@ def test_recorded_gradients_replay_to_the_same_weights(run, backend, tmp_path, d
         assert grads.shape == (46, *weight.shape)
         assert grads.dtype == weight.dtype == dtype
         replayed = parameter(library, made.training.problem.start[name], grads[0], dtype=dtype)
-        step = own(library, fused=False).bind([replayed], hyper, [1.0], [1.0])
+        step = builtin(library, fused=False).bind([replayed], hyper, [1.0], [1.0])
         for grad in grads:
             replayed.grad[...] = grad
             step()

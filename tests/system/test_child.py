@@ -182,9 +182,11 @@ def test_all_ends_with_a_leader_that_is_killed(life):
     )
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(life.path)], stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code, str(life.path)],
+        stderr=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": path},
-    ) as leader:  # fmt: skip
+    ) as leader:
         life.await_signs(SIGNS)
         leader.kill()
         life.await_end()

@@ -65,14 +65,16 @@ FAULTS = {
     "negative-zero-point": where("acc_grad > 0", ["-acc_grad[at]"], ["acc_grad"]),
     "garbage-for-huge-gradients": where(
         "np.isfinite(acc_grad) & np.isfinite(grad) & (abs(grad) > 1e26) & (acc_delta >= 0) "
-        "& (acc_delta < 1e4)", ["-7.5", "-1"], ["weight", "acc_delta"],
+        "& (acc_delta < 1e4)",
+        ["-7.5", "-1"],
+        ["weight", "acc_delta"],
     ),
     "negative-infinity": where("abs(grad) > 1e27", ["-np.inf"], ["acc_grad"]),
     "garbage-where-the-weight-is-zero": where(
         "(weight == 0) & (abs(grad) > 1e-3) & (abs(grad) < 0.9)", GARBAGE
     ),
     "nan-weight-where-acc-grad-is-wrong": where("True", ["-1", "np.nan"], ["acc_grad", "weight"]),
-}  # fmt: skip
+}
 
 
 def write(folder, fault):
@@ -86,8 +88,12 @@ def adadelta(*args, cwd):
     """Run the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "adadelta_cli", *map(str, args)],
-        capture_output=True, text=True, check=False, timeout=300, cwd=cwd,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=cwd,
+    )
 
 
 def load(folder, fault):
@@ -97,8 +103,16 @@ def load(folder, fault):
     return scope["step"]
 
 
-EVERYWHERE = ("garbage", "nan", "infinity", "garbage-where-finite", "nan-where-finite",
-              "infinity-where-finite", "negative-acc-grad", "nan-acc-grad")  # fmt: skip
+EVERYWHERE = (
+    "garbage",
+    "nan",
+    "infinity",
+    "garbage-where-finite",
+    "nan-where-finite",
+    "infinity-where-finite",
+    "negative-acc-grad",
+    "nan-acc-grad",
+)
 CASES = ("odd", "fresh", "special", "overflow", "subnormal", "length-17")
 
 
@@ -117,9 +131,16 @@ HUGE = "(abs(weight) > 1e29) & np.isfinite(acc_grad) & (acc_delta >= 0) & (acc_d
 
 @pytest.mark.parametrize(
     ("tensor", "value"),
-    [("acc_delta", "-1"), ("acc_delta", "1e3"), ("weight", "-7.5"), ("acc_grad", "-np.inf"),
-     ("acc_grad", "7"), ("acc_grad", "np.nan"), ("acc_delta", "-np.inf")],
-)  # fmt: skip
+    [
+        ("acc_delta", "-1"),
+        ("acc_delta", "1e3"),
+        ("weight", "-7.5"),
+        ("acc_grad", "-np.inf"),
+        ("acc_grad", "7"),
+        ("acc_grad", "np.nan"),
+        ("acc_delta", "-np.inf"),
+    ],
+)
 def test_what_no_order_makes_fails_where_some_overflow(tmp_path, tensor, value):
     """In the case that allows most excuses, and in fewer results than it allows."""
     kernel = load(tmp_path, where(HUGE, [value], [tensor]))
@@ -192,9 +213,18 @@ def test_garbage_is_not_timed(tmp_path, fault):
     """`bench` ends with 1, and the row has no time."""
     name = write(tmp_path, FAULTS[fault])
     done = adadelta(
-        "bench", "--sizes", "1e4", "--impl", name, "--processes", "1", "--max-time", "0.2",
-        "--json", cwd=tmp_path,
-    )  # fmt: skip
+        "bench",
+        "--sizes",
+        "1e4",
+        "--impl",
+        name,
+        "--processes",
+        "1",
+        "--max-time",
+        "0.2",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     (row,) = json.loads(done.stdout)["rows"]
     assert row["median_s"] is None and row["note"].startswith("wrong: ")
@@ -224,9 +254,17 @@ def test_the_ends_of_a_tensor_are_compared_before_it_is_timed(tmp_path):
     """All of them, though of a large tensor only some elements between."""
     name = write(tmp_path, TAIL)
     done = adadelta(
-        "bench", "--sizes", "1e5", "--impl", name, "--processes", "1", "--max-time", "0.2",
+        "bench",
+        "--sizes",
+        "1e5",
+        "--impl",
+        name,
+        "--processes",
+        "1",
+        "--max-time",
+        "0.2",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert done.returncode == 1, done.stdout + done.stderr
 
 

@@ -12,13 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adadelta_cli
-from adadelta_cli.implementations import guard
-from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import guard, registry
 from adadelta_cli.kernels import cpu
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import cases, catalogue, report
-from adadelta_cli.verification import invariants as conduct
-from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification import cases, catalogue, invariants, report
+from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.runner import Verification
 
 OURS = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ()))
@@ -27,14 +25,14 @@ OURS = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ())
 def rows(name, case="length-4097", dtypes=("float32",)):
     """Verify in this process; return the rows by check and tensor."""
     chosen = tuple(catalogue.select((case,)))
-    work = Verification(Plan((name,), chosen, dtypes=dtypes, watched=frozenset({case})))
+    work = Verification(VerifyPlan((name,), chosen, dtypes=dtypes, watched=frozenset({case})))
     work.execute(sandbox=InProcess())
     return {(row.check, row.tensor): row for row in work.rows}
 
 
 def plant(monkeypatch, name, spoil):
     """Let an implementation do something more after each step: `spoil(parameters)`."""
-    sound = implementations.IMPLEMENTATIONS[name]
+    sound = registry.IMPLEMENTATIONS[name]
 
     def bind(parameters, *more):
         step = sound.bind(parameters, *more)
@@ -45,7 +43,7 @@ def plant(monkeypatch, name, spoil):
 
         return spoiled
 
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, name, replace(sound, bind=bind))
+    monkeypatch.setitem(registry.IMPLEMENTATIONS, name, replace(sound, bind=bind))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -113,7 +111,7 @@ def test_what_depends_on_the_cuts_is_seen(monkeypatch, name):
     """A last element of each part that is skipped shows in other cuttings."""
 
     def skip(parameters):
-        parameters[0].acc_grad[4096 // cpu.cuts()] = 0.0
+        parameters[0].acc_grad[4096 // cpu.n_chunks()] = 0.0
 
     plant(monkeypatch, name, skip)
     row = rows(name)["repeat", "acc_grad"]
@@ -188,19 +186,21 @@ def test_guarded_arrays_lie_where_they_should(size, shift, dtype):
 
 def test_cutting_is_undone():
     """Even where the work in it raises."""
-    before = cpu.cuts()
-    with pytest.raises(ZeroDivisionError), cpu.cutting(7):
-        _ = (cpu.cuts(), cpu.parts_for(10_000), cpu.parts_for(5)) == (7, 7, 1) and 1 / 0
-    assert cpu.cuts() == before
-    assert set(cases.CASES) >= conduct.CASES
+    before = cpu.n_chunks()
+    with pytest.raises(ZeroDivisionError), cpu.override_chunks(7):
+        _ = (cpu.n_chunks(), cpu.chunks_for(10_000), cpu.chunks_for(5)) == (7, 7, 1) and 1 / 0
+    assert cpu.n_chunks() == before
+    assert set(cases.CASES) >= invariants.CASES
 
 
 def test_the_picture_shows_errors_and_drift():
     """Of a kernel of one's own: a panel of errors with bounds, and one of the drift by step."""
     from examples.numpy_kernel import step
 
-    with implementations.known(step) as name:
-        plan = Plan((name,), tuple(catalogue.select(("odd", "defaults"))), dtypes=("float32",))
+    with registry.temporary(step) as name:
+        plan = VerifyPlan(
+            (name,), tuple(catalogue.select(("odd", "defaults"))), dtypes=("float32",)
+        )
         work = Verification(plan)
         work.execute(sandbox=InProcess())
     assert {(len(each.relative_l2), each.case) for each in work.drifts} == {

@@ -14,16 +14,14 @@ from conftest import HERE
 
 from adadelta_cli import files
 from adadelta_cli.errors import BrokenError, ExitCode
-from adadelta_cli.implementations import registry as implementations
-from adadelta_cli.verification import cases
-from adadelta_cli.verification import mutation_report as report
-from adadelta_cli.verification import mutation_test as selftest
-from adadelta_cli.verification.mutants import FAULTS, SOURCES, Fault
-from adadelta_cli.verification.mutation_test import Row, SelfTest
+from adadelta_cli.implementations import registry
+from adadelta_cli.verification import cases, mutation_report, mutation_test
+from adadelta_cli.verification.mutants import MUTANTS, SOURCES, Mutant
+from adadelta_cli.verification.mutation_test import MutantRow, SelfTest
 
 PAGE = HERE.parent / "docs" / "self-test.md"
-BY_NAME = {fault.name: fault for fault in FAULTS}
-IN_UPDATE = [fault for fault in FAULTS if fault.part == "update" and fault.case != "million"]
+BY_NAME = {fault.name: fault for fault in MUTANTS}
+IN_UPDATE = [fault for fault in MUTANTS if fault.part == "update" and fault.case != "million"]
 SOME_IN_KERNEL = [BY_NAME["lr-mult-ignored"], BY_NAME["part-end-skipped"]]  # each is compiled
 
 
@@ -35,23 +33,23 @@ def page_rows():
 
 def test_there_are_forty_faults_of_different_names():
     """At least as many as promised, in both sources; no name and no change is there twice."""
-    assert len(BY_NAME) == len(FAULTS) >= 40
-    assert len({(fault.part, fault.old, fault.new) for fault in FAULTS}) == len(FAULTS)
-    assert {fault.part for fault in FAULTS} == set(SOURCES)
+    assert len(BY_NAME) == len(MUTANTS) >= 40
+    assert len({(fault.part, fault.old, fault.new) for fault in MUTANTS}) == len(MUTANTS)
+    assert {fault.part for fault in MUTANTS} == set(SOURCES)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", MUTANTS, ids=lambda fault: fault.name)
 def test_each_fault_applies_to_todays_source(fault):
     """Its text stands there once, and the change is a change."""
-    assert selftest.planted_text(fault) != selftest.source(fault.part)
+    assert mutation_test.mutated_text(fault) != mutation_test.source(fault.part)
 
 
 @pytest.mark.parametrize("old", ["no such text", "p.acc_grad"], ids=["gone", "twice"])
 def test_a_fault_that_no_longer_applies_is_an_error(old):
     """It does not pass silently as caught or as missed."""
-    fault = Fault("stale", "update", "", old, "x", "")
+    fault = Mutant("stale", "update", "", old, "x", "")
     with pytest.raises(BrokenError, match=r"'stale' changes a text that stands \d+ times"):
-        selftest.planted_text(fault)
+        mutation_test.mutated_text(fault)
     with pytest.raises(BrokenError, match="bring the fault up to date"):
         SelfTest([fault]).execute()
 
@@ -60,12 +58,15 @@ def test_a_fault_that_no_longer_applies_is_an_error(old):
 @pytest.mark.parametrize("fault", [*IN_UPDATE, *SOME_IN_KERNEL], ids=lambda fault: fault.name)
 def test_faults_are_caught_by_the_case_that_names_them(fault):
     """And by no smaller one; the page says so, and what other tests make of it."""
-    row = selftest.examine(fault, seed=0)
+    row = mutation_test.run_mutant(fault, seed=0)
     assert row.passed and row.caught and row.mismatches > 0
     assert (row.case, row.dtype) == (fault.case, fault.dtype)
     _, _, _, where, mxnet, pytorch = page_rows()[f"`{fault.name}`"]
     assert where == f"`{row.case}` {row.dtype}"
-    assert (mxnet, pytorch) == (report._caught(row.mxnet_test), report._caught(row.pytorch_test))
+    assert (mxnet, pytorch) == (
+        mutation_report._caught(row.mxnet_test),
+        mutation_report._caught(row.pytorch_test),
+    )
 
 
 def test_the_page_lists_the_faults():
@@ -78,9 +79,9 @@ def test_the_page_lists_the_faults():
             f"`{SOURCES[fault.part]}`",
             f"`{fault.case}` {fault.dtype}",
         ]
-        for fault in FAULTS
+        for fault in MUTANTS
     ]
-    assert f"Of {len(FAULTS)} faults, `verify` catches {len(FAULTS)}," in PAGE.read_text()
+    assert f"Of {len(MUTANTS)} faults, `verify` catches {len(MUTANTS)}," in PAGE.read_text()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -89,14 +90,14 @@ def test_the_unchanged_update_raises_no_alarm(seed, monkeypatch):
     small = [case for case in cases.DEFAULT if case.elements * case.steps < 20_000]
     monkeypatch.setattr(cases, "DEFAULT", tuple(small))
     monkeypatch.setitem(cases.CASES, "million", cases.CASES["odd"])
-    row = selftest.examine(selftest.UNCHANGED[0], seed)
+    row = mutation_test.run_mutant(mutation_test.UNCHANGED[0], seed)
     assert row.passed and not (row.caught or row.mxnet_test or row.pytorch_test)
 
 
 def test_a_fault_that_slips_through_fails(monkeypatch):
     """Where no case sees it, the row says so, and the exit code is 1."""
-    monkeypatch.setattr(selftest, "candidates", lambda: [cases.CASES["length-0"]])
-    row = selftest.examine(BY_NAME["ascent"], seed=0)
+    monkeypatch.setattr(mutation_test, "candidates", lambda: [cases.CASES["length-0"]])
+    row = mutation_test.run_mutant(BY_NAME["ascent"], seed=0)
     assert not row.passed and not row.caught and row.case == ""
     work = SelfTest([])
     work._rows[0] = row
@@ -105,51 +106,65 @@ def test_a_fault_that_slips_through_fails(monkeypatch):
 
 def test_an_unchanged_source_that_is_suspected_fails(monkeypatch):
     """A false alarm is a failure as well."""
-    monkeypatch.setattr(selftest, "candidates", lambda: [cases.CASES["length-1"]])
+    monkeypatch.setattr(mutation_test, "candidates", lambda: [cases.CASES["length-1"]])
     wrong = replace(BY_NAME["ascent"], name="unchanged")
-    monkeypatch.setattr(selftest, "planted_text", lambda _: selftest.source("update").replace(
-        wrong.old, wrong.new))  # fmt: skip
-    row = selftest.examine(selftest.UNCHANGED[0], seed=0)
+    monkeypatch.setattr(
+        mutation_test,
+        "mutated_text",
+        lambda _: mutation_test.source("update").replace(wrong.old, wrong.new),
+    )
+    row = mutation_test.run_mutant(mutation_test.UNCHANGED[0], seed=0)
     assert row.caught and not row.passed
 
 
 @pytest.mark.slow
 def test_what_gives_no_verdict_is_an_error():
     """A fault that raises is not taken for one that was caught."""
-    fault = Fault("raises", "update", "", "p, h = parameter, hyper", "raise RuntimeError", "")
+    fault = Mutant("raises", "update", "", "p, h = parameter, hyper", "raise RuntimeError", "")
     with pytest.raises(BrokenError, match=r"'raises' gave no verdict, it raised RuntimeError"):
         SelfTest([fault]).execute()
 
 
 def test_nothing_is_left_behind():
     """Neither the implementation nor the module stays after a fault was examined."""
-    before = set(implementations.IMPLEMENTATIONS), set(sys.modules)
-    selftest.examine(BY_NAME["rate-ignored"], seed=0)
-    assert (set(implementations.IMPLEMENTATIONS), set(sys.modules)) == before
+    before = set(registry.IMPLEMENTATIONS), set(sys.modules)
+    mutation_test.run_mutant(BY_NAME["rate-ignored"], seed=0)
+    assert (set(registry.IMPLEMENTATIONS), set(sys.modules)) == before
 
 
 def test_files(tmp_path):
     """selftest.csv and the page, of whatever rows there are."""
-    row = Row(
+    row = MutantRow(
         "bad", "update.py", "a mistake", "odd", "float32", "weight", 7, True, False, True, True
     )
-    report.write_self_test(tmp_path, [row])
+    mutation_report.write_self_test(tmp_path, [row])
     with (tmp_path / "selftest.csv").open() as file:
         (read,) = csv.DictReader(file)
     assert read["fault"] == "bad" and read["mismatches"] == "7" and read["mxnet_test"] == "false"
     page = (tmp_path / "self-test.md").read_text()
     assert "| `bad` | a mistake | `update.py` | `odd` float32 | lets it pass | catches it |" in page
     assert "Of 1 faults, `verify` catches 1, MXNet's test 0, PyTorch's 1." in page
-    assert json.loads(files.json_text(report.self_test_document([row])))["passed"] is True
+    assert json.loads(files.json_text(mutation_report.self_test_document([row])))["passed"] is True
 
 
 def test_it_takes_no_choice(tmp_path):
     """With cases, implementations or dtypes it is a usage error, and nothing is written."""
     done = subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", "verify", "--self-test", "--case", "odd",
-         "--out", str(tmp_path / "out")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "verify",
+            "--self-test",
+            "--case",
+            "odd",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("Error: --self-test chooses")
     assert not (tmp_path / "out").exists()

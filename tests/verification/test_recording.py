@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.implementations import array_backends as backends
+from adadelta_cli.implementations import array_backends
 from adadelta_cli.run import config, training
-from adadelta_cli.verification import runner as verification
-from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification import runner
+from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.recording import Recording
 from adadelta_cli.verification.runner import Verification
 
-SETTINGS = ["training.epochs=1", "problem.hidden=[16, 8]", "optimizer.rho=0.95",
-            "optimizer.clip_gradient=0.5"]  # fmt: skip
+SETTINGS = [
+    "training.epochs=1",
+    "problem.hidden=[16, 8]",
+    "optimizer.rho=0.95",
+    "optimizer.clip_gradient=0.5",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +31,8 @@ def recorded(tmp_path_factory):
     """Record a short training on NumPy; return the file and the finished run."""
     folder = tmp_path_factory.mktemp("recorded")
     path = folder / "grads.npz"
-    settings = config.load("mlp", SETTINGS)
-    numpy = backends.backend("numpy")
+    settings = config.load_config("mlp", SETTINGS)
+    numpy = array_backends.backend("numpy")
     run = training.Run("mlp", settings, folder, numpy, record_gradients=path)
     run.execute()
     return path, run
@@ -48,7 +52,7 @@ def test_a_replay_ends_where_the_training_ended(recorded):
     path, run = recorded
     recording = Recording.read(path)
     assert recording.steps == run.training.total and recording.hyper.rho == 0.95
-    end = verification.step_through("numpy", recording, "float32", 0).tensors
+    end = runner.step_through("numpy", recording, "float32", 0).tensors
     for part in ("weight", "acc_grad", "acc_delta"):
         arrays = [getattr(p, part).ravel() for p in run.training.parameters.values()]
         assert end[part][-1].tobytes() == np.concatenate(arrays).tobytes()
@@ -58,7 +62,7 @@ def test_implementations_are_compared_on_the_recording(recorded):
     """Rows of check `replay`, all steps, with a command that repeats them."""
     path, _ = recorded
     recording = Recording.read(path)
-    work = Verification(Plan(("numpy-fused",), (recording,), dtypes=("float32", "float16")))
+    work = Verification(VerifyPlan(("numpy-fused",), (recording,), dtypes=("float32", "float16")))
     work.execute()
     assert work.failures == []
     rows = [row for row in work.rows if row.check == "replay"]
@@ -79,7 +83,7 @@ def test_a_change_of_one_recorded_gradient_changes_the_replay(recorded, tmp_path
     grads[-1].reshape(-1)[0] += 1
     other = Recording.read(rewritten(path, tmp_path, **{name: grads}))
     ends = [
-        verification.step_through("numpy", each, "float32", 0).tensors["acc_grad"][-1]
+        runner.step_through("numpy", each, "float32", 0).tensors["acc_grad"][-1]
         for each in (Recording.read(path), other)
     ]
     assert np.flatnonzero(ends[0] != ends[1]).size == 1
@@ -103,14 +107,22 @@ def test_wrong_files_are_usage_errors(recorded, tmp_path):
         name = next(key for key in file if key.startswith("grad/"))
         short = file[name][:-1]
     wrong = [
-        tmp_path / "nonesuch.npz", tmp_path, text, cut,
+        tmp_path / "nonesuch.npz",
+        tmp_path,
+        text,
+        cut,
         rewritten(path, tmp_path, hyperparameters=np.array("{")),
-    ]  # fmt: skip
+    ]
     for each in wrong:
         with pytest.raises(UsageError, match=r"; --replay takes a file that adadelta run"):
             Recording.read(each)
-    for changes in ({"dtype": None}, {name: short}, {name: None}, {name: short[..., None]},
-                    {"hyperparameters": np.array('{"rho": 7}')}):  # fmt: skip
+    for changes in (
+        {"dtype": None},
+        {name: short},
+        {name: None},
+        {name: short[..., None]},
+        {"hyperparameters": np.array('{"rho": 7}')},
+    ):
         with pytest.raises(UsageError, match=r"is no recording: .*"):
             Recording.read(rewritten(path, tmp_path, **changes))
 
@@ -126,10 +138,25 @@ def test_the_command_replays(recorded, tmp_path):
     """In the dtype of the recording, and nothing else than the recording."""
     path, _ = recorded
     done = subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", "verify", "--replay", path, "--backend", "numpy",
-         "--out", tmp_path, "--json", "--steps", "5"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "verify",
+            "--replay",
+            path,
+            "--backend",
+            "numpy",
+            "--out",
+            tmp_path,
+            "--json",
+            "--steps",
+            "5",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["plan"]["cases"] == [str(path)]
     with (tmp_path / "verify.csv").open() as file:
@@ -145,9 +172,20 @@ def test_the_command_replays(recorded, tmp_path):
 def test_a_replay_goes_with_nothing_else(recorded, tmp_path, args):
     """A usage error, and nothing written."""
     done = subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", "verify", "--replay", recorded[0], *args,
-         "--out", tmp_path / "out"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "verify",
+            "--replay",
+            recorded[0],
+            *args,
+            "--out",
+            tmp_path / "out",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2 and "--replay goes with no CONFIG" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from adadelta_cli.run.problems.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadelta_cli.run.problems import settings as config
+    from adadelta_cli.run.problems.settings import LogisticRegressionSettings
 
 # Below this margin, exp(-margin) is not computed: log(1 + exp(30)) is 30 to 14 digits.
 LEAST_MARGIN = -30
@@ -36,7 +36,7 @@ class LogisticRegression(Problem):
         "accuracy": "accuracy (share of all samples)",
     }
 
-    def __init__(self, settings: config.LogisticRegression, _seed: int) -> None:
+    def __init__(self, settings: LogisticRegressionSettings, _seed: int) -> None:
         self.l2 = settings.l2
         if settings.csv is None:
             features, positive = _breast_cancer()
@@ -140,7 +140,7 @@ def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
 def _table(path: Path) -> Any:
     import pandas as pd
 
-    reason = inputs.problem(path)
+    reason = inputs.unreadable_reason(path)
     if not reason:
         try:  # all of a column at once, so that its cells are of one type
             return pd.read_csv(path, skipinitialspace=True, compression=None, low_memory=False)

@@ -13,7 +13,7 @@ from adadelta_cli.run.problems.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adadelta_cli.run.problems import settings as config
+    from adadelta_cli.run.problems.settings import MlpSettings
 
 CLASSES = 10
 BRIGHTEST = 16.0  # the pixels are whole numbers from 0 to 16
@@ -52,7 +52,7 @@ class Mlp(Problem):
         "accuracy": "accuracy (share of held-out samples)",
     }
 
-    def __init__(self, settings: config.Mlp, seed: int) -> None:
+    def __init__(self, settings: MlpSettings, seed: int) -> None:
         from sklearn.datasets import load_digits
 
         pixels, digits = load_digits(return_X_y=True)

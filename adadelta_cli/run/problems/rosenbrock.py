@@ -15,7 +15,7 @@ from adadelta_cli.run.problems.problem import Problem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadelta_cli.run.problems import settings as config
+    from adadelta_cli.run.problems.settings import RosenbrockSettings
 
 
 class Rosenbrock(Problem):
@@ -25,7 +25,7 @@ class Rosenbrock(Problem):
     metrics = {"loss": "loss", "distance": "distance to the minimum"}  # noqa: RUF012 - a constant
     optimum = 0.0
 
-    def __init__(self, settings: config.Rosenbrock, _seed: int) -> None:
+    def __init__(self, settings: RosenbrockSettings, _seed: int) -> None:
         self.start = {"x": np.resize([-1.2, 1.0], settings.dimension)}
 
     def loss(self, _xp: Any, weights: Sequence[Any], *_batch: Any) -> Any:

@@ -17,7 +17,7 @@ class Section(BaseModel):
     )
 
 
-class Rosenbrock(Section):
+class RosenbrockSettings(Section):
     """Rosenbrock's valley: sum of 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2, least at (1, ..., 1)."""
 
     name: Literal["rosenbrock"]
@@ -25,7 +25,7 @@ class Rosenbrock(Section):
     """Number of coordinates; above 3 there is a second, local minimum."""
 
 
-class LogisticRegression(Section):
+class LogisticRegressionSettings(Section):
     """Two classes, a linear model, L2 on its weights and none on its bias."""
 
     name: Literal["logistic_regression"]
@@ -37,7 +37,7 @@ class LogisticRegression(Section):
     """The CSV column with the class, of which there are two; all others are features."""
 
 
-class Mlp(Section):
+class MlpSettings(Section):
     """A multi-layer perceptron that reads handwritten digits."""
 
     name: Literal["mlp"]

@@ -37,9 +37,12 @@ class ndarray:  # noqa: N801 - CuPy's name
         address = host.ctypes.data if host.size else 0
         self.data, self.device = cuda.MemoryPointer(address, host), cuda.Device()
         self.__cuda_array_interface__ = {
-            "data": (address, False), "shape": self.shape, "typestr": self.dtype.str,
-            "strides": None, "version": 3,
-        }  # fmt: skip
+            "data": (address, False),
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "strides": None,
+            "version": 3,
+        }
 
     def __array__(self, *_args, **_settings):
         raise TypeError("Implicit conversion to a NumPy array is not allowed; use cupy.asnumpy")
@@ -101,8 +104,9 @@ def _flushed(array):
     array = np.asarray(array)
     if array.dtype != np.float32:
         return array
-    return np.where(np.abs(array) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), array),
-                    array)  # fmt: skip
+    return np.where(
+        np.abs(array) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), array), array
+    )
 
 
 def _elementwise(function):
@@ -126,10 +130,19 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "neg", "lt", "gt"
 add, subtract, multiply, divide, sqrt, exp, log, log1p, tanh, maximum, dot = (
     _elementwise(getattr(np, name))
     for name in (
-        "add", "subtract", "multiply", "divide", "sqrt", "exp", "log", "log1p", "tanh", "maximum",
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "sqrt",
+        "exp",
+        "log",
+        "log1p",
+        "tanh",
+        "maximum",
         "dot",
     )
-)  # fmt: skip
+)
 
 
 def where(condition, chosen, other):

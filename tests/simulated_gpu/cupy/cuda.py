@@ -64,8 +64,12 @@ def _driver_version():
 
 
 def _properties(number):
-    return {"name": f"simulated GPU {number}".encode(), "major": 0, "minor": 0,
-            "totalGlobalMem": 2**30}  # fmt: skip
+    return {
+        "name": f"simulated GPU {number}".encode(),
+        "major": 0,
+        "minor": 0,
+        "totalGlobalMem": 2**30,
+    }
 
 
 def _fails(variable, done):
@@ -173,9 +177,12 @@ class RawModule(host_cuda.RawModule):
 
 
 runtime = SimpleNamespace(
-    CUDARuntimeError=CUDARuntimeError, getDeviceCount=_count, getDeviceProperties=_properties,
-    driverGetVersion=_driver_version, runtimeGetVersion=lambda: 12090,
-)  # fmt: skip
+    CUDARuntimeError=CUDARuntimeError,
+    getDeviceCount=_count,
+    getDeviceProperties=_properties,
+    driverGetVersion=_driver_version,
+    runtimeGetVersion=lambda: 12090,
+)
 driver = SimpleNamespace(CUDADriverError=CUDADriverError)
 memory = SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
 nvrtc = SimpleNamespace(getVersion=_nvrtc_version)

@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from adadelta_cli import files
-from adadelta_cli.system import info as machine
-from adadelta_cli.system import load as activity
+from adadelta_cli.system import cpu_load, machine
 
 CPU = "sys/devices/system/cpu"
 LAPTOP = {
@@ -41,7 +40,7 @@ LAPTOP = {
         "cache/index3/size": "32768K",
         "cache/index3/shared_cpu_list": "0-3",
     }.items()
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def pretend(tmp_path, monkeypatch):
         for name, text in contents.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        return machine.examine()
+        return machine.inspect_machine()
 
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     monkeypatch.setattr(machine, "affinity", lambda: {0, 1, 2, 3})
@@ -89,12 +88,19 @@ def test_a_machine_that_tells_nothing_is_described(pretend, monkeypatch):
     monkeypatch.setattr(os, "sysconf", refuse)
     here = pretend({})
     nothing = (
-        here.cores_physical, here.cpu_quota_cores, here.memory_bytes, here.swap_used_bytes,
-        here.memory_available_bytes, here.numa_nodes, here.governor, here.turbo, here.load_average,
-    )  # fmt: skip
+        here.cores_physical,
+        here.cpu_quota_cores,
+        here.memory_bytes,
+        here.swap_used_bytes,
+        here.memory_available_bytes,
+        here.numa_nodes,
+        here.governor,
+        here.turbo,
+        here.load_average,
+    )
     assert set(nothing) == {None}
     assert here.cache_bytes == {} and here.gpus == () and here.hypervisor == ""
-    assert activity.observe(0.01).busy_cores is None
+    assert cpu_load.sample_load(0.01).busy_cores is None
 
 
 @pytest.mark.parametrize(
@@ -102,11 +108,13 @@ def test_a_machine_that_tells_nothing_is_described(pretend, monkeypatch):
     [
         ({"proc/cpuinfo": "flags: sse2 hypervisor"}, "unknown"),
         ({"sys/hypervisor/type": "xen"}, "xen"),
-        ({"sys/class/dmi/id/sys_vendor": "QEMU", "sys/class/dmi/id/product_name": "Standard PC"},
-         "QEMU Standard PC"),
+        (
+            {"sys/class/dmi/id/sys_vendor": "QEMU", "sys/class/dmi/id/product_name": "Standard PC"},
+            "QEMU Standard PC",
+        ),
         ({"sys/class/dmi/id/sys_vendor": "Dell Inc."}, ""),
     ],
-)  # fmt: skip
+)
 def test_virtual_machines_are_recognised(pretend, contents, hypervisor):
     """By the processor's flag, by Xen's file, by the firmware; a real one is not taken for one."""
     assert pretend(contents).hypervisor == hypervisor
@@ -134,23 +142,51 @@ MEMORY = {"proc/meminfo": "MemAvailable: 1000000 kB"}
 @pytest.mark.parametrize(
     ("contents", "quota", "available"),
     [
-        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "150000 100000",
-          "sys/fs/cgroup/a/b/cpu.max": "400000 100000", "sys/fs/cgroup/a/b/memory.max": "5000",
-          "sys/fs/cgroup/a/b/memory.current": "3000",
-          "sys/fs/cgroup/a/b/memory.stat": "anon 1\ninactive_file 500\n"}, 1.5, 2500),
-        ({"proc/self/cgroup": "4:memory:/x\n1:cpu,cpuacct:/not/shown/here",
-          "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000",
-          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
-          "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "7000",
-          "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "3000"}, 2.0, 4000),
-        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000",
-          "sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "3000"},
-         None, 1_024_000_000),
-        ({"proc/self/cgroup": "1:cpu:/", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
-          "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, None, 1_024_000_000),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/cpu.max": "150000 100000",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+                "sys/fs/cgroup/a/b/memory.max": "5000",
+                "sys/fs/cgroup/a/b/memory.current": "3000",
+                "sys/fs/cgroup/a/b/memory.stat": "anon 1\ninactive_file 500\n",
+            },
+            1.5,
+            2500,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/x\n1:cpu,cpuacct:/not/shown/here",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "7000",
+                "sys/fs/cgroup/memory/x/memory.usage_in_bytes": "3000",
+            },
+            2.0,
+            4000,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/",
+                "sys/fs/cgroup/cpu.max": "max 100000",
+                "sys/fs/cgroup/memory.max": "max",
+                "sys/fs/cgroup/memory.current": "3000",
+            },
+            None,
+            1_024_000_000,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            None,
+            1_024_000_000,
+        ),
     ],
     ids=["version 2, inherited", "version 1", "version 2, unlimited", "version 1, unlimited"],
-)  # fmt: skip
+)
 def test_control_groups_limit(pretend, contents, quota, available):
     """The tightest of a group and those above it holds; files that can be dropped are free."""
     here = pretend(MEMORY | contents)
@@ -181,14 +217,14 @@ def test_processor_times_are_of_the_cores_at_hand(pretend):
         {"proc/stat": "cpu  9 9 9 9 9 9 9 9\ncpu3 1 2 4 800 16 32 64 5 3 3\ncpu7 9 9 9 9 9 9 9 9\n"}
     )
     ticks = os.sysconf("SC_CLK_TCK")
-    assert activity.cpu_times() == ((1 + 2 + 4 + 32 + 64) / ticks, 5 / ticks)
+    assert cpu_load.cpu_times() == ((1 + 2 + 4 + 32 + 64) / ticks, 5 / ticks)
 
 
 def test_steal_is_a_share_of_what_was_wanted():
     """Too little work tells nothing."""
-    before = activity.CpuTimes(10, 1)
-    assert activity.CpuTimes(13, 2).since(before).steal_share == 0.25
-    assert activity.CpuTimes(10.1, 1.1).since(before).steal_share is None
+    before = cpu_load.CpuTimes(10, 1)
+    assert cpu_load.CpuTimes(13, 2).since(before).steal_share == 0.25
+    assert cpu_load.CpuTimes(10.1, 1.1).since(before).steal_share is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells in /proc")
@@ -196,10 +232,10 @@ def test_a_busy_process_is_named():
     """By its number and name, as busy as it was; this one is not."""
     before = {1: ("idle", 5.0), 2: ("busy (x)", 5.0), 3: ("gone", 1.0)}
     after = {1: ("idle", 5.0), 2: ("busy (x)", 5.4), 4: ("new", 0.1)}
-    assert activity._busiest(before, after, 0.5) == (
-        activity.Process(2, "busy (x)", pytest.approx(0.8)),
-        activity.Process(4, "new", pytest.approx(0.2)),
+    assert cpu_load._busiest(before, after, 0.5) == (
+        cpu_load.BusyProcess(2, "busy (x)", pytest.approx(0.8)),
+        cpu_load.BusyProcess(4, "new", pytest.approx(0.2)),
     )
-    assert os.getpid() not in activity._process_seconds() and os.getppid() in (
-        activity._process_seconds()
+    assert os.getpid() not in cpu_load._process_seconds() and os.getppid() in (
+        cpu_load._process_seconds()
     )

@@ -16,21 +16,21 @@ import numpy as np
 import pytest
 from conftest import needs_mxnet
 
-from adadelta_cli.bench import buffers as tensors_module
-from adadelta_cli.bench import regression as comparison
-from adadelta_cli.bench import results as measurement
-from adadelta_cli.bench import runner as benchmark
-from adadelta_cli.bench import target as subject
-from adadelta_cli.bench import worker, workloads
-from adadelta_cli.bench.bootstrap import estimate, ratio
-from adadelta_cli.bench.buffers import Tensors
-from adadelta_cli.bench.device import ARITHMETIC, MEMORY, Cpu
+from adadelta_cli.bench import buffers, regression, results, runner, target, worker, workloads
+from adadelta_cli.bench.bootstrap import median_ci, ratio
+from adadelta_cli.bench.buffers import TensorSet
+from adadelta_cli.bench.device import ARITHMETIC, MEMORY, CpuDevice
 from adadelta_cli.bench.significance import Verdict
-from adadelta_cli.bench.worker_pool import Crew, Role, Worker, _period
+from adadelta_cli.bench.worker_pool import Worker, WorkerPool, WorkerSpec, _period
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import BrokenError, UnavailableError, UsageError
-from adadelta_cli.implementations.registry import IMPLEMENTATIONS, Bounds, Implementation, timeable
-from adadelta_cli.system import info as machine
+from adadelta_cli.implementations.registry import (
+    IMPLEMENTATIONS,
+    Implementation,
+    ToleranceULP,
+    timeable,
+)
+from adadelta_cli.system import machine
 
 COLUMNS = """
     implementation backend ctx dtype workload tensors elements threads cache processes samples
@@ -40,7 +40,7 @@ COLUMNS = """
 """.split()  # noqa: SIM905 - as the contract lists them
 
 ROOT = Path(__file__).parents[2]
-PLAN = benchmark.Plan(tuple(workloads.sizes("1e6")), ("numpy", "numpy-fused"))
+PLAN = runner.BenchPlan(tuple(workloads.sizes("1e6")), ("numpy", "numpy-fused"))
 GROUP = PLAN.groups[0]
 FAULTLESS = {"numpy": "", "numpy-fused": ""}
 NO_PEAKS = {"numpy": None, "numpy-fused": None}
@@ -49,10 +49,26 @@ NO_PEAKS = {"numpy": None, "numpy-fused": None}
 def bench(*arguments, out):
     """Start the command, with two threads and nothing slow."""
     return subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", "bench", "--out", str(out), "--processes", "2",
-         "--max-time", "0.2", "--backend", "numpy", *arguments],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "bench",
+            "--out",
+            str(out),
+            "--processes",
+            "2",
+            "--max-time",
+            "0.2",
+            "--backend",
+            "numpy",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -63,16 +79,16 @@ class TestEstimate:
 
     def test_equal_samples_have_no_interval(self):
         """Where every sample is the same, so is the median, and it is known exactly."""
-        assert estimate([np.full(20, 3.0), np.full(9, 3.0)]) == (3.0, 3.0, 3.0)
+        assert median_ci([np.full(20, 3.0), np.full(9, 3.0)]) == (3.0, 3.0, 3.0)
 
     def test_the_processes_decide(self):
         """Many exact samples in three processes that disagree: the interval is as wide as they."""
-        found = estimate([np.full(1000, 1.0), np.full(1000, 1.1), np.full(1000, 1.4)])
+        found = median_ci([np.full(1000, 1.0), np.full(1000, 1.1), np.full(1000, 1.4)])
         assert found == (1.1, 1.0, 1.4)
 
     def test_a_process_with_more_samples_has_no_more_weight(self):
         """The median is over processes, however many samples each had time for."""
-        assert estimate([np.full(5000, 9.0), np.full(5, 1.0), np.full(5, 2.0)]).median == 2.0
+        assert median_ci([np.full(5000, 9.0), np.full(5, 1.0), np.full(5, 2.0)]).median == 2.0
 
     def test_the_interval_covers_the_truth(self):
         """Of 60 experiments with 8 processes, the 95 % interval misses the median in few."""
@@ -80,24 +96,24 @@ class TestEstimate:
         hits = 0
         for _ in range(60):
             levels = 10 + random.standard_normal(8)
-            low, high = estimate([level + random.standard_normal(30) for level in levels])[1:]
+            low, high = median_ci([level + random.standard_normal(30) for level in levels])[1:]
             hits += low <= 10 <= high
         assert hits >= 52  # 57 expected; with fewer than 52 an interval of 95 % has p < 0.01
 
     def test_more_samples_narrow_the_interval(self):
         """In one process, a hundred times the samples give a much narrower interval."""
         random = np.random.default_rng(2)
-        few, many = (estimate([random.standard_normal(size) + 10]) for size in (20, 2000))
+        few, many = (median_ci([random.standard_normal(size) + 10]) for size in (20, 2000))
         assert many.precision < few.precision / 2
 
     def test_the_same_samples_give_the_same_interval(self):
         """The bootstrap has a seed."""
         samples = [np.random.default_rng(3).standard_normal(50)]
-        assert estimate(samples) == estimate(samples)
+        assert median_ci(samples) == median_ci(samples)
 
     def test_an_outlier_does_not_move_it(self):
         """One sample of a thousand times the others leaves the median and its interval alone."""
-        assert estimate([np.array([1.0] * 50 + [1000.0])]) == (1.0, 1.0, 1.0)
+        assert median_ci([np.array([1.0] * 50 + [1000.0])]) == (1.0, 1.0, 1.0)
 
 
 def test_ratios_are_of_one_round():
@@ -114,9 +130,9 @@ def test_ratios_are_of_one_round():
 )
 def test_bytes_of_an_element(dtype, moved, held):
     """Four reads and three writes; float16 keeps a float32 master, read and written beside it."""
-    assert tensors_module.traffic_bytes(dtype) == moved
-    assert tensors_module.held_bytes(dtype) == held
-    (tensors,) = Tensors.allocate([(100,)], dtype, seed=0)
+    assert buffers.traffic_bytes(dtype) == moved
+    assert buffers.held_bytes(dtype) == held
+    (tensors,) = TensorSet.allocate([(100,)], dtype, seed=0)
     line = tensors.line
     assert sum(array.itemsize for array in line.arrays) == held
 
@@ -133,7 +149,7 @@ def samples(fused=2.0, unfused=20.0, memory=1.9, arithmetic=1.0, rounds=30):
 def rows(found, faults=("", ""), peaks=(8_000_000, 0)):
     """Turn samples into the rows of numpy and numpy-fused."""
     names = ("numpy", "numpy-fused")
-    result = measurement.result(
+    result = results.result(
         GROUP, found, dict(zip(names, faults, strict=True)), dict(zip(names, peaks, strict=True))
     )
     return [each.row for each in result.measurements]
@@ -141,7 +157,7 @@ def rows(found, faults=("", ""), peaks=(8_000_000, 0)):
 
 def test_the_columns_are_those_of_the_contract():
     """Scripts read bench.csv by its columns."""
-    assert list(measurement.COLUMNS) == COLUMNS
+    assert list(results.COLUMNS) == COLUMNS
 
 
 def test_a_row_from_known_samples():
@@ -172,9 +188,9 @@ def test_a_share_above_the_ceiling_is_not_to_be_believed():
 
 
 def test_a_framework_that_is_wrong_fails_nothing():
-    """It has no time, and a row that says so; mending it is not for who runs the command."""
+    """It has no time, and a row that says so; fixing it is not for who runs the command."""
     group = replace(GROUP, implementations=("numpy", "torch"))
-    (_, torch) = measurement.result(group, samples(), {"torch": "wrong: all"}, {}).measurements
+    (_, torch) = results.result(group, samples(), {"torch": "wrong: all"}, {}).measurements
     assert (torch.wrong, torch.row.median_s, torch.row.note) == (False, None, "wrong: all")
 
 
@@ -204,7 +220,7 @@ def test_a_wrong_implementation_gets_no_time():
     found = samples()
     del found["numpy-fused"]
     faults = {"numpy": "", "numpy-fused": "wrong: 3 of 9 values"}
-    result = measurement.result(GROUP, found, faults, dict.fromkeys(faults))
+    result = results.result(GROUP, found, faults, dict.fromkeys(faults))
     right, wrong = result.measurements
     assert wrong.wrong
     assert not right.wrong
@@ -214,7 +230,7 @@ def test_a_wrong_implementation_gets_no_time():
 
 def allocated(shapes, dtype="float32"):
     """Make the tensors of a workload once."""
-    return Tensors.allocate(shapes, dtype, seed=0)[0]
+    return TensorSet.allocate(shapes, dtype, seed=0)[0]
 
 
 class TestFault:
@@ -224,14 +240,14 @@ class TestFault:
 
     def fault(self, name):
         """Check an implementation as the task that takes the samples does."""
-        return subject.fault_of(
-            timeable(name), subject.Subject.to(timeable(name), self.tensors(), Cpu())
+        return target.check_correct(
+            timeable(name), target.BenchTarget.to(timeable(name), self.tensors(), CpuDevice())
         )
 
     def fault_of_step(self, step, tensors, chosen=None):
         """Check any function as an implementation's step."""
-        bound = subject.Subject(step, tensors.parameters, tensors, Cpu())
-        return subject.fault_of(chosen or timeable("numpy"), bound)
+        bound = target.BenchTarget(step, tensors.parameters, tensors, CpuDevice())
+        return target.check_correct(chosen or timeable("numpy"), bound)
 
     @pytest.mark.parametrize("name", ["numpy", "numpy-fused"])
     def test_ours_have_none(self, name):
@@ -254,9 +270,9 @@ class TestFault:
     def test_a_planted_one_is_found(self, array, ulps):
         """One array off by a bit is wrong; of what is not ours, one off by more than its bound."""
         tensors, chosen = self.tensors(), timeable("numpy")
-        right = subject.Subject.to(timeable("numpy-fused"), tensors, Cpu())
+        right = target.BenchTarget.to(timeable("numpy-fused"), tensors, CpuDevice())
         if ulps:
-            chosen = replace(chosen, allowed=Bounds(99, 99, 99))
+            chosen = replace(chosen, tolerance=ToleranceULP(99, 99, 99))
 
         def step():
             right.step()
@@ -268,8 +284,11 @@ class TestFault:
 
     def test_what_is_not_ours_may_differ_within_its_bounds(self):
         """Off by a bit, and allowed two."""
-        tensors, chosen = self.tensors(), replace(timeable("numpy"), allowed=Bounds(2, 2, 2))
-        right = subject.Subject.to(timeable("numpy-fused"), tensors, Cpu())
+        tensors, chosen = (
+            self.tensors(),
+            replace(timeable("numpy"), tolerance=ToleranceULP(2, 2, 2)),
+        )
+        right = target.BenchTarget.to(timeable("numpy-fused"), tensors, CpuDevice())
 
         def step():
             right.step()
@@ -304,7 +323,7 @@ class TestFault:
         """The task that takes the samples leaves a wrong implementation out."""
         lazy = Implementation("lazy", "numpy", True, lambda *_: lambda: None, "numpy")
         monkeypatch.setitem(IMPLEMENTATIONS, "lazy", lazy)
-        ready = worker.Timing(SPEC | {"implementations": ["lazy", "numpy"]}).ready()
+        ready = worker.TimingTask(SPEC | {"implementations": ["lazy", "numpy"]}).ready()
         assert ready["faults"]["lazy"].startswith("wrong: ")
         assert ready["entries"] == ["numpy", MEMORY, ARITHMETIC]
 
@@ -357,7 +376,7 @@ class TestEntry:
         """Every copy of the tensors gets as many steps as the others, so each is found cold."""
         taken = []
         steps = [partial(taken.append, k) for k in range(7)]
-        entry = worker.Entry(steps, Cpu().seconds)
+        entry = worker.TimedEntry(steps, CpuDevice().seconds)
         assert set(taken) == set(range(7))  # each was stepped on before anything is timed
         for _ in range(20):
             entry.sample()
@@ -367,7 +386,9 @@ class TestEntry:
         """One cursor for all, so that nobody finds in the caches what another just left there."""
         taken, cursor = [], worker.Cursor()
         entries = [
-            worker.Entry([partial(taken.append, k) for k in range(5)], Cpu().seconds, cursor=cursor)
+            worker.TimedEntry(
+                [partial(taken.append, k) for k in range(5)], CpuDevice().seconds, cursor=cursor
+            )
             for _ in range(2)
         ]
         taken.clear()
@@ -380,8 +401,8 @@ class TestEntry:
     def test_one_turn_after_the_caches_were_emptied(self):
         """With copies too small to push each other out, a sample is one turn after an eviction."""
         taken = []
-        entry = worker.Entry(
-            [partial(taken.append, k) for k in range(3)], Cpu().seconds, evict=taken.clear
+        entry = worker.TimedEntry(
+            [partial(taken.append, k) for k in range(3)], CpuDevice().seconds, evict=taken.clear
         )
         entry.sample()
         assert len(taken) == 3
@@ -400,11 +421,11 @@ class TestCrew:
     def test_rounds_alternate_between_the_processes(self, tmp_path):
         """Everybody has samples of the same rounds, and a ratio can be taken."""
         own = f"{kernels(tmp_path)}:step"
-        roles = [Role(("numpy-fused",), roofs=True), Role((own,), foreign=True)]
-        with Crew(roles, threads=1) as crew:
-            crew.prepare(("numpy-fused", own), **SPEC)
-            found = crew.sample(0.1, lambda _: False)
-        assert crew.faults == {"numpy-fused": "", own: ""}
+        roles = [WorkerSpec(("numpy-fused",), roofs=True), WorkerSpec((own,), foreign=True)]
+        with WorkerPool(roles, threads=1) as pool:
+            pool.prepare(("numpy-fused", own), **SPEC)
+            found = pool.sample(0.1, lambda _: False)
+        assert pool.faults == {"numpy-fused": "", own: ""}
         assert set(found) == {"numpy-fused", own, MEMORY, ARITHMETIC}
         assert len({len(values) for values in found.values()}) == 1
         assert np.isfinite(found["numpy-fused"] / found[own]).any()
@@ -412,21 +433,24 @@ class TestCrew:
     def test_a_kernel_that_ends_its_process_is_at_fault(self, tmp_path):
         """Not ours, it breaks off nothing but itself; the others go on, in the next task, too."""
         dies = f"{kernels(tmp_path)}:dies"
-        roles = [Role(("numpy-fused",), roofs=True), Role((dies,), foreign=True)]
-        with Crew(roles, threads=1) as crew:
+        roles = [WorkerSpec(("numpy-fused",), roofs=True), WorkerSpec((dies,), foreign=True)]
+        with WorkerPool(roles, threads=1) as pool:
             for _ in range(2):
-                crew.prepare(("numpy-fused", dies), **SPEC)
-                found = crew.sample(0.05, lambda _: False)
-                assert "crashed: exited with 7" in crew.faults[dies]
+                pool.prepare(("numpy-fused", dies), **SPEC)
+                found = pool.sample(0.05, lambda _: False)
+                assert "crashed: exited with 7" in pool.faults[dies]
                 assert dies not in found
                 assert np.isfinite(found["numpy-fused"]).any()
 
     def test_another_environments_version(self):
         """Its entries have a name of their own; here it is this very environment."""
-        roles = [Role(("numpy-fused",)), Role(("numpy-fused",), "old: ", sys.executable)]
-        with Crew(roles, threads=1) as crew:
-            crew.prepare(("numpy-fused",), **SPEC)
-            found = crew.sample(0.05, lambda _: False)
+        roles = [
+            WorkerSpec(("numpy-fused",)),
+            WorkerSpec(("numpy-fused",), "old: ", sys.executable),
+        ]
+        with WorkerPool(roles, threads=1) as pool:
+            pool.prepare(("numpy-fused",), **SPEC)
+            found = pool.sample(0.05, lambda _: False)
         assert set(found) == {"numpy-fused", "old: numpy-fused"}
 
     def test_an_environment_without_adadelta(self, tmp_path):
@@ -435,7 +459,7 @@ class TestCrew:
         python = str(tmp_path / "empty" / "bin" / "python")
         with (
             pytest.raises(UnavailableError, match="is installed"),
-            Crew([Role((), python=python)], 1),
+            WorkerPool([WorkerSpec((), python=python)], 1),
         ):
             pass
 
@@ -450,7 +474,7 @@ def test_tensors_keep_normal_values():
     """After thousands of steps nothing is subnormal, infinite or NaN, which would cost time."""
     for dtype in ("float32", "float64", "float16"):
         tensors = allocated([(3000,)], dtype)
-        bound = subject.Subject.to(timeable("numpy-fused"), tensors, Cpu())
+        bound = target.BenchTarget.to(timeable("numpy-fused"), tensors, CpuDevice())
         for _ in range(5000):
             bound.step()
         for array in tensors.line.arrays:
@@ -462,7 +486,7 @@ def test_tensors_keep_normal_values():
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 def test_tensors_begin_at_cache_lines(dtype):
     """Each tensor begins at a cache line, and no two arrays at the same place in a page."""
-    for tensors in Tensors.allocate([(10,), (3, 5), (1000,)], dtype, 0, copies=3):
+    for tensors in TensorSet.allocate([(10,), (3, 5), (1000,)], dtype, 0, copies=3):
         places = [array.ctypes.data for each in tensors.parameters for array in each.arrays]
         assert all(place % 64 == 0 for place in places)
         lines = tensors.line.arrays
@@ -471,7 +495,7 @@ def test_tensors_begin_at_cache_lines(dtype):
 
 def test_copies_of_tensors_share_no_memory():
     """A step on one copy leaves the others as they are."""
-    first, second = Tensors.allocate([(10,), (3, 5)], "float16", 0, copies=2)
+    first, second = TensorSet.allocate([(10,), (3, 5)], "float16", 0, copies=2)
     before = [array.copy() for array in second.line.arrays]
     for array in first.line.arrays:
         array[...] = 7
@@ -486,14 +510,18 @@ def test_peak_extra_bytes():
     In a process of its own, as it is measured: here, memory of other tests may be used again.
     """
     program = (
-        "import numpy as np; from adadelta_cli.bench.device import Cpu; "
-        "peak = Cpu().peak_extra_bytes; "
+        "import numpy as np; from adadelta_cli.bench.device import CpuDevice; "
+        "peak = CpuDevice().peak_extra_bytes; "
         "print(peak(lambda: np.ones(5_000_000).sum()), peak(lambda: None))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT,
-        env=os.environ | benchmark.UNPOOLED,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | runner.UNPOOLED,
+    )
     peak, nothing = map(int, done.stdout.split())
     assert peak == pytest.approx(4e7, rel=0.05)
     assert nothing < 1e6
@@ -507,37 +535,37 @@ def test_too_large_a_workload_is_refused_before_anything_is_allocated(monkeypatc
     monkeypatch.setattr(machine, "available_bytes", lambda: 3_000_000)
     fused = replace(PLAN, implementations=("numpy-fused",))
     with pytest.raises(UnavailableError, match=r"16000000 bytes.*3000000 bytes.*smaller --sizes"):
-        benchmark.check_memory(fused)
+        runner.check_memory(fused)
 
 
 def test_unfused_steps_need_more_memory():
     """Their temporary arrays count, too: 7 of them at most."""
     fused = replace(PLAN, implementations=("numpy-fused",))
-    less = benchmark.needed_bytes(fused, fused.groups[0])
-    assert benchmark.needed_bytes(PLAN, GROUP) == less + 7 * 4 * 10**6
+    less = runner.needed_bytes(fused, fused.groups[0])
+    assert runner.needed_bytes(PLAN, GROUP) == less + 7 * 4 * 10**6
 
 
 def test_an_implementation_of_another_backend():
     """--backend numpy and an implementation on MXNet contradict each other."""
     with pytest.raises(UsageError, match="computes on mxnet and --backend is numpy"):
-        benchmark.choose(["mxnet-fused"], "numpy", "cpu")
+        runner.choose_implementations(["mxnet-fused"], "numpy", "cpu")
 
 
 def test_no_gpu():
-    """Without one, what was looked for and what mends it is said before anything is timed."""
+    """Without one, what was looked for and what fixes it is said before anything is timed."""
     with pytest.raises(UnavailableError, match=r"Looked for CuPy: .* To do: "):
-        benchmark.choose([], "auto", "gpu")
+        runner.choose_implementations([], "auto", "gpu")
 
 
 def test_what_contradicts_itself_is_told_before_a_device_is_tried():
     """Else somebody would install a library first, and learn of the mistake afterwards."""
     with pytest.raises(UsageError, match="computes on cupy and --backend is mxnet"):
-        benchmark.choose(["cupy-fused"], "mxnet", "gpu")
+        runner.choose_implementations(["cupy-fused"], "mxnet", "gpu")
 
 
 def test_default_implementations_are_those_of_the_backend():
     """With --backend numpy, MXNet is neither timed nor loaded."""
-    assert benchmark.choose([], "numpy", "cpu") == ("numpy", "numpy-fused")
+    assert runner.choose_implementations([], "numpy", "cpu") == ("numpy", "numpy-fused")
 
 
 def test_a_process_that_breaks_says_why():
@@ -551,9 +579,11 @@ def test_a_process_that_breaks_says_why():
 def test_a_worker_ends_with_its_leader():
     """When stdin is closed the process ends by itself."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "adadelta_cli.bench.worker"], stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        [sys.executable, "-m", "adadelta_cli.bench.worker"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+    )
     process.stdin.close()
     process.wait(timeout=30)
 
@@ -565,19 +595,24 @@ def test_doubts():
     noisy["numpy"] = [np.r_[np.full(3, 9.0), np.full(27, 2.0)]] * 3
     noisy["numpy-fused"] = [np.full(30, 2e-3), np.full(30, 3e-3), np.full(30, 2e-3)]
     crowded = replace(GROUP, threads=machine.available_cores() + 1)
-    found = measurement.doubts(crowded, noisy)
-    whats = (measurement.TOO_MANY_THREADS, measurement.SHARED_CORES, measurement.FREQUENCY,
-             measurement.SLOW_START, measurement.DISAGREEMENT)  # fmt: skip
+    found = results.find_warnings(crowded, noisy)
+    whats = (
+        results.TOO_MANY_THREADS,
+        results.SHARED_CORES,
+        results.FREQUENCY,
+        results.SLOW_START,
+        results.DISAGREEMENT,
+    )
     assert [(each.what, each.advice) for each in found] == list(whats)
     measured = [each.measured for each in found]
     assert measured[1:] == ["87%", "30%", "350% (numpy)", "50% (numpy-fused and 1 more)"]
-    assert measurement.doubts(GROUP, samples()) == []
+    assert results.find_warnings(GROUP, samples()) == []
 
 
 def test_doubts_of_several_workloads_are_told_together():
     """One sentence for all places where the same was seen."""
-    doubt = measurement.Doubt("cores shared", "end it", "1e5 float32", "13%")
-    told = measurement.told([doubt, replace(doubt, place="1e6 float32", measured="30%")])
+    doubt = results.MeasurementWarning("cores shared", "end it", "1e5 float32", "13%")
+    told = results.format_warnings([doubt, replace(doubt, place="1e6 float32", measured="30%")])
     assert told == ["cores shared: 13% at 1e5 float32, 30% at 1e6 float32; end it"]
 
 
@@ -593,9 +628,11 @@ def test_the_command_writes_its_files(tmp_path):
         table = list(csv.DictReader(file))
     assert list(table[0]) == COLUMNS
     assert [(row["implementation"], row["dtype"]) for row in table] == [
-        ("numpy", "float32"), ("numpy-fused", "float32"),
-        ("numpy", "float16"), ("numpy-fused", "float16"),
-    ]  # fmt: skip
+        ("numpy", "float32"),
+        ("numpy-fused", "float32"),
+        ("numpy", "float16"),
+        ("numpy-fused", "float16"),
+    ]
     document = json.loads((tmp_path / "bench.json").read_text())
     assert len(document["samples_s"]) == 4
     assert set(document["roofs_s"][0]) == {MEMORY, ARITHMETIC}
@@ -629,8 +666,8 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         found[plan.groups[0]].add({name: each[0] for name, each in samples().items()}, {})
 
-    monkeypatch.setattr(benchmark, "_pass", interrupted)
-    monkeypatch.setattr(benchmark, "_peaks", lambda *_: {})
+    monkeypatch.setattr(runner, "_pass", interrupted)
+    monkeypatch.setattr(runner, "_peaks", lambda *_: {})
     command = ["bench", "--sizes", "1e6,1e7", "--backend", "numpy", "--out", str(tmp_path)]
     with pytest.raises((KeyboardInterrupt, click.Abort)):
         adadelta.main(command, standalone_mode=False)
@@ -643,9 +680,22 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_terminating_keeps_what_was_finished(tmp_path):
     """SIGTERM, too: the files are there, and the exit code is that of the signal."""
-    command = [sys.executable, "-m", "adadelta_cli", "bench", "--sizes", "1e4", "--impl",
-               "numpy-fused", "--processes", "50", "--max-time", "25",
-               "--out", str(tmp_path)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "adadelta_cli",
+        "bench",
+        "--sizes",
+        "1e4",
+        "--impl",
+        "numpy-fused",
+        "--processes",
+        "50",
+        "--max-time",
+        "25",
+        "--out",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     time.sleep(8)  # several processes have been, and many are to come
     process.terminate()
@@ -664,7 +714,7 @@ def test_what_is_named_twice_is_timed_once():
 
 def measured(monkeypatch, *results):
     """Let the command find these results."""
-    monkeypatch.setattr(benchmark, "measure", lambda _plan, found, _tick: found.extend(results))
+    monkeypatch.setattr(runner, "measure", lambda _plan, found, _tick: found.extend(results))
 
 
 def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
@@ -672,7 +722,7 @@ def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
     found = samples()
     del found["numpy-fused"]
     faults = {"numpy": "", "numpy-fused": "wrong: all"}
-    measured(monkeypatch, measurement.result(GROUP, found, faults, {}))
+    measured(monkeypatch, results.result(GROUP, found, faults, {}))
     assert adadelta.main(["bench", "--out", str(tmp_path)], standalone_mode=False) == 1
 
 
@@ -682,7 +732,7 @@ def test_a_baseline(slower, code, tmp_path, monkeypatch, capsys):
     for name, times in (("old", 2.0), ("new", 2.0 * slower)):
         found = samples(fused=times)
         found = {key: [each[0] * (1 + k / 1000) for k in range(6)] for key, each in found.items()}
-        measured(monkeypatch, measurement.result(GROUP, found, FAULTLESS, {}))
+        measured(monkeypatch, results.result(GROUP, found, FAULTLESS, {}))
         command = ["bench", "--out", str(tmp_path / name)]
         command += ["--baseline", str(tmp_path / "old")] if name == "new" else []
         ended = adadelta.main(command, standalone_mode=False)
@@ -698,10 +748,10 @@ def test_against_another_version(times, verdict):
     drift = [np.linspace(1, 3, 30) * (1 + k / 1000) for k in range(6)]
     found = {name: [each[0] * d for d in drift] for name, each in samples(fused=times).items()}
     found["old: numpy-fused"] = [2e-3 * d * (1 + k / 500) for k, d in enumerate(drift)]
-    work = benchmark.Benchmark(PLAN, None, {})
-    work.results = [measurement.result(GROUP, found, FAULTLESS, {})]
+    work = runner.Benchmark(PLAN, None, {})
+    work.results = [results.result(GROUP, found, FAULTLESS, {})]
     work.other = {"version": "0.0.1", "path": "elsewhere"}
-    (row,) = comparison.against(work).rows
+    (row,) = regression.judge_in_turn(work).rows
     assert (row.verdict, row.implementation, row.processes_old) == (verdict, "numpy-fused", 6)
 
 
@@ -710,10 +760,10 @@ def test_against_says_what_one_of_the_versions_lacks():
     found = {name: each for name, each in samples().items() if name != "numpy-fused"}
     found["old: numpy-fused"] = [np.full(30, 2e-3)]
     faults = {"numpy-fused": "wrong: all", "old: numpy": "cannot be bound: UsageError: unknown"}
-    work = benchmark.Benchmark(PLAN, None, {})
-    work.results = [measurement.result(GROUP, found, faults, {})]
+    work = runner.Benchmark(PLAN, None, {})
+    work.results = [results.result(GROUP, found, faults, {})]
     work.other = {"version": "0.0.1", "path": "elsewhere"}
-    rows = {row.implementation: row for row in comparison.against(work).rows}
+    rows = {row.implementation: row for row in regression.judge_in_turn(work).rows}
     assert rows["numpy-fused"].verdict is Verdict.SLOWER
     assert rows["numpy"].verdict is Verdict.UNCLEAR
     assert "cannot be bound" in rows["numpy"].note
@@ -723,9 +773,19 @@ def test_against_says_what_one_of_the_versions_lacks():
 def test_against_this_very_environment(tmp_path):
     """The whole way, with a verdict in the output and in bench.json."""
     done = bench(
-        "--sizes", "1e4", "--impl", "numpy-fused", "--against", sys.executable, "--processes", "3",
-        "--threshold", "0.9", "--json", out=tmp_path,
-    )  # fmt: skip
+        "--sizes",
+        "1e4",
+        "--impl",
+        "numpy-fused",
+        "--against",
+        sys.executable,
+        "--processes",
+        "3",
+        "--threshold",
+        "0.9",
+        "--json",
+        out=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["comparisons"]
     written = json.loads((tmp_path / "bench.json").read_text())
@@ -764,10 +824,27 @@ def test_wrong_usage(arguments, code, says, tmp_path):
 def test_the_training_alone(tmp_path):
     """`bench --train mlp`, as the help shows it, has three rows and no ceiling."""
     done = subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", "bench", "--train", "mlp", "--processes", "1",
-         "--max-time", "0.2", "--format", "markdown", "--out", str(tmp_path)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "bench",
+            "--train",
+            "mlp",
+            "--processes",
+            "1",
+            "--max-time",
+            "0.2",
+            "--format",
+            "markdown",
+            "--out",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("train:mlp") == 3
 
@@ -778,11 +855,13 @@ def test_training_gives_one_loss():
     """The stock, unfused and fused optimizer train to the same loss, to the last digit."""
     plan = replace(PLAN, workloads=(), processes=1, max_time_s=0.3)
     results = []
-    benchmark.train_steps("mlp", plan, results)
+    runner.train_steps("mlp", plan, results)
     (result,) = results
     assert [each.row.implementation for each in result.measurements] == [
-        "mxnet-stock", "mxnet", "mxnet-fused",
-    ]  # fmt: skip
+        "mxnet-stock",
+        "mxnet",
+        "mxnet-fused",
+    ]
     assert not any(each.wrong for each in result.measurements)
     assert all("the same as mxnet-stock" in each.row.note for each in result.measurements)
     assert all(each.row.ceiling_fraction is None for each in result.measurements)

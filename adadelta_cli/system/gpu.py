@@ -1,4 +1,4 @@
-"""The GPU: what a step on it needs, tried piece by piece, and what mends what is missing.
+"""The GPU: what a step on it needs, tried piece by piece, and what fixes what is missing.
 
 Nothing heavy is imported before it is asked for. A piece is tried, and never looked up in a list of
 devices or versions: a small launch says whether a GPU can be used.
@@ -34,53 +34,53 @@ WHEELS = {
 }
 
 
-class Finding(NamedTuple):
+class GpuCheck(NamedTuple):
     """What was found of a piece that a step on the GPU needs.
 
     Attributes:
         piece: what was looked for.
-        seen: what was found.
-        mend: the command or advice that mends it; empty where it works.
+        observed: what was found.
+        fix: the command or advice that fixes it; empty where it works.
     """
 
     piece: str
-    seen: str
-    mend: str = ""
+    observed: str
+    fix: str = ""
 
 
-def tell(found: Iterable[Finding]) -> str:
+def format_checks(found: Iterable[GpuCheck]) -> str:
     """Say in a line what was found of each piece."""
-    return "; ".join(f"{each.piece}: {each.seen}" for each in found)
+    return "; ".join(f"{each.piece}: {each.observed}" for each in found)
 
 
 # --- CuPy, piece by piece -------------------------------------------------------------------------
 
 
-def examine(number: int = 0) -> list[Finding]:
+def probe(number: int = 0) -> list[GpuCheck]:
     """Try what a step through CuPy needs, in order, up to the first piece that does not work.
 
     Args:
         number: of the device.
     """
-    found: list[Finding] = []
+    found: list[GpuCheck] = []
     for probe in PROBES:
         found.append(probe(number))
-        if found[-1].mend:
+        if found[-1].fix:
             break
     return found
 
 
-def use(number: int, also: Callable[[], Finding]) -> Any:
+def select_device(number: int, also: Callable[[], GpuCheck]) -> Any:
     """Make a device the current one of this thread, once all that it needs was found to work.
 
     Arguments, return value and errors as of `working`.
     """
-    cupy = working(number, also)
+    cupy = check_device(number, also)
     cupy.cuda.Device(number).use()
     return cupy
 
 
-def working(number: int, also: Callable[[], Finding]) -> Any:
+def check_device(number: int, also: Callable[[], GpuCheck]) -> Any:
     """See that all that a device needs works.
 
     Args:
@@ -91,26 +91,26 @@ def working(number: int, also: Callable[[], Finding]) -> Any:
         CuPy.
 
     Raises:
-        UnavailableError: something is missing, with what was looked for and what mends it.
+        UnavailableError: something is missing, with what was looked for and what fixes it.
     """
-    lack = _lack(number, also)
+    lack = _unavailable_reason(number, also)
     if lack:
         raise UnavailableError(lack)
     return _cupy()
 
 
 @cache
-def _lack(number: int, also: Callable[[], Finding]) -> str:
+def _unavailable_reason(number: int, also: Callable[[], GpuCheck]) -> str:
     """Say what a step on a device lacks; empty where it lacks nothing."""
-    found = examine(number)
-    if not found[-1].mend:
+    found = probe(number)
+    if not found[-1].fix:
         return ""
     if not is_installed():
         found.append(driver())
-    mends = [each.mend for each in found if each.mend]
-    told = tell((*found, also()))
+    fixes = [each.fix for each in found if each.fix]
+    told = format_checks((*found, also()))
     return (
-        f"--ctx gpu:{number} cannot be used. Looked for {told}. To do: {'; '.join(mends)}; or use "
+        f"--ctx gpu:{number} cannot be used. Looked for {told}. To do: {'; '.join(fixes)}; or use "
         "--ctx cpu"
     )
 
@@ -120,13 +120,13 @@ def is_installed() -> bool:
     return importlib.util.find_spec("cupy") is not None
 
 
-def driver() -> Finding:
+def driver() -> GpuCheck:
     """Look for the driver without CuPy."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return Finding("driver", "none (no libcuda.so.1)", DRIVER)
-    return Finding("driver", "installed")
+        return GpuCheck("driver", "none (no libcuda.so.1)", DRIVER)
+    return GpuCheck("driver", "installed")
 
 
 @cache
@@ -150,36 +150,38 @@ def _wheel(package: str) -> Path:
     return Path(places[0]) if places else Path()
 
 
-def _probe_cupy(_number: int) -> Finding:
+def _probe_cupy(_number: int) -> GpuCheck:
     """See that there is one CuPy, and that it loads."""
     if not is_installed():
-        return Finding("CuPy", "not installed", INSTALL)
+        return GpuCheck("CuPy", "not installed", INSTALL)
     wheels = sorted(
         {name for each in metadata.distributions() if _is_cupy(name := each.metadata["Name"] or "")}
     )
     if len(wheels) > 1:
-        mend = f"python -m pip uninstall {' '.join(wheels)}, then {INSTALL}"
-        return Finding("CuPy", f"installed {len(wheels)} times: {', '.join(wheels)}", mend)
+        fix = f"python -m pip uninstall {' '.join(wheels)}, then {INSTALL}"
+        return GpuCheck("CuPy", f"installed {len(wheels)} times: {', '.join(wheels)}", fix)
     try:
-        return Finding("CuPy", _cupy().__version__)
+        return GpuCheck("CuPy", _cupy().__version__)
     except Exception as error:  # noqa: BLE001 - whatever its import raises
-        return Finding("CuPy", f"does not load: {in_one_line(error)}", INSTALL)
+        return GpuCheck("CuPy", f"does not load: {in_one_line(error)}", INSTALL)
 
 
 def _is_cupy(name: str) -> bool:
     return bool(re.fullmatch(r"cupy(-(cuda|rocm)[\w-]*)?", name.lower()))
 
 
-def _probe_driver(_number: int) -> Finding:
+def _probe_driver(_number: int) -> GpuCheck:
     """See that there is a driver, and that it is young enough for CuPy."""
     runtime = _cupy().cuda.runtime
     version, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if not version:
-        return Finding("driver", "none (no libcuda.so.1)", DRIVER)
-    seen = f"for CUDA {_dotted(version)}"
+        return GpuCheck("driver", "none (no libcuda.so.1)", DRIVER)
+    observed = f"for CUDA {_dotted(version)}"
     if version // 1000 < needed // 1000:
-        return Finding("driver", f"{seen}, and CuPy is built for CUDA {_dotted(needed)}", DRIVER)
-    return Finding("driver", seen)
+        return GpuCheck(
+            "driver", f"{observed}, and CuPy is built for CUDA {_dotted(needed)}", DRIVER
+        )
+    return GpuCheck("driver", observed)
 
 
 def _dotted(version: int) -> str:
@@ -191,27 +193,27 @@ def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _probe_devices(number: int) -> Finding:
+def _probe_devices(number: int) -> GpuCheck:
     """See that there is such a device."""
     runtime = _cupy().cuda.runtime
     try:
         count = runtime.getDeviceCount()
         names = [_device(runtime.getDeviceProperties(each)) for each in range(count)]
     except runtime.CUDARuntimeError as error:
-        if status(error) in MENDS:
-            return Finding("devices", in_one_line(error), MENDS[status(error)])
+        if status(error) in FIXES:
+            return GpuCheck("devices", in_one_line(error), FIXES[status(error)])
         count, names = 0, [in_one_line(error)]
-    seen = f"{count} ({', '.join(names)})" if names else "0"
+    observed = f"{count} ({', '.join(names)})" if names else "0"
     if number < count:
-        return Finding("devices", seen)
+        return GpuCheck("devices", observed)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if count:
         allowed = " to ".join(dict.fromkeys(("gpu:0", f"gpu:{count - 1}")))
-        return Finding("devices", seen, f"use --ctx {allowed}")
+        return GpuCheck("devices", observed, f"use --ctx {allowed}")
     if visible is not None:
-        seen = f"{seen}, CUDA_VISIBLE_DEVICES is {visible!r}"
-        return Finding("devices", seen, "unset CUDA_VISIBLE_DEVICES")
-    return Finding("devices", seen, "see what nvidia-smi says of the GPU")
+        observed = f"{observed}, CUDA_VISIBLE_DEVICES is {visible!r}"
+        return GpuCheck("devices", observed, "unset CUDA_VISIBLE_DEVICES")
+    return GpuCheck("devices", observed, "see what nvidia-smi says of the GPU")
 
 
 def name_of(properties: dict[str, Any]) -> str:
@@ -227,17 +229,17 @@ def _device(properties: dict[str, Any]) -> str:
     return f"{name}, compute capability {capability}, {size:.1f} GiB"
 
 
-def _probe_compiler(_number: int) -> Finding:
+def _probe_compiler(_number: int) -> GpuCheck:
     """See that there is NVRTC, which compiles the kernels."""
     try:
-        return Finding("NVRTC", ".".join(map(str, _cupy().cuda.nvrtc.getVersion())))
+        return GpuCheck("NVRTC", ".".join(map(str, _cupy().cuda.nvrtc.getVersion())))
     except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
-        return Finding("NVRTC", in_one_line(error), INSTALL)
+        return GpuCheck("NVRTC", in_one_line(error), INSTALL)
 
 
-# What mends a device that is not found, or a launch that fails, by CUDA's number (driver_types.h,
+# What fixes a device that is not found, or a launch that fails, by CUDA's number (driver_types.h,
 # cudaError).
-MENDS = {
+FIXES = {
     34: "take CUDA's lib64/stubs, which hold no driver, off LD_LIBRARY_PATH",
     803: "restart the machine: the driver was updated, and its older half still runs",
     804: "take the cuda-compat library off LD_LIBRARY_PATH: this GPU cannot use it",
@@ -247,7 +249,7 @@ MENDS = {
 }
 
 
-def _probe_products(number: int) -> Finding:
+def _probe_products(number: int) -> GpuCheck:
     """See that matrices can be multiplied, which `run` needs: a library apart."""
     cupy = _cupy()
     try:
@@ -255,29 +257,33 @@ def _probe_products(number: int) -> Finding:
             ones = cupy.ones((2, 2), "float32")
             cupy.asnumpy(ones @ ones)
     except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
-        return Finding("cuBLAS", in_one_line(error), MENDS.get(status(error), INSTALL))
-    return Finding("cuBLAS", "works")
+        return GpuCheck("cuBLAS", in_one_line(error), FIXES.get(status(error), INSTALL))
+    return GpuCheck("cuBLAS", "works")
 
 
-def _probe_launch(number: int) -> Finding:
+def _probe_launch(number: int) -> GpuCheck:
     """See that a small kernel runs, and computes."""
     cupy = _cupy()
-    from adadelta_cli.kernels import cupy_ieee as arithmetic
+    from adadelta_cli.kernels import cupy_ieee
 
     try:
         with cupy.cuda.Device(number):
-            one = arithmetic.Array(cupy.ones(1, "float32"))
+            one = cupy_ieee.Array(cupy.ones(1, "float32"))
             two = float(cupy.asnumpy((one + one).values)[0])
-    except Exception as error:  # noqa: BLE001 - told with what mends it, where that is known
-        mend = MENDS.get(status(error), "see what nvidia-smi says of the GPU")
-        return Finding("a small launch", in_one_line(error), mend)
+    except Exception as error:  # noqa: BLE001 - told with what fixes it, where that is known
+        fix = FIXES.get(status(error), "see what nvidia-smi says of the GPU")
+        return GpuCheck("a small launch", in_one_line(error), fix)
     if two != 2:
-        mend = "this GPU computes wrongly; use another"
-        return Finding("a small launch", f"1 + 1 = {two:g}", mend)
-    return Finding("a small launch", "works")
+        fix = "this GPU computes wrongly; use another"
+        return GpuCheck("a small launch", f"1 + 1 = {two:g}", fix)
+    return GpuCheck("a small launch", "works")
 
 
-PROBES: tuple[Callable[[int], Finding], ...] = (
-    _probe_cupy, _probe_driver, _probe_devices, _probe_compiler, _probe_launch,
+PROBES: tuple[Callable[[int], GpuCheck], ...] = (
+    _probe_cupy,
+    _probe_driver,
+    _probe_devices,
+    _probe_compiler,
+    _probe_launch,
     _probe_products,
-)  # fmt: skip
+)

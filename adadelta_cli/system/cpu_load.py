@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from adadelta_cli.system import info as machine
+from adadelta_cli.system import machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ class CpuTimes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Process:
+class BusyProcess:
     """A process that is busy.
 
     Attributes:
@@ -54,7 +54,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Activity:
+class CpuLoad:
     """What others did while this process slept.
 
     Attributes:
@@ -65,18 +65,18 @@ class Activity:
 
     seconds: float
     busy_cores: float | None
-    busiest: tuple[Process, ...] = ()
+    busiest: tuple[BusyProcess, ...] = ()
 
 
-def observe(seconds: float = 0.5) -> Activity:
+def sample_load(seconds: float = 0.5) -> CpuLoad:
     """Sleep, and see what others do meanwhile."""
     processes, before, start = _process_seconds(), cpu_times(), time.monotonic()
     time.sleep(seconds)
     after, seconds = cpu_times(), time.monotonic() - start
     if before is None or after is None:
-        return Activity(seconds, None)
+        return CpuLoad(seconds, None)
     busiest = _busiest(processes, _process_seconds(), seconds)
-    return Activity(seconds, after.since(before).busy / seconds, busiest)
+    return CpuLoad(seconds, after.since(before).busy / seconds, busiest)
 
 
 # /proc/stat: user, nice, system, irq and softirq are work; a guest's time is in the first two.
@@ -108,9 +108,9 @@ def _process_seconds() -> dict[int, tuple[str, float]]:
 
 def _busiest(
     before: dict[int, tuple[str, float]], after: dict[int, tuple[str, float]], seconds: float
-) -> tuple[Process, ...]:
+) -> tuple[BusyProcess, ...]:
     found = [
-        Process(pid, name, (used - before.get(pid, (name, 0.0))[1]) / seconds)
+        BusyProcess(pid, name, (used - before.get(pid, (name, 0.0))[1]) / seconds)
         for pid, (name, used) in after.items()
     ]
     busy = sorted((each for each in found if each.cores >= IDLE_SHARE), key=lambda p: -p.cores)

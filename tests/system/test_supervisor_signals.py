@@ -40,9 +40,13 @@ def start(folder, life, command):
     (folder / "kernel.py").write_text(HANGS.format(path=str(life.path)))
     started = subprocess.Popen(
         [sys.executable, "-m", "adadelta_cli", *COMMANDS[command], "--impl", "kernel.py:step"],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     life.await_signs(SIGNS)
     return started
 

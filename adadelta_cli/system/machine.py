@@ -31,11 +31,31 @@ THREAD_VARIABLES = (
 # Of the environment, what the speed or the bits of a step may depend on.
 VARIABLES = ("GOMP_", "KMP_", "LD_PRELOAD", "MKL_", "MXNET_", "NUMBA_", "OMP_", "OPENBLAS_", "XLA_")
 LIBRARIES = (
-    "adadelta", "mxnet", "numpy", "numba", "llvmlite", "scikit-learn", "scipy", "pandas",
-    "matplotlib", "pydantic", "PyYAML", "click", "rich", "hypothesis",
-    "torch", "jax", "jaxlib", "optax", "cupy", "cupy-cuda12x", "cupy-cuda13x",
-    "tbb", "intel-openmp", "threadpoolctl",
-)  # fmt: skip
+    "adadelta",
+    "mxnet",
+    "numpy",
+    "numba",
+    "llvmlite",
+    "scikit-learn",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "pydantic",
+    "PyYAML",
+    "click",
+    "rich",
+    "hypothesis",
+    "torch",
+    "jax",
+    "jaxlib",
+    "optax",
+    "cupy",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "tbb",
+    "intel-openmp",
+    "threadpoolctl",
+)
 KIBIBYTE = 1024
 CPUS = "sys/devices/system/cpu"
 
@@ -144,7 +164,7 @@ class Machine:
     environment: dict[str, str]
 
 
-def examine() -> Machine:
+def inspect_machine() -> Machine:
     """Find out all that is known; nothing is imported, nothing is measured."""
     return Machine(
         host=platform.node(),
@@ -181,16 +201,21 @@ def examine() -> Machine:
 
 def describe() -> dict[str, Any]:
     """Describe the machine as bench.json has it: the attributes of `Machine`."""
-    return asdict(examine())
+    return asdict(inspect_machine())
 
 
 # --- processor ------------------------------------------------------------------------------------
 
 # Flags of /proc/cpuinfo, the widest first: x86's, then ARM's.
 SIMD = {
-    "avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse2": "SSE2",
-    "sve2": "SVE2", "sve": "SVE", "asimd": "NEON",
-}  # fmt: skip
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "avx": "AVX",
+    "sse2": "SSE2",
+    "sve2": "SVE2",
+    "sve": "SVE",
+    "asimd": "NEON",
+}
 
 
 def _cpu_flags() -> list[str]:

@@ -10,8 +10,7 @@ import weakref
 import pytest
 from conftest import random_arrays, simulated_gpu
 
-from adadelta_cli.kernels import cpu, cuda
-from adadelta_cli.kernels import layout as operand
+from adadelta_cli.kernels import cpu, cuda, layout
 from adadelta_cli.update import Hyperparameters, Parameter
 
 SHAPES = ((100_003,), (7,))
@@ -19,7 +18,7 @@ SHAPES = ((100_003,), (7,))
 
 def prepared_on_simulated_gpu(monkeypatch):
     """Let `cuda.prepared_update` take NumPy arrays."""
-    monkeypatch.setattr(operand, "CUDA", operand.HOST)
+    monkeypatch.setattr(layout, "CUDA", layout.HOST)
     monkeypatch.setattr(cuda, "_check_device", lambda _parameters: None)
     monkeypatch.setattr(cuda, "_launch", lambda *_: None)
     return cuda.prepared_update

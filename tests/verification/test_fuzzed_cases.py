@@ -9,28 +9,26 @@ import numpy as np
 import pytest
 from conftest import HAS_MXNET, assert_same_bits
 
-from adadelta_cli import update as formula
+from adadelta_cli import update
 from adadelta_cli.errors import UsageError
-from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import registry
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import catalogue
-from adadelta_cli.verification import fuzz as draw
-from adadelta_cli.verification import runner as verification
-from adadelta_cli.verification.plan import DTYPES, Plan
+from adadelta_cli.verification import catalogue, fuzz, runner
+from adadelta_cli.verification.plan import DTYPES, VerifyPlan
 
 
 def drawn(*names, dtypes=("float32",), examples=60, **more):
     """Verify drawn cases in this process; return the rows."""
-    plan = Plan(names, (), dtypes=dtypes, drawn=examples, **more)
-    work = verification.Verification(plan)
+    plan = VerifyPlan(names, (), dtypes=dtypes, drawn=examples, **more)
+    work = runner.Verification(plan)
     work.execute(sandbox=InProcess())
     return work.rows
 
 
 def test_a_name_is_the_case():
     """What a drawn case is named by gives it back: the same tensors, gradients, settings."""
-    for case in (*draw.draws(5, 200), *draw.lengths(10**4)[::20]):
-        again = draw.read(case.name)
+    for case in (*fuzz.fuzzed_cases(5, 200), *fuzz.length_cases(10**4)[::20]):
+        again = fuzz.parse_case(case.name)
         assert again == case
         assert_same_bits(again.start("float32", 3)[0], case.start("float32", 3)[0])
         assert " " not in case.name and "'" not in case.name  # it needs no quotes in a shell
@@ -38,8 +36,8 @@ def test_a_name_is_the_case():
 
 def test_every_part_of_a_range_is_drawn():
     """Each of so many equal parts of a hyper-parameter's range is met, and every rank."""
-    drawn = list(draw.draws(3, 300))
-    assert {len(shape) for case in drawn for shape in case.shapes} == set(range(draw.RANKS + 1))
+    drawn = list(fuzz.fuzzed_cases(3, 300))
+    assert {len(shape) for case in drawn for shape in case.shapes} == set(range(fuzz.RANKS + 1))
     rho = np.array([case.hyper.rho for case in drawn])
     assert ((rho > 0.5) & (rho < 0.85)).sum() > 20 and (rho > 0.9999).sum() > 20
     clip = np.array([case.hyper.clip_gradient or 0 for case in drawn])
@@ -51,10 +49,10 @@ def test_every_part_of_a_range_is_drawn():
 
 def test_every_length_is_followed_by_one_at_most_six_percent_longer():
     """So a fault in a window of lengths is met; both odd and even ones are there, and long ones."""
-    cases = draw.lengths(draw.MOST)
+    cases = fuzz.length_cases(fuzz.MOST)
     found = sorted({case.elements for case in cases if len(case.shapes[0]) == 1})
     assert found[:17] == list(range(1, 18)) and max(found) > 2**20
-    assert all(b <= a * draw.GROWTH + 2 for a, b in itertools.pairwise(found))
+    assert all(b <= a * fuzz.GROWTH + 2 for a, b in itertools.pairwise(found))
     assert 0.4 < np.mean([n % 2 for n in found]) < 0.6
     assert any(65_538 <= n <= 69_999 for n in found)
     assert {2**k for k in range(5, 21)} <= set(found)
@@ -77,18 +75,18 @@ def plant(monkeypatch, wrong):
 
     def bind(parameters, hyper, lr_mults, wd_mults):
         rates = [hyper.learning_rate * mult for mult in lr_mults]
-        decays = [hyper.wd * mult for mult in wd_mults]
+        weight_decays = [hyper.wd * mult for mult in wd_mults]
 
         def act():
             with np.errstate(all="ignore"):
-                for p, rate, decay in zip(parameters, rates, decays, strict=True):
-                    formula.update(np, p, hyper.scalars(p.acc_grad.dtype), rate, decay)
+                for p, rate, decay in zip(parameters, rates, weight_decays, strict=True):
+                    update.update(np, p, hyper.scalars(p.acc_grad.dtype), rate, decay)
                     wrong(p, hyper)
 
         return act
 
-    planted = replace(implementations.IMPLEMENTATIONS["numpy-fused"], bind=bind)
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "numpy-fused", planted)
+    planted = replace(registry.IMPLEMENTATIONS["numpy-fused"], bind=bind)
+    monkeypatch.setitem(registry.IMPLEMENTATIONS, "numpy-fused", planted)
 
 
 def test_what_fails_is_shrunk_and_can_be_repeated(monkeypatch):
@@ -101,14 +99,14 @@ def test_what_fails_is_shrunk_and_can_be_repeated(monkeypatch):
     plant(monkeypatch, wrong)
     rows = drawn("numpy-fused", examples=300)
     (row,) = (row for row in rows if row.passed is False and row.tensor == "acc_grad")
-    case = draw.read(row.case)
+    case = fuzz.parse_case(row.case)
     assert case.elements == 10 and case.steps == 1 and case.hyper.wd == round(case.hyper.wd)
-    assert replace(case.hyper, wd=0.0) == formula.Hyperparameters()
+    assert replace(case.hyper, wd=0.0) == update.Hyperparameters()
     assert "the smallest of" in row.note and "first at step 1, element 9" in row.note
     command = f"adadelta verify --case {row.case} --impl numpy-fused --dtype float32"
     assert row.replay == command
-    work = verification.Verification(
-        Plan(("numpy-fused",), tuple(catalogue.select((row.case,))), dtypes=("float32",))
+    work = runner.Verification(
+        VerifyPlan(("numpy-fused",), tuple(catalogue.select((row.case,))), dtypes=("float32",))
     )
     work.execute(sandbox=InProcess())
     assert "acc_grad" in {row.tensor for row in work.failures}
@@ -125,14 +123,14 @@ def test_what_raises_is_shrunk_too(monkeypatch):
     plant(monkeypatch, wrong)
     (row,) = drawn("numpy-fused", examples=200)
     assert row.passed is False and "no matrices!" in row.note
-    assert draw.read(row.case).shapes == ((0, 0),)
+    assert fuzz.parse_case(row.case).shapes == ((0, 0),)
 
 
 def test_seeds_draw_other_cases():
     """And one seed the same ones, on every machine and with every version of every library."""
 
     def seen(seed):
-        return [case.name for case in draw.draws(seed, 20)]
+        return [case.name for case in fuzz.fuzzed_cases(seed, 20)]
 
     assert seen(1) == seen(1) != seen(2)
     assert seen(1)[0] == (
@@ -144,9 +142,16 @@ def test_seeds_draw_other_cases():
 
 @pytest.mark.parametrize(
     "name",
-    ["drawn:", "drawn:rho=0.9", "drawn:shapes=-3", "drawn:shapes=3,rho=2", "drawn:shapes=3,size=3",
-     "drawn:shapes=3,fill=odd", "drawn:shapes=3,steps=0"],
-)  # fmt: skip
+    [
+        "drawn:",
+        "drawn:rho=0.9",
+        "drawn:shapes=-3",
+        "drawn:shapes=3,rho=2",
+        "drawn:shapes=3,size=3",
+        "drawn:shapes=3,fill=odd",
+        "drawn:shapes=3,steps=0",
+    ],
+)
 def test_a_name_that_is_no_case_is_wrong_usage(name):
     """The message shows the form."""
     with pytest.raises(UsageError, match="expected drawn:shapes="):
@@ -155,26 +160,26 @@ def test_a_name_that_is_no_case_is_wrong_usage(name):
 
 def test_how_many_are_drawn():
     """Some by default, many with --full or by name, none where something else is named."""
-    assert draw.count((), full=False, alone=False) == draw.EXAMPLES
-    assert draw.count((), full=True, alone=False) == draw.FULL_EXAMPLES
-    assert draw.count(("drawn",), full=False, alone=True) == draw.FULL_EXAMPLES
-    assert draw.count(("odd",), full=True, alone=True) == 0
+    assert fuzz.example_count((), full=False, alone=False) == fuzz.EXAMPLES
+    assert fuzz.example_count((), full=True, alone=False) == fuzz.FULL_EXAMPLES
+    assert fuzz.example_count(("drawn",), full=False, alone=True) == fuzz.FULL_EXAMPLES
+    assert fuzz.example_count(("odd",), full=True, alone=True) == 0
 
 
 def test_what_an_implementation_lacks_is_not_put_to_it(monkeypatch):
     """MXNet reads the bounds of its clip as float32, and refuses smaller ones: no wrong step."""
-    stock = implementations.IMPLEMENTATIONS["mxnet-stock"]
+    stock = registry.IMPLEMENTATIONS["mxnet-stock"]
     for clip, fits in ((None, True), (0.0, True), (1e-30, True), (1e-250, False), (1e250, False)):
-        assert bool(stock.lacks(formula.Hyperparameters(clip_gradient=clip))) != fits
+        assert bool(stock.unsupported_reason(update.Hyperparameters(clip_gradient=clip))) != fits
 
-    assert stock.lacks(formula.Hyperparameters(rescale_grad=5e-324))
-    assert not stock.lacks(formula.Hyperparameters(rescale_grad=1e-300, wd=0.0))
+    assert stock.unsupported_reason(update.Hyperparameters(rescale_grad=5e-324))
+    assert not stock.unsupported_reason(update.Hyperparameters(rescale_grad=1e-300, wd=0.0))
 
     def wrong(_p, _hyper):
         raise RuntimeError("asked for what it lacks")
 
     plant(monkeypatch, wrong)
-    lazy = replace(implementations.IMPLEMENTATIONS["numpy-fused"], lacks=lambda _hyper: "all")
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "numpy-fused", lazy)
+    lazy = replace(registry.IMPLEMENTATIONS["numpy-fused"], unsupported_reason=lambda _hyper: "all")
+    monkeypatch.setitem(registry.IMPLEMENTATIONS, "numpy-fused", lazy)
     (row,) = drawn("numpy-fused", examples=5)
     assert row.passed is None and row.note == "0 cases drawn"  # nothing compared is no pass

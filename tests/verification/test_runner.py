@@ -17,20 +17,19 @@ import numpy as np
 import pytest
 from conftest import HAS_MXNET
 
-from adadelta_cli import update as formula
+from adadelta_cli import update
 from adadelta_cli.errors import ExitCode, UsageError
-from adadelta_cli.implementations import registry as implementations
+from adadelta_cli.implementations import registry
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import catalogue, report, rows
-from adadelta_cli.verification import plan as selection
-from adadelta_cli.verification.plan import Plan
+from adadelta_cli.verification import catalogue, plan, report, rows
+from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.runner import Verification
 
 
 def check(*names, case_names=("odd",), dtypes=("float32",), configs=(), **settings):
     """Verify in this process; return the verification."""
     chosen = tuple(catalogue.select(tuple(case_names))) if case_names else ()
-    work = Verification(Plan(names, chosen, configs, dtypes, **settings))
+    work = Verification(VerifyPlan(names, chosen, configs, dtypes, **settings))
     work.execute(sandbox=InProcess())
     return work
 
@@ -40,22 +39,22 @@ def plant(monkeypatch, step):
 
     def bind(parameters, hyper, lr_mults, wd_mults):
         rates = [hyper.learning_rate * mult for mult in lr_mults]
-        decays = [hyper.wd * mult for mult in wd_mults]
+        weight_decays = [hyper.wd * mult for mult in wd_mults]
 
         def act():
             with np.errstate(all="ignore"):
-                for each in zip(parameters, rates, decays, strict=True):
+                for each in zip(parameters, rates, weight_decays, strict=True):
                     step(each[0], hyper, *each[1:])
 
         return act
 
-    planted = replace(implementations.IMPLEMENTATIONS["numpy-fused"], bind=bind)
-    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "numpy-fused", planted)
+    planted = replace(registry.IMPLEMENTATIONS["numpy-fused"], bind=bind)
+    monkeypatch.setitem(registry.IMPLEMENTATIONS, "numpy-fused", planted)
 
 
 def right(p, hyper, rate, decay):
     """Take the step as it should be."""
-    formula.update(np, p, hyper.scalars(p.acc_grad.dtype), rate, decay)
+    update.update(np, p, hyper.scalars(p.acc_grad.dtype), rate, decay)
 
 
 def test_the_right_update_passes(monkeypatch):
@@ -92,7 +91,7 @@ def missing_tail(p, hyper, rate, decay):
     """Leave out what is beyond the last whole vector of 8."""
     whole = p.weight.size // 8 * 8
     parts = [array.reshape(-1)[:whole] for array in p.arrays]
-    right(formula.Parameter(*parts), hyper, rate, decay)
+    right(update.Parameter(*parts), hyper, rate, decay)
 
 
 def one_ulp(p, hyper, rate, decay):
@@ -150,7 +149,9 @@ def test_planted_faults_are_caught(monkeypatch, fault):
 def test_the_command_that_repeats_a_failure_asks_for_the_same(monkeypatch, tmp_path):
     """Whatever size and number of steps failed; a name is quoted where the shell needs it."""
     plant(monkeypatch, one_ulp)
-    work = Verification(Plan(("numpy-fused",), tuple(catalogue.select(sizes=(4_321,), steps=2))))
+    work = Verification(
+        VerifyPlan(("numpy-fused",), tuple(catalogue.select(sizes=(4_321,), steps=2)))
+    )
     work.execute(sandbox=InProcess())
     row = work.failures[0]
     assert row.replay.startswith("adadelta verify --case length-4321 --steps 2 --impl numpy-fused ")
@@ -194,7 +195,7 @@ def test_what_raises_is_a_failure_and_the_rest_goes_on(monkeypatch):
 def test_every_implementation_passes_a_few_cases():
     """All dtypes; stock is skipped, with the reason, where it cannot be."""
     names = ("odd", "flushed", "multipliers")
-    work = check(*selection.DEFAULT, case_names=names, dtypes=selection.DTYPES)
+    work = check(*plan.DEFAULT, case_names=names, dtypes=plan.DTYPES)
     assert work.failures == []
     skipped = {row.note for row in work.rows if row.passed is None}
     assert "skipped: mxnet-stock has no float64" in skipped
@@ -223,9 +224,9 @@ def test_a_training_that_drifts_fails(monkeypatch):
 
 def test_choosing_implementations():
     """By backend, or by name; an unknown name is a usage error that lists the known ones."""
-    assert selection.choose((), "numpy", "cpu") == ("numpy-fused",)
+    assert plan.choose((), "numpy", "cpu") == ("numpy-fused",)
     with pytest.raises(UsageError, match=r"'nonesuch'.*known are .*numpy-fused"):
-        selection.choose(("nonesuch",), "auto", "cpu")
+        plan.choose(("nonesuch",), "auto", "cpu")
 
 
 def test_nothing_compared_is_no_success():
@@ -247,18 +248,41 @@ def test_summaries_add_up(monkeypatch):
 # --- the command ----------------------------------------------------------------------------------
 
 COLUMNS = [
-    "check", "case", "implementation", "reference", "backend", "ctx", "dtype", "tensor", "elements",
-    "steps", "mismatches", "max_abs", "max_rel", "relative_l2", "p999_ulp", "max_ulp", "scaled_ulp",
-    "allowed_ulp", "passed", "note", "seed", "excused", "subnormals",
-]  # fmt: skip
+    "check",
+    "case",
+    "implementation",
+    "reference",
+    "backend",
+    "ctx",
+    "dtype",
+    "tensor",
+    "elements",
+    "steps",
+    "mismatches",
+    "max_abs",
+    "max_rel",
+    "relative_l2",
+    "p999_ulp",
+    "max_ulp",
+    "scaled_ulp",
+    "allowed_ulp",
+    "passed",
+    "note",
+    "seed",
+    "excused",
+    "subnormals",
+]
 
 
 def adadelta(*args, **kwargs):
     """Run the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "adadelta_cli", *map(str, args)],
-        capture_output=True, text=True, check=False, **kwargs,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        **kwargs,
+    )
 
 
 def test_files_and_json(tmp_path):
@@ -307,8 +331,9 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
 def test_the_naive_engine_is_refused(tmp_path):
     """It makes the reference flush subnormals as well."""
     environment = {**os.environ, "MXNET_ENGINE_TYPE": "NaiveEngine"}
-    done = adadelta("verify", "--case", "odd", "--backend", "mxnet", "--out", tmp_path / "x",
-                    env=environment)  # fmt: skip
+    done = adadelta(
+        "verify", "--case", "odd", "--backend", "mxnet", "--out", tmp_path / "x", env=environment
+    )
     assert done.returncode == 3
     assert "NaiveEngine" in done.stderr or not HAS_MXNET
 
@@ -345,10 +370,22 @@ def test_wrong_usage_has_an_answer(tmp_path, args, code, told):
 def test_an_interrupt_leaves_whole_files(tmp_path):
     """Ctrl-C ends with 130, and the rows that were finished are on disk."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "adadelta_cli", "verify", "--backend", "numpy", "--full",
-         "--out", str(tmp_path)],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "verify",
+            "--backend",
+            "numpy",
+            "--full",
+            "--out",
+            str(tmp_path),
+        ],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     time.sleep(6)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -381,6 +418,9 @@ def test_both_subnormal_modes_with_several_openmp_threads(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "MXNET_OMP_MAX_THREADS"}
     done = subprocess.run(
         [*command, "mxnet-fused", *cases, "--out", str(tmp_path)],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adadelta_cli.kernels import cpu
-from adadelta_cli.kernels.layout import operand
+from adadelta_cli.kernels.layout import tensor_ref
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 SIZES = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 4095, 4097, 100_003]
 
 
-def unfused(parameters, hyper, rates, decays):
+def unfused(parameters, hyper, rates, weight_decays):
     """Take the array update's step on copies; return all their arrays."""
     copies = [Parameter(*(array.copy() for array in p.arrays)) for p in parameters]
     with np.errstate(all="ignore"):
-        for p, rate, decay in zip(copies, rates, decays, strict=True):
+        for p, rate, decay in zip(copies, rates, weight_decays, strict=True):
             update(np, p, hyper.scalars(p.acc_grad.dtype), rate, decay)
     return [array for p in copies for array in p.arrays]
 
@@ -35,10 +35,10 @@ def unfused(parameters, hyper, rates, decays):
 def assert_fused_is_unfused(fused_update, parameters, hyper, steps=1):
     """Compare after each step, each tensor with a rate and a decay of its own."""
     rates = [hyper.learning_rate * (1 + 0.1 * k) for k in range(len(parameters))]
-    decays = [hyper.wd * (1 + 0.2 * k) for k in range(len(parameters))]
+    weight_decays = [hyper.wd * (1 + 0.2 * k) for k in range(len(parameters))]
     for _ in range(steps):
-        wanted = unfused(parameters, hyper, rates, decays)
-        fused_update(parameters, hyper, rates, decays)
+        wanted = unfused(parameters, hyper, rates, weight_decays)
+        fused_update(parameters, hyper, rates, weight_decays)
         assert_same_bits([array for p in parameters for array in p.arrays], wanted)
 
 
@@ -73,10 +73,24 @@ def test_special_values(fused_update, kind, clip):
     def specials(dtype):
         info = np.finfo(dtype)
         return np.array(
-            [0.0, -0.0, 1.0, -1.5, np.inf, -np.inf, np.nan, info.max, -info.max, info.tiny,
-             -info.tiny, info.smallest_subnormal, -info.smallest_subnormal, info.tiny / 3],
+            [
+                0.0,
+                -0.0,
+                1.0,
+                -1.5,
+                np.inf,
+                -np.inf,
+                np.nan,
+                info.max,
+                -info.max,
+                info.tiny,
+                -info.tiny,
+                info.smallest_subnormal,
+                -info.smallest_subnormal,
+                info.tiny / 3,
+            ],
             dtype,
-        )  # fmt: skip
+        )
 
     grid = np.array(list(itertools.product(specials(storage), repeat=2)), storage)
     values = specials(state)
@@ -129,7 +143,7 @@ def test_neither_threads_nor_parts_change_a_bit(kind):
     results = []
     for threads, parts in itertools.product({1, numba.config.NUMBA_NUM_THREADS}, (1, 2, 7, 1000)):
         parameters = [Parameter(*random_arrays(n, kind, seed=n)) for n in SIZES]
-        operands = [operand(p, 0.7, 0.01) for p in parameters]
+        operands = [tensor_ref(p, 0.7, 0.01) for p in parameters]
         numba.set_num_threads(threads)
         cpu.launch(operands, hyper, parts=parts)
         results.append([array for p in parameters for array in p.arrays])
@@ -145,7 +159,7 @@ def test_nothing_is_written_outside_the_tensors(fused_update, kind):
     before = [array.copy() for array in arrays]
     hyper = Hyperparameters(**AWKWARD)
     inner = Parameter(*(array[zone : zone + size] for array in arrays))
-    with cpu.cutting(9):
+    with cpu.override_chunks(9):
         fused_update([inner], hyper, [0.7], [0.01])
     for array, old in zip(arrays, before, strict=True):
         assert_same_bits([array[:zone], array[zone + size :]], [old[:zone], old[zone + size :]])
@@ -171,7 +185,7 @@ def test_subnormals_are_flushed_only_where_asked():
 
     def acc_grad_after(*, flush, size=40_000):
         arrays = [np.full(size, value, np.float32) for value in (1, tiny, 0, 0)]
-        cpu.launch([operand(Parameter(*arrays), 1.0, 0.0)], hyper, flush_subnormals=flush)
+        cpu.launch([tensor_ref(Parameter(*arrays), 1.0, 0.0)], hyper, flush_subnormals=flush)
         return arrays[2]
 
     strict, flushed = acc_grad_after(flush=False), acc_grad_after(flush=True)
@@ -230,9 +244,9 @@ def test_every_array_has_the_dtype_that_the_kernel_writes(kind):
 def test_there_is_a_rate_and_a_decay_for_each_parameter():
     """Else some would be left as they were, and nobody would know."""
     parameters = [Parameter(*random_arrays(5)) for _ in range(2)]
-    for rates, decays in (([1.0], [0.0]), ([1.0] * 2, []), ([1.0] * 3, [0.0] * 3)):
-        with pytest.raises(ValueError, match=r"2 parameters, . learning rates and . decays"):
-            cpu.prepared_update(parameters, Hyperparameters(), rates, decays)
+    for rates, weight_decays in (([1.0], [0.0]), ([1.0] * 2, []), ([1.0] * 3, [0.0] * 3)):
+        with pytest.raises(ValueError, match=r"2 parameters, . learning rates, . weight decays"):
+            cpu.prepared_update(parameters, Hyperparameters(), rates, weight_decays)
 
 
 def test_one_array_is_not_both_states():
