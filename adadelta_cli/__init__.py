@@ -1,4 +1,4 @@
-"""Run, verify and benchmark the AdaDelta optimizer; and a fused AdaDelta step for MXNet.
+"""Run, verify and benchmark the AdaDelta optimizer; fused AdaDelta steps for MXNet and NumPy.
 
 Nothing heavy is imported here: the public names are imported when they are first used.
 """
@@ -8,17 +8,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adadelta_cli.errors import AdadeltaError, BrokenError, UnavailableError, UsageError
+    from adadelta_cli.kernels.step import FusedStep
     from adadelta_cli.mxnet_bridge.optimizer import AdaDelta, load_states
+    from adadelta_cli.update import Parameter
     from adadelta_cli.verification.api import assert_correct, verify
-
-__all__ = ["AdaDelta", "assert_correct", "load_states", "verify"]
 
 _MODULE_OF = {
     "AdaDelta": "mxnet_bridge.optimizer",
+    "AdadeltaError": "errors",
+    "BrokenError": "errors",
+    "FusedStep": "kernels.step",
+    "Parameter": "update",
+    "UnavailableError": "errors",
+    "UsageError": "errors",
     "assert_correct": "verification.api",
     "load_states": "mxnet_bridge.optimizer",
     "verify": "verification.api",
 }
+
+__all__ = [
+    "AdaDelta",
+    "AdadeltaError",
+    "BrokenError",
+    "FusedStep",
+    "Parameter",
+    "UnavailableError",
+    "UsageError",
+    "assert_correct",
+    "load_states",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,8 +48,23 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("adadelta")
     if name in _MODULE_OF:
-        return getattr(import_module(f"adadelta_cli.{_MODULE_OF[name]}"), name)
+        try:
+            return getattr(import_module(f"adadelta_cli.{_MODULE_OF[name]}"), name)
+        except ImportError as error:
+            return _unavailable(name, error)
     raise AttributeError(f"module 'adadelta_cli' has no attribute {name!r}")
+
+
+def _unavailable(name: str, error: ImportError) -> type:
+    """Stand in for what needs a library that is not installed: calling it raises the error.
+
+    So `hasattr`, and `from adadelta_cli import *`, work without MXNet.
+    """
+
+    def fail(_cls: type, *_: Any, **__: Any) -> None:
+        raise error
+
+    return type(name, (), {"__new__": fail, "__doc__": f"Not available: {error}"})
 
 
 def __dir__() -> list[str]:

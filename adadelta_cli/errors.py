@@ -24,14 +24,14 @@ class AdadeltaError(Exception):
     exit_code = ExitCode.BROKEN
 
 
-class UsageError(AdadeltaError):
-    """The command line or a config asks for something that makes no sense."""
+class UsageError(AdadeltaError, ValueError):
+    """A value, an option or a config is wrong: it must be changed."""
 
     exit_code = ExitCode.USAGE
 
 
-class UnavailableError(AdadeltaError):
-    """What was asked for makes sense, but not on this machine."""
+class UnavailableError(AdadeltaError, ImportError):
+    """A library, a device or the memory that is needed is not available on this machine."""
 
     exit_code = ExitCode.UNAVAILABLE
 

@@ -25,13 +25,19 @@ import numpy as np
 
 
 class Scalars(NamedTuple):
-    """The hyper-parameters of every tensor, each rounded once to the element type."""
+    """The hyper-parameters that all tensors share, in double or rounded to the element type."""
 
     rescale_grad: Any
     clip_gradient: Any  # infinity where nothing is clipped, which changes no bit
     rho: Any
     one_minus_rho: Any
     epsilon: Any
+
+    def rounded(self, dtype: Any) -> Scalars:
+        """Round each to `dtype`, once."""
+        real = np.dtype(dtype).type
+        with np.errstate(over="ignore"):  # a clip beyond the largest float32 clips nothing
+            return Scalars(*map(real, self))
 
 
 def checked(name: str, value: Any, allowed: str, *, ok: bool = True) -> float:
@@ -80,16 +86,14 @@ class Hyperparameters:
             checked("clip_gradient", self.clip_gradient, allowed, ok=self.clip_gradient >= 0)
 
     @property
-    def doubles(self) -> tuple[float, float, float, float, float]:
-        """The values of `Scalars` before they are rounded; 1 - rho is taken here, in double."""
+    def doubles(self) -> Scalars:
+        """`Scalars` before they are rounded; 1 - rho is taken here, in double."""
         clip = math.inf if self.clip_gradient is None else self.clip_gradient
-        return self.rescale_grad, clip, self.rho, 1.0 - self.rho, self.epsilon
+        return Scalars(self.rescale_grad, clip, self.rho, 1.0 - self.rho, self.epsilon)
 
     def scalars(self, dtype: Any) -> Scalars:
         """Round each to `dtype`, once."""
-        real = np.dtype(dtype).type
-        with np.errstate(over="ignore"):  # a clip beyond the largest float32 clips nothing
-            return Scalars(*map(real, self.doubles))
+        return self.doubles.rounded(dtype)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,29 @@ class Parameter:
         return found if self.master is not None else found[:4]
 
 
+def state_dtype(dtype: str) -> str:
+    """Name the dtype of the accumulators, and of the master weights, beside weights of a dtype."""
+    return "float32" if dtype == "float16" else dtype
+
+
+def preprocess(xp: Any, grad: Any, weight: Any, hyper: Scalars, wd: float) -> Any:
+    """Return the gradient that the accumulators see: rescaled, clipped, with weight decay.
+
+    Args:
+        xp: as `update` takes it.
+        grad: any shape, in the dtype of `hyper`.
+        weight: like `grad`.
+        hyper: in that dtype.
+        wd: as `update` takes it.
+    """
+    h, real = hyper, type(hyper.rho)
+    grad = grad * h.rescale_grad
+    if h.clip_gradient < np.inf:
+        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through
+        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)
+    return grad + real(wd) * weight
+
+
 def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, wd: float) -> None:
     """Take one AdaDelta step on one tensor, in place, the gradient left as it was.
 
@@ -130,16 +157,11 @@ def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, 
         learning_rate: the product of rate, schedule and multiplier in double; rounded here, once.
         wd: the product of weight decay and multiplier, likewise.
     """
-    p, h = parameter, hyper
-    real = type(h.rho)
+    p, h, real = parameter, hyper, type(hyper.rho)
     weight = p.weight if p.master is None else p.master
     if weight.dtype != p.acc_grad.dtype:
         weight = weight.astype(p.acc_grad.dtype)
-    grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad
-    if h.clip_gradient < np.inf:
-        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through
-        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)
-    grad = grad + real(wd) * weight
+    grad = preprocess(xp, p.grad.astype(p.acc_grad.dtype), weight, h, wd)
     xp.add(p.acc_grad * h.rho, h.one_minus_rho * (grad * grad), out=p.acc_grad)
     delta = xp.sqrt(p.acc_delta + h.epsilon) / xp.sqrt(p.acc_grad + h.epsilon) * grad
     xp.add(p.acc_delta * h.rho, h.one_minus_rho * (delta * delta), out=p.acc_delta)

@@ -14,11 +14,13 @@ import host_cuda
 import numpy as np
 import pytest
 
-from adadelta_cli.implementations import array_backends
-from adadelta_cli.kernels import cpu, cuda
+from adadelta_cli.implementations import array_backends, registry
+from adadelta_cli.kernels import cuda
 from adadelta_cli.kernels.layout import pack_tables, tensor_ref
+from adadelta_cli.kernels.step import FusedStep
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.update import Hyperparameters, Parameter
+from adadelta_cli.verification.plan import VerifyPlan
 
 # Before any library is loaded, here and in what the tests start: the two pytest workers share two
 # cores, and pictures are drawn without a screen.
@@ -118,7 +120,14 @@ def simulated_gpu(**changed):
 
 def prepared_on_gpu(parameters, hyper, learning_rates, weight_decays):
     """Prepare the GPU's step on NumPy arrays, where a GPU is simulated."""
-    return cuda.prepared(list(map(tensor_ref, parameters, learning_rates, weight_decays)), hyper)
+    refs = list(map(tensor_ref, parameters, learning_rates, weight_decays))
+    return cuda.prepared(refs, hyper.doubles)
+
+
+def take_fused_step(parameters, hyper, learning_rates, weight_decays):
+    """Take one fused step, with a rate and a weight decay for each tensor in place of hyper's."""
+    rates = {"learning_rate": learning_rates, "wd": weight_decays}
+    FusedStep(parameters, **vars(hyper) | rates)()
 
 
 FAR_ELEMENTS = 37  # that have memory, in a tensor that is larger than all memory
@@ -148,7 +157,7 @@ def far_tile(tile):
 def fused_update(request):
     """Take the fused step on NumPy arrays: by the CPU's kernel, and by the GPU's, simulated."""
     if request.param == "cpu":
-        yield cpu.fused_update
+        yield take_fused_step
         return
     if host_cuda.COMPILER is None:
         pytest.skip("no C++ compiler on the PATH: the GPU's kernels are not simulated")
@@ -170,3 +179,11 @@ def mxnet():
     mx.npx.reset_np()
     yield mx
     mx.util.set_np(shape=was[1], array=was[0])
+
+
+NUMPY = registry.IMPLEMENTATIONS["numpy"]
+
+
+def plan_of(names, *rest, **more):
+    """Plan a verification of the implementations of these names."""
+    return VerifyPlan(tuple(map(registry.implementation, names)), *rest, **more)

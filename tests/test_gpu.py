@@ -30,6 +30,8 @@ from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.doctor import checks
 from adadelta_cli.errors import UnavailableError
 from adadelta_cli.implementations import array_backends, registry
+from adadelta_cli.implementations.array_backends import Device
+from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.kernels import cuda
 from adadelta_cli.mxnet_bridge import probe
 from adadelta_cli.system import gpu
@@ -113,7 +115,7 @@ def test_cupys_own_operators_would_flush_subnormals(simulated):
     ours = Parameter(*map(simulated.array, arrays))
     ones = [1.0]
     plain = Hyperparameters(**{**AWKWARD, "learning_rate": 1.0, "wd": 0.0})
-    registry.IMPLEMENTATIONS["cupy"].bind([ours], plain, ones, ones)()
+    registry.IMPLEMENTATIONS["cupy"].bind(StepInputs([ours], plain, ones, ones))()
     assert_same_bits(map(simulated.asnumpy, ours.arrays), wanted.arrays)
 
 
@@ -132,7 +134,7 @@ def test_a_wrong_operation_is_found(monkeypatch, simulated):
     from adadelta_cli.verification.plan import Request
     from adadelta_cli.verification.runner import Verification
 
-    work = Verification(Request(names=("cupy",), case_names=("odd",), ctx="gpu").plan)
+    work = Verification(Request(names=("cupy",), case_names=("odd",), device=Device("gpu")).plan)
     work.execute(sandbox=InProcess())
     assert {row.tensor for row in work.failures} >= {"weight", "acc_delta"}
     (told,) = {row.replay for row in work.failures if row.dtype == "float32"}
@@ -533,7 +535,7 @@ def test_a_device_beyond_the_last_is_told_how_many_there_are(simulated, monkeypa
     assert simulated
     monkeypatch.setenv("SIMULATED_GPU_DEVICES", "2")
     with pytest.raises(UnavailableError, match=r"devices: 2 \(.*To do: use --ctx gpu:0 to gpu:1"):
-        array_backends.backend("cupy", "gpu:2")
+        array_backends.backend("cupy", Device("gpu", 2))
 
 
 @pytest.mark.skipif(HAS_CUPY, reason="CuPy is installed here")
@@ -560,14 +562,14 @@ def test_several_cupys_are_told(simulated, monkeypatch):
 def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, fix, name):
     """And CuPy elsewhere; no list of GPUs is asked."""
     monkeypatch.setattr(probe, "launches", lambda _number: gpu.GpuCheck(probe.MXNET, "", fix))
-    assert array_backends.resolve("auto", "gpu:1") == name
+    assert array_backends.resolve("auto", Device("gpu", 1)) == name
 
 
 def test_mxnet_without_cuda_is_told(simulated):
     """The wheels of MXNet 2.0.0b1 have none."""
     assert simulated
     with pytest.raises(UnavailableError, match=r"--backend mxnet: MXNet's CUDA: .*--backend cupy"):
-        array_backends.backend("mxnet", "gpu")
+        array_backends.backend("mxnet", Device("gpu"))
 
 
 # --- what breaks during the work ------------------------------------------------------------------

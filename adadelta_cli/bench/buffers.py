@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.update import Parameter
+from adadelta_cli.update import Parameter, state_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,11 +24,6 @@ STAGGER_BYTES = PAGE_BYTES // 5 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
 DRAWN = 1_000_003  # so many values are drawn, and repeated
 
 
-def state_dtype(dtype: str) -> np.dtype[Any]:
-    """Return the dtype of the states, and of the masters of float16 weights."""
-    return np.dtype("float32" if dtype == "float16" else dtype)
-
-
 def traffic_bytes(dtype: str) -> int:
     """Count the bytes that a step has to move for each element: reads of four, writes of three.
 
@@ -38,7 +33,7 @@ def traffic_bytes(dtype: str) -> int:
     >>> [traffic_bytes(dtype) for dtype in ("float32", "float64", "float16")]
     [28, 56, 28]
     """
-    stored, state = np.dtype(dtype).itemsize, state_dtype(dtype).itemsize
+    stored, state = np.dtype(dtype).itemsize, np.dtype(state_dtype(dtype)).itemsize
     reads = 3 * state + stored
     writes = 3 * state + (stored if dtype == "float16" else 0)
     return reads + writes
@@ -50,7 +45,7 @@ def held_bytes(dtype: str) -> int:
     >>> [held_bytes(dtype) for dtype in ("float32", "float64", "float16")]
     [16, 32, 16]
     """
-    stored, state = np.dtype(dtype).itemsize, state_dtype(dtype).itemsize
+    stored, state = np.dtype(dtype).itemsize, np.dtype(state_dtype(dtype)).itemsize
     return 2 * stored + (3 if dtype == "float16" else 2) * state
 
 
@@ -149,7 +144,7 @@ class TensorSet:
 
 def _dtypes(dtype: str) -> list[Any]:
     """List the dtypes of the arrays of a parameter."""
-    state = state_dtype(dtype)
+    state = np.dtype(state_dtype(dtype))
     return [dtype, dtype, state, state] + [state] * (dtype == "float16")
 
 

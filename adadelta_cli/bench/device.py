@@ -149,7 +149,7 @@ class GpuDevice(CpuDevice):
 
     def __init__(self, ctx: str) -> None:
         super().__init__()
-        self._backend = array_backends.backend("cupy", ctx)
+        self._backend = array_backends.backend("cupy", Device.parse(ctx))
         self._cupy = self._backend.xp
         self._device = self._cupy.cuda.Device()
         self._cupy.get_default_memory_pool().free_all_blocks()  # for the other processes there

@@ -13,7 +13,7 @@ import numpy as np
 from adadelta_cli.bench.bootstrap import MedianCI, median_ci, ratio
 from adadelta_cli.bench.buffers import traffic_bytes
 from adadelta_cli.bench.device import ARITHMETIC, COPY, ROOFS
-from adadelta_cli.implementations.array_backends import FRAMEWORKS
+from adadelta_cli.implementations.array_backends import FRAMEWORKS, Device
 from adadelta_cli.implementations.registry import timeable
 from adadelta_cli.system import machine
 
@@ -193,7 +193,7 @@ def _blank(group: Group, name: str, fault: str, peak: int | None = None) -> Benc
     workload = group.workload
     return BenchRow(
         implementation=name,
-        backend=timeable(name, group.ctx).backend,
+        backend=timeable(name, Device.parse(group.ctx)).backend,
         ctx=group.ctx,
         dtype=group.dtype,
         workload=workload.name,

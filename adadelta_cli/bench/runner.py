@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.bench.buffers import held_bytes, state_dtype
+from adadelta_cli.bench.buffers import held_bytes
 from adadelta_cli.bench.device import DeviceSurvey, survey
 from adadelta_cli.bench.results import (
     OLD,
@@ -47,6 +47,7 @@ from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, timeable
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.progress import Tick, no_tick
+from adadelta_cli.update import state_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,13 +166,13 @@ def choose_implementations(
 def _libraries(backend: str, ctx: str) -> tuple[str, ...]:
     """Name the array libraries whose steps are timed where none is named."""
     if Device.parse(ctx).kind == "gpu" or backend == "cupy":
-        return (array_backends.library(backend, ctx),)
+        return (array_backends.library(backend, Device.parse(ctx)),)
     here = ("mxnet", "numpy") if runtime.is_installed() else ("numpy",)
     return here if backend == "auto" else (backend,)
 
 
 def _check_choice(name: str, backend: str, device: Device) -> None:
-    found = timeable(name, str(device))
+    found = timeable(name, device)
     registry.check_place(found, device)
     if backend not in ("auto", found.backend):
         raise UsageError(
@@ -179,7 +180,7 @@ def _check_choice(name: str, backend: str, device: Device) -> None:
             f"--backend out, or make it {found.backend}"
         )
     if device.kind == "gpu" and found.backend in array_backends.BACKENDS:
-        array_backends.library(found.backend, str(device))
+        array_backends.library(found.backend, device)
     if found.backend in array_backends.FRAMEWORKS:
         lack = frameworks.missing_requirement(found)
         if lack:
@@ -190,7 +191,9 @@ def _check_choice(name: str, backend: str, device: Device) -> None:
 
 def choose_frameworks() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Return the names of the peers and yardsticks that are here; the others, with their lack."""
-    return frameworks.available(registry.FRAMEWORKS | registry.YARDSTICKS)
+    every = registry.FRAMEWORKS | registry.YARDSTICKS
+    here, absent = frameworks.available(every.values())
+    return tuple(each.name for each in here), tuple((e.name, reason) for e, reason in absent)
 
 
 COMPILED_COPIES = 4  # of cold tensors, at most: torch.compile takes seconds for each
@@ -198,7 +201,7 @@ COMPILED_COPIES = 4  # of cold tensors, at most: torch.compile takes seconds for
 
 def _unsupported_reason(plan: BenchPlan, name: str, group: Group) -> str:
     """Say why a group cannot be put to an implementation; empty when it can."""
-    chosen = timeable(name, group.ctx)
+    chosen = timeable(name, Device.parse(group.ctx))
     if group.dtype not in chosen.dtypes:
         return f"skipped: {name} has no {group.dtype}"
     if name == "torch-compile" and _copies(plan, group)[0] > COMPILED_COPIES:
@@ -215,7 +218,7 @@ def needed_bytes(plan: BenchPlan, group: Group) -> int:
     """Count the bytes that timing a workload allocates, in all processes that do at once."""
     held = group.workload.elements * held_bytes(group.dtype)
     copies, ballast = _copies(plan, group)
-    state = group.workload.elements * state_dtype(group.dtype).itemsize
+    state = group.workload.elements * np.dtype(state_dtype(group.dtype)).itemsize
     targets = state * copies * (plan.ctx != "cpu")  # of the device copy
     return sum(
         held * copies * (2 if "optax" in role.implementations else 1)  # JAX takes copies of its own

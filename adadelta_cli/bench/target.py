@@ -9,6 +9,7 @@ import numpy as np
 
 from adadelta_cli.errors import of_device
 from adadelta_cli.implementations.array_backends import Box
+from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.implementations.registry import YARDSTICKS
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification.cases import Case
@@ -47,7 +48,8 @@ class BenchTarget:
         parameters = [Parameter(*map(wrap, each.arrays)) for each in tensors.parameters]
         ones = [1.0] * len(parameters)
         bind = chosen.timed or chosen.bind
-        return cls(bind(parameters, HYPER, ones, ones), parameters, tensors, processor)
+        step = bind(StepInputs(parameters, HYPER, ones, ones))
+        return cls(step, parameters, tensors, processor)
 
     @property
     def values(self) -> list[Parameter]:

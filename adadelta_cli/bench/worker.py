@@ -26,7 +26,7 @@ from adadelta_cli.bench.buffers import TensorSet, held_bytes
 from adadelta_cli.bench.device import CpuDevice, bench_device
 from adadelta_cli.bench.target import HYPER, BenchTarget, check_correct, describe_exception
 from adadelta_cli.errors import of_device
-from adadelta_cli.implementations.array_backends import BACKENDS
+from adadelta_cli.implementations.array_backends import BACKENDS, Device
 from adadelta_cli.implementations.registry import timeable
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import leave_if_forked
@@ -148,7 +148,7 @@ class TimingTask:
 
     def _add(self, name: str) -> None:
         try:
-            chosen, place = timeable(name, self._ctx), self._processor
+            chosen, place = timeable(name, Device.parse(self._ctx)), self._processor
             subjects = [BenchTarget.to(chosen, each, place) for each in self._tensors]
         except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
             self.faults[name] = describe_exception(error)
@@ -202,7 +202,7 @@ class PeakMemoryTask:
     def __init__(self, spec: dict[str, Any]) -> None:
         ctx = spec.get("ctx", "cpu")
         self._processor = bench_device(ctx)
-        self._implementation = timeable(spec["implementations"][0], ctx)
+        self._implementation = timeable(spec["implementations"][0], Device.parse(ctx))
         self._peaks = [self._peak(shapes, spec) for shapes in spec["workloads"]]
 
     def _peak(self, shapes: Sequence[Sequence[int]], spec: dict[str, Any]) -> int | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adadelta_cli.bench.regression import Comparison, Document
     from adadelta_cli.bench.runner import Benchmark
     from adadelta_cli.cli.console import Terminal
+    from adadelta_cli.implementations.array_backends import Device
 
 
 def _thread_counts(
@@ -174,7 +175,7 @@ def bench(
     layout: str,
     baseline: Path | None,
     threshold: float,
-    ctx: str,
+    device: Device,
     backend: str,
     out: Path,
     as_json: bool,
@@ -205,19 +206,21 @@ def bench(
     screen = terminal(as_json, quiet, verbose)
     before = _baseline(baseline, out) if baseline else None
     if train:  # before a device is tried
-        runner.check_train(ctx, how["against"])
+        runner.check_train(str(device), how["against"])
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
-    own = runner.choose_implementations(names, backend, ctx, fused_only=bool(how["against"]))
+    own = runner.choose_implementations(
+        names, backend, str(device), fused_only=bool(how["against"])
+    )
     if train or any(registry.timeable(name).backend == "mxnet" for name in own):
         runtime.check_environment()
     here, absent = runner.choose_frameworks() if peers else ((), ())
     plan = runner.BenchPlan(
         (*workloads.sizes(wanted), *map(workloads.model, models)),
         tuple(dict.fromkeys((*own, *here))),
-        ctx=ctx,
+        ctx=str(device),
         absent=absent,
         max_time_s=how.pop("max_time"),
-        caches=(cache or runner.cache_on(ctx),),
+        caches=(cache or runner.cache_on(str(device)),),
         **how,
     )
     runner.check_memory(plan)

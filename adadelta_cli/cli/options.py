@@ -13,6 +13,8 @@ from adadelta_cli.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from adadelta_cli.implementations.array_backends import Device
+
 
 def _threads(_context: click.Context, _parameter: click.Parameter, count: int | None) -> int | None:
     """Limit the threads of every library, before any of them is imported."""
@@ -80,11 +82,10 @@ def decorated(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     return decorate
 
 
-def _ctx(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
-    """Name the device as results do."""
+def _device(_context: click.Context, _parameter: click.Parameter, text: str) -> Device:
     from adadelta_cli.implementations.array_backends import Device
 
-    return str(Device.parse(text))
+    return Device.parse(text)
 
 
 def shared_options(command: str) -> Callable[[Any], Any]:
@@ -92,10 +93,11 @@ def shared_options(command: str) -> Callable[[Any], Any]:
     options = (
         click.option(
             "--ctx",
+            "device",
             default="cpu",
             show_default=True,
             metavar="cpu|gpu|gpu:N",
-            callback=_ctx,
+            callback=_device,
             help="Device; gpu is the first, gpu:1 the second.",
         ),
         click.option(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adadelta_cli.cli.console import Terminal
+    from adadelta_cli.implementations.array_backends import Device
     from adadelta_cli.run.training import Run
 
 
@@ -54,7 +55,7 @@ def run(
     configs: tuple[str, ...],
     overrides: tuple[str, ...],
     record_gradients: Path | None,
-    ctx: str,
+    device: Device,
     backend: str,
     out: Path,
     as_json: bool,
@@ -81,7 +82,7 @@ def run(
 
     check_pictures()
     screen = terminal(as_json, quiet, verbose)
-    library = array_library(backend, ctx)
+    library = array_library(backend, device)
     runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
     files.prepare_folder(out)
     if record_gradients:

@@ -132,7 +132,7 @@ def verify(
     screen = terminal(as_json, quiet, verbose)
     if self_test:
         given = names or case_names or any(asked[key] for key in CHOSEN_BY_SELF_TEST)
-        _self_test(screen, out, seed, alone=not given and asked["ctx"] == "cpu")
+        _self_test(screen, out, seed, alone=not given and asked["device"].kind == "cpu")
     check_pictures()
     plan = Request(names=names, case_names=case_names, seed=seed, **asked).plan
     files.prepare_folder(out, report.FILES)

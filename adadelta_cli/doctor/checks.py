@@ -127,17 +127,19 @@ def _same_bits(name: str, reference: str, ctx: str = "cpu") -> str:
     Raises:
         Fault: they differ.
     """
+    from adadelta_cli.implementations import registry
+    from adadelta_cli.implementations.array_backends import Device
     from adadelta_cli.verification.cases import CASES
     from adadelta_cli.verification.execute import step_through
     from adadelta_cli.verification.ulp import Difference
 
+    device = Device.parse(ctx)
+    pair = [registry.implementation(each, device) for each in (name, reference)]
     dtypes, cases = ("float32", "float64", "float16"), (CASES["odd"], CASES["length-4097"])
     numbers = 0
     for dtype in dtypes:
         for case in cases:
-            got, wanted = (
-                step_through(each, case, dtype, 0, None, ctx).tensors for each in (name, reference)
-            )
+            got, wanted = (step_through(each, case, dtype, 0).tensors for each in pair)
             for tensor, states in wanted.items():
                 for state, other in zip(states, got[tensor], strict=True):
                     difference = Difference.between(other, state, state)
@@ -183,10 +185,11 @@ def _try_configs() -> str:
 
 def _try_step(name: str) -> str:
     """Let another framework take its steps; whether they are right is for verify."""
+    from adadelta_cli.implementations import registry
     from adadelta_cli.verification.cases import CASES
     from adadelta_cli.verification.execute import step_through
 
-    step_through(name, CASES["odd"], "float32", 0)
+    step_through(registry.implementation(name), CASES["odd"], "float32", 0)
     return f"{name} takes a step"
 
 

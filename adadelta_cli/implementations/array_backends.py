@@ -236,25 +236,23 @@ AUTOMATIC: dict[str, Callable[[Device], str]] = {
 }
 
 
-def resolve(name: str, ctx: str) -> str:
+def resolve(name: str, device: Device) -> str:
     """Return the name of the array library that `backend` would take: for `auto`, another."""
-    device = Device.parse(ctx)
     return AUTOMATIC[device.kind](device) if name == "auto" else name
 
 
-def backend(name: str = "auto", ctx: str = "cpu") -> NumpyBackend:
+def backend(name: str = "auto", device: Device = CPU) -> NumpyBackend:
     """Return the array library that `--backend` and `--ctx` ask for.
 
     Args:
         name: `auto` takes MXNet where it can serve the device, else NumPy or CuPy.
-        ctx: the device, as `Device.parse` reads it.
+        device: where its arrays lie.
 
     Raises:
-        UnavailableError: that library or device is not to be had here.
-        UsageError: there is no such backend or device, or they do not go together.
+        UnavailableError: that library or device is not available here.
+        UsageError: there is no such backend, or it has no arrays on that device.
     """
-    device = Device.parse(ctx)
-    name = resolve(name, ctx)
+    name = resolve(name, device)
     check_place(name, device)
     return (BACKENDS | FRAMEWORKS)[name](device)
 
@@ -278,7 +276,7 @@ def check_place(name: str, device: Device) -> None:
 
 
 @cache
-def library(name: str, ctx: str) -> str:
+def library(name: str, device: Device) -> str:
     """Name the array library that `backend` would return.
 
     A GPU is tried in a process of its own, which gives it back when it ends.
@@ -286,19 +284,19 @@ def library(name: str, ctx: str) -> str:
     Raises:
         UnavailableError, UsageError: as `backend`.
     """
-    if Device.parse(ctx).kind == "cpu":
-        return backend(name, ctx).name
+    if device.kind == "cpu":
+        return backend(name, device).name
     with Sandbox() as sandbox:
-        wrong = sandbox.call(_problem, resolve(name, ctx), ctx)
-    if wrong:
-        raise wrong
-    return resolve(name, ctx)
+        problem = sandbox.call(_problem, resolve(name, device), device)
+    if problem:
+        raise problem
+    return resolve(name, device)
 
 
-def _problem(name: str, ctx: str) -> AdadeltaError | None:
-    """Say why an array library is not to be had; None when it is."""
+def _problem(name: str, device: Device) -> AdadeltaError | None:
+    """Say why an array library is not available; None when it is."""
     try:
-        backend(name, ctx)
+        backend(name, device)
     except AdadeltaError as error:
         return error
     return None

@@ -8,13 +8,43 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adadelta_cli.implementations import array_backends
 from adadelta_cli.implementations.array_backends import CPU, Device
-from adadelta_cli.update import Hyperparameters, Parameter
 
 if TYPE_CHECKING:
     from adadelta_cli.implementations.array_backends import NumpyBackend
+    from adadelta_cli.update import Hyperparameters, Parameter
 
 Step = Callable[[], None]
-Bind = Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a step works on.
+
+    Attributes:
+        parameters: the tensors, in arrays of one library.
+        hyper: the hyper-parameters of all of them.
+        lr_mults, wd_mults: multipliers of rate and weight decay, one for each tensor.
+    """
+
+    parameters: Sequence[Parameter]
+    hyper: Hyperparameters
+    lr_mults: Sequence[float]
+    wd_mults: Sequence[float]
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """Rate times multiplier of each tensor, in double."""
+        return [self.hyper.learning_rate * mult for mult in self.lr_mults]
+
+    @property
+    def weight_decays(self) -> list[float]:
+        """Weight decay times multiplier of each tensor, in double."""
+        return [self.hyper.wd * mult for mult in self.wd_mults]
+
+
+Bind = Callable[[StepInputs], Step]
+"""Makes a function that takes one step, in place, each time it is called, from whatever the
+gradients hold by then, and that returns when the step is finished."""
 
 
 class ToleranceULP(NamedTuple):
@@ -38,9 +68,7 @@ class Implementation:
         backend: the name of the array library that holds its tensors, on a CPU where it can.
         on_gpu: the one that holds them on a GPU; empty for what computes on a CPU only.
         fused: one pass over memory.
-        bind: from parameters, their hyper-parameters, and a rate and a decay multiplier for each,
-            make a function that takes one step on these parameters, in place, each time it is
-            called, from whatever the gradients hold by then, and returns when it is finished.
+        bind: makes the step.
         unfused: the name of the same backend's unfused step, which a speed-up is measured against.
         keeps_grad: the gradient is left as it was; MXNet's own optimizer overwrites it.
         dtypes: those that it can take; MXNet's own optimizer has float32 states for all.
@@ -85,7 +113,7 @@ class Implementation:
         """Return the array library that holds its tensors.
 
         Raises:
-            UnavailableError: it is not to be had here.
+            UnavailableError: it is not available here.
             UsageError: it has no arrays there.
         """
-        return array_backends.backend(self.backend, str(self.device))
+        return array_backends.backend(self.backend, self.device)

@@ -18,31 +18,21 @@ import numpy as np
 from adadelta_cli.implementations import array_backends
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import ReportedError
+from adadelta_cli.update import preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from adadelta_cli.implementations.base import Implementation, Step
-    from adadelta_cli.update import Hyperparameters, Parameter
+    from adadelta_cli.implementations.base import Bind, Implementation, Step, StepInputs
+    from adadelta_cli.update import Parameter
 
 
-def preprocessed(
-    grad: np.ndarray, weight: np.ndarray, hyper: Hyperparameters, wd: float
-) -> np.ndarray:
-    """Return the gradient that the accumulators see.
-
-    Args:
-        grad: as the caller has it, float32 or float64.
-        weight: same shape and dtype.
-        hyper: of these, the rescaling and the clipping.
-        wd: the product of weight decay and multiplier, in double.
-    """
-    scalars, real = hyper.scalars(grad.dtype), grad.dtype.type
+def _preprocessed(inputs: StepInputs, number: int, grad: Any, weight: Any) -> np.ndarray:
+    """Return the gradient of a tensor as the accumulators see it; NumPy arrays."""
+    scalars = inputs.hyper.scalars(grad.dtype)
     with np.errstate(all="ignore"):
-        grad = grad * scalars.rescale_grad
-        grad = np.where(grad < -scalars.clip_gradient, -scalars.clip_gradient, grad)
-        grad = np.where(grad > scalars.clip_gradient, scalars.clip_gradient, grad)
-        return np.asarray(grad + real(wd) * weight)
+        wd = inputs.weight_decays[number]
+        return np.asarray(preprocess(np, grad, weight, scalars, wd))
 
 
 def missing_requirement(peer: Implementation) -> str:
@@ -56,38 +46,31 @@ def missing_requirement(peer: Implementation) -> str:
 
 
 def available(
-    among: Mapping[str, Implementation],
-) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Return the names of those that are here; and of the others, each with what it lacks."""
-    lacks = {name: missing_requirement(peer) for name, peer in among.items()}
-    here = tuple(name for name, missing in lacks.items() if not missing)
-    return here, tuple((name, missing) for name, missing in lacks.items() if missing)
+    among: Iterable[Implementation],
+) -> tuple[tuple[Implementation, ...], tuple[tuple[Implementation, str], ...]]:
+    """Return those that are installed; and the others, each with what it lacks."""
+    found = [(each, missing_requirement(each)) for each in among]
+    here = tuple(each for each, missing in found if not missing)
+    return here, tuple((each, missing) for each, missing in found if missing)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------
 
 
-def bind_torch(
-    *, foreach: bool, compiled: bool = False, timed: bool = False
-) -> Callable[..., Step]:
+def bind_torch(*, foreach: bool, compiled: bool = False, timed: bool = False) -> Bind:
     """Bind `torch.optim.Adadelta`; a group of parameters for each rate."""
 
-    def bind(
-        parameters: Sequence[Parameter],
-        hyper: Hyperparameters,
-        lr_mults: Sequence[float],
-        wd_mults: Sequence[float],
-    ) -> Step:
-        torch = array_backends.import_library("torch")
-        optimizer = _torch_optimizer(torch, parameters, hyper, lr_mults, foreach=foreach)
+    def bind(inputs: StepInputs) -> Step:
+        torch, parameters = array_backends.import_library("torch"), inputs.parameters
+        optimizer = _torch_optimizer(torch, inputs, foreach=foreach)
         update = _compiled(torch, optimizer.step) if compiled else optimizer.step
         if timed:
             return _given(parameters, update)
 
         def step() -> None:
             seen = []
-            for p, mult in zip(parameters, wd_mults, strict=True):
-                grad = preprocessed(p.grad.numpy(), p.weight.numpy(), hyper, hyper.wd * mult)
+            for number, p in enumerate(parameters):
+                grad = _preprocessed(inputs, number, p.grad.numpy(), p.weight.numpy())
                 p.weight.grad = torch.from_numpy(grad.copy())
                 seen.append(grad)
             update()
@@ -105,11 +88,11 @@ def _given(parameters: Sequence[Parameter], update: Step) -> Step:
     return update
 
 
-def bind_torch_adam() -> Callable[..., Step]:
+def bind_torch_adam() -> Bind:
     """Bind `torch.optim.Adam(fused=True)`, which moves as many bytes as AdaDelta: a yardstick."""
 
-    def bind(parameters: Sequence[Parameter], *_: Any) -> Step:
-        torch = array_backends.import_library("torch")
+    def bind(inputs: StepInputs) -> Step:
+        torch, parameters = array_backends.import_library("torch"), inputs.parameters
         weights = [p.weight for p in parameters]
         optimizer = torch.optim.Adam(
             weights, ADAM.learning_rate, (ADAM.beta1, ADAM.beta2), ADAM.epsilon, fused=True
@@ -157,21 +140,14 @@ def _compiled(torch: Any, update: Callable[[], Any]) -> Callable[[], Any]:
     return torch.compile(update)
 
 
-def _torch_optimizer(
-    torch: Any,
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    lr_mults: Sequence[float],
-    *,
-    foreach: bool,
-) -> Any:
-    groups: dict[float, list[Any]] = {}
-    for p, mult in zip(parameters, lr_mults, strict=True):
-        groups.setdefault(hyper.learning_rate * mult, []).append(p.weight)
+def _torch_optimizer(torch: Any, inputs: StepInputs, *, foreach: bool) -> Any:
+    parameters, groups = inputs.parameters, dict[float, list[Any]]()
+    for p, rate in zip(parameters, inputs.learning_rates, strict=True):
+        groups.setdefault(rate, []).append(p.weight)
     optimizer = torch.optim.Adadelta(
         [{"params": weights, "lr": rate} for rate, weights in groups.items()],
-        rho=hyper.rho,
-        eps=hyper.epsilon,
+        rho=inputs.hyper.rho,
+        eps=inputs.hyper.epsilon,
         weight_decay=0,
         foreach=foreach,
         capturable=parameters[0].weight.is_cuda,  # else each step brings a count to the host
@@ -195,16 +171,11 @@ def _check_kept(grads: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> No
 # --- JAX ------------------------------------------------------------------------------------------
 
 
-def bind_optax(*, timed: bool = False) -> Callable[..., Step]:
+def bind_optax(*, timed: bool = False) -> Bind:
     """Bind `optax.adadelta` under `jax.jit` with donated buffers; an optimizer for each rate."""
 
-    def bind(
-        parameters: Sequence[Parameter],
-        hyper: Hyperparameters,
-        lr_mults: Sequence[float],
-        wd_mults: Sequence[float],
-    ) -> Step:
-        rates = [hyper.learning_rate * mult for mult in lr_mults]
+    def bind(inputs: StepInputs) -> Step:
+        parameters, rates, hyper = inputs.parameters, inputs.learning_rates, inputs.hyper
         groups = [
             [k for k, each in enumerate(rates) if each == one] for one in dict.fromkeys(rates)
         ]
@@ -217,8 +188,7 @@ def bind_optax(*, timed: bool = False) -> Callable[..., Step]:
             if timed:
                 return [parameters[k].grad.value for k in group]
             return [
-                jax.numpy.array(preprocessed(*_seen(parameters[k]), hyper, hyper.wd * wd_mults[k]))
-                for k in group
+                jax.numpy.array(_preprocessed(inputs, k, *_on_host(parameters[k]))) for k in group
             ]
 
         def step() -> None:
@@ -241,7 +211,7 @@ def _replace(chosen: Sequence[Parameter], update: Any, grads: list[Any]) -> None
             getattr(p, name).value = value
 
 
-def _seen(p: Parameter) -> tuple[np.ndarray, np.ndarray]:
+def _on_host(p: Parameter) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(p.grad.value), np.asarray(p.weight.value)
 
 

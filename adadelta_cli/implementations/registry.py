@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
+import copyreg
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,57 +12,53 @@ import numpy as np
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, shortened
 from adadelta_cli.implementations import array_backends
-from adadelta_cli.implementations.array_backends import Device
-from adadelta_cli.implementations.base import Bind, Implementation, Step, ToleranceULP
-from adadelta_cli.update import Hyperparameters, Parameter, update
+from adadelta_cli.implementations.array_backends import CPU, Device
+from adadelta_cli.implementations.base import Bind, Implementation, Step, StepInputs, ToleranceULP
+from adadelta_cli.update import Hyperparameters, Parameter, state_dtype, update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
     from adadelta_cli.implementations.array_backends import NumpyBackend
 
 
-def _each(base: float, mults: Sequence[float]) -> list[float]:
-    """Multiply a common rate or decay by each tensor's own multiplier, in double."""
-    return [base * mult for mult in mults]
-
-
-def _unfused(
-    xp: Any,
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    lr_mults: Sequence[float],
-    wd_mults: Sequence[float],
-) -> Step:
-    rates, weight_decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
-    scalars = [hyper.scalars(p.acc_grad.dtype) for p in parameters]
+def _unfused(xp: Any, inputs: StepInputs) -> Step:
+    scalars = [inputs.hyper.scalars(p.acc_grad.dtype) for p in inputs.parameters]
+    rates, weight_decays = inputs.learning_rates, inputs.weight_decays
 
     def step() -> None:
         with np.errstate(all="ignore"):  # infinities and NaNs are data here
-            for each in zip(parameters, scalars, rates, weight_decays, strict=True):
+            for each in zip(inputs.parameters, scalars, rates, weight_decays, strict=True):
                 update(xp, *each)
 
     return step
 
 
-def _bind_numpy(parameters: Sequence[Parameter], *settings: Any) -> Step:
-    return _unfused(np, parameters, *settings)
+def _bind_numpy(inputs: StepInputs) -> Step:
+    return _unfused(np, inputs)
 
 
-def _bind_cupy(parameters: Sequence[Parameter], *settings: Any) -> Step:
+def _bind_cupy(inputs: StepInputs) -> Step:
     from adadelta_cli.kernels import cupy_ieee
 
-    arrays = [Parameter(*map(cupy_ieee.Array, p.arrays)) for p in parameters]
-    return _unfused(cupy_ieee, arrays, *settings)
+    arrays = [Parameter(*map(cupy_ieee.Array, p.arrays)) for p in inputs.parameters]
+    return _unfused(cupy_ieee, replace(inputs, parameters=arrays))
+
+
+def _bind_fused(inputs: StepInputs) -> Step:
+    from adadelta_cli.kernels.step import FusedStep
+
+    rates = {"learning_rate": inputs.learning_rates, "wd": inputs.weight_decays}
+    return FusedStep(inputs.parameters, **vars(inputs.hyper) | rates)
 
 
 def _finished(bind: Bind) -> Bind:
     """Wait for the device after each step: a launch returns before its work is done."""
 
-    def finishing(*arguments: Any) -> Step:
+    def finishing(inputs: StepInputs) -> Step:
         import cupy
 
-        launch, wait = bind(*arguments), cupy.cuda.Device().synchronize
+        launch, wait = bind(inputs), cupy.cuda.Device().synchronize
 
         def step() -> None:
             launch()
@@ -71,25 +67,6 @@ def _finished(bind: Bind) -> Bind:
         return step
 
     return finishing
-
-
-def _bind_kernel(device: str) -> Bind:
-    """Bind the one-pass kernel of a device, a module of `kernels`; imported when it is needed."""
-
-    def bind(
-        parameters: Sequence[Parameter],
-        hyper: Hyperparameters,
-        lr_mults: Sequence[float],
-        wd_mults: Sequence[float],
-    ) -> Step:
-        kernel = importlib.import_module(f"adadelta_cli.kernels.{device}")
-        rates, weight_decays = _each(hyper.learning_rate, lr_mults), _each(hyper.wd, wd_mults)
-        return kernel.prepared_update(parameters, hyper, rates, weight_decays)
-
-    return bind
-
-
-_bind_numpy_fused, _bind_cupy_fused = _bind_kernel("cpu"), _bind_kernel("cuda")
 
 
 def _bind_optimizer(
@@ -101,17 +78,13 @@ def _bind_optimizer(
     `waits` is for what hands its work to MXNet's engine; the fused step returns when it is done.
     """
 
-    def bind(
-        parameters: Sequence[Parameter],
-        hyper: Hyperparameters,
-        lr_mults: Sequence[float],
-        wd_mults: Sequence[float],
-    ) -> Step:
+    def bind(inputs: StepInputs) -> Step:
         from adadelta_cli.mxnet_bridge import runtime
 
-        optimizer = make(hyper, any(p.master is not None for p in parameters))
-        optimizer.set_lr_mult(dict(enumerate(lr_mults)))
-        optimizer.set_wd_mult(dict(enumerate(wd_mults)))
+        parameters = inputs.parameters
+        optimizer = make(inputs.hyper, any(p.master is not None for p in parameters))
+        optimizer.set_lr_mult(dict(enumerate(inputs.lr_mults)))
+        optimizer.set_wd_mult(dict(enumerate(inputs.wd_mults)))
         indices = list(range(len(parameters)))
         if classic:
             parameters = [Parameter(*(a.as_nd_ndarray() for a in p.arrays)) for p in parameters]
@@ -169,12 +142,12 @@ _stock_mxnet = _bind_optimizer(_stock_optimizer, classic=True)
 
 
 def _bind_peer(maker: str, **how: bool) -> Bind:
-    """Bind by a function of `peers` that makes a bind; imported when it is needed."""
+    """Bind by a function of `frameworks` that makes a bind; imported when it is needed."""
 
-    def bind(*arguments: Any) -> Step:
+    def bind(inputs: StepInputs) -> Step:
         from adadelta_cli.implementations import frameworks
 
-        return getattr(frameworks, maker)(**how)(*arguments)
+        return getattr(frameworks, maker)(**how)(inputs)
 
     return bind
 
@@ -245,7 +218,7 @@ IMPLEMENTATIONS = {
     implementation.name: implementation
     for implementation in (
         Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
-        Implementation("numpy-fused", "numpy", True, _bind_numpy_fused, "numpy"),
+        Implementation("numpy-fused", "numpy", True, _bind_fused, "numpy"),
         Implementation(
             "cupy", "cupy", False, _finished(_bind_cupy), "cupy", timed=_bind_cupy, on_gpu="cupy"
         ),
@@ -253,9 +226,9 @@ IMPLEMENTATIONS = {
             "cupy-fused",
             "cupy",
             True,
-            _finished(_bind_cupy_fused),
+            _finished(_bind_fused),
             "cupy",
-            timed=_bind_cupy_fused,
+            timed=_bind_fused,
             on_gpu="cupy",
         ),
         Implementation(
@@ -292,17 +265,16 @@ IMPLEMENTATIONS = {
 }
 
 
-def implementation(name: str, ctx: str = "cpu") -> Implementation:
+def implementation(name: str, device: Device = CPU) -> Implementation:
     """Look up an implementation, as it is on a device.
 
     Args:
         name: as `--impl` takes it.
-        ctx: the device, as `--ctx` takes it; what computes on a CPU only stays there.
+        device: what computes on a CPU only stays there.
 
     Raises:
-        UsageError: there is none of that name, or no such kind of device.
+        UsageError: there is none of that name.
     """
-    device = Device.parse(ctx)
     if name in IMPLEMENTATIONS:
         return IMPLEMENTATIONS[name].on(device)
     if is_user_kernel(name):
@@ -315,20 +287,6 @@ def implementation(name: str, ctx: str = "cpu") -> Implementation:
         f"--impl is {shortened(name)!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of "
         "your own as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
     )
-
-
-@contextlib.contextmanager
-def temporary(kernel: Callable[..., Any]) -> Iterator[str]:
-    """Make a function an implementation for a while, in this process; yields its name."""
-    from adadelta_cli.implementations import user_kernel
-
-    name = getattr(kernel, "__qualname__", type(kernel).__qualname__)
-    name = f"{name} (in Python)"
-    IMPLEMENTATIONS[name] = user_kernel.from_function(name, kernel)
-    try:
-        yield name
-    finally:
-        del IMPLEMENTATIONS[name]
 
 
 def is_user_kernel(name: str) -> bool:
@@ -352,15 +310,18 @@ def check_place(chosen: Implementation, device: Device) -> None:
         raise UsageError(f"--impl {chosen.name} computes on a GPU; add --ctx gpu")
 
 
-def timeable(name: str, ctx: str = "cpu") -> Implementation:
+def timeable(name: str, device: Device = CPU) -> Implementation:
     """Look up what `bench` can time: an implementation, or a yardstick; as it is on a device.
 
     Raises:
-        UsageError: there is none of that name, or no such kind of device.
+        UsageError: there is none of that name.
     """
-    if name in YARDSTICKS:
-        return YARDSTICKS[name].on(Device.parse(ctx))
-    return implementation(name, ctx)
+    return YARDSTICKS[name].on(device) if name in YARDSTICKS else implementation(name, device)
+
+
+# An implementation reaches another process by its name, and is looked up again there: what it
+# calls are closures, and a kernel of the user's own is imported where it runs.
+copyreg.pickle(Implementation, lambda each: (timeable, (each.name, each.device)))
 
 
 def builtin(backend: NumpyBackend, *, fused: bool) -> Implementation:
@@ -388,7 +349,7 @@ def parameter(
         dtype: float32, float64, or float16, which means float16 weights and gradients with
             float32 master weights and states.
     """
-    state = "float32" if dtype == "float16" else dtype
+    state = state_dtype(dtype)
     zeros = np.zeros(weight.shape, dtype=state)
     return Parameter(
         weight=backend.array(weight.astype(dtype)),

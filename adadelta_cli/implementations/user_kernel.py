@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import ModuleType
 
-    from adadelta_cli.implementations.base import Step
-    from adadelta_cli.update import Hyperparameters, Parameter
+    from adadelta_cli.implementations.base import Bind, Step, StepInputs
+    from adadelta_cli.update import Parameter
 
 FORMS = "FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
 SIGNATURE = (
@@ -56,14 +56,13 @@ def from_name(name: str) -> Implementation:
     return _implementation(name, partial(_bind_named, name), partial(_time_named, name))
 
 
-def from_function(name: str, kernel: Callable[..., Any]) -> Implementation:
-    """Return the implementation that a function is."""
+def from_function(kernel: Callable[..., Any]) -> Implementation:
+    """Return the implementation that a function of this process is; it reaches no other."""
+    name = f"{getattr(kernel, '__qualname__', type(kernel).__qualname__)} (in Python)"
     return _implementation(name, partial(_bind, kernel), partial(_time, kernel))
 
 
-def _implementation(
-    name: str, bind: Callable[..., Step], timed: Callable[..., Step]
-) -> Implementation:
+def _implementation(name: str, bind: Bind, timed: Bind) -> Implementation:
     return Implementation(
         name,
         "numpy",
@@ -214,49 +213,37 @@ def _import_module(place: str) -> ModuleType:
 # --- calling it -----------------------------------------------------------------------------------
 
 
-def _bind_named(name: str, *arguments: Any) -> Step:
-    return _bind(load_kernel(name), *arguments)
+def _bind_named(name: str, inputs: StepInputs) -> Step:
+    return _bind(load_kernel(name), inputs)
 
 
-def _time_named(name: str, *arguments: Any) -> Step:
-    return _time(load_kernel(name), *arguments)
+def _time_named(name: str, inputs: StepInputs) -> Step:
+    return _time(load_kernel(name), inputs)
 
 
-def _keywords(
-    hyper: Hyperparameters, lr_mults: Sequence[float], wd_mults: Sequence[float]
-) -> list[dict[str, Any]]:
+def _keywords(inputs: StepInputs) -> list[dict[str, Any]]:
     """Return the keywords that a kernel gets for each tensor."""
     return [
-        vars(hyper) | {"learning_rate": hyper.learning_rate * lr_mult, "wd": hyper.wd * wd_mult}
-        for lr_mult, wd_mult in zip(lr_mults, wd_mults, strict=True)
+        vars(inputs.hyper) | {"learning_rate": learning_rate, "wd": wd}
+        for learning_rate, wd in zip(inputs.learning_rates, inputs.weight_decays, strict=True)
     ]
 
 
-def _bind(
-    kernel: Callable[..., Any],
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    *mults: Sequence[float],
-) -> Step:
-    settings = _keywords(hyper, *mults)
-    _check_signature(kernel, vars(hyper))
+def _bind(kernel: Callable[..., Any], inputs: StepInputs) -> Step:
+    pairs = list(zip(inputs.parameters, _keywords(inputs), strict=True))
+    _check_signature(kernel, vars(inputs.hyper))
 
     def step() -> None:
-        for number, (p, keywords) in enumerate(zip(parameters, settings, strict=True)):
+        for number, (p, keywords) in enumerate(pairs):
             _call(kernel, p, keywords, number)
 
     return step
 
 
-def _time(
-    kernel: Callable[..., Any],
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    *mults: Sequence[float],
-) -> Step:
+def _time(kernel: Callable[..., Any], inputs: StepInputs) -> Step:
     """Bind a kernel to arrays in boxes, where what a functional one returns replaces them."""
-    pairs = list(zip(parameters, _keywords(hyper, *mults), strict=True))
-    _check_signature(kernel, vars(hyper))
+    pairs = list(zip(inputs.parameters, _keywords(inputs), strict=True))
+    _check_signature(kernel, vars(inputs.hyper))
 
     def step() -> None:
         for p, keywords in pairs:

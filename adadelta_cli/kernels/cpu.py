@@ -40,7 +40,7 @@ from adadelta_cli.kernels.layout import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from adadelta_cli.update import Hyperparameters, Parameter
+    from adadelta_cli.update import Parameter, Scalars
 
 compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
 compiled_parallel = cache.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
@@ -359,28 +359,6 @@ def launcher(kind: DTypeLayout) -> Any:
 # --- what Python calls ----------------------------------------------------------------------------
 
 
-def launch(
-    tensors: Iterable[TensorRef],
-    hyper: Hyperparameters,
-    *,
-    flush_subnormals: bool = False,
-    parts: int | None = None,
-) -> None:
-    """Take one step on all tensors, in place, in one pass over memory.
-
-    Whoever calls vouches for the addresses. Safe from several threads: calls take turns.
-
-    Args:
-        tensors: those of one kind share a launch.
-        hyper: their common hyper-parameters; rate and decay are each tensor's own.
-        flush_subnormals: compute as MXNet does by default, subnormal operands and results taken
-            as zero; else strict IEEE 754, whatever mode the calling thread is in.
-        parts: into how many parts the work is cut; by default one for each thread. The result
-            does not depend on it.
-    """
-    prepared(tensors, hyper, flush_subnormals=flush_subnormals, parts=parts)()
-
-
 @dataclass(frozen=True)
 class PreparedCpuStep:
     """A step on tensors that stay where they are, to be taken any number of times.
@@ -402,26 +380,35 @@ class PreparedCpuStep:
 
 def prepared(
     tensors: Iterable[TensorRef],
-    hyper: Hyperparameters,
+    common: Scalars,
     *,
     flush_subnormals: bool = False,
     parts: int | None = None,
     owners: Iterable[Parameter] = (),
 ) -> PreparedCpuStep:
-    """Prepare what `launch` does, with the same arguments.
+    """Prepare a step on all tensors, in place, in one pass over memory.
 
-    The step keeps the arrays of `owners`, to whom the addresses belong.
+    The caller must pass valid addresses.
+
+    Args:
+        tensors: those of one dtype layout share a launch.
+        common: the hyper-parameters of all tensors, in double.
+        flush_subnormals: compute as MXNet does by default, subnormal operands and results taken
+            as zero; else strict IEEE 754, whatever mode the calling thread is in.
+        parts: into how many chunks the work is split; by default one for each thread. The result
+            does not depend on it.
+        owners: the parameters that own the addresses; the step keeps their arrays.
     """
     launches = []
     for kind, group in group_by_layout(tensors).items():
-        table = pack_table(group, hyper)
+        table = pack_table(group, common)
         table[FLUSH] = flush_subnormals
         table[PARTS] = parts or chunks_for(sum(operand.size for operand in group))
         launches.append((launcher(kind), table))
     return PreparedCpuStep(launches, all_arrays(owners))
 
 
-def pack_table(operands: Sequence[TensorRef], hyper: Hyperparameters) -> np.ndarray:
+def pack_table(operands: Sequence[TensorRef], common: Scalars) -> np.ndarray:
     """Arrange tensors of one kind and their hyper-parameters as the table that the kernel takes.
 
     Returns:
@@ -432,13 +419,7 @@ def pack_table(operands: Sequence[TensorRef], hyper: Hyperparameters) -> np.ndar
         of all weight_decays, the sizes, and the tensors' addresses.
     """
     _, addresses, sizes, rates, weight_decays = zip(*operands, strict=True)
-    values = (
-        *hyper.doubles,
-        *rates,
-        *weight_decays,
-        *sizes,
-        *itertools.chain.from_iterable(addresses),
-    )
+    values = (*common, *rates, *weight_decays, *sizes, *itertools.chain.from_iterable(addresses))
     packed = bytearray(struct.pack(table_format(len(sizes)), False, 1, 0, *values))
     return np.frombuffer(packed, np.uint64)
 
@@ -488,33 +469,22 @@ def override_chunks(parts: int) -> Iterator[None]:
         fixed_chunks = before
 
 
-def fused_update(
+def prepared_step(
     parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
+    common: Scalars,
     learning_rates: Sequence[float],
     weight_decays: Sequence[float],
-) -> None:
-    """Take one AdaDelta step on parameters held in NumPy arrays, in place: the fused step.
+) -> PreparedCpuStep:
+    """Prepare the fused step on NumPy arrays; see `kernels.step.FusedStep`.
 
     Args:
-        parameters: any number of tensors of any shapes, all kinds of `operand.KINDS` mixed.
-        hyper: their common hyper-parameters.
+        parameters: any number of tensors of any shapes, the dtypes of `layout.SUPPORTED` mixed.
+        common: the hyper-parameters of all tensors, in double.
         learning_rates: one for each tensor: rate times multiplier, in double.
         weight_decays: one for each tensor: weight decay times multiplier, in double.
 
     Raises:
-        TypeError, ValueError: as `kernels.layout.operand`.
+        TypeError, ValueError: as `layout.tensor_ref`.
     """
-    prepared_update(parameters, hyper, learning_rates, weight_decays)()
-
-
-def prepared_update(
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-) -> PreparedCpuStep:
-    """Prepare what `fused_update` does, with the same arguments, to be done again and again."""
-    return prepared(
-        tensor_refs(parameters, learning_rates, weight_decays), hyper, owners=parameters
-    )
+    refs = tensor_refs(parameters, learning_rates, weight_decays)
+    return prepared(refs, common, owners=parameters)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from adadelta_cli.kernels.layout import Table, TensorRef
-    from adadelta_cli.update import Parameter
+    from adadelta_cli.update import Parameter, Scalars
 
 # Neither was timed on a GPU. The threads of a block take 16 bytes of each array at once, twice in a
 # tile of float32: small enough that the last blocks end together, and a tile begins on a boundary
@@ -107,48 +107,46 @@ class PreparedGpuStep:
 
 def prepared(
     operands: Iterable[TensorRef],
-    hyper: Hyperparameters,
+    common: Scalars,
     *,
     work: str = "update",
     owners: Iterable[Parameter] = (),
 ) -> PreparedGpuStep:
     """Prepare a step on all tensors, in place, in one pass over memory.
 
-    Whoever calls vouches for the addresses.
+    The caller must pass valid addresses.
 
     Args:
         operands: the tensors, in the memory of the current GPU; those of one kind share a launch.
-        hyper: their common hyper-parameters; rate and decay are each tensor's own.
+        common: the hyper-parameters of all tensors, in double.
         work: `update`; or `traffic`, which adds the gradient times `rescale_grad` to weight and
             states: the bytes of an update, and next to no arithmetic.
-        owners: to whom the addresses belong; the step keeps their arrays.
+        owners: the parameters that own the addresses; the step keeps their arrays.
     """
     plans = [(table.kind.name, plan_tiles(table)) for table in layout.pack_tables(operands)]
-    launches = [_launch(f"{work}_{name}", each, hyper) for name, each in plans if each.tiles]
+    launches = [_launch(f"{work}_{name}", each, common) for name, each in plans if each.tiles]
     return PreparedGpuStep(launches, layout.all_arrays(owners))
 
 
-def _launch(name: str, plan: TilePlan, hyper: Hyperparameters) -> tuple[Any, int, tuple[Any, ...]]:
+def _launch(name: str, plan: TilePlan, common: Scalars) -> tuple[Any, int, tuple[Any, ...]]:
     import cupy
 
     rows = cupy.asarray(plan.rows.view(np.uint8))
     counts = map(np.int64, (len(plan.rows), plan.tiles))  # CuPy passes a NumPy scalar as it is
-    return kernel(name), plan.blocks, (rows, *counts, *map(np.float64, hyper.doubles))
+    return kernel(name), plan.blocks, (rows, *counts, *map(np.float64, common))
 
 
-def fused_update(
+def prepared_step(
     parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
+    common: Scalars,
     learning_rates: Sequence[float],
     weight_decays: Sequence[float],
-) -> None:
-    """Take one AdaDelta step on parameters held in CuPy arrays, in place: the fused step.
-
-    It is enqueued on CuPy's current stream, and returns at once, as CuPy's own operations do.
+) -> PreparedGpuStep:
+    """Prepare the fused step on CuPy arrays; see `kernels.step.FusedStep`.
 
     Args:
-        parameters: any number of tensors of any shapes, all kinds of `layout.KINDS` mixed.
-        hyper: their common hyper-parameters.
+        parameters: any number of tensors of any shapes, the dtypes of `layout.SUPPORTED` mixed.
+        common: the hyper-parameters of all tensors, in double.
         learning_rates: one for each tensor: rate times multiplier, in double.
         weight_decays: one for each tensor: weight decay times multiplier, in double.
 
@@ -157,19 +155,9 @@ def fused_update(
         ValueError: an array is not C-contiguous, has another shape, or lies on another GPU than
             the current one.
     """
-    prepared_update(parameters, hyper, learning_rates, weight_decays)()
-
-
-def prepared_update(
-    parameters: Sequence[Parameter],
-    hyper: Hyperparameters,
-    learning_rates: Sequence[float],
-    weight_decays: Sequence[float],
-) -> PreparedGpuStep:
-    """Prepare what `fused_update` does, with the same arguments, to be done again and again."""
     operands = layout.tensor_refs(parameters, learning_rates, weight_decays, layout.CUDA)
     _check_device(parameters)
-    return prepared(operands, hyper, owners=parameters)
+    return prepared(operands, common, owners=parameters)
 
 
 def prepared_traffic(line: Parameter) -> PreparedGpuStep:
@@ -181,9 +169,9 @@ def prepared_traffic(line: Parameter) -> PreparedGpuStep:
     """
     factor = float(np.sqrt(np.finfo(line.acc_grad.dtype).tiny))
     _check_device([line])
-    hyper = Hyperparameters(rescale_grad=factor)
+    common = Hyperparameters(rescale_grad=factor).doubles
     operands = layout.tensor_refs([line], [0.0], [0.0], layout.CUDA)
-    return prepared(operands, hyper, work="traffic", owners=[line])
+    return prepared(operands, common, work="traffic", owners=[line])
 
 
 def _check_device(parameters: Sequence[Parameter]) -> None:

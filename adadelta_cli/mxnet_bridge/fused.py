@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import struct
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adadelta_cli.mxnet_bridge import probe, runtime
 from adadelta_cli.system import gpu
-from adadelta_cli.update import Hyperparameters, Parameter
+from adadelta_cli.update import Parameter, Scalars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,18 +30,6 @@ def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
     """Collect the handles of the arrays of tensors, as `ndarray_table` takes them."""
     rows = [[array.handle.value for array in arrays] for arrays in tensors]
     return np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
-
-
-class CommonHyperparameters(NamedTuple):
-    """The hyper-parameters of all tensors of a step.
-
-    Attributes:
-        hyper: checked.
-        doubles: its `doubles`, which are asked for once, not at each step.
-    """
-
-    hyper: Hyperparameters
-    doubles: tuple[float, ...]
 
 
 class FusedMxnetStep:
@@ -78,7 +66,7 @@ class FusedMxnetStep:
         self,
         rates: Sequence[float],
         weight_decays: Sequence[float],
-        common: CommonHyperparameters,
+        common: Scalars,
         *,
         flush: bool,
     ) -> None:
@@ -87,11 +75,11 @@ class FusedMxnetStep:
         Args:
             rates: of the tensors.
             weight_decays: likewise.
-            common: what they have in common.
+            common: the hyper-parameters of all tensors, in double.
             flush: compute with subnormals taken as zero.
         """
         with self._cpu.launching:
-            self._write(flush, 1, self._cpu.fixed_chunks, *common.doubles, *rates, *weight_decays)
+            self._write(flush, 1, self._cpu.fixed_chunks, *common, *rates, *weight_decays)
             code = self._step(*self._asked)
             if code == self._other:
                 self._step_by_kind()
@@ -121,13 +109,13 @@ class FusedMxnetStep:
 
 
 class FusedMxnetGpuStep:
-    """As `FusedStep`, on tensors in the memory of a GPU.
+    """As `FusedMxnetStep`, on tensors in the memory of a GPU.
 
     The arrays reach the kernel over DLPack, without a copy, and CuPy launches it. It was not run on
     a GPU: no MXNet that computes on one was there.
 
     Args:
-        tensors: as `FusedStep` takes them, all on one GPU.
+        tensors: as `FusedMxnetStep` takes them, all on one GPU.
 
     Raises:
         UnavailableError: CuPy cannot use that GPU.
@@ -142,20 +130,20 @@ class FusedMxnetGpuStep:
         self,
         rates: Sequence[float],
         weight_decays: Sequence[float],
-        common: CommonHyperparameters,
+        common: Scalars,
         *,
         flush: bool,  # noqa: ARG002 - MXNet flushes on a CPU only
     ) -> None:
         """Take one, when the engine is quiet, and wait for it: MXNet's next operator may read.
 
-        Arguments as `FusedStep` takes them.
+        Arguments as `FusedMxnetStep` takes them.
 
         Raises:
-            TypeError, ValueError: as `kernels.cuda.fused_update`.
+            TypeError, ValueError: as `kernels.cuda.prepared_step`.
         """
         from adadelta_cli.kernels import cuda
 
         with self._cupy.cuda.Device(self._number):  # others may be the current one meanwhile
             parameters = [Parameter(*map(self._cupy.from_dlpack, each)) for each in self._tensors]
-            cuda.fused_update(parameters, common.hyper, rates, weight_decays)
+            cuda.prepared_step(parameters, common, rates, weight_decays)()
             self._cupy.cuda.get_current_stream().synchronize()

@@ -14,8 +14,8 @@ import numpy as np
 
 from adadelta_cli.kernels import layout
 from adadelta_cli.mxnet_bridge import runtime
-from adadelta_cli.mxnet_bridge.fused import CommonHyperparameters, FusedMxnetGpuStep, FusedMxnetStep
-from adadelta_cli.update import Hyperparameters, Parameter, checked, update
+from adadelta_cli.mxnet_bridge.fused import FusedMxnetGpuStep, FusedMxnetStep
+from adadelta_cli.update import Hyperparameters, Parameter, Scalars, checked, update
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,7 +195,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             masters = self.multi_precision
             self._unfused(indices, _parameters(weights, grads, states, masters=masters))
 
-    def _hyperparameters(self) -> CommonHyperparameters:
+    def _hyperparameters(self) -> Scalars:
         """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
         values = self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
         before, common = self._common
@@ -240,13 +240,13 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         )
 
     def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
-        hyper = self._hyperparameters().hyper
+        common = self._hyperparameters()
         with mx.util.np_shape(True):
             for index, parameter in zip(indices, parameters, strict=True):
                 _check_dense("gradient", parameter.grad)
                 learning_rate, wd = self._count(index)
                 views = Parameter(*(array.as_np_ndarray() for array in parameter.arrays))
-                update(mx.np, views, hyper.scalars(views.acc_grad.dtype), learning_rate, wd)
+                update(mx.np, views, common.rounded(views.acc_grad.dtype), learning_rate, wd)
 
     def _fused(
         self,
@@ -318,14 +318,13 @@ def _is_lasting(state: Any) -> bool:
 
 
 @lru_cache(maxsize=64, typed=True)
-def _common(_signs: Any, *values: Any) -> CommonHyperparameters:
+def _common(_signs: Any, *values: Any) -> Scalars:
     """Check them once, not at each step."""
     return _checked(*values)
 
 
-def _checked(*values: Any) -> CommonHyperparameters:
-    hyper = Hyperparameters(1.0, *values)
-    return CommonHyperparameters(hyper, hyper.doubles)
+def _checked(*values: Any) -> Scalars:
+    return Hyperparameters(1.0, *values).doubles
 
 
 def _parameters(

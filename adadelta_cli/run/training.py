@@ -14,12 +14,14 @@ import numpy as np
 from adadelta_cli import files, inputs
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.implementations import registry
+from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import problems, report, signals
 from adadelta_cli.run.checkpoint import Checkpoint
 from adadelta_cli.run.problems.problem import gradient
 from adadelta_cli.run.result import COLUMNS, Expectation, RunOutcome, RunResult, TrainingRow
+from adadelta_cli.update import state_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +65,7 @@ class Training:
         self.backend = backend
         self.step = 0
         self._seed = seed
-        self._compute_dtype = "float32" if dtype == "float16" else dtype
+        self._compute_dtype = state_dtype(dtype)
         self.parameters = {
             name: registry.parameter(backend, start, np.zeros_like(start), dtype=dtype)
             for name, start in self.problem.start.items()
@@ -72,9 +74,8 @@ class Training:
         self._differentiate = gradient(self.problem, backend, parameters)
         ones = [1.0] * len(parameters)
         implementation = registry.builtin(backend, fused=fused)
-        self._update = implementation.bind(
-            parameters, config.optimizer.hyperparameters(), ones, ones
-        )
+        hyper = config.optimizer.hyperparameters()
+        self._update = implementation.bind(StepInputs(parameters, hyper, ones, ones))
         samples = len(self.problem.data[0]) if self.problem.data else 1
         self._batch_size = min(config.training.batch_size or samples, samples)
         self._samples = samples

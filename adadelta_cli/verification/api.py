@@ -6,7 +6,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.implementations import registry, user_kernel
+from adadelta_cli.implementations import user_kernel
+from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification import catalogue, fuzz, invariants
 from adadelta_cli.verification.plan import SUBNORMALS, VerifyPlan
@@ -75,13 +76,15 @@ def verify(
         )
     fixed = tuple(name for name in cases if name not in fuzz.COLLECTIVE)
     chosen = tuple(catalogue.select(fixed, full=full, steps=steps)) if fixed or not cases else ()
-    with registry.temporary(step) as name, warnings.catch_warnings():
+    kernel = user_kernel.from_function(step).on(Device.parse(ctx))
+    with warnings.catch_warnings():
+        kernel.arrays()
         plan = VerifyPlan(
-            (name,),
+            (kernel,),
             chosen,
             dtypes=tuple(dtypes),
             seed=seed,
-            ctx=ctx,
+            device=kernel.device,
             watched=frozenset(cases or (invariants.FULL if full else invariants.CASES)),
             drawn=fuzz.example_count(tuple(cases), full=full, alone=bool(cases)),
             lengths=fuzz.longest_length(full=full) * (not cases or fuzz.LENGTHS in cases),
@@ -89,7 +92,6 @@ def verify(
             flush=subnormals == "flush",
             seconds=fuzz.time_limit_s(full=full),
         )
-        plan.implementation(name).arrays()
         work = Verification(plan)
         work.execute(sandbox=InProcess())
     return work.rows

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.update import Hyperparameters
+from adadelta_cli.update import Hyperparameters, state_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ class Case:
     def start(self, dtype: str, seed: int) -> list[Values]:
         """Draw the tensors' weights and states, in the dtype of the states; only to be read."""
         rng, draw = self._generator(dtype, seed, 0), FILLS[self.fill]
-        return [draw.start(rng, shape, _states_dtype(dtype)) for shape in self.shapes]
+        return [draw.start(rng, shape, state_dtype(dtype)) for shape in self.shapes]
 
     @lru_cache(maxsize=16)  # noqa: B019
     def grads(self, dtype: str, seed: int, step: int) -> list[np.ndarray]:
@@ -96,16 +96,12 @@ class Case:
         rng, draw = self._generator(dtype, seed, step), FILLS[self.fill]
         with np.errstate(over="ignore"):
             return [
-                np.asarray(draw.grad(rng, shape, _states_dtype(dtype))).astype(dtype)
+                np.asarray(draw.grad(rng, shape, state_dtype(dtype))).astype(dtype)
                 for shape in self.shapes
             ]
 
     def _generator(self, dtype: str, seed: int, step: int) -> np.random.Generator:
         return np.random.default_rng([seed, zlib.crc32(f"{self.key} {dtype}".encode()), step])
-
-
-def _states_dtype(dtype: str) -> str:
-    return "float32" if dtype == "float16" else dtype
 
 
 # --- which numbers --------------------------------------------------------------------------------

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.implementations import array_backends, registry
+from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.verification.ulp import Difference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadelta_cli.implementations.array_backends import NumpyBackend
-    from adadelta_cli.implementations.base import Bind
+    from adadelta_cli.implementations.array_backends import Device, NumpyBackend
+    from adadelta_cli.implementations.base import Bind, Implementation
     from adadelta_cli.verification.cases import Case
 
 
@@ -40,18 +41,17 @@ class Trajectory:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
-def make_ready(backend: str, ctx: str) -> None:
+def make_ready(backend: str, device: Device) -> None:
     """Import what steps on a backend need."""
-    array_backends.backend(backend, ctx)
+    array_backends.backend(backend, device)
 
 
 def step_through(
-    name: str,
+    implementation: Implementation,
     case: Case,
     dtype: str,
     seed: int,
     starts: dict[str, list[np.ndarray]] | None = None,
-    ctx: str = "cpu",
     *,
     backend: NumpyBackend | None = None,
     bind: Bind | None = None,
@@ -59,18 +59,16 @@ def step_through(
     """Let an implementation take a case's steps.
 
     Args:
-        name: the implementation.
+        implementation: which, as it is on its device.
         case: what to put to it.
         dtype: in which element type.
         seed: from which the case draws its numbers.
         starts: a trajectory's tensors; each step is taken from its state before that step, and not
             from where the last step led.
-        ctx: the device, for what computes there.
         backend: makes the arrays, in place of the implementation's own.
         bind: makes the step, in place of the implementation's own.
     """
     warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
-    implementation = registry.implementation(name, ctx)
     backend = backend or implementation.arrays()
     parameters = [
         registry.parameter(backend, v.weight, np.zeros_like(v.weight), *v[1:], dtype=dtype)
@@ -81,7 +79,8 @@ def step_through(
         if backend.name == "mxnet"
         else contextlib.nullcontext()
     ):
-        step = (bind or implementation.bind)(parameters, case.hyper, case.lr_mults, case.wd_mults)
+        inputs = StepInputs(parameters, case.hyper, case.lr_mults, case.wd_mults)
+        step = (bind or implementation.bind)(inputs)
         states, changes = [_snapshot(backend, parameters)], 0
         for number in range(1, case.steps + 1):
             grads = case.grads(dtype, seed, number)
@@ -108,16 +107,14 @@ def _restart(
 def train(
     reference: str,
     overrides: Sequence[str],
-    name: str,
+    implementation: Implementation,
     dtype: str,
     seed: int,
     steps: int | None,
-    ctx: str = "cpu",
 ) -> Trajectory:
     """Train a config with an implementation, `steps` at most; keep every recorded step."""
     from adadelta_cli.run import config, training
 
-    implementation = registry.implementation(name, ctx)
     backend = implementation.arrays()
     settings = config.load_config(reference, list(overrides))
     run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adadelta_cli.implementations import registry
+from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.implementations.guard import GUARD, GUARD_BYTES, Guarded, poison
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.verification import cases
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from adadelta_cli.implementations.array_backends import NumpyBackend
     from adadelta_cli.implementations.base import Bind, Implementation, Step
-    from adadelta_cli.update import Hyperparameters, Parameter
+    from adadelta_cli.update import Parameter
     from adadelta_cli.verification.cases import Case
     from adadelta_cli.verification.execute import Trajectory
 
@@ -135,16 +136,15 @@ CHUNKED = (
 
 
 def check_determinism(
-    name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu"
+    chosen: Implementation, case: Case, dtype: str, seed: int
 ) -> list[InvariantResult]:
-    """Run a case in guarded memory, several times over; tell the findings of guard and repeat.
+    """Run a case in guarded memory several times, for the results of `guard` and `repeat`.
 
-    What is not ours gets arrays that it may copy, so it is watched by whoever calls it instead
-    (`candidate`), and has no findings of guard here.
+    Third-party code may copy these arrays, so its own memory is guarded where it is called
+    (`implementations.user_kernel`), and it has no results of `guard` here.
     """
-    chosen = registry.implementation(name, ctx)
     memory: Any = GuardedBackend(chosen.arrays(), 0)
-    wanted = step_through(name, case, dtype, seed, None, ctx, backend=memory)
+    wanted = step_through(chosen, case, dtype, seed, backend=memory)
     outside = [] if chosen.tolerance else list(memory.written_outside(len(case.shapes)))
     repeats = {tensor: InvariantResult("repeat", tensor, 0) for tensor in wanted.tensors}
     cut = chosen.fused and chosen.device.kind == "cpu"  # a GPU's blocks are cut one way
@@ -161,23 +161,22 @@ REPEATED = ((4_099, 2_000), (100_003, 300))
 REPEATED_S = 2.0  # for each of these, at most
 
 
-def check_repeated(name: str, dtype: str, seed: int, ctx: str = "cpu") -> list[InvariantResult]:
+def check_repeated(chosen: Implementation, dtype: str, seed: int) -> list[InvariantResult]:
     """Take the same step hundreds of times over, and compare the bits."""
     return [
         finding
         for elements, times in REPEATED
-        for finding in _repeated(name, elements, times, dtype, seed, ctx)
+        for finding in _repeated(chosen, elements, times, dtype, seed)
     ]
 
 
 def _repeated(
-    name: str, elements: int, times: int, dtype: str, seed: int, ctx: str
+    chosen: Implementation, elements: int, times: int, dtype: str, seed: int
 ) -> Iterator[InvariantResult]:
-    chosen = registry.implementation(name, ctx)
     backend, case = chosen.arrays(), cases.single(elements)
     (start,), (grad,) = case.start(dtype, seed), case.grads(dtype, seed, 1)
     parameter = registry.parameter(backend, start.weight, grad, *start[1:], dtype=dtype)
-    step = chosen.bind([parameter], case.hyper, case.lr_mults, case.wd_mults)
+    step = chosen.bind(StepInputs([parameter], case.hyper, case.lr_mults, case.wd_mults))
     first: dict[str, np.ndarray] = {}
     changed, taken = dict.fromkeys(start._fields, 0), 0
     until = time.monotonic() + REPEATED_S
@@ -198,12 +197,12 @@ def _repeated(
 def _varied(
     variation: Variation, chosen: Implementation, case: Case, dtype: str, seed: int
 ) -> Trajectory:
-    backend, ctx = chosen.arrays(), str(chosen.device)
+    backend, on_cpu = chosen.arrays(), chosen.device.kind == "cpu"
     memory: Any = GuardedBackend(backend, variation.shift)
     for size in {int(np.prod(shape)) for shape in case.shapes}:
-        poison(4, size * np.dtype(dtype).itemsize, np if ctx == "cpu" else backend.xp)
+        poison(4, size * np.dtype(dtype).itemsize, np if on_cpu else backend.xp)
     with _chunked(variation.parts):
-        return step_through(chosen.name, case, dtype, seed, None, ctx, backend=memory)
+        return step_through(chosen, case, dtype, seed, backend=memory)
 
 
 @contextlib.contextmanager
@@ -244,28 +243,23 @@ def _together(before: InvariantResult, found: InvariantResult, prefix: str) -> I
 
 
 def checkpoint_roundtrip(
-    name: str, case: Case, dtype: str, seed: int, ctx: str = "cpu"
+    chosen: Implementation, case: Case, dtype: str, seed: int
 ) -> list[InvariantResult]:
     """Run a case with a stop midway, at which the states are saved and loaded; and without."""
-    wanted = step_through(name, case, dtype, seed, None, ctx)
-    bind = _stopping(registry.implementation(name).optimizer, case.steps // 2)
-    got = step_through(name, case, dtype, seed, None, ctx, bind=bind)
+    wanted = step_through(chosen, case, dtype, seed)
+    bind = _stopping(chosen.optimizer, case.steps // 2)
+    got = step_through(chosen, case, dtype, seed, bind=bind)
     return [_compared("saved", tensor, got, wanted) for tensor in wanted.tensors]
 
 
 def _stopping(make: Any, halfway: int) -> Bind:
     """Bind an optimizer by its MXNet Updater, saved and loaded after `halfway` steps."""
 
-    def bind(
-        parameters: Sequence[Parameter],
-        hyper: Hyperparameters,
-        lr_mults: Sequence[float],
-        wd_mults: Sequence[float],
-    ) -> Step:
-        mx = runtime.load_mxnet()
-        optimizer = make(hyper, any(p.master is not None for p in parameters))
-        optimizer.set_lr_mult(dict(enumerate(lr_mults)))
-        optimizer.set_wd_mult(dict(enumerate(wd_mults)))
+    def bind(inputs: StepInputs) -> Step:
+        mx, parameters = runtime.load_mxnet(), inputs.parameters
+        optimizer = make(inputs.hyper, any(p.master is not None for p in parameters))
+        optimizer.set_lr_mult(dict(enumerate(inputs.lr_mults)))
+        optimizer.set_wd_mult(dict(enumerate(inputs.wd_mults)))
         updaters = [_updater(mx, optimizer, parameters)]
         taken = 0
 

@@ -257,8 +257,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "rescale-ignored",
         "update",
         "rescale_grad not applied",
-        "grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad",
-        "grad = p.grad.astype(p.acc_grad.dtype)",
+        "grad = grad * h.rescale_grad",
+        "pass",
         "length-1",
         "float32",
     ),
@@ -302,17 +302,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "clip-before-rescale",
         "update",
         "clipped before it is rescaled",
-        "    grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad\n"
-        "    if h.clip_gradient < np.inf:\n"
-        "        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  #"
-        " a NaN passes through\n"
-        "        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)\n",
-        "    grad = p.grad.astype(p.acc_grad.dtype)\n"
-        "    if h.clip_gradient < np.inf:\n"
-        "        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  #"
-        " a NaN passes through\n"
-        "        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)\n"
-        "    grad = grad * h.rescale_grad\n",
+        (
+            "    grad = grad * h.rescale_grad\n"
+            "    if h.clip_gradient < np.inf:\n"
+            "        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through\n"
+            "        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)\n"
+        ),
+        (
+            "    if h.clip_gradient < np.inf:\n"
+            "        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through\n"
+            "        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)\n"
+            "    grad = grad * h.rescale_grad\n"
+        ),
         "length-1",
         "float32",
     ),
@@ -320,16 +321,19 @@ MUTANTS: tuple[Mutant, ...] = (
         "decay-before-clip",
         "update",
         "weight decay added before clipping",
-        "    if h.clip_gradient < np.inf:\n"
-        "        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  #"
-        " a NaN passes through\n"
-        "        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)\n"
-        "    grad = grad + real(wd) * weight",
-        "    grad = grad + real(wd) * weight\n"
-        "    if h.clip_gradient < np.inf:\n"
-        "        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  #"
-        " a NaN passes through\n"
-        "        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)",
+        (
+            "    if h.clip_gradient < np.inf:\n"
+            "        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through\n"
+            "        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)\n"
+            "    return grad + real(wd) * weight\n"
+        ),
+        (
+            "    grad = grad + real(wd) * weight\n"
+            "    if h.clip_gradient < np.inf:\n"
+            "        grad = xp.where(grad < -h.clip_gradient, -h.clip_gradient, grad)  # a NaN passes through\n"
+            "        grad = xp.where(grad > h.clip_gradient, h.clip_gradient, grad)\n"
+            "    return grad\n"
+        ),
         "length-1",
         "float32",
     ),
@@ -337,8 +341,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "decay-before-rescale",
         "update",
         "weight decay rescaled with the gradient",
-        "grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad",
-        "grad = (p.grad.astype(p.acc_grad.dtype) + real(wd) * weight) * h.rescale_grad",
+        "grad = grad * h.rescale_grad",
+        "grad = (grad + real(wd) * weight) * h.rescale_grad",
         "length-1",
         "float32",
     ),
@@ -346,8 +350,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "decay-ignored",
         "update",
         "wd, and with it wd_mult, not applied",
-        "grad = grad + real(wd) * weight",
-        "grad = grad + real(0) * weight",
+        "return grad + real(wd) * weight",
+        "return grad + real(0) * weight",
         "length-1",
         "float32",
     ),
@@ -355,8 +359,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "decay-sign",
         "update",
         "weight decay of the wrong sign",
-        "grad = grad + real(wd) * weight",
-        "grad = grad - real(wd) * weight",
+        "return grad + real(wd) * weight",
+        "return grad - real(wd) * weight",
         "length-1",
         "float32",
     ),
@@ -382,8 +386,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "gradient-overwritten",
         "update",
         "the caller's gradient rescaled in place, as in stock MXNet",
-        "grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad",
-        "grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad\n    p.grad[...] = grad",
+        "grad = preprocess(xp, p.grad.astype(p.acc_grad.dtype), weight, h, wd)",
+        (
+            "grad = preprocess(xp, p.grad.astype(p.acc_grad.dtype), weight, h, wd)\n"
+            "    p.grad[...] = grad"
+        ),
         "length-1",
         "float32",
     ),
@@ -400,8 +407,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "one-minus-rho-in-single",
         "update",
         "1 - rho taken in float32",
-        "Scalars(*map(real, self.doubles))",
-        "Scalars(*map(real, self.doubles))._replace(one_minus_rho=real(1) - real(self.rho))",
+        "Scalars(*map(real, self))",
+        "Scalars(*map(real, self))._replace(one_minus_rho=real(1) - real(self.rho))",
         "length-17",
         "float32",
     ),
@@ -409,8 +416,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "one-minus-rho-other-way",
         "update",
         "1 - rho rounded the other way",
-        "Scalars(*map(real, self.doubles))",
-        "Scalars(*map(real, self.doubles))._replace("
+        "Scalars(*map(real, self))",
+        "Scalars(*map(real, self))._replace("
         "one_minus_rho=np.nextafter(real(1.0 - self.rho), real(1)))",
         "length-17",
         "float32",
@@ -437,8 +444,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "contracted-decay",
         "update",
         "a fused multiply-add of weight decay",
-        "grad = grad + real(wd) * weight",
-        "grad = (grad + np.float64(real(wd)) * weight.astype(np.float64)).astype(grad.dtype)",
+        "return grad + real(wd) * weight",
+        "return (grad + np.float64(real(wd)) * weight.astype(np.float64)).astype(grad.dtype)",
         "ranks",
         "float32",
     ),
@@ -517,8 +524,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "half-rescale",
         "update",
         "the float16 gradient rescaled before it is widened",
-        "grad = p.grad.astype(p.acc_grad.dtype) * h.rescale_grad",
-        "grad = (p.grad * p.grad.dtype.type(h.rescale_grad)).astype(p.acc_grad.dtype)",
+        "grad = preprocess(xp, p.grad.astype(p.acc_grad.dtype), weight, h, wd)",
+        (
+            "grad = (p.grad * p.grad.dtype.type(h.rescale_grad)).astype(p.acc_grad.dtype)\n"
+            "    grad = preprocess(xp, grad, weight, h._replace(rescale_grad=real(1)), wd)"
+        ),
         "length-1",
         "float16",
     ),

@@ -17,7 +17,6 @@ import itertools
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import BrokenError, ExitCode
-from adadelta_cli.implementations import registry
-from adadelta_cli.implementations.base import Implementation, Step
+from adadelta_cli.implementations import registry, user_kernel
+from adadelta_cli.implementations.base import Bind, Implementation, Step, StepInputs
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import InProcess, Sandbox, SandboxError
@@ -41,12 +40,12 @@ from adadelta_cli.verification.mutants import MUTANTS, SOURCES, Mutant
 from adadelta_cli.verification.plan import VerifyPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from types import ModuleType
 
     from adadelta_cli.verification.cases import Case
     from adadelta_cli.verification.execute import Trajectory
 
-Bind = Callable[[Sequence[Parameter], Hyperparameters, Sequence[float], Sequence[float]], Step]
 ARRAY_UPDATE = registry.IMPLEMENTATIONS["numpy"]
 DTYPES = ("float32", "float64", "float16")
 TIMEOUT_S = 600.0  # of one fault: some seconds, more on a busy machine
@@ -143,19 +142,13 @@ def load_mutant(fault: Mutant) -> Iterator[ModuleType]:
 
 
 def _bind_update(module: Any) -> Bind:
-    def bind(
-        parameters: Sequence[Parameter],
-        hyper: Hyperparameters,
-        lr_mults: Sequence[float],
-        wd_mults: Sequence[float],
-    ) -> Step:
-        own = module.Hyperparameters(**vars(hyper))
-        rates = [hyper.learning_rate * mult for mult in lr_mults]
-        weight_decays = [hyper.wd * mult for mult in wd_mults]
+    def bind(inputs: StepInputs) -> Step:
+        own = module.Hyperparameters(**vars(inputs.hyper))
+        tensors = inputs.parameters, inputs.learning_rates, inputs.weight_decays
 
         def step() -> None:
             with np.errstate(all="ignore"):
-                for p, rate, decay in zip(parameters, rates, weight_decays, strict=True):
+                for p, rate, decay in zip(*tensors, strict=True):
                     module.update(np, p, own.scalars(p.acc_grad.dtype), rate, decay)
 
         return step
@@ -164,50 +157,35 @@ def _bind_update(module: Any) -> Bind:
 
 
 def _bind_kernel(module: Any) -> Bind:
-    def bind(
-        parameters: Sequence[Parameter],
-        hyper: Hyperparameters,
-        lr_mults: Sequence[float],
-        wd_mults: Sequence[float],
-    ) -> Step:
-        rates = [hyper.learning_rate * mult for mult in lr_mults]
-        weight_decays = [hyper.wd * mult for mult in wd_mults]
+    def bind(inputs: StepInputs) -> Step:
+        parameters = inputs.parameters
         # Cut as it would be for three threads, on whatever machine.
         elements = sum(p.weight.size for p in parameters)
         parts = 1 if elements < module.SERIAL_ELEMENTS else 3
-        operands = module.operands(parameters, rates, weight_decays)
-        return module.prepared(operands, hyper, parts=parts, owners=parameters)
+        refs = module.tensor_refs(parameters, inputs.learning_rates, inputs.weight_decays)
+        return module.prepared(refs, inputs.hyper.doubles, parts=parts, owners=parameters)
 
     return bind
 
 
 def _bind_user(module: Any) -> Bind:
     """Bind a kernel through the same door as a user's own."""
-    with registry.temporary(module.step) as name:
-        return registry.implementation(name).bind
+    return user_kernel.from_function(module.step).bind
 
 
 BINDERS = {"update": _bind_update, "kernel": _bind_kernel, "user": _bind_user}
 
 
 @contextlib.contextmanager
-def named(fault: Mutant, module: ModuleType) -> Iterator[str]:
-    """Make it an implementation that verify knows by name, for a while, in this process.
-
-    A kernel of the user's own is known by its file, as `--impl` names it.
-    """
+def as_implementation(fault: Mutant, bind: Bind) -> Iterator[Implementation]:
+    """Make a mutant an implementation; a user's kernel by its file, as `--impl` names it."""
     if fault.part == "user":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "kernel.py")
             path.write_text(mutated_text(fault), encoding="utf-8")
-            yield f"{path}:step"
-        return
-    name, bind = "planted", BINDERS[fault.part](module)
-    registry.IMPLEMENTATIONS[name] = Implementation(name, "numpy", False, bind, "numpy")
-    try:
-        yield name
-    finally:
-        del registry.IMPLEMENTATIONS[name]
+            yield registry.implementation(f"{path}:step")
+    else:
+        yield Implementation("planted", "numpy", False, bind, "numpy")
 
 
 # --- catching -------------------------------------------------------------------------------------
@@ -221,32 +199,32 @@ def candidates() -> list[Case]:
 
 @lru_cache(maxsize=128)  # the small ones, which every fault is put to
 def _wanted_small(case: Case, dtype: str, seed: int) -> Trajectory:
-    return execute.step_through("numpy", case, dtype, seed)
+    return execute.step_through(ARRAY_UPDATE, case, dtype, seed)
 
 
 def _wanted(case: Case, dtype: str, seed: int) -> Trajectory:
     if case.elements * case.steps > 100_000:
-        return execute.step_through("numpy", case, dtype, seed)
+        return execute.step_through(ARRAY_UPDATE, case, dtype, seed)
     return _wanted_small(case, dtype, seed)
 
 
-def run_case(name: str, case: Case, dtype: str, seed: int) -> tuple[str, int] | None:
+def run_case(chosen: Implementation, case: Case, dtype: str, seed: int) -> tuple[str, int] | None:
     """Put a case to an implementation, and compare it as verify does.
 
     Returns:
         The tensor where it shows first and how many numbers of it differ; None where none does.
     """
-    wanted, allowed = _wanted(case, dtype, seed), registry.implementation(name).tolerance
-    if allowed:
-        got = execute.step_through(name, case, dtype, seed, wanted.tensors)
-        found = tolerance.verdicts(case, dtype, seed, wanted.tensors, got.tensors, allowed)
+    wanted = _wanted(case, dtype, seed)
+    if chosen.tolerance:
+        got = execute.step_through(chosen, case, dtype, seed, wanted.tensors)
+        found = tolerance.verdicts(case, dtype, seed, wanted.tensors, got.tensors, chosen.tolerance)
         failed = next((each for each in found if each.passed is False), None)
         return (failed.tensor, failed.difference.mismatches) if failed else None
-    got = execute.step_through(name, case, dtype, seed)
+    got = execute.step_through(chosen, case, dtype, seed)
     subject = {
         "check": "step",
         "case": case.name,
-        "implementation": name,
+        "implementation": chosen.name,
         "reference": "numpy",
         "backend": "numpy",
         "ctx": "cpu",
@@ -259,7 +237,9 @@ def run_case(name: str, case: Case, dtype: str, seed: int) -> tuple[str, int] | 
     return ("grad", got.grad_changes) if got.grad_changes else None
 
 
-def check_fuzzed(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, str, int]:
+def check_fuzzed(
+    chosen: Implementation, dtypes: Sequence[str], seed: int
+) -> tuple[str, str, str, int]:
     """Check a kernel of the user's own by what is drawn, not listed.
 
     Returns:
@@ -267,7 +247,7 @@ def check_fuzzed(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str,
     """
     lengths, examples = fuzz.longest_length(full=False), fuzz.EXAMPLES
     plan = VerifyPlan(
-        (name,),
+        (chosen,),
         (),
         dtypes=tuple(dtypes),
         seed=seed,
@@ -285,14 +265,16 @@ def check_fuzzed(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str,
     return "", "", "", 0
 
 
-def smallest_case(name: str, dtypes: Sequence[str], seed: int) -> tuple[str, str, str, int]:
+def smallest_case(
+    chosen: Implementation, dtypes: Sequence[str], seed: int
+) -> tuple[str, str, str, int]:
     """Find the smallest case that catches an implementation.
 
     Returns:
         Case, dtype, tensor, and how many numbers differ; empty and 0 where nothing catches it.
     """
     for case, dtype in itertools.product(candidates(), dtypes):
-        found = run_case(name, case, dtype, seed)
+        found = run_case(chosen, case, dtype, seed)
         if found:
             return case.name, dtype, *found
     return "", "", "", 0
@@ -304,12 +286,12 @@ def run_mutant(fault: Mutant, seed: int) -> MutantRow:
     unchanged = not fault.old
     with load_mutant(fault) as module:
         bind = BINDERS[fault.part](module)
-        with named(fault, module) as name:
-            able = registry.implementation(name).dtypes
+        with as_implementation(fault, bind) as chosen:
+            able = chosen.dtypes
             dtypes = [each for each in DTYPES if each in able] if unchanged else [fault.dtype]
-            found = smallest_case(name, dtypes, seed)
+            found = smallest_case(chosen, dtypes, seed)
             if fault.part == "user" and not found[0]:
-                found = check_fuzzed(name, dtypes, seed)
+                found = check_fuzzed(chosen, dtypes, seed)
         case, dtype, tensor, mismatches = found
         halves = ("float32", "float16") if "float16" in able else ("float32",)
         by_mxnet, by_pytorch = mxnet_test(bind, seed, halves), pytorch_test(bind, seed)
@@ -371,7 +353,7 @@ def _mxnet_stepped(
     parameters = _mxnet_parameters(dtype, seed)
     ones = [1.0] * together
     for first in range(0, len(parameters), together):
-        bind(parameters[first : first + together], hyper, ones, ones)()
+        bind(StepInputs(parameters[first : first + together], hyper, ones, ones))()
     return parameters
 
 
@@ -413,7 +395,7 @@ def _pytorch_trained(bind: Bind, hyper: Hyperparameters, seed: int) -> list[Para
         active = layers[: frozen.get(step, 4)]
         ones = [1.0] * len(active)
         if active:
-            bind(active, hyper, ones, ones)()
+            bind(StepInputs(active, hyper, ones, ones))()
     return layers
 
 

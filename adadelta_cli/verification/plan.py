@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.implementations import array_backends, frameworks, registry, user_kernel
-from adadelta_cli.implementations.array_backends import Device
+from adadelta_cli.implementations.array_backends import CPU, Device
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
 from adadelta_cli.verification import catalogue, fuzz, invariants
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from adadelta_cli.implementations.base import Implementation, ToleranceULP
+    from adadelta_cli.implementations.base import Implementation
     from adadelta_cli.verification.cases import Case
 
 # What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
@@ -33,6 +33,13 @@ REFERENCES = {
     "cupy": "numpy",
     "cupy-fused": "cupy",
 }
+
+
+def reference_of(chosen: Implementation) -> Implementation:
+    """Return what an implementation is compared with, on its device."""
+    return registry.IMPLEMENTATIONS[REFERENCES.get(chosen.name, "numpy")].on(chosen.device)
+
+
 DTYPES = ("float32", "float64", "float16")
 SUBNORMALS = ("strict", "flush")
 # Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
@@ -48,7 +55,7 @@ class VerifyPlan:
     """What one `verify` does.
 
     Attributes:
-        implementations: the names to check.
+        implementations: which to check.
         cases: the synthetic cases.
         configs: the problems to train, as `config.load` takes them.
         dtypes: each case is put in each of these.
@@ -58,11 +65,11 @@ class VerifyPlan:
         seed: everything random derives from it.
         timeout: seconds that one case of one implementation may take.
         overrides: `key=value` settings for the configs.
-        judged: the names to put before the oracle; what differs from one of them in no bit needs
-            no judgement of its own.
+        judged: the implementations to put before the oracle; what differs from one of them in no
+            bit needs no judgement of its own.
         oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
             microseconds for one.
-        absent: implementations that were asked for where they are, and are not here: name, reason.
+        absent: frameworks that are not installed here, each with the reason.
         named: the cases were asked for, so each is put to all implementations that can take it.
         drawn: how many cases to draw from the seed for each implementation that is compared to the
             bit, of those that are not fused only when `named`; for a kernel of the user's own,
@@ -71,12 +78,12 @@ class VerifyPlan:
             `fuzz.length_cases`.
         steady: take one step of such a kernel hundreds of times over.
         watched: the names of the cases that are put again to see how an implementation behaves.
-        ctx: the device, for what computes there.
+        device: where the tensors of an implementation lie that computes there.
         flush: third-party code may flush subnormals to zero.
         seconds: how long cases are drawn for one kernel and dtype, at most.
     """
 
-    implementations: tuple[str, ...]
+    implementations: tuple[Implementation, ...]
     cases: tuple[Case, ...]
     configs: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = DTYPES
@@ -85,37 +92,26 @@ class VerifyPlan:
     seed: int = 0
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
-    judged: tuple[str, ...] = ()
+    judged: tuple[Implementation, ...] = ()
     oracle_budget: int = ORACLE_BUDGET
-    absent: tuple[tuple[str, str], ...] = ()
+    absent: tuple[tuple[Implementation, str], ...] = ()
     named: bool = False
     drawn: int = 0
     lengths: int = 0
     steady: bool = False
     watched: frozenset[str] = invariants.CASES
-    ctx: str = "cpu"
+    device: Device = CPU
     flush: bool = False
     seconds: float = fuzz.SECONDS
-
-    def implementation(self, name: str) -> Implementation:
-        """Look up an implementation, as it is on the device."""
-        return registry.implementation(name, self.ctx)
 
     @property
     def only_trains(self) -> bool:
         """Whether nothing but trainings was asked for."""
         return not (self.cases or self.drawn or self.lengths or self.steady)
 
-    def bounds(self, name: str) -> ToleranceULP:
-        """Say how far third-party code may be from the reference."""
-        bounds = self.implementation(name).tolerance
-        if bounds is None:
-            raise TypeError(f"{name} has no bounds: it is compared bit for bit")
-        return bounds
-
-    def flushes(self, name: str) -> bool:
+    def flushes(self, chosen: Implementation) -> bool:
         """Say whether an implementation may flush subnormals to zero."""
-        return self.flush or self.implementation(name).flushes
+        return self.flush or chosen.flushes
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ class Request:
     sizes: tuple[int, ...] = ()
     steps: int | None = None
     dtypes: tuple[str, ...] = ()
-    ctx: str = "cpu"
+    device: Device = CPU
     backend: str = "auto"
     seed: int = 0
     timeout: float | None = None
@@ -146,7 +142,7 @@ class Request:
 
         Raises:
             UsageError: something of it is unknown, or goes not together.
-            UnavailableError: something of it is not to be had here.
+            UnavailableError: something of it is not available here.
         """
         named = bool(self.case_names or self.sizes or self.replay)
         some, dtypes = self._cases(), self.dtypes
@@ -174,9 +170,9 @@ class Request:
             training_steps=None if self.full else TRAINING_STEPS,
             seed=self.seed,
             timeout=self.timeout,
-            judged=self.names or (() if self.peers else ("numpy",)),
+            judged=self._judged(),
             oracle_budget=500 if self.full else ORACLE_BUDGET,
-            ctx=self.ctx,
+            device=self.device,
             flush=self.subnormals == "flush",
             seconds=fuzz.time_limit_s(full=self.full),
         )
@@ -203,21 +199,26 @@ class Request:
         recording = Recording.read(self.replay, self.steps)
         return [recording], self.dtypes or (recording.recorded,)
 
-    def _others(self) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    def _judged(self) -> tuple[Implementation, ...]:
+        names = self.names or (() if self.peers else ("numpy",))
+        return tuple(registry.implementation(name, self.device) for name in names)
+
+    def _others(self) -> tuple[tuple[Implementation, ...], tuple[tuple[Implementation, str], ...]]:
         """Return the frameworks that `--peers` finds, and those that it does not, with reasons."""
         if not self.peers:
             return (), ()
-        _check_on_cpu("--peers", self.ctx)
-        here, absent = frameworks.available(registry.FRAMEWORKS)
+        _check_on_cpu("--peers", self.device)
+        here, absent = frameworks.available(registry.FRAMEWORKS.values())
         if not here and not self.names:
-            lacks = "; ".join(f"{name}: {lack}" for name, lack in absent)
-            raise UnavailableError(f"--peers: no other framework is here to check: {lacks}")
+            reasons = "; ".join(f"{each.name}: {reason}" for each, reason in absent)
+            raise UnavailableError(f"--peers: no other framework is here to check: {reasons}")
         return here, absent
 
-    def _implementations(self, here: tuple[str, ...]) -> tuple[str, ...]:
+    def _implementations(self, here: tuple[Implementation, ...]) -> tuple[Implementation, ...]:
         if self.peers and not self.names:
             return here
-        return choose((*self.names, *here), self.backend, self.ctx, self.timeout)
+        names = (*self.names, *(each.name for each in here))
+        return choose(names, self.backend, self.device, self.timeout)
 
 
 # Copies of a trajectory on the way from the process that computed it, and what is computed of it.
@@ -229,7 +230,7 @@ STATE_BYTES = {"float32": 3 * 4, "float64": 3 * 8, "float16": 3 * 4 + 2}  # of a
 
 def needed_bytes(plan: VerifyPlan, case: Case, dtype: str) -> int:
     """Reckon what comparing implementations on a case takes: all states of all steps are kept."""
-    names = {*plan.implementations, *(REFERENCES.get(n, "numpy") for n in plan.implementations)}
+    names = {each.name for one in plan.implementations for each in (one, reference_of(one))}
     trajectory = case.elements * (case.steps + 1) * STATE_BYTES[dtype]
     return trajectory * (len(names) + PASSING_COPIES)
 
@@ -252,51 +253,48 @@ def check_memory(plan: VerifyPlan) -> None:
 
 
 def choose(
-    names: Sequence[str], backend: str, ctx: str, timeout: float | None = None
-) -> tuple[str, ...]:
+    names: Sequence[str], backend: str, device: Device, timeout: float | None = None
+) -> tuple[Implementation, ...]:
     """Choose the implementations: those named, or all that the backend asked for has.
 
     Args:
         names: of implementations.
         backend: the array library of those that are not named.
-        ctx: the device.
+        device: where they compute.
         timeout: seconds that the import of a user's kernel may take.
 
     Raises:
         UsageError: one of them is not known.
-        UnavailableError: the device, the backend or an implementation is not to be had here.
+        UnavailableError: the device, the backend or an implementation is not available here.
     """
-    given = [registry.implementation(name, ctx) for name in names]
-    for each in given:
-        registry.check_place(each, Device.parse(ctx))
+    given = {name: registry.implementation(name, device) for name in names}
+    for each in given.values():
+        registry.check_place(each, device)
         if each.name in registry.FRAMEWORKS:
-            _check_on_cpu(f"--impl {each.name}", ctx)
-    on_gpu = Device.parse(ctx).kind == "gpu"
+            _check_on_cpu(f"--impl {each.name}", device)
+    on_gpu = device.kind == "gpu"
     # Else a kernel of the user's own would wait for MXNet's import.
     needed = not names or backend != "auto" or on_gpu
-    chosen_backend = array_backends.library(backend, ctx) if needed else ""
+    chosen_backend = array_backends.library(backend, device) if needed else ""
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
         raise UnavailableError(
             "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
             "subnormals, and NumPy, the reference, with it; unset it, or use --backend numpy"
         )
     if names:
-        for each in given:
+        for each in given.values():
             _check_available(each, timeout)
-        return tuple(dict.fromkeys(names))
+        return tuple(given.values())
+    default = [registry.implementation(n, device) for n in (ON_GPU if on_gpu else DEFAULT)]
     if backend == "auto" and chosen_backend == "mxnet" and not on_gpu:
-        return DEFAULT
-    return tuple(
-        name
-        for name in (ON_GPU if on_gpu else DEFAULT)
-        if registry.implementation(name, ctx).backend == chosen_backend
-    )
+        return tuple(default)
+    return tuple(each for each in default if each.backend == chosen_backend)
 
 
-def _check_on_cpu(what: str, ctx: str) -> None:
-    if Device.parse(ctx).kind == "gpu":
+def _check_on_cpu(what: str, device: Device) -> None:
+    if device.kind == "gpu":
         raise UsageError(
-            f"{what} --ctx {ctx}: verify checks other frameworks on the CPU; leave out --ctx"
+            f"{what} --ctx {device}: verify checks other frameworks on the CPU; leave out --ctx"
         )
 
 
@@ -308,4 +306,4 @@ def _check_available(chosen: Implementation, timeout: float | None) -> None:
     elif chosen.tolerance:
         user_kernel.check_kernel(chosen.name, timeout)
     else:
-        array_backends.library(chosen.backend, str(chosen.device))
+        array_backends.library(chosen.backend, chosen.device)

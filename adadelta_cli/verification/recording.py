@@ -12,7 +12,7 @@ import numpy as np
 
 from adadelta_cli.errors import UsageError, in_one_line
 from adadelta_cli.run import npz
-from adadelta_cli.update import Hyperparameters
+from adadelta_cli.update import Hyperparameters, state_dtype
 from adadelta_cli.verification.cases import Case, Values
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Recording(Case):
         seed: int,  # noqa: ARG002 - nothing is drawn
     ) -> list[Values]:
         """Return the tensors as they were before the first step, in the dtype of the states."""
-        state = "float32" if dtype == "float16" else dtype
+        state = state_dtype(dtype)
         weights = [each.astype(dtype).astype(state) for each in _content(self.name)[0]]
         return [Values(each, np.zeros_like(each), np.zeros_like(each)) for each in weights]
 

@@ -54,7 +54,13 @@ def write_verification(folder: Path, verification: Verification, *, plot: bool =
 def verification_document(verification: Verification, *, rows: bool = False) -> dict[str, Any]:
     """Arrange a verification for verify.json (with all rows) or `--json` (with the failures)."""
     chosen = verification.rows if rows else verification.failures
-    plan = vars(verification.plan) | {"cases": [case.name for case in verification.plan.cases]}
+    plan = vars(verification.plan) | {
+        "implementations": [each.name for each in verification.plan.implementations],
+        "judged": [each.name for each in verification.plan.judged],
+        "absent": [(each.name, reason) for each, reason in verification.plan.absent],
+        "cases": [case.name for case in verification.plan.cases],
+        "ctx": str(verification.plan.device),
+    }
     document = {
         "passed": not verification.failures,
         "plan": plan,
@@ -121,7 +127,7 @@ def _case_count(summary: Summary) -> str:
 
 def verification_skips(verification: Verification) -> list[str]:
     """Say which implementations are not here; and why nothing was compared, if nothing was."""
-    lines = [f"Skipped {name}: {lack}" for name, lack in verification.plan.absent]
+    lines = [f"Skipped {each.name}: {lack}" for each, lack in verification.plan.absent]
     if verification.is_empty:
         lines.append(f"Nothing was compared: {'; '.join(reasons(verification.rows))}")
     return lines

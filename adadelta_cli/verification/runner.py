@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import ExitCode
-from adadelta_cli.implementations import array_backends
+from adadelta_cli.implementations import array_backends, registry
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system.sandbox import HungError, InProcess, Sandbox, SandboxError
 from adadelta_cli.verification import cases, fuzz, invariants, oracle, tolerance
 from adadelta_cli.verification.execute import Trajectory, make_ready, step_through, train
-from adadelta_cli.verification.plan import REFERENCES, SUBNORMALS, VerifyPlan
+from adadelta_cli.verification.plan import SUBNORMALS, VerifyPlan, reference_of
 from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
 from adadelta_cli.verification.ulp import Difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from adadelta_cli.implementations.base import Implementation
+    from adadelta_cli.implementations.base import Implementation, ToleranceULP
     from adadelta_cli.verification.cases import Case
 
 
@@ -188,12 +188,13 @@ class Verification:
             for config in plan.configs
             for dtype in plan.training_dtypes
         ]
-        for name, lack in plan.absent:
-            self._skip(self._subject("step", "", name, "", 0), lack)
+        for missing, reason in plan.absent:
+            self._skip(self._subject("step", "", missing, "", 0), reason)
         with sandbox or Sandbox(plan.timeout) as place:
-            if any(plan.implementation(name).backend == "mxnet" for name in plan.implementations):
-                # a second that passes beside the first cases
-                place.of(FLUSHING).begin(make_ready, "mxnet", plan.ctx)
+            for each in plan.implementations:
+                if each.backend == "mxnet":  # a second that passes beside the first cases
+                    place.of(FLUSHING).begin(make_ready, "mxnet", each.device)
+                    break
             for done, (what, check) in enumerate(jobs):
                 tick(done, len(jobs), what)
                 check(place)
@@ -201,43 +202,42 @@ class Verification:
 
     def _check_case(self, case: Case, dtype: str, sandbox: Sandbox | InProcess) -> None:
         runs = _Runs(self.plan, case, dtype, sandbox)
-        for name in self.plan.implementations:
-            chosen = self.plan.implementation(name)
-            subject = self._subject(case.check, case.name, name, dtype, case.steps)
+        for chosen in self.plan.implementations:
+            subject = self._subject(case.check, case.name, chosen, dtype, case.steps)
             reason = _skipped(chosen, case, dtype, named=self.plan.named)
-            if reason or name in self._hung:
-                self._skip(subject, reason or f"it hung in case {self._hung[name]}")
-            elif chosen.tolerance:
-                self._compare_steps(subject, runs)
+            if reason or chosen.name in self._hung:
+                self._skip(subject, reason or f"it hung in case {self._hung[chosen.name]}")
             else:
-                self._compare(subject, runs.own, case.elements * case.steps)
+                self._compare_with_reference(chosen, subject, runs)
             if case.name in self.plan.watched and not reason:
                 self._watch(case, chosen, dtype, sandbox.of(_group(chosen, case)))
-        for name in self.plan.judged:
-            self._judge(case, name, dtype, runs)
+        for chosen in self.plan.judged:
+            self._judge(case, chosen, dtype, runs)
 
     def _check_drawn(self, dtype: str, sandbox: Sandbox | InProcess) -> None:
-        for name in self.plan.implementations:
-            chosen = self.plan.implementation(name)
+        for chosen in self.plan.implementations:
             wanted = chosen.fused or self.plan.named
             if (
                 dtype not in chosen.dtypes
-                or name in self._hung
+                or chosen.name in self._hung
                 or chosen.backend in array_backends.FRAMEWORKS
             ):
                 continue
             if self.plan.lengths and chosen.tolerance:
                 lengths = fuzz.length_cases(self.plan.lengths)
-                self._put(self._subject("drawn", fuzz.LENGTHS, name, dtype, 1), lengths, sandbox)
+                subject = self._subject("drawn", fuzz.LENGTHS, chosen, dtype, 1)
+                self._put(chosen, subject, lengths, sandbox)
             if self.plan.steady and chosen.tolerance:
-                self._repeat(name, dtype, sandbox)
-            if self.plan.drawn and (wanted or chosen.tolerance) and name not in self._hung:
-                self._draw(self._subject("drawn", fuzz.ALL, name, dtype, 0), sandbox)
+                self._repeat(chosen, dtype, sandbox)
+            if self.plan.drawn and (wanted or chosen.tolerance) and chosen.name not in self._hung:
+                self._draw(chosen, self._subject("drawn", fuzz.ALL, chosen, dtype, 0), sandbox)
 
-    def _draw(self, subject: dict[str, Any], sandbox: Sandbox | InProcess) -> None:
+    def _draw(
+        self, chosen: Implementation, subject: dict[str, Any], sandbox: Sandbox | InProcess
+    ) -> None:
         """Draw cases until an implementation is wrong in one, and shrink that."""
-        plan, chosen = self.plan, self.plan.implementation(subject["implementation"])
-        trial = _Trial(plan, subject, sandbox, plan.seconds if chosen.tolerance else math.inf)
+        plan, seconds = self.plan, self.plan.seconds if chosen.tolerance else math.inf
+        trial = _Trial(plan, chosen, subject, sandbox, seconds)
         drawn = (
             fuzz.fuzzed_cases(plan.seed, plan.drawn * fuzz.OF_USERS)
             if chosen.tolerance
@@ -249,10 +249,14 @@ class Verification:
         self._conclude(trial, case, f"the smallest of {trial.cases} cases drawn and shrunk; ")
 
     def _put(
-        self, subject: dict[str, Any], some: Iterable[fuzz.FuzzedCase], sandbox: Sandbox | InProcess
+        self,
+        chosen: Implementation,
+        subject: dict[str, Any],
+        some: Iterable[fuzz.FuzzedCase],
+        sandbox: Sandbox | InProcess,
     ) -> None:
         """Put cases to an implementation, until it is wrong in one."""
-        trial = _Trial(self.plan, subject, sandbox, 2 * self.plan.seconds)
+        trial = _Trial(self.plan, chosen, subject, sandbox, 2 * self.plan.seconds)
         self._conclude(trial, next(filter(trial.wrong, some), None), "")
 
     def _conclude(self, trial: _Trial, case: fuzz.FuzzedCase | None, note: str) -> None:
@@ -276,10 +280,7 @@ class Verification:
         before = len(self.rows)
         subject = subject | {"case": case.name, "steps": case.steps}
         runs = _Runs(plan, case, subject["dtype"], trial.sandbox)
-        if plan.implementation(subject["implementation"]).tolerance:
-            self._compare_steps(subject, runs)
-        else:
-            self._compare(subject, runs.own, case.elements * case.steps)
+        self._compare_with_reference(trial.chosen, subject, runs)
         self.rows[before:] = [replace(r, note=note + r.note) for r in self.rows[before:]]
         if all(row.passed is not False for row in self.rows[before:]):
             changes = "it was wrong once and right when it was repeated: it is not deterministic"
@@ -295,13 +296,13 @@ class Verification:
         theirs |= chosen.backend == "mxnet" and chosen.device.kind == "gpu"  # memory of MXNet's
         if chosen.name in self._hung or crashed or theirs:
             return
-        subject = self._subject("repeat", case.name, chosen.name, dtype, case.steps)
+        subject = self._subject("repeat", case.name, chosen, dtype, case.steps)
         subject["reference"] = "itself"
-        how = dtype, self.plan.seed, self.plan.ctx
+        what = chosen, case, dtype, self.plan.seed
         try:
-            found = place.call(invariants.check_determinism, chosen.name, case, *how)
+            found = place.call(invariants.check_determinism, *what)
             if chosen.optimizer:
-                found += place.call(invariants.checkpoint_roundtrip, chosen.name, case, *how)
+                found += place.call(invariants.checkpoint_roundtrip, *what)
         except SandboxError as error:
             self._fail(subject, error)
             return
@@ -315,82 +316,72 @@ class Verification:
             for each in found
         ]
 
-    def _repeat(self, name: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
+    def _repeat(self, chosen: Implementation, dtype: str, sandbox: Sandbox | InProcess) -> None:
         """Take a step hundreds of times over, to meet a race; and compare it once."""
-        chosen = self.plan.implementation(name)
         for elements, _ in invariants.REPEATED:
             case = replace(cases.single(elements), steps=1)
             runs = _Runs(self.plan, case, dtype, sandbox)
-            self._compare_steps(self._subject(case.check, case.name, name, dtype, 1), runs)
-        subject = self._subject("repeat", fuzz.STEADY, name, dtype, 1) | {"reference": "itself"}
+            subject = self._subject(case.check, case.name, chosen, dtype, 1)
+            self._compare_steps(chosen, subject, runs)
+        subject = self._subject("repeat", fuzz.STEADY, chosen, dtype, 1) | {"reference": "itself"}
         place = sandbox.of(chosen.sandbox)
         try:
-            found = place.call(
-                invariants.check_repeated, name, dtype, self.plan.seed, self.plan.ctx
-            )
+            found = place.call(invariants.check_repeated, chosen, dtype, self.plan.seed)
         except SandboxError as error:
             self._fail(subject, error)
             return
         self._note_findings(subject, found)
 
-    def _judge(self, case: Case, name: str, dtype: str, runs: _Runs) -> None:
+    def _judge(self, case: Case, chosen: Implementation, dtype: str, runs: _Runs) -> None:
         """Put an implementation's trajectory before the oracle: step by step, and as a whole.
 
         The steps of third-party code begin at the reference's states, so that nothing that it
         computes decides what is judged.
         """
-        chosen = self.plan.implementation(name)
-        skipped = name in self._hung or _skipped(chosen, case, dtype, named=self.plan.named)
+        skipped = chosen.name in self._hung or _skipped(chosen, case, dtype, named=self.plan.named)
         if skipped or not case.elements:
             return
         sample = oracle.Sample(case, dtype, self.plan.seed, self.plan.oracle_budget)
-        subject = self._subject("oracle", case.name, name, dtype, case.steps)
+        subject = self._subject("oracle", case.name, chosen, dtype, case.steps)
         subject["reference"] = "oracle"
         try:
             if chosen.tolerance:
-                inputs, outputs = runs.reference(name).tensors, self._kept(case, name, dtype, runs)
+                inputs, outputs = runs.reference(chosen).tensors, self._kept(chosen, runs)
                 found = oracle.one_step(sample, inputs, outputs, chosen.tolerance._asdict())
                 self.rows += [_judgement(subject, verdict) for verdict in found]
                 return
-            tensors = runs.own(name).tensors
+            tensors = runs.own(chosen).tensors
         except SandboxError:
             return  # which the rows of the steps report
         self.rows += [_judgement(subject, each) for each in oracle.one_step(sample, tensors)]
         subject["check"] = "drift"
         self.rows += [_judgement(subject, each) for each in oracle.drift_verdicts(sample, tensors)]
 
-    def _verdicts(
-        self, case: Case, name: str, dtype: str, runs: _Runs
-    ) -> list[tolerance.StepVerdict]:
-        return list(
-            tolerance.verdicts(
-                case,
-                dtype,
-                self.plan.seed,
-                runs.reference(name).tensors,
-                runs.restarted(name).tensors,
-                self.plan.bounds(name),
-                flush=self.plan.flushes(name),
-            )
-        )
-
-    def _kept(self, case: Case, name: str, dtype: str, runs: _Runs) -> dict[str, list[np.ndarray]]:
+    def _kept(self, chosen: Implementation, runs: _Runs) -> dict[str, list[np.ndarray]]:
         """Return the results of single steps, the excused ones replaced by the reference's."""
-        starts = {tensor: states[:1] for tensor, states in runs.reference(name).tensors.items()}
-        verdicts = self._verdicts(case, name, dtype, runs)
+        starts = {tensor: states[:1] for tensor, states in runs.reference(chosen).tensors.items()}
+        verdicts = runs.verdicts(chosen)
         return {each.tensor: starts[each.tensor] + list(each.kept) for each in verdicts}
 
-    def _compare_steps(self, subject: dict[str, Any], runs: _Runs) -> None:
+    def _compare_with_reference(
+        self, chosen: Implementation, subject: dict[str, Any], runs: _Runs
+    ) -> None:
+        if chosen.tolerance:
+            self._compare_steps(chosen, subject, runs)
+        else:
+            self._compare(chosen, subject, runs.own, runs.case.elements * runs.case.steps)
+
+    def _compare_steps(self, chosen: Implementation, subject: dict[str, Any], runs: _Runs) -> None:
         """Compare third-party code: each step by itself, then the drift, both within bounds."""
-        name, dtype, seed, case = subject["implementation"], runs.dtype, self.plan.seed, runs.case
+        dtype, seed, case = runs.dtype, self.plan.seed, runs.case
         try:
-            wanted, got = runs.reference(name), runs.restarted(name)
-            own = runs.own(name) if case.steps > 1 else got
+            wanted, got = runs.reference(chosen), runs.restarted(chosen)
+            own = runs.own(chosen) if case.steps > 1 else got
         except SandboxError as error:
             self._fail(subject, error)
             return
         unchanged = _unchanged(got, wanted)
-        for verdict in self._verdicts(case, name, dtype, runs):
+        for verdict in runs.verdicts(chosen):
             self.rows.append(_bounded(subject, verdict, unchanged=unchanged))
         self._note_gradient(subject, got, case.elements * case.steps)
         if case.steps > 1:
@@ -400,20 +391,26 @@ class Verification:
                 tolerance.gradients(case, dtype, seed),
                 wanted.tensors,
                 own.tensors,
-                self.plan.bounds(name),
-                flush=self.plan.flushes(name),
+                _bounds(chosen),
+                flush=self.plan.flushes(chosen),
             )
             self.rows += [_drifted(subject, each) for each in drifts]
 
-    def _compare(self, subject: dict[str, Any], trajectory: Any, grads: int = 0) -> None:
-        name = subject["implementation"]
+    def _compare(
+        self,
+        chosen: Implementation,
+        subject: dict[str, Any],
+        trajectory: Callable[[Implementation], Trajectory],
+        grads: int = 0,
+    ) -> None:
+        reference = registry.IMPLEMENTATIONS[subject["reference"]].on(chosen.device)
         try:
-            got, wanted = trajectory(name), trajectory(subject["reference"])
+            got, wanted = trajectory(chosen), trajectory(reference)
         except SandboxError as error:
             self._fail(subject, error)
             return
         self.rows += compare(subject, got, wanted)
-        if grads and self.plan.implementation(name).keeps_grad:
+        if grads and chosen.keeps_grad:
             self._note_gradient(subject, got, grads)
 
     def _fail(self, subject: dict[str, Any], error: SandboxError) -> None:
@@ -437,28 +434,30 @@ class Verification:
         )
 
     def _check_training(self, config: str, dtype: str, sandbox: Sandbox | InProcess) -> None:
-        chosen = [self.plan.implementation(name) for name in self.plan.implementations]
+        chosen = self.plan.implementations
         for each in chosen if self.plan.only_trains else ():
-            subject = self._subject("training", config, each.name, dtype, 0)
+            subject = self._subject("training", config, each, dtype, 0)
             if not each.fused:
                 self._skip(subject, f"a training compares fused steps, and {each.name} is none")
         for fused in (each for each in chosen if each.fused):
             found: dict[str, Trajectory] = {}
 
             def trajectory(
-                name: str, found: dict[str, Trajectory] = found, fused: Implementation = fused
+                each: Implementation,
+                found: dict[str, Trajectory] = found,
+                fused: Implementation = fused,
             ) -> Trajectory:
                 plan = self.plan
                 limit = plan.training_steps if fused.backend == "mxnet" else None
-                arguments = (config, plan.overrides, name, dtype, plan.seed, limit, plan.ctx)
+                arguments = (config, plan.overrides, each, dtype, plan.seed, limit)
                 place = sandbox.of(FLUSHING if fused.backend == "mxnet" else "")
-                found[name] = place.call(train, *arguments)
-                return found[name]
+                found[each.name] = place.call(train, *arguments)
+                return found[each.name]
 
-            subject = self._subject("training", config, fused.name, dtype, 0)
+            subject = self._subject("training", config, fused, dtype, 0)
             subject["reference"] = fused.unfused
             before = len(self.rows)
-            self._compare(subject, trajectory)
+            self._compare(fused, subject, trajectory)
             if len(found) == 2:
                 self._note_training(config, dtype, fused, found, before)
 
@@ -477,19 +476,20 @@ class Verification:
             ComparisonRow(**{**vars(row), "steps": steps}) for row in self.rows[before:]
         ]
 
-    def _subject(self, check: str, case: str, name: str, dtype: str, steps: int) -> dict[str, Any]:
-        chosen = self.plan.implementation(name)
+    def _subject(
+        self, check: str, case: str, chosen: Implementation, dtype: str, steps: int
+    ) -> dict[str, Any]:
         return {
             "check": check,
             "case": case,
-            "implementation": name,
-            "reference": REFERENCES.get(name, "numpy"),
+            "implementation": chosen.name,
+            "reference": reference_of(chosen).name,
             "backend": chosen.backend,
             "ctx": str(chosen.device),
             "dtype": dtype,
             "steps": steps,
             "seed": self.plan.seed,
-            "subnormals": SUBNORMALS[self.plan.flushes(name)],
+            "subnormals": SUBNORMALS[self.plan.flushes(chosen)],
         }
 
     def _skip(self, subject: dict[str, Any], reason: str) -> None:
@@ -508,31 +508,47 @@ class _Runs:
         self.plan, self.case, self.dtype, self._sandbox = plan, case, dtype, sandbox
         self._known: dict[tuple[str, bool], Trajectory | SandboxError] = {}
 
-    def own(self, name: str) -> Trajectory:
+    def own(self, chosen: Implementation) -> Trajectory:
         """Return the trajectory of an implementation.
 
         Raises:
             SandboxError: it raised, hung or crashed.
         """
-        return self._run(name, None)
+        return self._run(chosen, None)
 
-    def reference(self, name: str) -> Trajectory:
+    def reference(self, chosen: Implementation) -> Trajectory:
         """Return the trajectory that an implementation is compared with."""
-        return self.own(REFERENCES.get(name, "numpy"))
+        return self.own(reference_of(chosen))
 
-    def restarted(self, name: str) -> Trajectory:
+    def restarted(self, chosen: Implementation) -> Trajectory:
         """Return the steps of an implementation, each from the reference's state before it."""
         if self.case.steps == 1:
-            return self.own(name)
-        return self._run(name, self.reference(name).tensors)
+            return self.own(chosen)
+        return self._run(chosen, self.reference(chosen).tensors)
 
-    def _run(self, name: str, starts: dict[str, list[np.ndarray]] | None) -> Trajectory:
-        key = name, starts is not None
+    def verdicts(self, chosen: Implementation) -> list[tolerance.StepVerdict]:
+        """Compare the single steps of third-party code with the reference's."""
+        return list(
+            tolerance.verdicts(
+                self.case,
+                self.dtype,
+                self.plan.seed,
+                self.reference(chosen).tensors,
+                self.restarted(chosen).tensors,
+                _bounds(chosen),
+                flush=self.plan.flushes(chosen),
+            )
+        )
+
+    def _run(
+        self, chosen: Implementation, starts: dict[str, list[np.ndarray]] | None
+    ) -> Trajectory:
+        key = chosen.name, starts is not None
         if key not in self._known:
-            place = self._sandbox.of(_group(self.plan.implementation(name), self.case))
-            how = self.case, self.dtype, self.plan.seed, starts, self.plan.ctx
+            place = self._sandbox.of(_group(chosen, self.case))
+            how = self.case, self.dtype, self.plan.seed, starts
             try:
-                self._known[key] = place.call(step_through, name, *how)
+                self._known[key] = place.call(step_through, chosen, *how)
             except SandboxError as error:
                 self._known[key] = error
         found = self._known[key]
@@ -555,15 +571,15 @@ class _Trial:
     def __init__(
         self,
         plan: VerifyPlan,
+        chosen: Implementation,
         subject: dict[str, Any],
         sandbox: Sandbox | InProcess,
         seconds: float,
     ) -> None:
-        self.plan, self.subject, self.sandbox = plan, subject, sandbox
+        self.plan, self.chosen, self.subject, self.sandbox = plan, chosen, subject, sandbox
         self._until = time.monotonic() + seconds
         self.cases = self.elements = self.mismatches = self.excused = 0
         self.scaled_ulp = 0.0
-        self.chosen = plan.implementation(subject["implementation"])
         self.crashed = False
         self.allowed_ulp = max(self.chosen.tolerance) if self.chosen.tolerance else 0.0
 
@@ -577,32 +593,24 @@ class _Trial:
         if self.is_late or self.chosen.unsupported_reason(case.hyper):
             return False
         runs = _Runs(self.plan, case, self.subject["dtype"], self.sandbox)
-        name = self.subject["implementation"]
         self.cases += 1
         try:
-            self.elements += case.elements * case.steps * len(runs.reference(name).tensors)
-            return self._differs(runs, name)
+            tensors = runs.reference(self.chosen).tensors
+            self.elements += case.elements * case.steps * len(tensors)
+            return self._differs(runs)
         except SandboxError as error:
             self.crashed = not str(error).startswith("raised")
             return True
 
-    def _differs(self, runs: _Runs, name: str) -> bool:
-        got = runs.restarted(name) if self.chosen.tolerance else runs.own(name)
-        if got.grad_changes and self.chosen.keeps_grad:
+    def _differs(self, runs: _Runs) -> bool:
+        chosen = self.chosen
+        got = runs.restarted(chosen) if chosen.tolerance else runs.own(chosen)
+        if got.grad_changes and chosen.keeps_grad:
             return True
-        if self.chosen.tolerance is None:
-            return any(not row.passed for row in compare(self.subject, got, runs.reference(name)))
-        found = list(
-            tolerance.verdicts(
-                runs.case,
-                runs.dtype,
-                self.plan.seed,
-                runs.reference(name).tensors,
-                got.tensors,
-                self.chosen.tolerance,
-                flush=self.plan.flushes(name),
-            )
-        )
+        if chosen.tolerance is None:
+            rows = compare(self.subject, got, runs.reference(chosen))
+            return any(not row.passed for row in rows)
+        found = runs.verdicts(chosen)
         self.mismatches += sum(each.difference.mismatches for each in found)
         self.excused += sum(each.excused for each in found)
         largest = max(each.difference.scaled_ulp for each in found)
@@ -614,6 +622,13 @@ class _Trial:
 # them, whatever is set later; so each mode has a process of its own, in which it is set first.
 # Trainings leave MXNet's mode as it is, which is to flush.
 FLUSHING = "mxnet, flushing"
+
+
+def _bounds(chosen: Implementation) -> ToleranceULP:
+    """Return how far third-party code may be from the reference."""
+    if chosen.tolerance is None:
+        raise TypeError(f"{chosen.name} has no bounds: it is compared bit for bit")
+    return chosen.tolerance
 
 
 def _group(implementation: Implementation, case: Case) -> str:

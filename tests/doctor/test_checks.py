@@ -187,12 +187,12 @@ def test_a_wrong_kernel_is_found(monkeypatch):
     assert "every bit" in checks._try_kernel()
     from adadelta_cli.kernels import cpu
 
-    prepared = cpu.prepared_update
+    prepared = cpu.prepared_step
 
     def wrong(parameters, hyper, rates, weight_decays):
-        return prepared(parameters, replace(hyper, rho=0.5), rates, weight_decays)
+        return prepared(parameters, hyper._replace(rho=0.5), rates, weight_decays)
 
-    monkeypatch.setattr(cpu, "prepared_update", wrong)
+    monkeypatch.setattr(cpu, "prepared_step", wrong)
     with pytest.raises(checks.Fault, match=r"differs from numpy in \d+ of \d+"):
         checks._try_kernel()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import AWKWARD, assert_same_bits, random_arrays
+from conftest import AWKWARD, NUMPY, assert_same_bits, plan_of, random_arrays
 
 from adadelta_cli.bench import target
 from adadelta_cli.bench.buffers import TensorSet
@@ -16,6 +17,8 @@ from adadelta_cli.bench.device import CpuDevice
 from adadelta_cli.bench.worker_pool import WorkerPool, WorkerSpec
 from adadelta_cli.errors import ExitCode, UnavailableError
 from adadelta_cli.implementations import array_backends, frameworks, registry
+from adadelta_cli.implementations.array_backends import CPU
+from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS, ToleranceULP, timeable
 from adadelta_cli.system import machine
 from adadelta_cli.update import Hyperparameters, Parameter, update
@@ -38,7 +41,7 @@ def needs(name):
 def check(name, *names, dtypes=("float32", "float64"), **plan):
     """Verify a peer in its own process."""
     chosen = tuple(catalogue.select(names or CASES))
-    work = Verification(VerifyPlan((name,), chosen, dtypes=dtypes, **plan))
+    work = Verification(plan_of((name,), chosen, dtypes=dtypes, **plan))
     work.execute()
     return work
 
@@ -73,7 +76,7 @@ def test_several_peers_and_ours_share_a_verification():
     needs("torch")
     needs("optax")
     names = ("torch", "optax", "numpy-fused")
-    work = Verification(VerifyPlan(names, tuple(catalogue.select(("odd",))), dtypes=("float32",)))
+    work = Verification(plan_of(names, tuple(catalogue.select(("odd",))), dtypes=("float32",)))
     work.execute()
     assert work.failures == []
     assert {row.implementation for row in work.rows} == set(names)
@@ -114,7 +117,8 @@ def test_a_preprocessed_gradient_does_what_the_options_do(dtype, clip):
     with np.errstate(all="ignore"):
         update(np, wanted, hyper.scalars(dtype), 0.7, 0.3)
         plain = Hyperparameters(0.7, hyper.rho, hyper.epsilon)
-        grad = frameworks.preprocessed(arrays[1], arrays[0], hyper, 0.3)
+        inputs = StepInputs([wanted], replace(hyper, wd=0.3), [1.0], [1.0])
+        grad = frameworks._preprocessed(inputs, 0, arrays[1], arrays[0])
         update(
             np,
             Parameter(got.weight, grad, got.acc_grad, got.acc_delta),
@@ -137,8 +141,8 @@ TWO = ToleranceULP(2, 2, 2)
 def verdicts(change, name="odd", allowed=TWO, dtype="float32"):
     """Compare the array update with itself, after `change` has spoiled the first step."""
     case = cases.CASES[name]
-    reference = runner.step_through("numpy", case, dtype, 0)
-    got = runner.step_through("numpy", case, dtype, 0, reference.tensors).tensors
+    reference = runner.step_through(NUMPY, case, dtype, 0)
+    got = runner.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
     change({tensor: states[1] for tensor, states in got.items()})
     found = tolerance.verdicts(case, dtype, 0, reference.tensors, got, allowed)
     return {verdict.tensor: verdict for verdict in found}
@@ -176,8 +180,8 @@ def test_an_error_is_measured_in_the_ulps_of_the_largest_operand(tensor):
 def test_an_error_of_acc_grad_within_its_bound_leaves_the_others_within_theirs():
     """What acc_grad may be off by is in the bounds of what is made of it."""
     case, dtype = cases.CASES["defaults"], "float64"
-    reference = runner.step_through("numpy", case, dtype, 0)
-    got = runner.step_through("numpy", case, dtype, 0, reference.tensors).tensors
+    reference = runner.step_through(NUMPY, case, dtype, 0)
+    got = runner.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
     scalars = case.hyper.scalars(dtype)
     start, grad = case.start(dtype, 0)[6], case.grads(dtype, 0, 1)[6]
     size = grad.size  # the last tensor's
@@ -225,11 +229,11 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     """--impl ends with 3, --peers lists it as skipped."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UnavailableError, match=r"--impl optax: .*pip install 'adadelta\[jax\]'"):
-        plan.choose(("optax",), "numpy", "cpu")
+        plan.choose(("optax",), "numpy", CPU)
     with pytest.raises(UnavailableError, match=r"torch not installed.*'adadelta\[torch\]'"):
         array_backends.import_library("torch")
-    here, absent = frameworks.available(FRAMEWORKS)
-    assert here == () and {name for name, _ in absent} == set(FRAMEWORKS)
+    here, absent = frameworks.available(FRAMEWORKS.values())
+    assert here == () and {each.name for each, _ in absent} == set(FRAMEWORKS)
     work = Verification(VerifyPlan(here, (), absent=absent))
     work.execute()
     assert all(row.passed is None and "pip install" in row.note for row in work.rows)
@@ -255,7 +259,7 @@ def test_choosing_a_peer_imports_nothing():
     """Libraries that disturb each other are loaded in their own processes only."""
     program = (
         "import sys; from adadelta_cli.implementations import frameworks, registry; "
-        "frameworks.available(registry.FRAMEWORKS); "
+        "frameworks.available(registry.FRAMEWORKS.values()); "
         "sys.exit(bool({'torch', 'jax', 'optax'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -17,23 +17,23 @@ SHAPES = ((100_003,), (7,))
 
 
 def prepared_on_simulated_gpu(monkeypatch):
-    """Let `cuda.prepared_update` take NumPy arrays."""
+    """Let `cuda.prepared_step` take NumPy arrays."""
     monkeypatch.setattr(layout, "CUDA", layout.HOST)
     monkeypatch.setattr(cuda, "_check_device", lambda _parameters: None)
     monkeypatch.setattr(cuda, "_launch", lambda *_: None)
-    return cuda.prepared_update
+    return cuda.prepared_step
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])
 @pytest.mark.parametrize("how", ["cleared", "an item replaced"])
 def test_the_arrays_live_as_long_as_the_step(monkeypatch, where, how):
     """Whatever the caller does to the list of parameters; and no longer."""
-    prepare = cpu.prepared_update if where == "cpu" else prepared_on_simulated_gpu(monkeypatch)
+    prepare = cpu.prepared_step if where == "cpu" else prepared_on_simulated_gpu(monkeypatch)
     parameters = [Parameter(*random_arrays(shape)) for shape in SHAPES]
     alive = [weakref.ref(array) for each in parameters for array in each.arrays]
     ones = [1.0] * len(SHAPES)
     with simulated_gpu():
-        step = prepare(parameters, Hyperparameters(), ones, ones)
+        step = prepare(parameters, Hyperparameters().doubles, ones, ones)
     if how == "cleared":
         parameters.clear()
     else:
@@ -48,16 +48,15 @@ def test_the_arrays_live_as_long_as_the_step(monkeypatch, where, how):
 STEP_AFTER_CLEARING = """
 import gc
 import numpy as np
-from adadelta_cli.kernels.cpu import prepared_update
-from adadelta_cli.update import Hyperparameters, Parameter
+from adadelta_cli import FusedStep, Parameter
 
 shape = 4_000_000  # so large that its memory goes back to the system at once
 make = lambda: Parameter(*(np.full(shape, value, np.float32) for value in (1, 2, 3, 4)))
 kept = make()
 parameters, other = [make()], [kept]
 views = [array[:] for array in parameters[0].arrays] if VIEWS else []
-step = prepared_update(parameters, Hyperparameters(), [1.0], [0.0])
-prepared_update(other, Hyperparameters(), [1.0], [0.0])()
+step = FusedStep(parameters)
+FusedStep(other)()
 parameters.clear()
 gc.collect()
 over = [np.full(shape, 7, np.float32) for _ in range(8)]

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import plan_of
 
 import adadelta_cli
 from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.implementations import registry, user_kernel
+from adadelta_cli.implementations.array_backends import CPU
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import cases, catalogue, report
 from adadelta_cli.verification import plan as selection
-from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.runner import Verification
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -332,7 +333,7 @@ def test_a_crash_is_a_row_and_the_next_case_is_checked(tmp_path, body, told):
     """Its process is not ours."""
     name = write(tmp_path, SHELL.format(f"if weight.size == 17: {body}"))
     chosen = tuple(catalogue.select(("length-17", "length-0")))
-    work = Verification(VerifyPlan((name,), chosen, dtypes=("float32",)))
+    work = Verification(plan_of((name,), chosen, dtypes=("float32",)))
     work.execute()
     (row,) = work.failures
     assert row.case == "length-17" and row.note == told
@@ -346,7 +347,7 @@ def test_a_kernel_that_hangs_is_given_up(tmp_path):
     """It is reported once, and other cases are not waited for."""
     name = write(tmp_path, SHELL.format("import time; time.sleep(3600)"))
     chosen = tuple(catalogue.select(("length-1", "odd")))
-    work = Verification(VerifyPlan((name,), chosen, dtypes=("float32",), timeout=6.0))
+    work = Verification(plan_of((name,), chosen, dtypes=("float32",), timeout=6.0))
     began = time.monotonic()
     work.execute()
     assert time.monotonic() - began < 40
@@ -416,11 +417,16 @@ def test_the_examples_pass(name):
         assert not os.environ.get("CI"), "CI has a C compiler, and must not skip what needs it"
         pytest.skip("there is no C compiler")
     names = ("odd", "multipliers", "length-0", "special-odd", "subnormal", "overflow")
-    chosen = tuple(catalogue.select(names))
     implementation = f"{EXAMPLES / name}.py:step"
-    assert selection.choose((implementation,), "numpy", "cpu") == (implementation,)
+    (chosen,) = selection.choose((implementation,), "numpy", CPU)
+    assert chosen.name == implementation
     flush = name == "jax_kernel"  # XLA does on a CPU
-    plan = VerifyPlan((implementation,), chosen, dtypes=("float32", "float64"), flush=flush)
+    plan = plan_of(
+        (implementation,),
+        tuple(catalogue.select(names)),
+        dtypes=("float32", "float64"),
+        flush=flush,
+    )
     work = Verification(plan)
     work.execute()
     assert work.failures == []

@@ -11,11 +11,11 @@ from conftest import needs_mxnet
 
 STEP = """
 import numpy as np
-from adadelta_cli.kernels.cpu import prepared_update
+from adadelta_cli.kernels.step import FusedStep
 from adadelta_cli.update import Hyperparameters, Parameter
 
 arrays = [np.full(5, value, np.float32) for value in (1, 2, 3, 4)]
-prepared_update([Parameter(*arrays)], Hyperparameters(), [1.0], [0.0])()
+FusedStep([Parameter(*arrays)])()
 print(arrays[0][0])
 """
 COUNT = """

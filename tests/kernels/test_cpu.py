@@ -11,7 +11,7 @@ import threading
 import numba
 import numpy as np
 import pytest
-from conftest import AWKWARD, GOLDEN, KINDS, assert_same_bits, random_arrays
+from conftest import AWKWARD, GOLDEN, KINDS, assert_same_bits, random_arrays, take_fused_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -145,7 +145,7 @@ def test_neither_threads_nor_parts_change_a_bit(kind):
         parameters = [Parameter(*random_arrays(n, kind, seed=n)) for n in SIZES]
         operands = [tensor_ref(p, 0.7, 0.01) for p in parameters]
         numba.set_num_threads(threads)
-        cpu.launch(operands, hyper, parts=parts)
+        cpu.prepared(operands, hyper.doubles, parts=parts)()
         results.append([array for p in parameters for array in p.arrays])
     for result in results[1:]:
         assert_same_bits(result, results[0])
@@ -185,7 +185,9 @@ def test_subnormals_are_flushed_only_where_asked():
 
     def acc_grad_after(*, flush, size=40_000):
         arrays = [np.full(size, value, np.float32) for value in (1, tiny, 0, 0)]
-        cpu.launch([tensor_ref(Parameter(*arrays), 1.0, 0.0)], hyper, flush_subnormals=flush)
+        cpu.prepared(
+            [tensor_ref(Parameter(*arrays), 1.0, 0.0)], hyper.doubles, flush_subnormals=flush
+        )()
         return arrays[2]
 
     strict, flushed = acc_grad_after(flush=False), acc_grad_after(flush=True)
@@ -200,7 +202,7 @@ def test_several_python_threads_at_once():
     mine = [[Parameter(*random_arrays(20_000, seed=k))] for k in range(8)]
     wanted = [unfused(parameters, hyper, [0.7], [0.01]) for parameters in mine]
     threads = [
-        threading.Thread(target=cpu.fused_update, args=(parameters, hyper, [0.7], [0.01]))
+        threading.Thread(target=take_fused_step, args=(parameters, hyper, [0.7], [0.01]))
         for parameters in mine
     ]
     for thread in threads:
@@ -219,14 +221,14 @@ def test_what_the_kernel_cannot_take_is_refused():
         for wrong in (bad.T.copy().T, bad[:2], bad[:, ::2]):
             arrays = [*good[:position], wrong, *good[position + 1 :]]
             with pytest.raises(ValueError, match="C-contiguous arrays of one shape"):
-                cpu.fused_update([Parameter(*arrays)], hyper, [1.0], [0.0])
+                take_fused_step([Parameter(*arrays)], hyper, [1.0], [0.0])
     for wrong in (np.int32, np.complex64, np.float64):
         with pytest.raises(TypeError, match="float32 or float64 throughout"):
-            cpu.fused_update([Parameter(good[0].astype(wrong), *good[1:])], hyper, [1.0], [0.0])
+            take_fused_step([Parameter(good[0].astype(wrong), *good[1:])], hyper, [1.0], [0.0])
     frozen = [array.copy() for array in good]
     frozen[0].flags.writeable = False
     with pytest.raises(ValueError, match="may not be written"):
-        cpu.fused_update([Parameter(*frozen)], hyper, [1.0], [0.0])
+        take_fused_step([Parameter(*frozen)], hyper, [1.0], [0.0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,7 +240,7 @@ def test_every_array_has_the_dtype_that_the_kernel_writes(kind):
             changed = [*arrays[:position], array.astype(wrong), *arrays[position + 1 :]]
             if np.dtype(wrong) != array.dtype:
                 with pytest.raises(TypeError, match=r"acc_delta.* are .*byte order"):
-                    cpu.fused_update([Parameter(*changed)], Hyperparameters(), [1.0], [0.0])
+                    take_fused_step([Parameter(*changed)], Hyperparameters(), [1.0], [0.0])
 
 
 def test_there_is_a_rate_and_a_decay_for_each_parameter():
@@ -246,14 +248,14 @@ def test_there_is_a_rate_and_a_decay_for_each_parameter():
     parameters = [Parameter(*random_arrays(5)) for _ in range(2)]
     for rates, weight_decays in (([1.0], [0.0]), ([1.0] * 2, []), ([1.0] * 3, [0.0] * 3)):
         with pytest.raises(ValueError, match=r"2 parameters, . learning rates, . weight decays"):
-            cpu.prepared_update(parameters, Hyperparameters(), rates, weight_decays)
+            cpu.prepared_step(parameters, Hyperparameters().doubles, rates, weight_decays)
 
 
 def test_one_array_is_not_both_states():
     """What is written twice in one pass has no defined value."""
     weight, grad, state, _ = random_arrays(5)
     with pytest.raises(ValueError, match="are one array"):
-        cpu.fused_update([Parameter(weight, grad, state, state)], Hyperparameters(), [1.0], [0.0])
+        take_fused_step([Parameter(weight, grad, state, state)], Hyperparameters(), [1.0], [0.0])
 
 
 def test_a_gradient_may_be_read_only(fused_update):

@@ -20,11 +20,13 @@ from conftest import (
     prepared_on_gpu,
     random_arrays,
     simulated_gpu,
+    take_fused_step,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadelta_cli.kernels import cpu, cuda
+from adadelta_cli.implementations.registry import IMPLEMENTATIONS
+from adadelta_cli.kernels import cuda
 from adadelta_cli.kernels.layout import Table, layout_of, tensor_ref
 from adadelta_cli.update import Hyperparameters, Parameter
 from adadelta_cli.verification import cases, fuzz
@@ -44,17 +46,16 @@ def _simulated_gpu():
         yield
 
 
-def bind(parameters, hyper, lr_mults, wd_mults):
+def bind(inputs):
     """Make the GPU's step as an implementation does."""
-    rates = [hyper.learning_rate * mult for mult in lr_mults]
-    weight_decays = [hyper.wd * mult for mult in wd_mults]
-    return prepared_on_gpu(parameters, hyper, rates, weight_decays)
+    rates = inputs.learning_rates, inputs.weight_decays
+    return prepared_on_gpu(inputs.parameters, inputs.hyper, *rates)
 
 
 def assert_bits_of_the_cpu(case, dtype):
     """Take a case's steps with either kernel."""
-    wanted = step_through("numpy-fused", case, dtype, 0)
-    got = step_through("numpy-fused", case, dtype, 0, bind=bind)
+    wanted = step_through(IMPLEMENTATIONS["numpy-fused"], case, dtype, 0)
+    got = step_through(IMPLEMENTATIONS["numpy-fused"], case, dtype, 0, bind=bind)
     for name, states in wanted.tensors.items():
         assert_same_bits(got.tensors[name], states)
     assert got.grad_changes == 0
@@ -106,7 +107,7 @@ def test_float16_without_a_master(name):
     step = prepared_on_gpu(mine, case.hyper, rates, weight_decays)
     for _ in range(case.steps):
         step()
-        cpu.fused_update(wanted, case.hyper, rates, weight_decays)
+        take_fused_step(wanted, case.hyper, rates, weight_decays)
     assert_same_bits([a for p in mine for a in p.arrays], [a for p in wanted for a in p.arrays])
 
 
@@ -164,7 +165,7 @@ def assert_written_once_and_nothing_else(kind, sizes, offsets, blocks):
     wanted = [[each.copy() for each in group] for group in buffers]
     rates = [0.7 + 0.1 * k for k in range(len(sizes))]
     weight_decays = [0.01 * k for k in range(len(sizes))]
-    cpu.fused_update(list(map(inner, wanted, sizes)), HYPER, rates, weight_decays)
+    take_fused_step(list(map(inner, wanted, sizes)), HYPER, rates, weight_decays)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "MOST_BLOCKS", blocks)
         prepared_on_gpu(list(map(inner, buffers, sizes)), HYPER, rates, weight_decays)()
@@ -194,7 +195,7 @@ def test_offsets_beyond_32_bits(tile):
     arrays, _, run = far_tile(tile)
     wanted = [each.copy() for each in arrays]
     run()
-    cpu.fused_update([Parameter(*wanted)], Hyperparameters(), [0.7], [0.01])
+    take_fused_step([Parameter(*wanted)], Hyperparameters(), [0.7], [0.01])
     assert_same_bits(arrays, wanted)
 
 
@@ -241,8 +242,8 @@ def test_fused_update_steps_in_place():
     arrays = [random_arrays((5, 7), kind) for kind in KINDS]
     wanted = [[each.copy() for each in group] for group in arrays]
     rates, weight_decays = [0.7, 0.8, 0.9, 1.0], [0.0, 0.01, 0.02, 0.03]
-    cuda.fused_update([on_gpu(group) for group in arrays], HYPER, rates, weight_decays)
-    cpu.fused_update([Parameter(*group) for group in wanted], HYPER, rates, weight_decays)
+    take_fused_step([on_gpu(group) for group in arrays], HYPER, rates, weight_decays)
+    take_fused_step([Parameter(*group) for group in wanted], HYPER, rates, weight_decays)
     for got, right in zip(arrays, wanted, strict=True):
         assert_same_bits(got, right)
 
@@ -250,14 +251,14 @@ def test_fused_update_steps_in_place():
 def test_arrays_of_the_host_are_refused():
     """A GPU's kernel would follow an address that is none to it."""
     with pytest.raises(TypeError, match="does not lie in the memory that this step works on"):
-        cuda.fused_update([Parameter(*random_arrays(3))], HYPER, [1.0], [0.0])
+        cuda.prepared_step([Parameter(*random_arrays(3))], HYPER.doubles, [1.0], [0.0])
 
 
 def test_arrays_of_another_gpu_are_refused():
     """A kernel runs on the current GPU, on the memory of that."""
     elsewhere = on_gpu(random_arrays(3), number=1)
     with pytest.raises(ValueError, match="arrays lie on GPU 1, and the current one is 0"):
-        cuda.fused_update([elsewhere], HYPER, [1.0], [0.0])
+        take_fused_step([elsewhere], HYPER, [1.0], [0.0])
     with pytest.raises(ValueError, match="arrays lie on GPU 1"):
         cuda.prepared_traffic(elsewhere)
 
@@ -265,8 +266,8 @@ def test_arrays_of_another_gpu_are_refused():
 def test_nothing_to_do_launches_nothing():
     """No tensors, or none with an element: a grid of no blocks would be an error on a GPU."""
     empty = on_gpu(random_arrays((0, 3)))
-    assert cuda.prepared_update([], HYPER, [], []).launches == []
-    assert cuda.prepared_update([empty, empty], HYPER, [1.0, 1.0], [0.0, 0.0]).launches == []
+    assert cuda.prepared_step([], HYPER.doubles, [], []).launches == []
+    assert cuda.prepared_step([empty, empty], HYPER.doubles, [1.0, 1.0], [0.0, 0.0]).launches == []
 
 
 def test_kernels_are_compiled_when_they_are_first_used():
@@ -280,7 +281,7 @@ def test_kernels_are_compiled_when_they_are_first_used():
 
     with simulated_gpu(RawModule=Counting):
         for kind in ("float32", "float32", "mixed"):
-            cuda.fused_update([on_gpu(random_arrays(3, kind))], HYPER, [1.0], [0.0])
+            take_fused_step([on_gpu(random_arrays(3, kind))], HYPER, [1.0], [0.0])
     assert asked == ["update_float32", "update_float16_master"]
 
 
@@ -300,7 +301,9 @@ class TestTraffic:
         """With a factor of 1, each element's gradient arrives in weight and states."""
         arrays = random_arrays(3 * TILE + 5, kind, low=-3)
         weight, grad, acc_grad, acc_delta, *master = (each.copy() for each in arrays)
-        cuda.prepared([tensor_ref(Parameter(*arrays), 0, 0)], Hyperparameters(), work="traffic")()
+        cuda.prepared(
+            [tensor_ref(Parameter(*arrays), 0, 0)], Hyperparameters().doubles, work="traffic"
+        )()
         change = grad.astype(acc_grad.dtype)
         right = (master[0] if master else weight.astype(change.dtype)) + change
         wanted = [right.astype(weight.dtype), grad, acc_grad + change, acc_delta + change]

@@ -19,9 +19,10 @@ from conftest import (
     prepared_on_gpu,
     random_arrays,
     simulated_gpu,
+    take_fused_step,
 )
 
-from adadelta_cli.kernels import cpu, cuda
+from adadelta_cli.kernels import cuda
 from adadelta_cli.kernels.layout import LAYOUTS as KERNEL_KINDS
 from adadelta_cli.update import Hyperparameters, Parameter
 from adadelta_cli.verification.cases import ODD, Case
@@ -168,7 +169,7 @@ def assert_ptx_is_cpu(tensors, hyper, *, steps=1, code=None):
         step = prepared_on_gpu(tensors, hyper, rates, weight_decays)
         for _ in range(steps):
             step()
-            cpu.fused_update(wanted, hyper, rates, weight_decays)
+            take_fused_step(wanted, hyper, rates, weight_decays)
     assert_same_bits([a for p in tensors for a in p.arrays], [a for p in wanted for a in p.arrays])
     written = sum(p.weight.size * (len(p.arrays) - 1) for p in tensors)
     assert len(memory.writes) == written

@@ -5,9 +5,8 @@ import pytest
 
 from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.bench.target import HYPER
-from adadelta_cli.implementations.registry import implementation
 from adadelta_cli.kernels import cpu, roofline
-from adadelta_cli.update import Hyperparameters
+from adadelta_cli.kernels.step import FusedStep
 
 ELEMENTS = 10_000
 
@@ -54,9 +53,7 @@ class TestRoofs:
         line, cached, both = roofs(dtype)
         size = cached.weight.size // 2 // both.parts
         (expected,) = TensorSet.allocate([(cached.weight.size,)], dtype, seed=0)
-        step = implementation("numpy-fused").bind(
-            expected.parameters, Hyperparameters(learning_rate=0.0), [1.0], [1.0]
-        )
+        step = FusedStep(expected.parameters, learning_rate=0.0)
         total = line.weight.size * both.steps // both.parts
         passes = total // size
         for _ in range(passes):

@@ -12,6 +12,7 @@ from conftest import assert_same_bits, needs_mxnet
 
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.implementations.array_backends import backend as array_library
+from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.implementations.registry import builtin, parameter
 from adadelta_cli.run import config, report, training
 from adadelta_cli.run.checkpoint import Checkpoint
@@ -510,7 +511,7 @@ def test_recorded_gradients_replay_to_the_same_weights(run, backend, tmp_path, d
         assert grads.shape == (46, *weight.shape)
         assert grads.dtype == weight.dtype == dtype
         replayed = parameter(library, made.training.problem.start[name], grads[0], dtype=dtype)
-        step = builtin(library, fused=False).bind([replayed], hyper, [1.0], [1.0])
+        step = builtin(library, fused=False).bind(StepInputs([replayed], hyper, [1.0], [1.0]))
         for grad in grads:
             replayed.grad[...] = grad
             step()

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import HAS_MXNET, assert_same_bits
+from conftest import HAS_MXNET, assert_same_bits, plan_of
 
 from adadelta_cli import update
 from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations import registry
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification import catalogue, fuzz, runner
-from adadelta_cli.verification.plan import DTYPES, VerifyPlan
+from adadelta_cli.verification.plan import DTYPES
 
 
 def drawn(*names, dtypes=("float32",), examples=60, **more):
     """Verify drawn cases in this process; return the rows."""
-    plan = VerifyPlan(names, (), dtypes=dtypes, drawn=examples, **more)
+    plan = plan_of(names, (), dtypes=dtypes, drawn=examples, **more)
     work = runner.Verification(plan)
     work.execute(sandbox=InProcess())
     return work.rows
@@ -73,9 +73,9 @@ def test_ours_hold_on_drawn_cases():
 def plant(monkeypatch, wrong):
     """Put a wrong update in the place of the fused one; `wrong` changes a parameter after it."""
 
-    def bind(parameters, hyper, lr_mults, wd_mults):
-        rates = [hyper.learning_rate * mult for mult in lr_mults]
-        weight_decays = [hyper.wd * mult for mult in wd_mults]
+    def bind(inputs):
+        parameters, hyper = inputs.parameters, inputs.hyper
+        rates, weight_decays = inputs.learning_rates, inputs.weight_decays
 
         def act():
             with np.errstate(all="ignore"):
@@ -106,7 +106,7 @@ def test_what_fails_is_shrunk_and_can_be_repeated(monkeypatch):
     command = f"adadelta verify --case {row.case} --impl numpy-fused --dtype float32"
     assert row.replay == command
     work = runner.Verification(
-        VerifyPlan(("numpy-fused",), tuple(catalogue.select((row.case,))), dtypes=("float32",))
+        plan_of(("numpy-fused",), tuple(catalogue.select((row.case,))), dtypes=("float32",))
     )
     work.execute(sandbox=InProcess())
     assert "acc_grad" in {row.tensor for row in work.failures}

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import HAS_MXNET, needs_mxnet
+from conftest import HAS_MXNET, needs_mxnet, plan_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import adadelta_cli
-from adadelta_cli.implementations import guard, registry
+from adadelta_cli.implementations import guard, registry, user_kernel
 from adadelta_cli.kernels import cpu
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification import cases, catalogue, invariants, report
@@ -25,7 +25,7 @@ OURS = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ())
 def rows(name, case="length-4097", dtypes=("float32",)):
     """Verify in this process; return the rows by check and tensor."""
     chosen = tuple(catalogue.select((case,)))
-    work = Verification(VerifyPlan((name,), chosen, dtypes=dtypes, watched=frozenset({case})))
+    work = Verification(plan_of((name,), chosen, dtypes=dtypes, watched=frozenset({case})))
     work.execute(sandbox=InProcess())
     return {(row.check, row.tensor): row for row in work.rows}
 
@@ -34,12 +34,12 @@ def plant(monkeypatch, name, spoil):
     """Let an implementation do something more after each step: `spoil(parameters)`."""
     sound = registry.IMPLEMENTATIONS[name]
 
-    def bind(parameters, *more):
-        step = sound.bind(parameters, *more)
+    def bind(inputs):
+        step = sound.bind(inputs)
 
         def spoiled():
             step()
-            spoil(parameters)
+            spoil(inputs.parameters)
 
         return spoiled
 
@@ -197,12 +197,10 @@ def test_the_picture_shows_errors_and_drift():
     """Of a kernel of one's own: a panel of errors with bounds, and one of the drift by step."""
     from examples.numpy_kernel import step
 
-    with registry.temporary(step) as name:
-        plan = VerifyPlan(
-            (name,), tuple(catalogue.select(("odd", "defaults"))), dtypes=("float32",)
-        )
-        work = Verification(plan)
-        work.execute(sandbox=InProcess())
+    kernel = user_kernel.from_function(step)
+    plan = VerifyPlan((kernel,), tuple(catalogue.select(("odd", "defaults"))), dtypes=("float32",))
+    work = Verification(plan)
+    work.execute(sandbox=InProcess())
     assert {(len(each.relative_l2), each.case) for each in work.drifts} == {
         (10, "odd"),
         (5, "defaults"),

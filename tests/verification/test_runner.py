@@ -15,21 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HAS_MXNET
+from conftest import HAS_MXNET, plan_of
 
 from adadelta_cli import update
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.implementations import registry
+from adadelta_cli.implementations.array_backends import CPU
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification import catalogue, plan, report, rows
-from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.runner import Verification
 
 
 def check(*names, case_names=("odd",), dtypes=("float32",), configs=(), **settings):
     """Verify in this process; return the verification."""
     chosen = tuple(catalogue.select(tuple(case_names))) if case_names else ()
-    work = Verification(VerifyPlan(names, chosen, configs, dtypes, **settings))
+    work = Verification(plan_of(names, chosen, configs, dtypes, **settings))
     work.execute(sandbox=InProcess())
     return work
 
@@ -37,14 +37,13 @@ def check(*names, case_names=("odd",), dtypes=("float32",), configs=(), **settin
 def plant(monkeypatch, step):
     """Put a wrong implementation in the place of numpy-fused; `step` updates one parameter."""
 
-    def bind(parameters, hyper, lr_mults, wd_mults):
-        rates = [hyper.learning_rate * mult for mult in lr_mults]
-        weight_decays = [hyper.wd * mult for mult in wd_mults]
+    def bind(inputs):
+        tensors = inputs.parameters, inputs.learning_rates, inputs.weight_decays
 
         def act():
             with np.errstate(all="ignore"):
-                for each in zip(parameters, rates, weight_decays, strict=True):
-                    step(each[0], hyper, *each[1:])
+                for each in zip(*tensors, strict=True):
+                    step(each[0], inputs.hyper, *each[1:])
 
         return act
 
@@ -149,9 +148,7 @@ def test_planted_faults_are_caught(monkeypatch, fault):
 def test_the_command_that_repeats_a_failure_asks_for_the_same(monkeypatch, tmp_path):
     """Whatever size and number of steps failed; a name is quoted where the shell needs it."""
     plant(monkeypatch, one_ulp)
-    work = Verification(
-        VerifyPlan(("numpy-fused",), tuple(catalogue.select(sizes=(4_321,), steps=2)))
-    )
+    work = Verification(plan_of(("numpy-fused",), tuple(catalogue.select(sizes=(4_321,), steps=2))))
     work.execute(sandbox=InProcess())
     row = work.failures[0]
     assert row.replay.startswith("adadelta verify --case length-4321 --steps 2 --impl numpy-fused ")
@@ -224,9 +221,10 @@ def test_a_training_that_drifts_fails(monkeypatch):
 
 def test_choosing_implementations():
     """By backend, or by name; an unknown name is a usage error that lists the known ones."""
-    assert plan.choose((), "numpy", "cpu") == ("numpy-fused",)
+    (chosen,) = plan.choose((), "numpy", CPU)
+    assert chosen.name == "numpy-fused"
     with pytest.raises(UsageError, match=r"'nonesuch'.*known are .*numpy-fused"):
-        plan.choose(("nonesuch",), "auto", "cpu")
+        plan.choose(("nonesuch",), "auto", CPU)
 
 
 def test_nothing_compared_is_no_success():

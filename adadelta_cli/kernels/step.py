@@ -1,0 +1,100 @@
+"""`FusedStep`: the fused AdaDelta step on NumPy and CuPy arrays."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from numbers import Real
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adadelta_cli.kernels import layout
+from adadelta_cli.update import Hyperparameters, checked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from adadelta_cli.update import Parameter
+
+
+class FusedStep:
+    """One AdaDelta step on all tensors of a model, in place, in one pass over memory.
+
+    The result has the bits of `update.update`, whatever the number of threads; subnormals are kept.
+    The step is prepared once and called once a training step: it reads what the gradients hold by
+    then. It keeps references to the arrays, so their memory must not be replaced. Make a new one
+    to change a hyper-parameter.
+
+    On NumPy arrays a call returns when the step is done; calls from several threads take turns. On
+    CuPy arrays it is enqueued on CuPy's current stream, as CuPy's own operations are.
+
+    Args:
+        parameters: any number of tensors of any shape. Their arrays are C-contiguous, of one shape
+            for each tensor, all NumPy arrays or all CuPy arrays on the current GPU. Their dtypes:
+            float32 throughout, float64 throughout, or float16 weight and gradient with float32
+            accumulators, with or without a float32 master. Different dtypes may be mixed.
+        learning_rate: any finite number, for all tensors, or one for each tensor.
+        rho: decay of both accumulators, 0 <= rho < 1.
+        epsilon: added under both square roots, positive.
+        wd: weight decay, added to the gradient as `wd * weight`: any finite number, for all
+            tensors, or one for each tensor.
+        rescale_grad: factor of the gradient, applied first; any finite number.
+        clip_gradient: the rescaled gradient is clipped to [-clip, clip]; None for no clipping.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range, there are not as many rates as tensors, or an
+            array is not C-contiguous, has another shape, may not be written, occurs twice, or lies
+            on another GPU.
+        TypeError: dtypes do not go together, or arrays lie in different memories.
+
+    Example:
+        >>> import numpy as np
+        >>> from adadelta_cli import FusedStep, Parameter
+        >>> weight, grad = np.zeros(3, np.float32), np.ones(3, np.float32)
+        >>> acc_grad, acc_delta = np.zeros_like(weight), np.zeros_like(weight)
+        >>> step = FusedStep([Parameter(weight, grad, acc_grad, acc_delta)], wd=0.01)
+        >>> step()
+        >>> weight
+        array([-0.00316226, -0.00316226, -0.00316226], dtype=float32)
+
+    References:
+        M. D. Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        *,
+        learning_rate: float | Sequence[float] = 1.0,
+        rho: float = 0.9,
+        epsilon: float = 1e-6,
+        wd: float | Sequence[float] = 0.0,
+        rescale_grad: float = 1.0,
+        clip_gradient: float | None = None,
+    ) -> None:
+        tensors = list(parameters)
+        rates = _one_each("learning_rate", learning_rate, len(tensors))
+        weight_decays = _one_each("wd", wd, len(tensors))
+        common = Hyperparameters(
+            rho=rho, epsilon=epsilon, rescale_grad=rescale_grad, clip_gradient=clip_gradient
+        )
+        on_gpu = any(hasattr(p.weight, layout.CUDA) for p in tensors)
+        kernel = import_module(f"adadelta_cli.kernels.{'cuda' if on_gpu else 'cpu'}")
+        self._step = kernel.prepared_step(tensors, common.doubles, rates, weight_decays)
+
+    def __call__(self) -> None:
+        """Take one step on what the gradients hold now."""
+        self._step()
+
+
+def _one_each(name: str, value: float | Sequence[float], count: int) -> list[float]:
+    """Return a number for each of `count` tensors."""
+    if isinstance(value, (Real, np.number)):
+        return [checked(name, value, "a finite number")] * count
+    numbers: list[float] = list(value)  # type: ignore[arg-type] # mypy does not know np.number
+    if len(numbers) != count:
+        raise ValueError(
+            f"{name} has {len(numbers)} numbers for {count} tensors; expected one number, or one "
+            "for each tensor"
+        )
+    return [checked(f"{name}[{k}]", each, "a finite number") for k, each in enumerate(numbers)]
