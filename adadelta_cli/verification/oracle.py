@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.update import state_dtype
 from adadelta_cli.verification.ulp import Difference
 
 if TYPE_CHECKING:
@@ -273,7 +272,8 @@ class Sample:
 
     def __init__(self, case: Case, dtype: str, seed: int, budget: int) -> None:
         self.case, self.dtype, self.seed = case, dtype, seed
-        self.real = state_dtype(dtype)
+        # Said here again: the oracle shares no code with what it judges.
+        self.real = "float32" if dtype == "float16" else dtype
         count = min(case.elements, max(8, budget // case.steps))
         self.indices = np.unique(np.linspace(0, max(case.elements - 1, 0), count).astype(int))
         sizes = [int(np.prod(shape)) for shape in case.shapes]
