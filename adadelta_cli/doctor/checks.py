@@ -24,7 +24,6 @@ from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import cpu_load, gpu, machine
 from adadelta_cli.system.sandbox import (
-    CrashedError,
     HungError,
     ReportedError,
     Sandbox,
@@ -182,11 +181,9 @@ def _result(requirement: Requirement, sandbox: Sandbox) -> tuple[CheckOutcome, s
         observed = sandbox.of(requirement.group).call(partial(_attempt, requirement.attempt))
     except HungError:
         return CheckOutcome.BROKEN, f"hung: no result within {TIMEOUT_S:g} s", requirement.fix
-    except CrashedError as error:
-        killed = error.exit_code == -signal.SIGKILL
-        return CheckOutcome.BROKEN, str(error), FREE_MEMORY if killed else requirement.fix
     except SandboxError as error:
-        return CheckOutcome.BROKEN, str(error), error.fix or requirement.fix
+        fix = FREE_MEMORY if error.exit_code == -signal.SIGKILL else error.fix
+        return CheckOutcome.BROKEN, str(error), fix or requirement.fix
     except BrokenError as error:  # a device that failed
         return CheckOutcome.BROKEN, str(error), requirement.fix
     return CheckOutcome.WORKS, observed, ""

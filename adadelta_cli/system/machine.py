@@ -102,12 +102,7 @@ class Machine:
     """What a timing depends on. None or empty: not known here.
 
     Attributes:
-        host: the host name.
-        processor: the model.
-        architecture: as `uname -m` has it.
         simd: the widest vector instructions.
-        cores: logical cores.
-        cores_physical: physical cores.
         cores_available: logical cores that this process may run on.
         cores_available_physical: the physical cores that those belong to.
         cpu_quota_cores: the control group's limit of CPU time, in cores; None if unlimited.
@@ -122,15 +117,10 @@ class Machine:
         huge_pages: the kernel's setting for transparent ones, the active one in brackets.
         load_average: over the last minute.
         hypervisor: `unknown` if the machine is virtual and does not say of what kind.
-        container: its kind.
         gpus: their models; NVIDIA's only.
-        kernel: the operating system with its version.
-        python: the version.
-        versions: of the installed libraries.
         threading_layers: those that Numba was built with; `tbb` and `omp` need their runtime too.
         openmp_runtimes: OpenMP libraries: the system's by path, those of Python packages relative
             to the folder of the packages.
-        compiler: the path of a C++ compiler.
         environment: the variables that the speed or the bits of a step may depend on.
     """
 
@@ -167,6 +157,7 @@ class Machine:
 
 def inspect_machine() -> Machine:
     """Collect all facts; no library that they are about is imported, nothing is measured."""
+    caches = _caches()
     return Machine(
         host=platform.node(),
         processor=_fields("proc/cpuinfo").get("model name", platform.processor()),
@@ -176,9 +167,9 @@ def inspect_machine() -> Machine:
         cores_physical=query_psutil(lambda psutil: psutil.cpu_count(logical=False)),
         cores_available=available_cores(),
         cores_available_physical=_available_physical(),
-        cpu_quota_cores=cpu_quota(),
-        cache_bytes=cache_bytes(),
-        cache_shared_by={level: shared for level, (_, shared) in _caches().items()},
+        cpu_quota_cores=_cpu_quota(),
+        cache_bytes={level: size for level, (size, _) in caches.items()},
+        cache_shared_by={level: shared for level, (_, shared) in caches.items()},
         memory_bytes=_memory_bytes(),
         memory_available_bytes=available_bytes(),
         swap_used_bytes=query_psutil(lambda psutil: psutil.swap_memory().used),
@@ -221,7 +212,7 @@ SIMD = {
 
 def _cpu_flags() -> list[str]:
     fields = _fields("proc/cpuinfo")
-    return (fields.get("flags") or fields.get("Features") or "").split()
+    return fields.get("flags", fields.get("Features", "")).split()
 
 
 def _simd() -> str:
@@ -240,11 +231,6 @@ def _available_physical() -> int | None:
 def online_cores() -> list[int]:
     """Return the numbers of the cores that are online, ascending; empty if unknown."""
     return _core_list(_text(f"{CPUS}/online"))
-
-
-def cache_bytes() -> dict[str, int]:
-    """Return the sizes of the data caches that a core sees, by level."""
-    return {level: size for level, (size, _) in _caches().items()}
 
 
 def last_cache_bytes() -> int:
@@ -311,7 +297,7 @@ def _groups(controller: str) -> list[Path]:
     return found
 
 
-def cpu_quota() -> float | None:
+def _cpu_quota() -> float | None:
     """Return the control group's limit of CPU time, in cores; None if unlimited."""
     return min(filter(None, map(_quota, _groups("cpu"))), default=None)
 
@@ -337,7 +323,7 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
         for limit_file, use_file, droppable in MEMORY_FILES:
             limit, use = (_whole(_text(group / name)) for name in (limit_file, use_file))
             if limit is not None and use is not None:
-                kept = _words(group / "memory.stat").get(droppable, "")
+                kept = _fields(group / "memory.stat", " ").get(droppable, "")
                 yield limit, limit - use + min(use, _whole(kept) or 0)
 
 
@@ -469,18 +455,9 @@ def _text(path: str | Path) -> str:
         return ""
 
 
-def _fields(path: str | Path) -> dict[str, str]:
-    """Read lines `name: value`; the first one of a name counts."""
-    return _pairs(path, lambda line: line.partition(":")[::2])
-
-
-def _words(path: Path) -> dict[str, str]:
-    """Read lines `name value`."""
-    return _pairs(path, lambda line: line.partition(" ")[::2])
-
-
-def _pairs(path: str | Path, cut: Callable[[str], tuple[str, ...]]) -> dict[str, str]:
-    pairs = map(cut, reversed(_text(path).splitlines()))
+def _fields(path: str | Path, separator: str = ":") -> dict[str, str]:
+    """Read lines of names and values; the first one of a name counts."""
+    pairs = (line.partition(separator)[::2] for line in reversed(_text(path).splitlines()))
     return {name.strip(): value.strip() for name, value in pairs}
 
 

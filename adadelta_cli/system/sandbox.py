@@ -34,34 +34,24 @@ class SandboxError(Exception):
     """The work did not return; the message says why: it raised, hung or ended its process.
 
     Attributes:
-        fix: what the work knows to fix it; else empty.
-        fatal: the process is unusable, as a device's context is after a fault.
+        fix: known to the work; else empty.
+        fatal: the process is unusable.
+        exit_code: of a process that crashed: negative, the signal that killed it; else None.
     """
 
-    def __init__(self, message: str, fix: str = "", *, fatal: bool = False) -> None:
+    def __init__(
+        self, message: str, fix: str = "", *, fatal: bool = False, exit_code: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.fix, self.fatal = fix, fatal
+        self.fix, self.fatal, self.exit_code = fix, fatal, exit_code
 
 
 class HungError(SandboxError):
     """The work took longer than the timeout."""
 
 
-class CrashedError(SandboxError):
-    """The process ended.
-
-    Attributes:
-        exit_code: of the process; if a signal killed it, that signal's negative number; None if it
-            had to be ended.
-    """
-
-    def __init__(self, message: str, exit_code: int | None = None) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 class ReportedError(Exception):
-    """An error that the work itself found; a sandbox passes on the message without a location.
+    """An error that the work itself found; a sandbox passes on its message without a location.
 
     Attributes:
         fix: as of `SandboxError`.
@@ -99,8 +89,9 @@ def describe_error(error: BaseException) -> str:
 
 def _failure(error: BaseException) -> BrokenError | SandboxError:
     """Convert an exception of the work into the one that `call` raises."""
-    fix, fatal = getattr(error, "fix", ""), isinstance(error, FatalReportedError)
-    return of_device(error) or SandboxError(describe_error(error), fix, fatal=fatal)
+    if isinstance(error, ReportedError):
+        return SandboxError(str(error), error.fix, fatal=isinstance(error, FatalReportedError))
+    return of_device(error) or SandboxError(describe_error(error))
 
 
 class InProcess:
@@ -187,7 +178,7 @@ class Sandbox:
         except (EOFError, OSError):
             cause = child.ended()
             self._stop()
-            raise CrashedError(f"crashed: {cause}", child.exit_code) from None
+            raise SandboxError(f"crashed: {cause}", exit_code=child.exit_code) from None
         if isinstance(failure, SandboxError) and failure.fatal:
             self._stop()
         if failure:
