@@ -177,7 +177,7 @@ def inspect_machine() -> Machine:
         governor=_governor(),
         turbo=_turbo(),
         huge_pages=_text("sys/kernel/mm/transparent_hugepage/enabled"),
-        load_average=_load_average(),
+        load_average=query_psutil(lambda psutil: psutil.getloadavg()[0]),
         hypervisor=_hypervisor(),
         container=_container(),
         gpus=_gpus(),
@@ -269,13 +269,6 @@ def _turbo() -> bool | None:
     off = {"0": True, "1": False}.get(_text(f"{CPUS}/intel_pstate/no_turbo"))
     boost = {"1": True, "0": False}.get(_text(f"{CPUS}/cpufreq/boost"))
     return boost if off is None else off
-
-
-def _load_average() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None
 
 
 # --- control groups -------------------------------------------------------------------------------

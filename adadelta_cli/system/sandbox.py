@@ -136,8 +136,7 @@ class Sandbox:
 
     def __init__(self, timeout: float | None = None, limit: int = LIMIT) -> None:
         self.timeout, self._limit = timeout, limit
-        self._child: WorkerProcess | None = None
-        self._connection: Connection | None = None
+        self._running: tuple[WorkerProcess, Connection] | None = None
         self._groups: dict[str, Sandbox] = {}
         self._pending = self._closed = False
         self._lock = threading.Lock()
@@ -152,12 +151,16 @@ class Sandbox:
         """Return the sandbox, with its own process, of a group of libraries that disturb others."""
         if not group:
             return self
-        return self._groups.setdefault(group, Sandbox(self.timeout, self._limit))
+        sandbox = self._groups.setdefault(group, Sandbox(self.timeout, self._limit))
+        if self._closed:  # another thread may have closed the other groups before this was added
+            sandbox.close()
+        return sandbox
 
     def begin(self, function: Callable[..., None], *args: Any) -> None:
         """Call `function(*args)` in the child without waiting; its outcome is not reported."""
         _, connection = self._started()
-        connection.send((function, args))
+        with suppress(OSError):  # it has ended: the next call reports that
+            connection.send((function, args))
         self._pending = True
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -196,33 +199,34 @@ class Sandbox:
     def close(self) -> None:
         """End the child and those of the groups for good, even if another thread waits for them."""
         self._closed = True
-        for sandbox in self._groups.values():
+        for sandbox in list(self._groups.values()):
             sandbox.close()
         self._stop()
 
     def _stop(self) -> None:
         with self._lock:
-            if self._child and self._connection:
-                self._child.end()
-                self._connection.close()
-            self._child = self._connection = None
+            if self._running:
+                child, connection = self._running
+                child.end()
+                connection.close()
+            self._running = None
 
     def _started(self) -> tuple[WorkerProcess, Connection]:
         with self._lock:
             if self._closed:
                 raise SandboxError("was closed")
-            if not self._child or not self._connection:
-                self._connection, theirs = Pipe()
-                with theirs:
-                    handle = theirs.fileno()
-                    self._child = WorkerProcess(
-                        START.format(path=sys.path, handle=handle),
-                        [handle],
-                        limit=self._limit,
-                        stdin=subprocess.DEVNULL,
-                        stdout=2,
-                    )
-            return self._child, self._connection
+            if not self._running:
+                self._running = _start(self._limit)
+            return self._running
+
+
+def _start(limit: int) -> tuple[WorkerProcess, Connection]:
+    connection, theirs = Pipe()
+    with theirs:
+        handle = theirs.fileno()
+        code = START.format(path=sys.path, handle=handle)
+        stdin = subprocess.DEVNULL
+        return WorkerProcess(code, [handle], limit=limit, stdin=stdin, stdout=2), connection
 
 
 def serve(handle: int) -> None:

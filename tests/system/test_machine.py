@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import psutil
@@ -90,7 +89,7 @@ def test_unknown_facts_are_none_or_empty(pretend, monkeypatch):
     def refuse(*_, **__):
         raise OSError
 
-    monkeypatch.setattr(os, "getloadavg", refuse)
+    monkeypatch.setattr(psutil, "getloadavg", refuse)
     monkeypatch.setattr(psutil, "cpu_count", refuse)
     here = pretend({})
     nothing = (
