@@ -162,15 +162,9 @@ def run_check(requirement: Requirement, sandbox: Sandbox) -> Check:
     """Try a requirement; a failure is a result, and no exception."""
     start = time.monotonic()
     outcome, observed, fix = _result(requirement, sandbox)
-    return Check(
-        requirement.name,
-        outcome,
-        " ".join(observed.split()),
-        requirement.purpose,
-        fix,
-        requirement.required,
-        time.monotonic() - start,
-    )
+    name, purpose, required = requirement.name, requirement.purpose, requirement.required
+    observed, seconds = " ".join(observed.split()), time.monotonic() - start
+    return Check(name, outcome, observed, purpose, fix, required, seconds)
 
 
 def _result(requirement: Requirement, sandbox: Sandbox) -> tuple[CheckOutcome, str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adadelta_cli.errors import UnavailableError, in_one_line, status
+from adadelta_cli.system.sandbox import ReportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -60,11 +61,20 @@ def format_checks(found: Iterable[GpuCheck]) -> str:
 def probe(number: int = 0) -> list[GpuCheck]:
     """Check what a step on device `number` needs, up to the first piece that does not work."""
     found: list[GpuCheck] = []
-    for check in PROBES:
-        found.append(check(number))
+    for piece, attempt, fix in PROBES:
+        found.append(_check(piece, attempt, fix, number))
         if found[-1].fix:
             break
     return found
+
+
+def _check(piece: str, attempt: Callable[[int], str], fix: str, number: int) -> GpuCheck:
+    try:
+        return GpuCheck(piece, attempt(number))
+    except ReportedError as error:
+        return GpuCheck(piece, str(error), error.fix or fix)
+    except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
+        return GpuCheck(piece, in_one_line(error), FIXES.get(status(error), fix))
 
 
 def select_device(number: int, also: Callable[[], GpuCheck]) -> Any:
@@ -139,38 +149,33 @@ def _wheel(package: str) -> Path:
     return Path(places[0]) if places else Path()
 
 
-def _probe_cupy(_number: int) -> GpuCheck:
+def _try_cupy(_number: int) -> str:
     """Check that CuPy is installed once, and loads."""
     if not is_installed():
-        return GpuCheck("CuPy", "not installed", INSTALL)
+        raise ReportedError("not installed")
     wheels = sorted(
         {name for each in metadata.distributions() if _is_cupy(name := each.metadata["Name"] or "")}
     )
     if len(wheels) > 1:
         fix = f"python -m pip uninstall {' '.join(wheels)}, then {INSTALL}"
-        return GpuCheck("CuPy", f"installed {len(wheels)} times: {', '.join(wheels)}", fix)
-    try:
-        return GpuCheck("CuPy", _cupy().__version__)
-    except Exception as error:  # noqa: BLE001 - whatever its import raises
-        return GpuCheck("CuPy", f"does not load: {in_one_line(error)}", INSTALL)
+        raise ReportedError(f"installed {len(wheels)} times: {', '.join(wheels)}", fix)
+    return _cupy().__version__
 
 
 def _is_cupy(name: str) -> bool:
     return bool(re.fullmatch(r"cupy(-(cuda|rocm)[\w-]*)?", name.lower()))
 
 
-def _probe_driver(_number: int) -> GpuCheck:
+def _try_driver(_number: int) -> str:
     """Check that there is a driver that is new enough for CuPy."""
     runtime = _cupy().cuda.runtime
     version, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if not version:
-        return GpuCheck("driver", "none (no libcuda.so.1)", DRIVER)
+        raise ReportedError("none (no libcuda.so.1)")
     observed = f"for CUDA {_dotted(version)}"
     if version // 1000 < needed // 1000:
-        return GpuCheck(
-            "driver", f"{observed}, and CuPy is built for CUDA {_dotted(needed)}", DRIVER
-        )
-    return GpuCheck("driver", observed)
+        raise ReportedError(f"{observed}, and CuPy is built for CUDA {_dotted(needed)}")
+    return observed
 
 
 def _dotted(version: int) -> str:
@@ -182,7 +187,7 @@ def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _probe_devices(number: int) -> GpuCheck:
+def _try_device(number: int) -> str:
     """Check that there is a device of this number."""
     runtime = _cupy().cuda.runtime
     try:
@@ -190,19 +195,19 @@ def _probe_devices(number: int) -> GpuCheck:
         names = [_device(runtime.getDeviceProperties(each)) for each in range(count)]
     except runtime.CUDARuntimeError as error:
         if status(error) in FIXES:
-            return GpuCheck("devices", in_one_line(error), FIXES[status(error)])
+            raise
         count, names = 0, [in_one_line(error)]
     observed = f"{count} ({', '.join(names)})" if names else "0"
     if number < count:
-        return GpuCheck("devices", observed)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return observed
     if count:
         allowed = " to ".join(dict.fromkeys(("gpu:0", f"gpu:{count - 1}")))
-        return GpuCheck("devices", observed, f"use --ctx {allowed}")
+        raise ReportedError(observed, f"use --ctx {allowed}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         observed = f"{observed}, CUDA_VISIBLE_DEVICES is {visible!r}"
-        return GpuCheck("devices", observed, "unset CUDA_VISIBLE_DEVICES")
-    return GpuCheck("devices", observed, NVIDIA_SMI)
+        raise ReportedError(observed, "unset CUDA_VISIBLE_DEVICES")
+    raise ReportedError(observed)
 
 
 def name_of(properties: dict[str, Any]) -> str:
@@ -218,12 +223,30 @@ def _device(properties: dict[str, Any]) -> str:
     return f"{name}, compute capability {capability}, {size:.1f} GiB"
 
 
-def _probe_compiler(_number: int) -> GpuCheck:
-    """Check for NVRTC, which compiles the kernels."""
-    try:
-        return GpuCheck("NVRTC", ".".join(map(str, _cupy().cuda.nvrtc.getVersion())))
-    except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
-        return GpuCheck("NVRTC", in_one_line(error), INSTALL)
+def _try_compiler(_number: int) -> str:
+    return ".".join(map(str, _cupy().cuda.nvrtc.getVersion()))
+
+
+def _try_launch(number: int) -> str:
+    """Check that a small kernel runs, and computes correctly."""
+    cupy = _cupy()
+    from adadelta_cli.kernels import cupy_ieee
+
+    with cupy.cuda.Device(number):
+        one = cupy_ieee.Array(cupy.ones(1, "float32"))
+        two = float(cupy.asnumpy((one + one).values)[0])
+    if two != 2:
+        raise ReportedError(f"1 + 1 = {two:g}", "this GPU computes wrong results; use another")
+    return "works"
+
+
+def _try_products(number: int) -> str:
+    """Check matrix products, which `run` needs: they are in a library of their own."""
+    cupy = _cupy()
+    with cupy.cuda.Device(number):
+        ones = cupy.ones((2, 2), "float32")
+        cupy.asnumpy(ones @ ones)
+    return "works"
 
 
 # Fixes of a missing device or a failed launch, by CUDA's error number (driver_types.h, cudaError).
@@ -235,43 +258,12 @@ FIXES = {
     46: "another process uses this GPU exclusively: end it, or nvidia-smi --compute-mode=0",
     209: f"this GPU is newer than the compiler: {INSTALL} --upgrade",
 }
-
-
-def _probe_products(number: int) -> GpuCheck:
-    """Check matrix products, which `run` needs: they are in a library of their own."""
-    cupy = _cupy()
-    try:
-        with cupy.cuda.Device(number):
-            ones = cupy.ones((2, 2), "float32")
-            cupy.asnumpy(ones @ ones)
-    except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
-        return GpuCheck("cuBLAS", in_one_line(error), FIXES.get(status(error), INSTALL))
-    return GpuCheck("cuBLAS", "works")
-
-
-def _probe_launch(number: int) -> GpuCheck:
-    """Check that a small kernel runs, and computes correctly."""
-    cupy = _cupy()
-    from adadelta_cli.kernels import cupy_ieee
-
-    try:
-        with cupy.cuda.Device(number):
-            one = cupy_ieee.Array(cupy.ones(1, "float32"))
-            two = float(cupy.asnumpy((one + one).values)[0])
-    except Exception as error:  # noqa: BLE001 - reported with its fix
-        fix = FIXES.get(status(error), NVIDIA_SMI)
-        return GpuCheck("a small launch", in_one_line(error), fix)
-    if two != 2:
-        fix = "this GPU computes wrong results; use another"
-        return GpuCheck("a small launch", f"1 + 1 = {two:g}", fix)
-    return GpuCheck("a small launch", "works")
-
-
-PROBES: tuple[Callable[[int], GpuCheck], ...] = (
-    _probe_cupy,
-    _probe_driver,
-    _probe_devices,
-    _probe_compiler,
-    _probe_launch,
-    _probe_products,
+# Name, attempt that returns what it found, and the fix if the error has no other.
+PROBES: tuple[tuple[str, Callable[[int], str], str], ...] = (
+    ("CuPy", _try_cupy, INSTALL),
+    ("driver", _try_driver, DRIVER),
+    ("devices", _try_device, NVIDIA_SMI),
+    ("NVRTC", _try_compiler, INSTALL),
+    ("a small launch", _try_launch, NVIDIA_SMI),
+    ("cuBLAS", _try_products, INSTALL),
 )
