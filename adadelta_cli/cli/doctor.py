@@ -11,11 +11,11 @@ from adadelta_cli.errors import UnavailableError
 @click.command()
 @decorated(SCREEN_OPTIONS)
 def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Examine the machine: what works, what is missing, what would disturb a measurement.
+    """Check the installation, and find what would disturb a measurement.
 
-    Each finding says why it matters and what fixes it. The kernel and the libraries are tried, each
-    where it can crash without harm. No files are written. Exit code 3 if run, verify or bench
-    cannot do their work here; what is optional may be missing.
+    Kernels and libraries are tried in processes of their own, which may crash. Each finding says
+    why it matters and how to fix it. No files are written. Exit code 3 if run, verify or bench
+    cannot work here; optional libraries may be missing.
 
     \b
     adadelta doctor

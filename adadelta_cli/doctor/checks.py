@@ -1,28 +1,35 @@
-"""What works here, what is missing, and what would disturb a measurement: `doctor`.
+"""Try what the commands need, and find what would disturb a measurement: `doctor`.
 
-Nothing heavy is imported, so that it can tell of libraries that cannot be. What may crash is tried
-in a sandbox.
+Heavy libraries are imported in a sandbox only, so that doctor can report one that is broken.
 """
 
 from __future__ import annotations
 
 import platform
 import re
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from importlib import metadata, util
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadelta_cli.doctor.conditions import conditions
 from adadelta_cli.doctor.findings import Finding, Level, severity
-from adadelta_cli.errors import ExitCode
+from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import cpu_load, gpu, machine
-from adadelta_cli.system.sandbox import ReportedError as Fault
-from adadelta_cli.system.sandbox import Sandbox, SandboxError
+from adadelta_cli.system.sandbox import (
+    HungError,
+    ReportedError,
+    Sandbox,
+    SandboxError,
+    describe_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +37,11 @@ if TYPE_CHECKING:
     from adadelta_cli.system.cpu_load import CpuLoad
     from adadelta_cli.system.machine import Machine
 
-TIMEOUT_S = 300.0  # of one check: a kernel that is compiled anew takes half a minute on a busy core
+TIMEOUT_S = 300.0  # of one check: compiling a kernel takes half a minute on a busy core
 
 
 class CheckOutcome(Enum):
-    """What came of a check."""
+    """The outcome of a check."""
 
     WORKS = "works"
     BROKEN = "broken"
@@ -43,16 +50,14 @@ class CheckOutcome(Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """What came of trying a piece.
+    """The result of trying a `Requirement`.
 
     Attributes:
-        name: of the piece.
+        name, purpose, required: as of the requirement.
         outcome: whether it works.
         observed: what it did, or how it failed.
-        purpose: what needs it.
-        fix: what to do where it does not work.
-        required: the commands need it.
-        seconds: how long it took.
+        fix: what to do; empty if it works.
+        seconds: duration.
     """
 
     name: str
@@ -63,18 +68,29 @@ class Check:
     required: bool = False
     seconds: float = 0.0
 
+    @property
+    def finding(self) -> Finding | None:
+        """Return what is wrong; None if it works."""
+        if self.outcome is CheckOutcome.WORKS:
+            return None
+        broken = self.required and self.outcome is CheckOutcome.BROKEN
+        level = Level.BROKEN if broken else Level.MISSING
+        return Finding(
+            level, f"{self.name}: {self.observed}", f"needed for {self.purpose}", self.fix
+        )
+
 
 @dataclass(frozen=True)
 class Examination:
-    """All that `doctor` has to say.
+    """The result of `doctor`.
 
     Attributes:
-        machine: what it is.
-        activity: what others do on it.
-        steal_share: how much of the time in which the checks wanted a core the hypervisor gave to
-            other machines; None where the system does not tell, or the checks took too little.
-        checks: what was tried.
-        conditions: what the machine and its environment were found to be.
+        machine: its description.
+        activity: the load of other processes.
+        steal_share: the share of the CPU time wanted during the checks that the hypervisor gave to
+            other machines; None if unknown, or the checks were too short.
+        checks: of the requirements.
+        conditions: findings about machine and environment.
     """
 
     machine: Machine
@@ -85,9 +101,9 @@ class Examination:
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings, those of the checks too, the worst first."""
-        found = [*filter(None, map(_finding, self.checks)), *self.conditions]
-        return sorted(found, key=severity)
+        """Return all findings, those of the checks included, the worst first."""
+        of_checks = filter(None, (check.finding for check in self.checks))
+        return sorted([*of_checks, *self.conditions], key=severity)
 
     def of(self, level: Level) -> list[Finding]:
         """Return the findings of a level."""
@@ -95,37 +111,122 @@ class Examination:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Say with what the command ends: 3 when a command of this tool cannot do its work."""
+        """Return the command's exit code: 3 if a command cannot work here."""
         return ExitCode.UNAVAILABLE if self.of(Level.BROKEN) else ExitCode.OK
 
 
 def run_checks(tick: Tick = no_tick) -> Examination:
-    """Look at the machine, then try the pieces.
+    """Describe the machine, then try the requirements.
 
     Args:
-        tick: told how many pieces are tried, of how many, and which is next.
+        tick: receives the number of finished checks, of all checks, and the next one's name.
     """
-    here, observed = machine.inspect_machine(), cpu_load.sample_load()
+    here, load = machine.inspect_machine(), cpu_load.sample_load()
     before, checks = cpu_load.cpu_times(), []
     with Sandbox(TIMEOUT_S) as sandbox:
-        for done, piece in enumerate(REQUIREMENTS):
-            tick(done, len(REQUIREMENTS), piece.name)
-            checks.append(run_check(piece, sandbox))
+        for done, requirement in enumerate(REQUIREMENTS):
+            tick(done, len(REQUIREMENTS), requirement.name)
+            checks.append(run_check(requirement, sandbox))
     after = cpu_load.cpu_times()
     steal = after.since(before).steal_share if before and after else None
-    return Examination(
-        here, observed, steal, tuple(checks), tuple(conditions(here, observed, steal))
-    )
+    return Examination(here, load, steal, tuple(checks), tuple(conditions(here, load, steal)))
 
 
-# --- the pieces, each tried in a sandbox ----------------------------------------------------------
+# --- one check ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Something that the commands use.
+
+    Attributes:
+        name: as shown.
+        purpose: what needs it.
+        fix: what to do if it is missing, or fails for an unknown reason.
+        attempt: tries it, in a sandbox; returns what it did.
+        missing: returns what is not installed; empty if all is.
+        group: the sandbox of libraries that disturb others.
+        required: it is an error if it is installed and does not work.
+    """
+
+    name: str
+    purpose: str
+    fix: str
+    attempt: Callable[[], str | None]
+    missing: Callable[[], str] = str
+    group: str = ""
+    required: bool = False
+
+
+def run_check(requirement: Requirement, sandbox: Sandbox) -> Check:
+    """Try a requirement; a failure is a result, and no exception."""
+    start = time.monotonic()
+    outcome, observed, fix = _result(requirement, sandbox)
+    name, purpose, required = requirement.name, requirement.purpose, requirement.required
+    observed, seconds = " ".join(observed.split()), time.monotonic() - start
+    return Check(name, outcome, observed, purpose, fix, required, seconds)
+
+
+def _result(requirement: Requirement, sandbox: Sandbox) -> tuple[CheckOutcome, str, str]:
+    """Return the outcome, what was observed, and the fix."""
+    if missing := requirement.missing():
+        return CheckOutcome.MISSING, missing, requirement.fix
+    try:
+        observed = sandbox.of(requirement.group).call(partial(_attempt, requirement.attempt))
+    except HungError:
+        return CheckOutcome.BROKEN, f"hung: no result within {TIMEOUT_S:g} s", requirement.fix
+    except SandboxError as error:
+        fix = FREE_MEMORY if error.exit_code == -signal.SIGKILL else error.fix
+        return CheckOutcome.BROKEN, str(error), fix or requirement.fix
+    except BrokenError as error:  # a device that failed
+        return CheckOutcome.BROKEN, str(error), requirement.fix
+    return CheckOutcome.WORKS, observed, ""
+
+
+def _attempt(attempt: Callable[[], str | None]) -> str:
+    """Call an attempt, in a sandbox; add the fix to an error that has a known one."""
+    try:
+        return attempt() or ""
+    except Exception as error:
+        fix = _known_fix(error)
+        if not fix:
+            raise
+        raise ReportedError(describe_error(error), fix) from error
+
+
+AFRESH = (
+    "install into a fresh environment: python -m venv fresh && fresh/bin/python -m pip install "
+    "adadelta; if it fails there too, report it with the output of adadelta doctor --json"
+)
+FREE_MEMORY = "free some memory: the system ended the check for lack of it"
+# Errors of libraries that can only be recognised by their message.
+KNOWN_FIXES = {
+    r"no locator available": "name a folder that can be written for the compiled kernels: "
+    "export NUMBA_CACHE_DIR=/tmp/numba",
+    r"libgomp\.so\.1": "apt-get install libgomp1, or dnf install libgomp",
+    r"(?i)threading layer": "unset NUMBA_THREADING_LAYER; apt-get install libgomp1",
+    r"is not usable in pure-python": "unset NUMBA_DISABLE_JIT",
+}
+
+
+def _known_fix(error: BaseException) -> str:
+    """Return the fix of an error or of its cause; empty if unknown."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"install what is missing ({error.name.partition('.')[0]}), or {AFRESH}"
+    if isinstance(error, MemoryError):
+        return FREE_MEMORY
+    fixes = (fix for pattern, fix in KNOWN_FIXES.items() if re.search(pattern, str(error)))
+    return next(fixes, "") or (_known_fix(error.__cause__) if error.__cause__ else "")
+
+
+# --- attempts, each in a sandbox ------------------------------------------------------------------
 
 
 def _same_bits(name: str, reference: str, ctx: str = "cpu") -> str:
     """Take steps with two implementations, in every dtype, and compare every bit.
 
     Raises:
-        Fault: they differ.
+        ReportedError: they differ.
     """
     from adadelta_cli.implementations import registry
     from adadelta_cli.implementations.array_backends import Device
@@ -137,18 +238,17 @@ def _same_bits(name: str, reference: str, ctx: str = "cpu") -> str:
     pair = [registry.implementation(each, device) for each in (name, reference)]
     dtypes, cases = ("float32", "float64", "float16"), (CASES["odd"], CASES["length-4097"])
     numbers = 0
-    for dtype in dtypes:
-        for case in cases:
-            got, wanted = (step_through(each, case, dtype, 0).tensors for each in pair)
-            for tensor, states in wanted.items():
-                for state, other in zip(states, got[tensor], strict=True):
-                    difference = Difference.between(other, state, state)
-                    numbers += difference.elements
-                    if difference.mismatches:
-                        raise Fault(
-                            f"{name} differs from {reference} in {difference.mismatches} of "
-                            f"{difference.elements} numbers of {tensor}, {dtype}, case {case.name}"
-                        )
+    for dtype, case in product(dtypes, cases):
+        got, wanted = (step_through(each, case, dtype, 0).tensors for each in pair)
+        for tensor, states in wanted.items():
+            for state, other in zip(states, got[tensor], strict=True):
+                difference = Difference.between(other, state, state)
+                numbers += difference.elements
+                if difference.mismatches:
+                    raise ReportedError(
+                        f"{name} differs from {reference} in {difference.mismatches} of "
+                        f"{difference.elements} numbers of {tensor}, {dtype}, case {case.name}"
+                    )
     return f"{name} equals {reference} in every bit of {numbers:,} numbers"
 
 
@@ -159,15 +259,11 @@ def _try_kernel() -> str:
     return f"{same}; {get_num_threads()} threads of {threading_layer()}"
 
 
-def _try_mxnet() -> str:
-    return _same_bits("mxnet-fused", "mxnet")
-
-
 def _try_configs() -> str:
-    """Read what ships, load its data, and draw."""
+    """Load the bundled configs and their data, and draw a plot."""
     import io
 
-    import hypothesis  # noqa: F401 - draws verify's cases
+    import hypothesis  # noqa: F401 - verify needs it
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -180,11 +276,11 @@ def _try_configs() -> str:
     figure = Figure()
     figure.subplots().plot([0, 1])
     figure.savefig(io.BytesIO(), format="png")
-    return f"{', '.join(names)} load; a picture is drawn"
+    return f"{', '.join(names)} load; a plot is drawn"
 
 
 def _try_step(name: str) -> str:
-    """Let another framework take its steps; whether they are right is for verify."""
+    """Take steps with another framework; whether they are right is for verify."""
     from adadelta_cli.implementations import registry
     from adadelta_cli.verification.cases import CASES
     from adadelta_cli.verification.execute import step_through
@@ -193,48 +289,30 @@ def _try_step(name: str) -> str:
     return f"{name} takes a step"
 
 
-def _try_torch() -> str:
-    return _try_step("torch")
-
-
-def _try_optax() -> str:
-    return _try_step("optax")
-
-
-def _try_compiler() -> str:
-    return machine.compiler() or ""
-
-
 def _try_gpu() -> str:
-    """Try what a step on the first GPU needs, piece by piece, then the step.
+    """Try what a step on the first GPU needs, one piece after the other, then the step.
 
     Raises:
-        Fault: a piece does not work, or bits differ.
+        ReportedError: a piece does not work, or bits differ.
     """
     from adadelta_cli.mxnet_bridge import probe
 
     found = gpu.probe()
-    told = gpu.format_checks((*found, probe.build()))
+    observed = gpu.format_checks((*found, probe.build()))
     if found[-1].fix:
-        raise Fault(told + FIXING + found[-1].fix)
-    return f"{_same_bits('cupy-fused', 'numpy', 'gpu')}; {told}"
+        raise ReportedError(observed, found[-1].fix)
+    return f"{_same_bits('cupy-fused', 'numpy', 'gpu')}; {observed}"
 
 
-def _lack_of_gpu() -> str:
-    if gpu.is_installed():
-        return ""
-    return gpu.format_checks([gpu.GpuCheck("CuPy", "not installed"), gpu.driver()])
-
-
-def _try_requirements() -> str:
-    """Compare what this package asks for with what is installed.
+def _try_versions() -> str:
+    """Compare the installed libraries with what this package requires.
 
     Raises:
-        Fault: something is missing, or of another version.
+        ReportedError: one is missing, or has another version.
     """
-    from packaging.requirements import Requirement  # comes with matplotlib
+    from packaging import requirements  # comes with matplotlib
 
-    known = list(map(Requirement, metadata.requires("adadelta") or ()))
+    known = map(requirements.Requirement, metadata.requires("adadelta") or ())
     wanted = [each for each in known if not each.marker or each.marker.evaluate({"extra": ""})]
     here = machine.versions(each.name for each in wanted)
     unmet = [
@@ -245,54 +323,30 @@ def _try_requirements() -> str:
     if unmet:
         found = ", ".join(f"{each.name} {here.get(each.name, 'missing')}" for each in unmet)
         needed = " ".join(f"'{each.name}{each.specifier}'" for each in unmet)
-        raise Fault(f"{found}; needed: {needed}")
-    return f"{len(wanted)} libraries, each of a version that is allowed"
+        raise ReportedError(f"{found}; needed: {needed}", f"python -m pip install {needed}")
+    return f"{len(wanted)} libraries, all of the required versions"
 
 
-def _lack_of_nothing() -> str:
-    return ""
+# --- what is missing, and the table ---------------------------------------------------------------
 
 
-def _lack(*modules: str) -> Callable[[], str]:
-    def lack() -> str:
-        absent = [name for name in modules if util.find_spec(name) is None]
-        return f"{' and '.join(absent)} not installed" if absent else ""
-
-    return lack
+def _missing_modules(*modules: str) -> str:
+    absent = [name for name in modules if util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed" if absent else ""
 
 
-@dataclass(frozen=True)
-class Requirement:
-    """Something that the commands use.
-
-    Attributes:
-        name: as it is shown.
-        purpose: what needs it.
-        fix: what to do where it is missing, or does not work for a reason that is not known.
-        attempt: tries it, in a sandbox, and says what it did.
-        lack: says what is not here; empty where nothing is.
-        group: the sandbox of libraries that disturb others.
-        required: where it is here, it has to work.
-    """
-
-    name: str
-    purpose: str
-    fix: str
-    attempt: Callable[[], str]
-    lack: Callable[[], str] = _lack_of_nothing
-    group: str = ""
-    required: bool = False
+def _missing_gpu() -> str:
+    if gpu.is_installed():
+        return ""
+    return gpu.format_checks([gpu.GpuCheck("CuPy", "not installed"), gpu.driver()])
 
 
-def _lack_of_metadata() -> str:
-    try:
-        metadata.distribution("adadelta")
-    except metadata.PackageNotFoundError:
-        return "adadelta runs from its sources, and is not installed"
-    return ""
+def _missing_metadata() -> str:
+    found = machine.versions(["adadelta"])
+    return "" if found else "adadelta runs from its sources, and is not installed"
 
 
-def _lack_of_compiler() -> str:
+def _missing_compiler() -> str:
     return "" if machine.compiler() else "neither g++ nor clang++ found, nor what CXX names"
 
 
@@ -303,97 +357,46 @@ def _mxnet_fix() -> str:
     return "use --backend numpy; MXNet's wheels are for Linux on x86-64 and Python 3.10 to 3.12"
 
 
-AFRESH = (
-    "install into a fresh environment: python -m venv fresh && fresh/bin/python -m pip install "
-    "adadelta; if it fails there too, report it with what adadelta doctor --json prints"
-)
+ALL = "run, verify, bench"
+EDITABLE = f"python -m pip install --editable {Path(__file__).parents[2]}"
+TORCH, JAX = (f"python -m pip install 'adadelta[{extra}]'" for extra in ("torch", "jax"))
+COMPILER = "apt-get install g++, or dnf install gcc-c++, or xcode-select --install; or set CXX"
 REQUIREMENTS = (
-    Requirement("fused kernel", "run, verify, bench", AFRESH, _try_kernel, required=True),
-    Requirement("configs and plots", "run, verify, bench", AFRESH, _try_configs, required=True),
+    Requirement("fused kernel", ALL, AFRESH, _try_kernel, required=True),
+    Requirement("configs and plots", ALL, AFRESH, _try_configs, required=True),
     Requirement(
         "MXNet",
         "--backend mxnet, and AdaDelta for gluon.Trainer",
         _mxnet_fix(),
-        _try_mxnet,
-        _lack("mxnet"),
+        partial(_same_bits, "mxnet-fused", "mxnet"),
+        partial(_missing_modules, "mxnet"),
         required=True,
     ),
     Requirement(
         "requirements",
-        "knowing which versions of libraries it goes with",
-        f"python -m pip install --editable {Path(__file__).parents[2]}",
-        _try_requirements,
-        _lack_of_metadata,
+        "knowing that the installed versions are supported",
+        EDITABLE,
+        _try_versions,
+        _missing_metadata,
     ),
     Requirement(
         "PyTorch",
         "--impl torch, torch-foreach, torch-compile",
-        "python -m pip install 'adadelta[torch]'",
-        _try_torch,
-        _lack("torch"),
+        TORCH,
+        partial(_try_step, "torch"),
+        partial(_missing_modules, "torch"),
         "torch",
     ),
     Requirement(
-        "C++ compiler",
-        "--impl torch-compile",
-        "apt-get install g++, or dnf install gcc-c++, or xcode-select --install; or set CXX",
-        _try_compiler,
-        _lack_of_compiler,
+        "C++ compiler", "--impl torch-compile", COMPILER, machine.compiler, _missing_compiler
     ),
     Requirement(
         "JAX and optax",
         "--impl optax",
-        "python -m pip install 'adadelta[jax]'",
-        _try_optax,
-        _lack("jax", "optax"),
+        JAX,
+        partial(_try_step, "optax"),
+        partial(_missing_modules, "jax", "optax"),
         "jax",
     ),
-    Requirement("GPU", "--ctx gpu", f"{gpu.INSTALL}; {gpu.DRIVER}", _try_gpu, _lack_of_gpu, "cupy"),
+    Requirement("GPU", "--ctx gpu", f"{gpu.INSTALL}; {gpu.DRIVER}", _try_gpu, _missing_gpu, "cupy"),
 )
-
-FIXING = "; to fix it: "  # in a fault: before what fixes it, where what was tried knows that
-# Failures whose cause is known, and what fixes them.
-REMEDIES = {
-    r"no locator available": "name a folder that can be written for the compiled kernels: "
-    "export NUMBA_CACHE_DIR=/tmp/numba",
-    r"needed: ('.*)": r"python -m pip install \1",
-    r"libgomp\.so\.1": "apt-get install libgomp1, or dnf install libgomp",
-    r"(?i)threading layer": "unset NUMBA_THREADING_LAYER; apt-get install libgomp1",
-    r"is not usable in pure-python": "unset NUMBA_DISABLE_JIT",
-    r"No module named '(\w+)": r"install what is missing (\1), or the whole of it: " + AFRESH,
-    r"Killed|SIGKILL|MemoryError": "free some memory: the system ended the check for want of it",
-}
-
-
-def run_check(piece: Requirement, sandbox: Sandbox) -> Check:
-    """Try a piece; whatever it does, this returns."""
-    outcome, observed, fix, start = CheckOutcome.MISSING, piece.lack(), piece.fix, time.monotonic()
-    if not observed:
-        try:
-            outcome, observed, fix = (
-                CheckOutcome.WORKS,
-                sandbox.of(piece.group).call(piece.attempt),
-                "",
-            )
-        except SandboxError as error:
-            told = " ".join(str(error).removesuffix(" (--timeout)").split())
-            observed, _, known = told.partition(FIXING)
-            outcome, fix = CheckOutcome.BROKEN, known or _remedy(told) or piece.fix
-    return Check(
-        piece.name, outcome, observed, piece.purpose, fix, piece.required, time.monotonic() - start
-    )
-
-
-def _remedy(told: str) -> str:
-    matches = ((re.search(pattern, told), fix) for pattern, fix in REMEDIES.items())
-    return next((match.expand(fix) for match, fix in matches if match), "")
-
-
-def _finding(check: Check) -> Finding | None:
-    if check.outcome is CheckOutcome.WORKS:
-        return None
-    broken = check.required and check.outcome is CheckOutcome.BROKEN
-    level = Level.BROKEN if broken else Level.MISSING
-    return Finding(
-        level, f"{check.name}: {check.observed}", f"needed for {check.purpose}", check.fix
-    )

@@ -1,4 +1,4 @@
-"""What doctor found, how bad it is, and what to do about it."""
+"""A finding of doctor: how bad it is, and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from enum import Enum
 class Level(Enum):
     """How bad a finding is, the worst first."""
 
-    BROKEN = "broken"  # a command of this tool does not do its work
-    DISTURBS = "disturbs"  # a measurement here tells less, or something else
+    BROKEN = "broken"  # a command does not work
+    DISTURBS = "disturbs"  # a measurement is noisy or biased
     MISSING = "missing"  # something optional
     NOTE = "note"  # to know when reading a measurement
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know, and what to do about it.
+    """A problem and its fix.
 
     Attributes:
         level: how bad it is.
-        what: what was found, with the number that was measured.
-        why: why it matters.
+        what: the problem, with the number that was measured.
+        why: it matters.
         fix: what to do.
     """
 

@@ -1,7 +1,7 @@
-"""The life of a worker process, from its leader's side: start it, see how it ended, end it.
+"""Start and end a worker process, and describe how it ended.
 
-It lives in a session of its own, so that Ctrl-C in a terminal reaches the leader only. It ends with
-the leader, whatever ends that, and all that it started ends with it: supervisor.py sees to that.
+The worker has its own session, so Ctrl-C in a terminal reaches its leader only. When the leader
+ends, for whatever reason, supervisor.py ends the worker and all that it started.
 """
 
 from __future__ import annotations
@@ -23,23 +23,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
-# That a worker may have started at a time: a pool for each of several libraries.
+# Processes that a worker may have started at a time: pools of several libraries.
 LIMIT = 32 + 2 * (os.cpu_count() or 1)
-GRACE_S = 1.0  # for a process to end that has closed its pipes
+GRACE_S = 1.0  # for a process that has closed its pipes to end
 
 
 class WorkerProcess:
     """A worker process.
 
     Args:
-        code: Python that it executes.
+        code: the Python code that it executes.
         pipes: descriptors that it inherits, under the same numbers.
         python: the interpreter.
-        limit: how many processes it may have started at a time; 0 for any number.
-        options: as `subprocess.Popen` takes them.
+        limit: the number of processes that it may have started at a time; 0 for no limit.
+        options: for `subprocess.Popen`.
 
     Attributes:
-        lifeline: can be read once it has ended.
+        lifeline: a socket that becomes readable when it has ended.
+        exit_code: set by `end` and `ended`: negative, the number of the signal that killed it; None
+            if they ended it themselves, or it had started too many processes.
 
     Raises:
         OSError: the interpreter cannot be executed.
@@ -55,7 +57,8 @@ class WorkerProcess:
         **options: Any,
     ) -> None:
         self._limit = limit
-        self._ending: str | None = None
+        self._cause: str | None = None
+        self.exit_code: int | None = None
         self._lock = threading.Lock()
         self.lifeline, theirs = socket.socketpair()
         arguments = [theirs.fileno(), limit, code, *pipes]
@@ -73,21 +76,21 @@ class WorkerProcess:
             theirs.close()
 
     def ended(self) -> str:
-        """Say how it ended, and make sure that it did."""
+        """Describe how it ended; if it is still alive, end it."""
         with suppress(OSError, ValueError):  # another thread has ended it
             wait([self.lifeline], GRACE_S)
         return self.end() or "closed its pipes and went on"
 
     def end(self) -> str:
-        """End it with all that it started; say how it had ended before, empty if it had not.
+        """End it with all that it started; return how it had ended before, empty if it had not.
 
         May be called again, and while another thread waits for an answer, which then sees the end.
         """
         with self._lock:
-            if self._ending is None:
-                self._ending = self._last_words()
+            if self._cause is None:
+                self._cause = self._describe(self._last_words())
                 self.lifeline.close()
-            return self._ending
+            return self._cause
 
     def _last_words(self) -> str:
         with suppress(OSError):
@@ -96,16 +99,19 @@ class WorkerProcess:
         words = ""
         with suppress(OSError):
             words = self.lifeline.recv(100).decode()
-        if not words:  # it was ended by this, or the supervisor was killed
+        if not words:  # `shutdown` ended it, or the supervisor was killed
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         code = self._process.wait()
-        return self._told(words or str(code or ""))
+        return words or str(code or "")
 
-    def _told(self, words: str) -> str:
+    def _describe(self, words: str) -> str:
         if words == CROWDED:
             return f"started more than {self._limit} processes at a time"
-        if not words.startswith("-"):
-            return f"exited with {words}" if words else ""
-        names = {each.value: each.name for each in signal.Signals}
-        return f"killed by {names.get(-int(words), f'signal {words[1:]}')}"
+        if not words:
+            return ""
+        self.exit_code = int(words)
+        if self.exit_code >= 0:
+            return f"exited with {self.exit_code}"
+        names = {-each: each.name for each in signal.Signals}
+        return f"killed by {names.get(self.exit_code, f'signal {-self.exit_code}')}"

@@ -1,4 +1,4 @@
-"""What else runs on the machine, seen while this process does nothing; Linux only."""
+"""Sample the load that other processes put on the machine while this one sleeps."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import TYPE_CHECKING, NamedTuple
 from adadelta_cli.system import machine
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from types import ModuleType
 
-BUSIEST = 3  # processes to name
-IDLE_SHARE = 0.05  # of a core: what a process that is worth naming takes at least
+MAX_NAMED = 3  # processes
+MIN_NAMED_CORES = 0.05  # the least CPU use of a process that is worth naming
 
 
 class CpuTimes(NamedTuple):
-    """Seconds of all cores that this process may run on, together, since the machine started.
+    """CPU time since boot, in seconds, summed over the cores that this process may run on.
 
     Attributes:
-        busy: in which they worked, for whomever.
-        steal: in which they had work, and the hypervisor gave the processor to another machine.
+        busy: worked, for any process.
+        steal: had work, while the hypervisor ran another machine.
     """
 
     busy: float
     steal: float
 
     def since(self, before: CpuTimes) -> CpuTimes:
-        """Return what was added since an earlier reading."""
+        """Return the difference from an earlier reading."""
         return CpuTimes(self.busy - before.busy, self.steal - before.steal)
 
     @property
     def steal_share(self) -> float | None:
-        """How much of the time in which there was work was stolen; None for too little work."""
+        """Return the share of wanted CPU time that was stolen; None below a second of it."""
         wanted = self.busy + self.steal
         return self.steal / wanted if wanted >= 1 else None
 
 
 @dataclass(frozen=True)
 class BusyProcess:
-    """A process that is busy.
+    """A busy process.
 
     Attributes:
-        pid: its number.
-        name: of its program, 15 characters at most.
-        cores: how many cores it kept busy.
+        pid: the PID.
+        name: of the program.
+        cores: the number of cores that it kept busy.
     """
 
     pid: int
@@ -55,12 +55,12 @@ class BusyProcess:
 
 @dataclass(frozen=True)
 class CpuLoad:
-    """What others did while this process slept.
+    """The load of other processes while this one slept.
 
     Attributes:
-        seconds: for how long that was.
-        busy_cores: how many of the cores that this process may run on were busy; None: not known.
-        busiest: who was, the busiest first. In a container, only what runs inside it.
+        seconds: of the sample.
+        busy_cores: busy ones of those that this process may run on; None if unknown.
+        busiest: the busiest processes first. In a container, only those inside it.
     """
 
     seconds: float
@@ -69,41 +69,42 @@ class CpuLoad:
 
 
 def sample_load(seconds: float = 0.5) -> CpuLoad:
-    """Sleep, and see what others do meanwhile."""
-    processes, before, start = _process_seconds(), cpu_times(), time.monotonic()
+    """Sleep for some seconds; return the load of other processes in that time."""
+    processes, before, start = _cpu_seconds(), cpu_times(), time.monotonic()
     time.sleep(seconds)
     after, seconds = cpu_times(), time.monotonic() - start
     if before is None or after is None:
         return CpuLoad(seconds, None)
-    busiest = _busiest(processes, _process_seconds(), seconds)
+    busiest = _busiest(processes, _cpu_seconds(), seconds)
     return CpuLoad(seconds, after.since(before).busy / seconds, busiest)
 
 
-# /proc/stat: user, nice, system, irq and softirq are work; a guest's time is in the first two.
-WORK, STEAL = (0, 1, 2, 5, 6), 7
-
-
 def cpu_times() -> CpuTimes | None:
-    """Read what the cores did; None where the system does not tell."""
-    lines = [line.split() for line in _read(machine.ROOT / "proc/stat").splitlines()]
-    wanted = [[f"cpu{core}"] for core in machine.affinity()]
-    cores = [[float(word) for word in words[1:]] for words in lines if words[:1] in wanted]
-    if not cores:
+    """Read the CPU times of the cores that this process may run on; None if unknown."""
+    times = machine.query_psutil(lambda psutil: psutil.cpu_times(percpu=True)) or []
+    # psutil gives no core numbers, and no times of cores that are offline.
+    numbered = zip(machine.online_cores() or range(len(times)), times, strict=False)
+    allowed = machine.affinity()
+    own = [each for core, each in numbered if core in allowed]
+    if not own:
         return None
-    busy = sum(times[place] for times in cores for place in WORK)
-    steal = sum(times[STEAL] for times in cores)
-    return CpuTimes(busy / _ticks(), steal / _ticks())
+    # A guest's time is in `user` and `nice`; macOS has neither interrupts nor steal.
+    work = ("user", "nice", "system", "irq", "softirq")
+    busy = sum(getattr(each, name, 0.0) for each in own for name in work)
+    return CpuTimes(busy, sum(getattr(each, "steal", 0.0) for each in own))
 
 
-def _process_seconds() -> dict[int, tuple[str, float]]:
-    """Return name and processor time of every process but this one, by number."""
-    found = {}
-    for folder in (machine.ROOT / "proc").glob("[1-9]*"):
-        name, _, numbers = _read(folder / "stat").partition("(")[2].rpartition(")")
-        if numbers and int(folder.name) != os.getpid():
-            user, system = map(int, numbers.split()[11:13])
-            found[int(folder.name)] = name, (user + system) / _ticks()
-    return found
+def _cpu_seconds() -> dict[int, tuple[str, float]]:
+    """Return name and CPU time, in seconds, of each other process that shows them, by PID."""
+
+    def read(psutil: ModuleType) -> dict[int, tuple[str, float]]:
+        return {
+            each.pid: (each.info["name"], times.user + times.system)
+            for each in psutil.process_iter(["name", "cpu_times"])
+            if (times := each.info["cpu_times"]) and each.pid != os.getpid()
+        }
+
+    return machine.query_psutil(read) or {}
 
 
 def _busiest(
@@ -113,16 +114,5 @@ def _busiest(
         BusyProcess(pid, name, (used - before.get(pid, (name, 0.0))[1]) / seconds)
         for pid, (name, used) in after.items()
     ]
-    busy = sorted((each for each in found if each.cores >= IDLE_SHARE), key=lambda p: -p.cores)
-    return tuple(busy[:BUSIEST])
-
-
-def _ticks() -> int:
-    return os.sysconf("SC_CLK_TCK")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:  # a process that ended meanwhile
-        return ""
+    busy = [each for each in found if each.cores >= MIN_NAMED_CORES]
+    return tuple(sorted(busy, key=lambda each: -each.cores)[:MAX_NAMED])

@@ -1,7 +1,7 @@
-"""The GPU: what a step on it needs, tried piece by piece, and what fixes what is missing.
+"""Check what a step on the GPU needs, one piece after the other, with the fix for each.
 
-Nothing heavy is imported before it is asked for. A piece is tried, and never looked up in a list of
-devices or versions: a small launch says whether a GPU can be used.
+Pieces are tried, never looked up in a list of devices or versions: a small launch shows whether a
+GPU can be used.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adadelta_cli.errors import UnavailableError, in_one_line, status
+from adadelta_cli.system.sandbox import ReportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 INSTALL = "python -m pip install 'adadelta[gpu]'"
-DRIVER = (  # the least that runs CUDA 12: CUDA's release notes, "CUDA Toolkit and driver versions"
+DRIVER = (  # the oldest for CUDA 12: CUDA's release notes, "CUDA Toolkit and driver versions"
     "install NVIDIA's driver, 525.60.13 or later, on the host (Ubuntu: apt-get install "
     "nvidia-driver-550; Debian: nvidia-driver); a container is started with docker run --gpus all"
 )
-# The wheels that CUDA's libraries come in, and what is loaded of each: CuPy 13 looks for them only
-# where the system's loader does; what is loaded already it takes (CuPy 14 finds the wheels itself).
+NVIDIA_SMI = "see what nvidia-smi reports of the GPU"
+# Wheels with CUDA's libraries, and the files to load of each. CuPy 13 does not look into wheels,
+# but uses libraries that are loaded already; CuPy 14 finds the wheels itself.
 WHEELS = {
     "nvidia.cuda_nvrtc": ("libnvrtc.so.12",),
     "nvidia.cublas": ("libcublasLt.so.12", "libcublas.so.12"),
@@ -35,12 +37,12 @@ WHEELS = {
 
 
 class GpuCheck(NamedTuple):
-    """What was found of a piece that a step on the GPU needs.
+    """The state of a piece that a step on the GPU needs.
 
     Attributes:
-        piece: what was looked for.
-        observed: what was found.
-        fix: the command or advice that fixes it; empty where it works.
+        piece: its name.
+        observed: its version or error.
+        fix: the command or advice that fixes it; empty if it works.
     """
 
     piece: str
@@ -49,79 +51,76 @@ class GpuCheck(NamedTuple):
 
 
 def format_checks(found: Iterable[GpuCheck]) -> str:
-    """Say in a line what was found of each piece."""
+    """Return the state of each piece, in one line."""
     return "; ".join(f"{each.piece}: {each.observed}" for each in found)
 
 
-# --- CuPy, piece by piece -------------------------------------------------------------------------
+# --- CuPy -----------------------------------------------------------------------------------------
 
 
 def probe(number: int = 0) -> list[GpuCheck]:
-    """Try what a step through CuPy needs, in order, up to the first piece that does not work.
-
-    Args:
-        number: of the device.
-    """
+    """Check what a step on device `number` needs, up to the first piece that does not work."""
     found: list[GpuCheck] = []
-    for probe in PROBES:
-        found.append(probe(number))
+    for piece, attempt, fix in PROBES:
+        found.append(_check(piece, attempt, fix, number))
         if found[-1].fix:
             break
     return found
 
 
-def select_device(number: int, also: Callable[[], GpuCheck]) -> Any:
-    """Make a device the current one of this thread, once all that it needs was found to work.
+def _check(piece: str, attempt: Callable[[int], str], fix: str, number: int) -> GpuCheck:
+    try:
+        return GpuCheck(piece, attempt(number))
+    except ReportedError as error:
+        return GpuCheck(piece, str(error), error.fix or fix)
+    except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
+        return GpuCheck(piece, in_one_line(error), FIXES.get(status(error), fix))
 
-    Arguments, return value and errors as of `working`.
-    """
+
+def select_device(number: int, also: Callable[[], GpuCheck]) -> Any:
+    """Check a device as `check_device` does, and make it this thread's current one."""
     cupy = check_device(number, also)
     cupy.cuda.Device(number).use()
     return cupy
 
 
 def check_device(number: int, also: Callable[[], GpuCheck]) -> Any:
-    """See that all that a device needs works.
+    """Check that all that a device needs works; return CuPy.
 
     Args:
         number: of the device.
-        also: looks for another library that can use it, for the message.
-
-    Returns:
-        CuPy.
+        also: checks another library that can use it, for the message.
 
     Raises:
-        UnavailableError: something is missing, with what was looked for and what fixes it.
+        UnavailableError: something is missing; with what was checked, and the fix.
     """
-    lack = _unavailable_reason(number, also)
-    if lack:
-        raise UnavailableError(lack)
+    if reason := _unavailable_reason(number, also):
+        raise UnavailableError(reason)
     return _cupy()
 
 
 @cache
 def _unavailable_reason(number: int, also: Callable[[], GpuCheck]) -> str:
-    """Say what a step on a device lacks; empty where it lacks nothing."""
+    """Return what a step on a device lacks; empty if nothing."""
     found = probe(number)
     if not found[-1].fix:
         return ""
     if not is_installed():
         found.append(driver())
-    fixes = [each.fix for each in found if each.fix]
-    told = format_checks((*found, also()))
+    fixes = "; ".join(each.fix for each in found if each.fix)
+    checked = format_checks((*found, also()))
     return (
-        f"--ctx gpu:{number} cannot be used. Looked for {told}. To do: {'; '.join(fixes)}; or use "
-        "--ctx cpu"
+        f"--ctx gpu:{number} cannot be used. Looked for {checked}. To do: {fixes}; or use --ctx cpu"
     )
 
 
 def is_installed() -> bool:
-    """Tell whether there is a CuPy to import, without importing it."""
+    """Return whether CuPy is installed, without importing it."""
     return importlib.util.find_spec("cupy") is not None
 
 
 def driver() -> GpuCheck:
-    """Look for the driver without CuPy."""
+    """Check the driver without CuPy."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -131,10 +130,10 @@ def driver() -> GpuCheck:
 
 @cache
 def _cupy() -> Any:
-    """Import CuPy, with the libraries of CUDA that came as wheels."""
+    """Import CuPy, after CUDA's libraries from wheels."""
     for package, files in WHEELS.items():
         for file in files:
-            with contextlib.suppress(OSError):  # what is needed and missing is told when it is used
+            with contextlib.suppress(OSError):  # reported when it is used
                 ctypes.CDLL(str(_wheel(package) / "lib" / file))
     import cupy
 
@@ -144,48 +143,43 @@ def _cupy() -> Any:
 def _wheel(package: str) -> Path:
     try:
         spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # of the package that it is in
+    except ModuleNotFoundError:  # there is no parent package
         spec = None
     places = spec.submodule_search_locations if spec else None
     return Path(places[0]) if places else Path()
 
 
-def _probe_cupy(_number: int) -> GpuCheck:
-    """See that there is one CuPy, and that it loads."""
+def _try_cupy(_number: int) -> str:
+    """Check that CuPy is installed once, and loads."""
     if not is_installed():
-        return GpuCheck("CuPy", "not installed", INSTALL)
+        raise ReportedError("not installed")
     wheels = sorted(
         {name for each in metadata.distributions() if _is_cupy(name := each.metadata["Name"] or "")}
     )
     if len(wheels) > 1:
         fix = f"python -m pip uninstall {' '.join(wheels)}, then {INSTALL}"
-        return GpuCheck("CuPy", f"installed {len(wheels)} times: {', '.join(wheels)}", fix)
-    try:
-        return GpuCheck("CuPy", _cupy().__version__)
-    except Exception as error:  # noqa: BLE001 - whatever its import raises
-        return GpuCheck("CuPy", f"does not load: {in_one_line(error)}", INSTALL)
+        raise ReportedError(f"installed {len(wheels)} times: {', '.join(wheels)}", fix)
+    return _cupy().__version__
 
 
 def _is_cupy(name: str) -> bool:
     return bool(re.fullmatch(r"cupy(-(cuda|rocm)[\w-]*)?", name.lower()))
 
 
-def _probe_driver(_number: int) -> GpuCheck:
-    """See that there is a driver, and that it is young enough for CuPy."""
+def _try_driver(_number: int) -> str:
+    """Check that there is a driver that is new enough for CuPy."""
     runtime = _cupy().cuda.runtime
     version, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
     if not version:
-        return GpuCheck("driver", "none (no libcuda.so.1)", DRIVER)
+        raise ReportedError("none (no libcuda.so.1)")
     observed = f"for CUDA {_dotted(version)}"
     if version // 1000 < needed // 1000:
-        return GpuCheck(
-            "driver", f"{observed}, and CuPy is built for CUDA {_dotted(needed)}", DRIVER
-        )
-    return GpuCheck("driver", observed)
+        raise ReportedError(f"{observed}, and CuPy is built for CUDA {_dotted(needed)}")
+    return observed
 
 
 def _dotted(version: int) -> str:
-    """Write CUDA's number of a version as people do.
+    """Format CUDA's version number.
 
     >>> _dotted(12090)
     '12.9'
@@ -193,27 +187,27 @@ def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _probe_devices(number: int) -> GpuCheck:
-    """See that there is such a device."""
+def _try_device(number: int) -> str:
+    """Check that there is a device of this number."""
     runtime = _cupy().cuda.runtime
     try:
         count = runtime.getDeviceCount()
         names = [_device(runtime.getDeviceProperties(each)) for each in range(count)]
     except runtime.CUDARuntimeError as error:
         if status(error) in FIXES:
-            return GpuCheck("devices", in_one_line(error), FIXES[status(error)])
+            raise
         count, names = 0, [in_one_line(error)]
     observed = f"{count} ({', '.join(names)})" if names else "0"
     if number < count:
-        return GpuCheck("devices", observed)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return observed
     if count:
         allowed = " to ".join(dict.fromkeys(("gpu:0", f"gpu:{count - 1}")))
-        return GpuCheck("devices", observed, f"use --ctx {allowed}")
+        raise ReportedError(observed, f"use --ctx {allowed}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         observed = f"{observed}, CUDA_VISIBLE_DEVICES is {visible!r}"
-        return GpuCheck("devices", observed, "unset CUDA_VISIBLE_DEVICES")
-    return GpuCheck("devices", observed, "see what nvidia-smi says of the GPU")
+        raise ReportedError(observed, "unset CUDA_VISIBLE_DEVICES")
+    raise ReportedError(observed)
 
 
 def name_of(properties: dict[str, Any]) -> str:
@@ -229,61 +223,47 @@ def _device(properties: dict[str, Any]) -> str:
     return f"{name}, compute capability {capability}, {size:.1f} GiB"
 
 
-def _probe_compiler(_number: int) -> GpuCheck:
-    """See that there is NVRTC, which compiles the kernels."""
-    try:
-        return GpuCheck("NVRTC", ".".join(map(str, _cupy().cuda.nvrtc.getVersion())))
-    except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
-        return GpuCheck("NVRTC", in_one_line(error), INSTALL)
+def _try_compiler(_number: int) -> str:
+    return ".".join(map(str, _cupy().cuda.nvrtc.getVersion()))
 
 
-# What fixes a device that is not found, or a launch that fails, by CUDA's number (driver_types.h,
-# cudaError).
-FIXES = {
-    34: "take CUDA's lib64/stubs, which hold no driver, off LD_LIBRARY_PATH",
-    803: "restart the machine: the driver was updated, and its older half still runs",
-    804: "take the cuda-compat library off LD_LIBRARY_PATH: this GPU cannot use it",
-    2: "free memory of the GPU: nvidia-smi names the processes that hold it",
-    46: "another process has this GPU for itself: end it, or nvidia-smi --compute-mode=0",
-    209: f"this GPU is newer than the compiler: {INSTALL} --upgrade",
-}
-
-
-def _probe_products(number: int) -> GpuCheck:
-    """See that matrices can be multiplied, which `run` needs: a library apart."""
-    cupy = _cupy()
-    try:
-        with cupy.cuda.Device(number):
-            ones = cupy.ones((2, 2), "float32")
-            cupy.asnumpy(ones @ ones)
-    except Exception as error:  # noqa: BLE001 - a library that does not load raises several kinds
-        return GpuCheck("cuBLAS", in_one_line(error), FIXES.get(status(error), INSTALL))
-    return GpuCheck("cuBLAS", "works")
-
-
-def _probe_launch(number: int) -> GpuCheck:
-    """See that a small kernel runs, and computes."""
+def _try_launch(number: int) -> str:
+    """Check that a small kernel runs, and computes correctly."""
     cupy = _cupy()
     from adadelta_cli.kernels import cupy_ieee
 
-    try:
-        with cupy.cuda.Device(number):
-            one = cupy_ieee.Array(cupy.ones(1, "float32"))
-            two = float(cupy.asnumpy((one + one).values)[0])
-    except Exception as error:  # noqa: BLE001 - told with what fixes it, where that is known
-        fix = FIXES.get(status(error), "see what nvidia-smi says of the GPU")
-        return GpuCheck("a small launch", in_one_line(error), fix)
+    with cupy.cuda.Device(number):
+        one = cupy_ieee.Array(cupy.ones(1, "float32"))
+        two = float(cupy.asnumpy((one + one).values)[0])
     if two != 2:
-        fix = "this GPU computes wrongly; use another"
-        return GpuCheck("a small launch", f"1 + 1 = {two:g}", fix)
-    return GpuCheck("a small launch", "works")
+        raise ReportedError(f"1 + 1 = {two:g}", "this GPU computes wrong results; use another")
+    return "works"
 
 
-PROBES: tuple[Callable[[int], GpuCheck], ...] = (
-    _probe_cupy,
-    _probe_driver,
-    _probe_devices,
-    _probe_compiler,
-    _probe_launch,
-    _probe_products,
+def _try_products(number: int) -> str:
+    """Check matrix products, which `run` needs: they are in a library of their own."""
+    cupy = _cupy()
+    with cupy.cuda.Device(number):
+        ones = cupy.ones((2, 2), "float32")
+        cupy.asnumpy(ones @ ones)
+    return "works"
+
+
+# Fixes of a missing device or a failed launch, by CUDA's error number (driver_types.h, cudaError).
+FIXES = {
+    34: "remove CUDA's lib64/stubs, which hold no driver, from LD_LIBRARY_PATH",
+    803: "restart the machine: the driver was updated, and its old kernel module still runs",
+    804: "remove the cuda-compat library from LD_LIBRARY_PATH: this GPU cannot use it",
+    2: "free memory of the GPU: nvidia-smi names the processes that hold it",
+    46: "another process uses this GPU exclusively: end it, or nvidia-smi --compute-mode=0",
+    209: f"this GPU is newer than the compiler: {INSTALL} --upgrade",
+}
+# Name, attempt that returns what it found, and the fix if the error has no other.
+PROBES: tuple[tuple[str, Callable[[int], str], str], ...] = (
+    ("CuPy", _try_cupy, INSTALL),
+    ("driver", _try_driver, DRIVER),
+    ("devices", _try_device, NVIDIA_SMI),
+    ("NVRTC", _try_compiler, INSTALL),
+    ("a small launch", _try_launch, NVIDIA_SMI),
+    ("cuBLAS", _try_products, INSTALL),
 )

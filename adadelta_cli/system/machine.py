@@ -1,7 +1,7 @@
-"""The machine: its processor, its memory, and the threads that libraries may use on it.
+"""Describe the machine: processor, memory, and the threads that libraries may use on it.
 
-Linux tells most of this in files below /proc and /sys. Where one is missing (macOS, a container
-that hides it), the fact is None or empty: what is not known is no error.
+psutil knows memory and physical cores. The rest Linux shows in files below /proc and /sys. Where
+one is missing (macOS, a container that hides it), the fact is None or empty; that is no error.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import platform
 import shutil
 import sys
 import sysconfig
+import warnings
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import ModuleType
 
-ROOT = Path("/")  # a test pretends another machine below another root
+T = TypeVar("T")
+ROOT = Path("/")  # tests put another machine's files below another root
 
 # Each library reads its own variable, once, when it is loaded.
 THREAD_VARIABLES = (
@@ -28,7 +31,7 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
 )
-# Of the environment, what the speed or the bits of a step may depend on.
+# Prefixes of environment variables that the speed or the bits of a step may depend on.
 VARIABLES = ("GOMP_", "KMP_", "LD_PRELOAD", "MKL_", "MXNET_", "NUMBA_", "OMP_", "OPENBLAS_", "XLA_")
 LIBRARIES = (
     "adadelta",
@@ -60,7 +63,7 @@ KIBIBYTE = 1024
 CPUS = "sys/devices/system/cpu"
 
 
-# --- what the commands ask ------------------------------------------------------------------------
+# --- cores and threads ----------------------------------------------------------------------------
 
 
 def available_cores() -> int:
@@ -76,7 +79,7 @@ def affinity() -> set[int]:
 
 
 def limit_threads(count: int) -> None:
-    """Let every library use `count` CPU threads; to be called before any of them is imported."""
+    """Limit every library to `count` CPU threads; call it before any of them is imported."""
     os.environ.update(thread_environment(count))
 
 
@@ -86,50 +89,38 @@ def thread_environment(count: int) -> dict[str, str]:
 
 
 def compiler() -> str | None:
-    """Return the path of a C++ compiler, which `torch.compile` needs; None where there is none."""
+    """Return the path of a C++ compiler, which `torch.compile` needs; None if there is none."""
     names = filter(None, [os.environ.get("CXX", ""), "g++", "clang++"])
     return next(filter(None, map(shutil.which, names)), None)
 
 
-# --- all that is known ----------------------------------------------------------------------------
+# --- all facts ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a timing depends on. None: not known here.
+    """What a timing depends on. None or empty: not known here.
 
     Attributes:
-        host: its name.
-        processor: the model.
-        architecture: as `uname -m` says it.
         simd: the widest vector instructions.
-        cores: logical ones, all of them.
-        cores_physical: without what simultaneous multithreading adds.
-        cores_available: logical ones that this process may run on.
-        cores_available_physical: on how many physical ones those lie.
-        cpu_quota_cores: the processor time that the control group may take, in cores; None where it
-            is not limited.
+        cores_available: logical cores that this process may run on.
+        cores_available_physical: the physical cores that those belong to.
+        cpu_quota_cores: the control group's limit of CPU time, in cores; None if unlimited.
         cache_bytes: the size of a data cache, by level.
-        cache_shared_by: how many logical cores share one, by level.
-        memory_bytes: all that the control group may have.
+        cache_shared_by: the number of logical cores that share one, by level.
+        memory_bytes: in all, or the control group's limit.
         memory_available_bytes: what can be allocated without swapping.
-        swap_used_bytes: what lies in swap, of all processes.
-        numa_nodes: on how many the cores lie that this process may run on.
+        swap_used_bytes: of all processes.
+        numa_nodes: those of the cores that this process may run on.
         governor: of the cores' frequency; several are joined by commas.
-        turbo: whether a core may go above its nominal frequency.
-        huge_pages: the kernel's setting for transparent ones, the one that is on in brackets.
-        load_average: processes that ran or wanted to, over the last minute.
-        hypervisor: what the machine runs under, `unknown` where only that it is virtual is known;
-            empty if nothing tells so.
-        container: its kind; empty if nothing tells that this is one.
+        turbo: whether a core may exceed its nominal frequency.
+        huge_pages: the kernel's setting for transparent ones, the active one in brackets.
+        load_average: over the last minute.
+        hypervisor: `unknown` if the machine is virtual and does not say of what kind.
         gpus: their models; NVIDIA's only.
-        kernel: the operating system with its version.
-        python: the version.
-        versions: of the libraries that are installed.
         threading_layers: those that Numba was built with; `tbb` and `omp` need their runtime too.
-        openmp_runtimes: the OpenMP libraries that are here: the system's by path, those that came
-            with a package by their place among the packages.
-        compiler: the path of a C++ compiler.
+        openmp_runtimes: OpenMP libraries: the system's by path, those of Python packages relative
+            to the folder of the packages.
         environment: the variables that the speed or the bits of a step may depend on.
     """
 
@@ -165,27 +156,28 @@ class Machine:
 
 
 def inspect_machine() -> Machine:
-    """Find out all that is known; nothing is imported, nothing is measured."""
+    """Collect all facts; no library that they are about is imported, nothing is measured."""
+    caches = _caches()
     return Machine(
         host=platform.node(),
         processor=_fields("proc/cpuinfo").get("model name", platform.processor()),
         architecture=platform.machine(),
         simd=_simd(),
         cores=os.cpu_count(),
-        cores_physical=_physical(_topologies()),
+        cores_physical=query_psutil(lambda psutil: psutil.cpu_count(logical=False)),
         cores_available=available_cores(),
-        cores_available_physical=_physical(f"cpu{core}" for core in affinity()),
-        cpu_quota_cores=cpu_quota(),
-        cache_bytes=cache_bytes(),
-        cache_shared_by={level: shared for level, (_, shared) in _caches().items()},
+        cores_available_physical=_available_physical(),
+        cpu_quota_cores=_cpu_quota(),
+        cache_bytes={level: size for level, (size, _) in caches.items()},
+        cache_shared_by={level: shared for level, (_, shared) in caches.items()},
         memory_bytes=_memory_bytes(),
         memory_available_bytes=available_bytes(),
-        swap_used_bytes=_swap_used(),
+        swap_used_bytes=query_psutil(lambda psutil: psutil.swap_memory().used),
         numa_nodes=_numa_nodes(),
         governor=_governor(),
         turbo=_turbo(),
         huge_pages=_text("sys/kernel/mm/transparent_hugepage/enabled"),
-        load_average=_load_average(),
+        load_average=query_psutil(lambda psutil: psutil.getloadavg()[0]),
         hypervisor=_hypervisor(),
         container=_container(),
         gpus=_gpus(),
@@ -220,7 +212,7 @@ SIMD = {
 
 def _cpu_flags() -> list[str]:
     fields = _fields("proc/cpuinfo")
-    return (fields.get("flags") or fields.get("Features") or "").split()
+    return fields.get("flags", fields.get("Features", "")).split()
 
 
 def _simd() -> str:
@@ -228,40 +220,37 @@ def _simd() -> str:
     return next((name for flag, name in SIMD.items() if flag in flags), "")
 
 
-def _topologies() -> Iterator[str]:
-    return (each.parent.name for each in (ROOT / CPUS).glob("cpu[0-9]*/topology"))
-
-
-def _physical(cpus: Iterable[str]) -> int | None:
-    """Count the different pairs of package and core that logical cores lie on."""
+def _available_physical() -> int | None:
+    """Count the distinct pairs of package and core among the cores that this process may run on."""
     names = ("physical_package_id", "core_id")
-    pairs = {tuple(_text(f"{CPUS}/{cpu}/topology/{name}") for name in names) for cpu in cpus}
+    folders = (f"{CPUS}/cpu{core}/topology" for core in affinity())
+    pairs = {tuple(_text(f"{folder}/{name}") for name in names) for folder in folders}
     return len(pairs - {("", "")}) or None
 
 
-def cache_bytes() -> dict[str, int]:
-    """Return the sizes of the data caches that a core sees, by level."""
-    return {level: size for level, (size, _) in _caches().items()}
+def online_cores() -> list[int]:
+    """Return the numbers of the cores that are online, ascending; empty if unknown."""
+    return _core_list(_text(f"{CPUS}/online"))
 
 
 def last_cache_bytes() -> int:
-    """Sum up the last-level caches of the cores that this process may use; a guess if unknown."""
+    """Add up the last-level caches of the cores that this process may use; a guess if unknown."""
     size, shared = max(_caches().values(), default=(LAST_CACHE_BYTES, 1))
     return size * -(-len(affinity()) // max(1, shared))
 
 
-LAST_CACHE_BYTES = 2**28  # where the system does not tell
+LAST_CACHE_BYTES = 2**28  # if unknown
 
 
 def _caches() -> dict[str, tuple[int, int]]:
-    """Return bytes and sharing logical cores of the data caches of one core, by level."""
+    """Return size and number of sharing cores of one core's data caches, by level."""
     found = {}
     folder = ROOT / CPUS / f"cpu{min(affinity())}" / "cache"
     for index in sorted(folder.glob("index*")):
         level, kind, size = (_text(index / name) for name in ("level", "type", "size"))
         if kind != "Instruction" and size[:-1].isdigit() and size.endswith("K"):
             name = f"L{level}" + ("d" if kind == "Data" else "")
-            shared = _listed(_text(index / "shared_cpu_list")) or 1
+            shared = len(_core_list(_text(index / "shared_cpu_list"))) or 1
             found[name] = int(size[:-1]) * KIBIBYTE, shared
     return found
 
@@ -282,21 +271,14 @@ def _turbo() -> bool | None:
     return boost if off is None else off
 
 
-def _load_average() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None
-
-
 # --- control groups -------------------------------------------------------------------------------
 
 
 def _groups(controller: str) -> list[Path]:
     """Return the folders of this process's control group and those above it.
 
-    In version 1's tree a controller has a folder of its own, in version 2's all share one. Where a
-    container shows its group as the root, the path of /proc leads nowhere, and the root remains.
+    In version 1 each controller has its own tree, in version 2 all share one. A container may show
+    its group as the root: then the path in /proc does not exist, and only the root counts.
     """
     found = []
     for line in _text("proc/self/cgroup").splitlines():
@@ -308,8 +290,8 @@ def _groups(controller: str) -> list[Path]:
     return found
 
 
-def cpu_quota() -> float | None:
-    """Return the processor time that the control group may take, in cores; None if unlimited."""
+def _cpu_quota() -> float | None:
+    """Return the control group's limit of CPU time, in cores; None if unlimited."""
     return min(filter(None, map(_quota, _groups("cpu"))), default=None)
 
 
@@ -321,7 +303,7 @@ def _quota(group: Path) -> float | None:
     return quota / period if quota and period else None
 
 
-# Of version 2 and of version 1: limit, use, and how much of that is files that can be dropped.
+# Limit, usage, and the part of the usage that is droppable file cache; for versions 2 and 1.
 MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -329,12 +311,12 @@ MEMORY_FILES = (
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Yield the limit, and what is still free below it, of each control group that has one."""
+    """Yield limit and free memory, in bytes, of each control group that has a limit."""
     for group in _groups("memory"):
         for limit_file, use_file, droppable in MEMORY_FILES:
             limit, use = (_whole(_text(group / name)) for name in (limit_file, use_file))
             if limit is not None and use is not None:
-                kept = _words(group / "memory.stat").get(droppable, "")
+                kept = _fields(group / "memory.stat", " ").get(droppable, "")
                 yield limit, limit - use + min(use, _whole(kept) or 0)
 
 
@@ -342,41 +324,24 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
 
 
 def available_bytes() -> int | None:
-    """Say how much memory can be allocated without swapping; None where the system does not tell.
+    """Return how much memory can be allocated without swapping; None if unknown.
 
-    In a container that is what its control group still allows, where that is less.
+    The free memory of the control groups bounds it.
     """
-    free = _kibibytes("MemAvailable")
-    if free is None:
-        return None
-    return max(0, min([free, *(left for _, left in _memory_limits())]))
+    free = query_psutil(lambda psutil: psutil.virtual_memory().available)
+    return free if free is None else max(0, min([free, *(left for _, left in _memory_limits())]))
 
 
 def _memory_bytes() -> int | None:
-    try:
-        installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return None
-    return min([installed, *(limit for limit, _ in _memory_limits())])
+    installed = query_psutil(lambda psutil: psutil.virtual_memory().total)
+    return installed and min([installed, *(limit for limit, _ in _memory_limits())])
 
 
-def _swap_used() -> int | None:
-    total, free = _kibibytes("SwapTotal"), _kibibytes("SwapFree")
-    return None if total is None or free is None else total - free
+# --- virtual machines and containers --------------------------------------------------------------
 
-
-def _kibibytes(name: str) -> int | None:
-    """Return an entry of /proc/meminfo, in bytes."""
-    words = _fields("proc/meminfo").get(name, "").split()
-    number = _whole(words[0]) if words else None
-    return None if number is None else number * KIBIBYTE
-
-
-# --- what it runs under ---------------------------------------------------------------------------
-
-# How the firmware of virtual machines names their maker or model.
+# Words in the vendor or model of virtual machines' firmware.
 VIRTUAL_FIRMWARE = ("virtual", "vmware", "qemu", "kvm", "xen", "bochs", "hvm", "google compute")
-# What only a container has, the most telling first.
+# Files that only containers have, the most specific first.
 CONTAINER_MARKS = {
     "var/run/secrets/kubernetes.io": "kubernetes",
     "run/.containerenv": "podman",
@@ -390,10 +355,10 @@ def _hypervisor() -> str:
     names = (_text(f"{folder}/{name}") for name in ("sys_vendor", "product_name"))
     firmware = " ".join(filter(None, names))
     kind = _text("sys/hypervisor/type")
-    told = "hypervisor" in _cpu_flags() or bool(kind)  # a flag of x86 only
-    if not told and not any(word in firmware.lower() for word in VIRTUAL_FIRMWARE):
-        return ""
-    return firmware or kind or "unknown"
+    is_virtual = "hypervisor" in _cpu_flags() or kind  # a flag of x86 only
+    if is_virtual or any(word in firmware.lower() for word in VIRTUAL_FIRMWARE):
+        return firmware or kind or "unknown"
+    return ""
 
 
 def _container() -> str:
@@ -414,7 +379,7 @@ def _gpus() -> tuple[str, ...]:
 
 
 def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
-    """Return the version of each library that is installed, by the names of their packages."""
+    """Return the versions of the packages that are installed, by name."""
     return {name: found for name in names if (found := _version(name))}
 
 
@@ -429,7 +394,7 @@ THREADING_LAYERS = {"tbbpool": "tbb", "omppool": "omp", "workqueue": "workqueue"
 
 
 def _threading_layers() -> tuple[str, ...]:
-    """Look which of its threading layers Numba has, without importing it."""
+    """List Numba's threading layers without importing it."""
     spec = util.find_spec("numba")
     if spec is None or spec.origin is None:
         return ()
@@ -438,13 +403,13 @@ def _threading_layers() -> tuple[str, ...]:
 
 
 OPENMP = ("libgomp", "libiomp5", "libomp")
-# Where distributions, Homebrew, virtual and conda environments keep shared libraries.
+# Shared libraries of distributions and Homebrew; those of packages, relative to site-packages.
 SYSTEM_FOLDERS = ("usr/lib/*-linux-gnu*", "usr/lib64", "usr/lib", "opt/homebrew/opt/libomp/lib")
 PACKAGE_FOLDERS = ("*.libs", "*/lib", "*/.dylibs", "*")
 
 
 def _openmp_runtimes() -> tuple[str, ...]:
-    """Find the OpenMP libraries of the system and of the packages, each once."""
+    """List the OpenMP libraries of the system and of Python packages, each once."""
     packages = Path(sysconfig.get_path("platlib")).resolve()
     places = [(ROOT, folder) for folder in SYSTEM_FOLDERS]
     places += [(Path(sys.prefix), "lib"), *((packages, folder) for folder in PACKAGE_FOLDERS)]
@@ -463,35 +428,42 @@ def _openmp_runtimes() -> tuple[str, ...]:
 # --- reading --------------------------------------------------------------------------------------
 
 
+def query_psutil(query: Callable[[ModuleType], T]) -> T | None:
+    """Return `query(psutil)`; None if this system does not answer it, or psutil does not load."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of numbers that are missing in /proc
+        try:
+            import psutil
+
+            return query(psutil)
+        except (ImportError, LookupError, OSError, RuntimeError, ValueError):
+            return None
+
+
 def _text(path: str | Path) -> str:
-    """Read a file below the root; one that cannot be read is empty."""
+    """Read a file below the root; empty if it cannot be read."""
     try:
         return (ROOT / path).read_text(errors="replace").strip()
     except OSError:
         return ""
 
 
-def _fields(path: str | Path) -> dict[str, str]:
-    """Read lines of the form `name: value`; of a repeated name, the first."""
-    return _pairs(path, lambda line: line.partition(":")[::2])
-
-
-def _words(path: Path) -> dict[str, str]:
-    """Read lines of the form `name value`."""
-    return _pairs(path, lambda line: line.partition(" ")[::2])
-
-
-def _pairs(path: str | Path, cut: Callable[[str], tuple[str, ...]]) -> dict[str, str]:
-    pairs = map(cut, reversed(_text(path).splitlines()))
+def _fields(path: str | Path, separator: str = ":") -> dict[str, str]:
+    """Read lines of names and values; the first one of a name counts."""
+    pairs = (line.partition(separator)[::2] for line in reversed(_text(path).splitlines()))
     return {name.strip(): value.strip() for name, value in pairs}
 
 
 def _whole(text: str) -> int | None:
-    """Read a whole number; None for what is none, such as `max` or -1, which mean no limit."""
+    """Parse a number; None for `max` and -1, which mean no limit, and for other text."""
     return int(text) if text.isdigit() else None
 
 
-def _listed(text: str) -> int:
-    """Count what the kernel lists as 0-3,8."""
+def _core_list(text: str) -> list[int]:
+    """Expand the kernel's list format.
+
+    >>> _core_list("0-3,8")
+    [0, 1, 2, 3, 8]
+    """
     ranges = [part.split("-") for part in text.split(",") if part]
-    return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
+    return [core for ends in ranges for core in range(int(ends[0]), int(ends[-1]) + 1)]

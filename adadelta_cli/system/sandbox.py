@@ -1,4 +1,4 @@
-"""A process of its own for work that may hang, crash or disturb other libraries."""
+"""Run work that may hang, crash or disturb other libraries in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,13 +25,25 @@ sys.path[:] = {path}
 from adadelta_cli.system.sandbox import serve
 serve({handle})
 """
-"""What the process executes. It is a fresh one: threads of libraries do not survive a fork."""
+"""What the process executes: a fresh one, since threads of libraries do not survive a fork."""
 
 T = TypeVar("T")
 
 
 class SandboxError(Exception):
-    """The work did not return: it raised, hung or took its process down. The message says which."""
+    """The work did not return; the message says why: it raised, hung or ended its process.
+
+    Attributes:
+        fix: known to the work; else empty.
+        fatal: the process is unusable.
+        exit_code: of a process that crashed: negative, the signal that killed it; else None.
+    """
+
+    def __init__(
+        self, message: str, fix: str = "", *, fatal: bool = False, exit_code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.fix, self.fatal, self.exit_code = fix, fatal, exit_code
 
 
 class HungError(SandboxError):
@@ -39,27 +51,35 @@ class HungError(SandboxError):
 
 
 class ReportedError(Exception):
-    """What checked work did wrong; a sandbox reports the message as it is, without where."""
+    """An error that the work itself found; a sandbox passes on its message without a location.
+
+    Attributes:
+        fix: as of `SandboxError`.
+    """
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.fix = fix
 
 
 class FatalReportedError(ReportedError):
-    """One after which the process is of no use, as a device's context is after a fault."""
+    """One after which the process is unusable, as a device's context is after a fault."""
 
 
-LONGEST = 1000  # characters of a message of somebody else's exception
+MAX_MESSAGE = 1000  # characters of a message of a third-party exception
 
 
 def _message(error: BaseException) -> str:
     """Return an exception's message in one line, as text that any file takes."""
     try:
-        text = " ".join(str(error)[: 2 * LONGEST].split())
-    except Exception as another:  # noqa: BLE001 - the exception is somebody else's
+        text = " ".join(str(error)[: 2 * MAX_MESSAGE].split())
+    except Exception as another:  # noqa: BLE001 - a third party's __str__
         return f"its message cannot be shown: {type(another).__name__}"
-    return text[:LONGEST].encode("utf-8", "backslashreplace").decode()
+    return text[:MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
 
 
 def describe_error(error: BaseException) -> str:
-    """Say what an exception of the work means."""
+    """Describe an exception of the work, with its location unless the work reported it."""
     if isinstance(error, ReportedError):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
@@ -67,8 +87,15 @@ def describe_error(error: BaseException) -> str:
     return f"raised {type(error).__name__}: {message} ({where.filename}:{where.lineno})"
 
 
+def _failure(error: BaseException) -> BrokenError | SandboxError:
+    """Convert an exception of the work into the one that `call` raises."""
+    if isinstance(error, ReportedError):
+        return SandboxError(str(error), error.fix, fatal=isinstance(error, FatalReportedError))
+    return of_device(error) or SandboxError(describe_error(error))
+
+
 class InProcess:
-    """A sandbox that is none: for work that may be debugged, and is trusted not to crash."""
+    """Run work in this process: it can be debugged, and is trusted not to crash."""
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +108,7 @@ class InProcess:
         return self
 
     def begin(self, function: Callable[..., None], *args: Any) -> None:
-        """Do nothing: there is no other process that could make itself ready meanwhile."""
+        """Do nothing: there is no other process to prepare."""
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call `function(*args)` here.
@@ -93,24 +120,23 @@ class InProcess:
         try:
             return function(*args)
         except (Exception, SystemExit, GeneratorExit) as error:
-            raise of_device(error) or SandboxError(describe_error(error)) from error
+            raise _failure(error) from error
 
 
 class Sandbox:
     """Run functions in one child process, started when first needed and again after a failure.
 
-    Functions and arguments are pickled. What the child writes to stdout goes to stderr, so that it
-    cannot spoil a command's output. What it starts ends with it.
+    Functions and arguments are pickled. The child's stdout goes to stderr: the command's stdout may
+    be a JSON document. What the child starts ends with it.
 
     Args:
         timeout: seconds that one call may take; None for no limit.
-        limit: how many processes it may have started at a time.
+        limit: the number of processes that it may have started at a time.
     """
 
     def __init__(self, timeout: float | None = None, limit: int = LIMIT) -> None:
         self.timeout, self._limit = timeout, limit
-        self._child: WorkerProcess | None = None
-        self._connection: Connection | None = None
+        self._running: tuple[WorkerProcess, Connection] | None = None
         self._groups: dict[str, Sandbox] = {}
         self._pending = self._closed = False
         self._lock = threading.Lock()
@@ -122,15 +148,19 @@ class Sandbox:
         self.close()
 
     def of(self, group: str) -> Sandbox:
-        """Return the sandbox of a group of libraries that disturb others: a process of its own."""
+        """Return the sandbox, with its own process, of a group of libraries that disturb others."""
         if not group:
             return self
-        return self._groups.setdefault(group, Sandbox(self.timeout, self._limit))
+        sandbox = self._groups.setdefault(group, Sandbox(self.timeout, self._limit))
+        if self._closed:  # another thread may have closed the other groups before this was added
+            sandbox.close()
+        return sandbox
 
     def begin(self, function: Callable[..., None], *args: Any) -> None:
         """Call `function(*args)` in the child without waiting; its outcome is not reported."""
         _, connection = self._started()
-        connection.send((function, args))
+        with suppress(OSError):  # it has ended: the next call reports that
+            connection.send((function, args))
         self._pending = True
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -139,7 +169,7 @@ class Sandbox:
         Raises:
             SandboxError: it raised, took longer than the timeout, its process died, or another
                 thread closed the sandbox.
-            BrokenError: a device failed, which is no verdict on the work.
+            BrokenError: a device failed: no verdict on the work.
         """
         child, connection = self._started()
         try:
@@ -151,13 +181,11 @@ class Sandbox:
         except (EOFError, OSError):
             cause = child.ended()
             self._stop()
-            raise SandboxError(f"crashed: {cause}") from None
-        if isinstance(failure, BrokenError):
-            raise failure
-        if isinstance(failure, FatalReportedError):
+            raise SandboxError(f"crashed: {cause}", exit_code=child.exit_code) from None
+        if isinstance(failure, SandboxError) and failure.fatal:
             self._stop()
         if failure:
-            raise SandboxError(str(failure))
+            raise failure
         return result
 
     def _answer(self, child: WorkerProcess, connection: Connection) -> Any:
@@ -165,39 +193,40 @@ class Sandbox:
             self._stop()
             raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
         if not connection.poll():
-            raise EOFError  # the child ended, and something else holds its end of the connection
+            raise EOFError  # the child ended, but another process holds its end of the connection
         return connection.recv()
 
     def close(self) -> None:
-        """End the child, and those of the groups, for good; another thread may wait for them."""
+        """End the child and those of the groups for good, even if another thread waits for them."""
         self._closed = True
-        for sandbox in self._groups.values():
+        for sandbox in list(self._groups.values()):
             sandbox.close()
         self._stop()
 
     def _stop(self) -> None:
         with self._lock:
-            if self._child and self._connection:
-                self._child.end()
-                self._connection.close()
-            self._child = self._connection = None
+            if self._running:
+                child, connection = self._running
+                child.end()
+                connection.close()
+            self._running = None
 
     def _started(self) -> tuple[WorkerProcess, Connection]:
         with self._lock:
             if self._closed:
                 raise SandboxError("was closed")
-            if not self._child or not self._connection:
-                self._connection, theirs = Pipe()
-                with theirs:
-                    handle = theirs.fileno()
-                    self._child = WorkerProcess(
-                        START.format(path=sys.path, handle=handle),
-                        [handle],
-                        limit=self._limit,
-                        stdin=subprocess.DEVNULL,
-                        stdout=2,
-                    )
-            return self._child, self._connection
+            if not self._running:
+                self._running = _start(self._limit)
+            return self._running
+
+
+def _start(limit: int) -> tuple[WorkerProcess, Connection]:
+    connection, theirs = Pipe()
+    with theirs:
+        handle = theirs.fileno()
+        code = START.format(path=sys.path, handle=handle)
+        stdin = subprocess.DEVNULL
+        return WorkerProcess(code, [handle], limit=limit, stdin=stdin, stdout=2), connection
 
 
 def serve(handle: int) -> None:
@@ -214,16 +243,14 @@ def serve(handle: int) -> None:
 
 
 def leave_if_forked(own: int) -> None:
-    """End this process at once if the work forked it and let it return; `own` is the worker's."""
+    """End this process at once unless its PID is `own`, the worker's: the work forked it."""
     if os.getpid() != own:
         os._exit(0)
 
 
 def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Call; return what went wrong, and the result."""
+    """Call the function; return the failure and the result, one of them None."""
     try:
         return None, function(*args)
-    except FatalReportedError as error:
-        return error, None
     except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
-        return of_device(error) or describe_error(error), None
+        return _failure(error), None

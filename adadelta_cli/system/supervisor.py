@@ -1,20 +1,21 @@
-"""Stands between a leader and its worker, and ends all that the worker started when either ends.
+"""Watch a worker and its leader; when either ends, end all that the worker started.
 
-A script that child.py runs in the Python that the worker is to have, which may be another
-environment's: it imports nothing of this package. It forks at once. The child becomes the worker.
-The parent stays small and waits for one of three events:
+child.py runs this script in the worker's Python, which may be another environment's: it imports
+nothing of this package. It forks at once. The child becomes the worker. The parent stays small and
+waits for one of three events:
 
 * The leader ended, even by SIGKILL: its end of a socket, the lifeline, is closed.
 * The worker ended: what it started must not outlive it.
-* The worker and its descendants became too many (a fork bomb). RLIMIT_NPROC would not stop one that
-  root started.
+* The worker has too many descendants (a fork bomb). RLIMIT_NPROC does not limit root.
 
-Then it kills the worker's process group. On Linux it also kills what left that group (setsid): such
-processes become children of this one, which is a subreaper. Its last words on the lifeline say how
-the worker ended.
+Then it kills the worker's process group. On Linux it also kills processes that left the group
+(setsid): they become children of the parent, which is a subreaper. Its last words on the lifeline
+are how the worker ended.
 
-Killing the worker with PR_SET_PDEATHSIG alone would not do: what the worker forked would live on,
-and the signal comes when the *thread* ends that started the worker.
+PR_SET_PDEATHSIG alone does not suffice: processes that the worker forked would live on, and the
+signal is sent when the *thread* ends that started the worker.
+
+psutil is not used here: the worker's Python may lack it, and importing it takes 20 ms.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from contextlib import suppress
 from pathlib import Path
 
 CROWDED = "crowded"
-"""The last words where there were too many processes; else they are the worker's exit code."""
+"""The last words if there were too many processes; otherwise they are the worker's exit code."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # Linux, prctl.h
-COUNT_EVERY_S = 0.1  # counting takes 0.3 ms; in that time a Python kernel forks some 100 times
-PATIENCE_S = 5.0  # for killed processes to end; those that wait for a device may not
+COUNT_EVERY_S = 0.1  # counting takes 0.3 ms; Python forks some 100 times in this period
+PATIENCE_S = 5.0  # for killed processes to end; one that waits for a device may not
 
 
 def _prctl(option: int, value: int) -> None:
@@ -49,15 +50,15 @@ def _become_worker(supervisor: int, lifeline: int) -> None:
         os._exit(1)
     os.close(lifeline)  # so that the leader sees when the supervisor ends
     del sys.argv[1:]
-    # A checkout in the current folder would hide the version that is meant.
+    # A checkout in the current folder would shadow the installed version.
     here = os.path.dirname(__file__)  # noqa: PTH120 - compared with text
     sys.path[:] = [folder for folder in sys.path if folder not in {"", here}]
 
 
 def _children(pid: int) -> list[int]:
-    """List the children of a process, where the system can say: on Linux."""
+    """List the children of a process; none except on Linux."""
     found: list[int] = []
-    with suppress(OSError):  # it has ended meanwhile
+    with suppress(OSError):  # it has ended
         for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - faster, here as below
             path = f"/proc/{pid}/task/{thread}/children"
             with suppress(OSError), open(path, "rb", 0) as file:  # noqa: PTH123
@@ -68,13 +69,13 @@ def _children(pid: int) -> list[int]:
 def _descendants() -> list[int]:
     """List the processes below this one."""
     found = _children(os.getpid())
-    for pid in found:  # which grows meanwhile
+    for pid in found:  # grows in the loop
         found += _children(pid)
     return found
 
 
 def _is_alive(pid: int) -> bool:
-    """Tell whether a process is more than a zombie."""
+    """Return whether a process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -82,7 +83,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _is_crowded(limit: int) -> bool:
-    """Tell whether the worker has more than so many living descendants."""
+    """Return whether the worker has more living descendants than `limit`."""
     found = _descendants()
     return len(found) > limit + 1 and sum(map(_is_alive, found)) > limit + 1
 
@@ -97,7 +98,7 @@ def _reap() -> dict[int, int]:
 
 
 def _woken_by_children() -> int:
-    """Return a descriptor that can be read whenever a child has ended."""
+    """Return a descriptor that becomes readable when a child ends."""
     wakes, rings = os.pipe()
     os.set_blocking(rings, False)
     os.set_blocking(wakes, False)
@@ -107,7 +108,7 @@ def _woken_by_children() -> int:
 
 
 def _watch(worker: int, lifeline: int, limit: int) -> str:
-    """Wait for the end of leader or worker; return the last words, empty if it is the leader's."""
+    """Wait for the end of leader or worker; return the last words, empty if the leader ended."""
     wakes, poller = _woken_by_children(), select.poll()
     poller.register(lifeline, select.POLLIN)
     poller.register(wakes, select.POLLIN)
@@ -125,7 +126,7 @@ def _watch(worker: int, lifeline: int, limit: int) -> str:
 
 
 def _end_all(group: int) -> None:
-    """Kill the worker's process group, and what left it."""
+    """Kill the worker's process group, and processes that left it."""
     until = time.monotonic() + PATIENCE_S
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
@@ -139,10 +140,10 @@ def _end_all(group: int) -> None:
 
 
 def _supervise(worker: int, lifeline: int, limit: int, pipes: list[int]) -> None:
-    """Stay until worker or leader end, then end the other's processes."""
-    with suppress(PermissionError, ProcessLookupError):  # the worker did it, or has ended
+    """Wait until worker or leader end, then end all that the worker started."""
+    with suppress(PermissionError, ProcessLookupError):  # the worker has done it, or ended
         os.setpgid(worker, worker)
-    for pipe in (0, *pipes):  # else nobody sees it when the worker closes them
+    for pipe in (0, *pipes):  # so that readers see when the worker closes them
         os.close(pipe)
     words = _watch(worker, lifeline, limit)
     _end_all(worker)
@@ -152,7 +153,7 @@ def _supervise(worker: int, lifeline: int, limit: int, pipes: list[int]) -> None
 
 
 def main() -> str:
-    """Fork; return in the worker what it is to execute."""
+    """Fork; return, in the worker, the code to execute."""
     lifeline, limit, code, *pipes = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's, which ends this
     _prctl(PR_SET_CHILD_SUBREAPER, 1)

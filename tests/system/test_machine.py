@@ -1,11 +1,11 @@
-"""What is told of a machine, from the files of pretended ones; and of one that tells nothing."""
+"""The facts about a machine are read from its files; a missing file is no error."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 
+import psutil
 import pytest
 
 from adadelta_cli import files
@@ -15,9 +15,11 @@ CPU = "sys/devices/system/cpu"
 LAPTOP = {
     "proc/cpuinfo": "processor: 0\nmodel name\t: Some CPU @ 3 GHz\nflags\t\t: fpu sse2 avx avx2\n\n"
     "processor: 1\nmodel name\t: Another CPU\n",
-    "proc/meminfo": "MemAvailable:  5000000 kB\nSwapTotal: 300 kB\nSwapFree: 100 kB",
+    "proc/meminfo": "MemTotal: 8000000 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\n"
+    "SwapTotal: 300 kB\nSwapFree: 100 kB",
     "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]\n",
     f"{CPU}/intel_pstate/no_turbo": "0\n",
+    f"{CPU}/online": "0-1,3\n",
     "sys/class/dmi/id/sys_vendor": "Some Maker",
     "proc/driver/nvidia/gpus/0000:01/information": "Model: \t NVIDIA H100\nIRQ: 4\n",
 } | {
@@ -45,7 +47,7 @@ LAPTOP = {
 
 @pytest.fixture
 def pretend(tmp_path, monkeypatch):
-    """Return what makes a machine of files, with four cores for this process."""
+    """Return a function that makes a machine of files, with four cores for this process."""
 
     def write(contents):
         for name, text in contents.items():
@@ -54,6 +56,8 @@ def pretend(tmp_path, monkeypatch):
         return machine.inspect_machine()
 
     monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: None if logical else 2)
     monkeypatch.setattr(machine, "affinity", lambda: {0, 1, 2, 3})
     return write
 
@@ -63,6 +67,7 @@ def test_a_laptop_is_described(pretend):
     here = pretend(LAPTOP)
     assert (here.processor, here.simd) == ("Some CPU @ 3 GHz", "AVX2")
     assert (here.cores_physical, here.cores_available) == (2, 4)
+    assert machine.online_cores() == [0, 1, 3]
     assert here.cache_bytes == {"L1d": 49152, "L3": 2**25}
     assert here.cache_shared_by == {"L1d": 2, "L3": 4}
     assert here.memory_available_bytes == 5_000_000 * 1024 and here.swap_used_bytes == 200 * 1024
@@ -71,21 +76,21 @@ def test_a_laptop_is_described(pretend):
 
 
 def test_cores_that_this_process_may_not_run_on_do_not_count(pretend, monkeypatch):
-    """Pinned to one physical core and its node, that is what is told."""
+    """A process that is pinned to one physical core sees that core and its node."""
     monkeypatch.setattr(machine, "affinity", lambda: {1, 3})
     here = pretend(LAPTOP)
     assert (here.cores_available, here.cores_available_physical, here.cores_physical) == (2, 1, 2)
     assert here.numa_nodes == 1
 
 
-def test_a_machine_that_tells_nothing_is_described(pretend, monkeypatch):
-    """Without /proc and /sys, and without a load, there is no error: None, or empty."""
+def test_unknown_facts_are_none_or_empty(pretend, monkeypatch):
+    """There is no error without /proc and /sys, without a load average, or without psutil."""
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError
 
-    monkeypatch.setattr(os, "getloadavg", refuse)
-    monkeypatch.setattr(os, "sysconf", refuse)
+    monkeypatch.setattr(psutil, "getloadavg", refuse)
+    monkeypatch.setattr(psutil, "cpu_count", refuse)
     here = pretend({})
     nothing = (
         here.cores_physical,
@@ -101,6 +106,8 @@ def test_a_machine_that_tells_nothing_is_described(pretend, monkeypatch):
     assert set(nothing) == {None}
     assert here.cache_bytes == {} and here.gpus == () and here.hypervisor == ""
     assert cpu_load.sample_load(0.01).busy_cores is None
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert machine.available_bytes() is None
 
 
 @pytest.mark.parametrize(
@@ -116,7 +123,7 @@ def test_a_machine_that_tells_nothing_is_described(pretend, monkeypatch):
     ],
 )
 def test_virtual_machines_are_recognised(pretend, contents, hypervisor):
-    """By the processor's flag, by Xen's file, by the firmware; a real one is not taken for one."""
+    """By the processor's flag, Xen's file or the firmware; a physical machine is not."""
     assert pretend(contents).hypervisor == hypervisor
 
 
@@ -131,12 +138,12 @@ def test_virtual_machines_are_recognised(pretend, contents, hypervisor):
     ],
 )
 def test_containers_are_recognised(pretend, monkeypatch, contents, container):
-    """By their marks, by what systemd wrote, by the name of the control group."""
+    """By their files, systemd's file, or the name of the control group."""
     monkeypatch.delenv("container", raising=False)
     assert pretend(contents).container == container
 
 
-MEMORY = {"proc/meminfo": "MemAvailable: 1000000 kB"}
+MEMORY = {"proc/meminfo": "MemTotal: 2000000 kB\nMemFree: 1 kB\nMemAvailable: 1000000 kB"}
 
 
 @pytest.mark.parametrize(
@@ -188,54 +195,22 @@ MEMORY = {"proc/meminfo": "MemAvailable: 1000000 kB"}
     ids=["version 2, inherited", "version 1", "version 2, unlimited", "version 1, unlimited"],
 )
 def test_control_groups_limit(pretend, contents, quota, available):
-    """The tightest of a group and those above it holds; files that can be dropped are free."""
+    """The tightest limit of a group and its parents counts; droppable files count as free."""
     here = pretend(MEMORY | contents)
     assert here.cpu_quota_cores == quota and here.memory_available_bytes == available
 
 
-def test_variables_that_matter_are_told(pretend, monkeypatch):
-    """And no others, which may hold secrets."""
+def test_only_relevant_variables_are_listed(pretend, monkeypatch):
+    """Others may hold secrets."""
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("SOME_TOKEN", "secret")
-    told = pretend({}).environment
-    assert told["OMP_NUM_THREADS"] == "3" and "SOME_TOKEN" not in told
+    listed = pretend({}).environment
+    assert listed["OMP_NUM_THREADS"] == "3" and "SOME_TOKEN" not in listed
 
 
 def test_this_machine_is_described():
-    """All of it can be written as JSON; Numba's layers are found without importing it."""
+    """As JSON, with what psutil knows; Numba's layers are found without importing it."""
     about = json.loads(files.json_text(machine.describe()))
+    assert 0 < about["memory_available_bytes"] <= about["memory_bytes"]
     assert about["cores_available"] == machine.available_cores()
     assert {"numpy", "numba"} <= set(about["versions"]) and "workqueue" in about["threading_layers"]
-
-
-# --- activity -------------------------------------------------------------------------------------
-
-
-def test_processor_times_are_of_the_cores_at_hand(pretend):
-    """Work and steal are summed over this process's cores, in seconds; idling is no work."""
-    pretend(
-        {"proc/stat": "cpu  9 9 9 9 9 9 9 9\ncpu3 1 2 4 800 16 32 64 5 3 3\ncpu7 9 9 9 9 9 9 9 9\n"}
-    )
-    ticks = os.sysconf("SC_CLK_TCK")
-    assert cpu_load.cpu_times() == ((1 + 2 + 4 + 32 + 64) / ticks, 5 / ticks)
-
-
-def test_steal_is_a_share_of_what_was_wanted():
-    """Too little work tells nothing."""
-    before = cpu_load.CpuTimes(10, 1)
-    assert cpu_load.CpuTimes(13, 2).since(before).steal_share == 0.25
-    assert cpu_load.CpuTimes(10.1, 1.1).since(before).steal_share is None
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells in /proc")
-def test_a_busy_process_is_named():
-    """By its number and name, as busy as it was; this one is not."""
-    before = {1: ("idle", 5.0), 2: ("busy (x)", 5.0), 3: ("gone", 1.0)}
-    after = {1: ("idle", 5.0), 2: ("busy (x)", 5.4), 4: ("new", 0.1)}
-    assert cpu_load._busiest(before, after, 0.5) == (
-        cpu_load.BusyProcess(2, "busy (x)", pytest.approx(0.8)),
-        cpu_load.BusyProcess(4, "new", pytest.approx(0.2)),
-    )
-    assert os.getpid() not in cpu_load._process_seconds() and os.getppid() in (
-        cpu_load._process_seconds()
-    )

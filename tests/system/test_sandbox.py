@@ -1,4 +1,4 @@
-"""The sandbox reports whatever its work does, and goes on."""
+"""A sandbox reports each failure of its work, and stays usable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import time
 
 import pytest
 
-from adadelta_cli.system.sandbox import Sandbox, SandboxError
+from adadelta_cli.system.sandbox import (
+    FatalReportedError,
+    HungError,
+    InProcess,
+    ReportedError,
+    Sandbox,
+    SandboxError,
+)
+
+
+def _report(kind):
+    raise kind("it is wrong", "turn it off")
 
 
 def test_a_result_comes_back_from_another_process():
@@ -19,30 +30,49 @@ def test_a_result_comes_back_from_another_process():
 
 
 @pytest.mark.parametrize(
-    ("function", "args", "told"),
+    ("function", "args", "message", "exit_code"),
     [
-        (divmod, (1, 0), "raised ZeroDivisionError"),
-        (time.sleep, (60,), "hung: no result within 0.5 s"),
-        (signal.raise_signal, (signal.SIGSEGV,), "crashed: killed by SIGSEGV"),
-        (os._exit, (3,), "crashed: exited with 3"),
+        (divmod, (1, 0), "raised ZeroDivisionError", None),
+        (signal.raise_signal, (signal.SIGSEGV,), "crashed: killed by SIGSEGV", -signal.SIGSEGV),
+        (os._exit, (3,), "crashed: exited with 3", 3),
     ],
-    ids=["raises", "hangs", "crashes", "exits"],
+    ids=["raises", "crashes", "exits"],
 )
-def test_failures_are_told_apart_and_survived(function, args, told):
-    """Each is a SandboxError with its own words, and the next call works."""
-    with Sandbox(timeout=0.5 if function is time.sleep else 60) as sandbox:
-        if function is time.sleep:
-            sandbox.timeout = 60
-            sandbox.call(abs, -1)  # starting takes longer than the timeout
-            sandbox.timeout = 0.5
-        with pytest.raises(SandboxError, match=told):
+def test_a_failure_is_described_and_survived(function, args, message, exit_code):
+    """Each is a SandboxError with its own message, and the next call works."""
+    with Sandbox(60) as sandbox:
+        with pytest.raises(SandboxError, match=message) as raised:
             sandbox.call(function, *args)
+        assert raised.value.exit_code == exit_code
+        assert sandbox.call(abs, -2) == 2
+
+
+def test_work_that_hangs_is_ended():
+    """After the timeout, which the message names; the next call works."""
+    with Sandbox(60) as sandbox:
+        sandbox.call(abs, -1)  # starting takes longer than the timeout
+        sandbox.timeout = 0.5
+        with pytest.raises(HungError, match=r"0\.5 s"):
+            sandbox.call(time.sleep, 60)
         sandbox.timeout = 60
         assert sandbox.call(abs, -2) == 2
 
 
-def test_work_that_closes_the_pipe_and_lives_on_is_ended():
-    """It counts as a crash, and is not waited for."""
+@pytest.mark.parametrize("place", [Sandbox, InProcess])
+@pytest.mark.parametrize("kind", [ReportedError, FatalReportedError])
+def test_an_error_that_the_work_reports_keeps_its_fix(place, kind):
+    """Its message comes without a location; a process that it made unusable is replaced."""
+    with place() as sandbox:
+        worker = sandbox.call(os.getpid)
+        with pytest.raises(SandboxError) as raised:
+            sandbox.call(_report, kind)
+        assert (str(raised.value), raised.value.fix) == ("it is wrong", "turn it off")
+        replaced = place is Sandbox and kind is FatalReportedError
+        assert (sandbox.call(os.getpid) != worker) is replaced
+
+
+def test_work_that_closes_its_pipe_is_ended():
+    """It counts as a crash, even if it goes on."""
     with Sandbox(timeout=60) as sandbox:
         sandbox.call(abs, -1)
         with pytest.raises(SandboxError, match="crashed"):
@@ -50,25 +80,29 @@ def test_work_that_closes_the_pipe_and_lives_on_is_ended():
 
 
 def test_nothing_reaches_stdout(capfd):
-    """What the work prints goes to stderr: stdout may be a JSON document."""
+    """The work's output goes to stderr: stdout may be a JSON document."""
     with Sandbox() as sandbox:
         sandbox.call(os.write, 1, b"chatter")
     out, err = capfd.readouterr()
     assert out == "" and "chatter" in err
 
 
-def test_a_process_that_died_between_two_calls_is_told_and_replaced():
-    """Sending to it is a crash like any other, and no error of the pipe."""
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_process_that_died_between_two_calls_is_reported_and_replaced(begins):
+    """The next call reports a crash, not an error of the pipe; `begin` reports nothing."""
     with Sandbox() as sandbox:
         worker = sandbox.call(os.getpid)
         os.kill(worker, signal.SIGKILL)
+        if begins:
+            time.sleep(0.2)  # most likely its pipe is closed by now; the outcome is the same
+            sandbox.begin(abs, -1)
         with pytest.raises(SandboxError, match="crashed: killed by SIGKILL"):
             sandbox.call(abs, -1)
         assert sandbox.call(abs, -2) == 2
 
 
 def test_groups_have_processes_of_their_own():
-    """One for each name, kept from call to call, and ended with the sandbox."""
+    """One for each name, kept between calls, and ended with the sandbox."""
     with Sandbox() as sandbox:
         own, torch, jax = (sandbox.of(group).call(os.getpid) for group in ("", "torch", "jax"))
         assert len({own, torch, jax, os.getpid()}) == 4
@@ -78,8 +112,16 @@ def test_groups_have_processes_of_their_own():
             os.kill(pid, 0)
 
 
-def test_work_that_was_begun_is_over_before_the_next_call():
-    """What was begun is not waited for, and its outcome is not taken for the next call's."""
+def test_a_closed_sandbox_starts_no_group():
+    """Another thread may close it at any time."""
+    sandbox = Sandbox()
+    sandbox.close()
+    with pytest.raises(SandboxError, match="closed"):
+        sandbox.of("torch").call(abs, -1)
+
+
+def test_work_that_was_begun_ends_before_the_next_call():
+    """`begin` does not wait, and its result is not taken for the next call's."""
     with Sandbox(30) as sandbox:
         sandbox.begin(time.sleep, 0.01)
         assert sandbox.call(abs, -3) == 3

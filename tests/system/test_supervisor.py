@@ -1,4 +1,4 @@
-"""Signals reach the commands at any time, and end them and all that they started."""
+"""A signal ends a command at any time, and all processes that it started."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SIGNS = 2
 
 @pytest.fixture
 def life(tmp_path):
-    """Make a pipe that the processes of the kernel hold."""
+    """Make a pipe that the kernel's processes hold."""
     return Life(tmp_path)
 
 
 def start(folder, life, command):
-    """Start a command whose kernel hangs, in its first step; in a session of its own."""
+    """Start a command in its own session; its kernel hangs in the first step."""
     (folder / "kernel.py").write_text(HANGS.format(path=str(life.path)))
     started = subprocess.Popen(
         [sys.executable, "-m", "adadelta_cli", *COMMANDS[command], "--impl", "kernel.py:step"],
@@ -60,7 +60,7 @@ def start(folder, life, command):
     ids=["Ctrl-C three times", "SIGTERM"],
 )
 def test_the_first_signal_ends_a_command_whose_kernel_hangs(tmp_path, life, command, numbers, code):
-    """Those that follow change nothing; `bench` measures its memory at that time."""
+    """Further signals change nothing."""
     with start(tmp_path, life, command) as started:
         for number in numbers:
             os.kill(started.pid, number)
@@ -73,7 +73,7 @@ def test_the_first_signal_ends_a_command_whose_kernel_hangs(tmp_path, life, comm
 @needs_proc
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_is_killed_leaves_nothing(tmp_path, life, command):
-    """Nobody is left to end its kernel, which spins, and what the kernel forked."""
+    """Its kernel, which spins, ends, and so does the process that the kernel forked."""
     with start(tmp_path, life, command) as started:
         started.kill()
         life.await_end()

@@ -1,0 +1,26 @@
+"""A machine on which nothing disturbs a measurement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from adadelta_cli.system import machine
+from adadelta_cli.system.cpu_load import CpuLoad
+
+QUIET = replace(
+    machine.inspect_machine(),
+    cores=4,
+    cores_physical=4,
+    cores_available=4,
+    cores_available_physical=4,
+    cpu_quota_cores=None,
+    swap_used_bytes=0,
+    numa_nodes=1,
+    governor="performance",
+    turbo=False,
+    load_average=0.0,
+    huge_pages="always [madvise] never",
+    hypervisor="",
+    environment={},
+)
+IDLE = CpuLoad(0.5, 0.0)
