@@ -26,9 +26,11 @@ HELP = [each.get_help(click.Context(each, parent=GROUP)) for each in adadelta.co
 
 
 def shown():
-    """List every command line that a page, a help text or a config shows."""
+    """List every command line that a page, a help text, a config or CI has."""
     texts = [page.read_text() for page in PAGES] + HELP
     texts += [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
+    ci = (ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml")
+    texts += [re.sub(r'wheel/bin/adadelta|"\$adadelta"', "adadelta", p.read_text()) for p in ci]
     joined = "\n".join(texts).replace("\\\n", "")  # a command may go on in the next line
     lines = re.findall(r"^(?:\s{2,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", joined, re.MULTILINE)
     lines = [re.sub(r"\s{8,}--", " --", line) for line in lines]
@@ -38,7 +40,8 @@ def shown():
 
 def test_there_are_commands_to_check():
     """The pattern that finds them finds those that must be there."""
-    assert {"adadelta verify", "adadelta run mlp"} <= set(shown())
+    found = {"adadelta verify", "adadelta run mlp", "adadelta compare results/ci results/ci"}
+    assert found <= set(shown())
 
 
 @pytest.mark.parametrize("command", shown())
