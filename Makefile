@@ -3,49 +3,53 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
+# Options for pytest, such as PYTEST_ARGS=--cov.
+PYTEST_ARGS ?=
+
 # The CPU build of PyTorch that the parity table was measured with.
 TORCH  ?= torch==2.13.0
 
-.PHONY: run test test-all test-peers test-gpu check format clean
+.PHONY: run test test-all test-peers test-gpu check format clean help
 
-run: $(VENV)/installed
+run: $(VENV)/installed ## install, verify, train the MLP
 	$(BIN)/adadelta verify --ctx cpu
 	$(BIN)/adadelta run mlp
 	@echo 'The plots: results/verify/verify.png and results/run/mlp/loss.png'
 	@echo 'More: . $(BIN)/activate, then adadelta --help'
 
-# What takes a few minutes, without the slow ones; CI runs all.
-test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+test: $(VENV)/installed-test ## run the tests without the slow ones: some minutes
+	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_ARGS)
 
-test-all: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+test-all: $(VENV)/installed-test ## run all tests
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-# With PyTorch and JAX beside it: what needs one of them, which `make test` skips.
-test-peers: $(VENV)/installed-peers
+test-peers: $(VENV)/installed-peers ## run the tests that need PyTorch or JAX
 	$(BIN)/python -m pytest -n 2 tests/implementations
 	$(BIN)/adadelta verify --peers --out results/peers
 	$(BIN)/adadelta bench --sizes 1e5 --impl numpy-fused --peers --processes 2 --out results/peers
 
-# On a machine with a GPU: what needs one, which `make test` skips. Elsewhere, the tests are skipped
-# with the reason, and the last command says what is missing and how to mend it.
-test-gpu: $(VENV)/installed-gpu $(VENV)/installed-test
+# Without a GPU, the tests are skipped, and the last command names what is missing and the fix.
+test-gpu: $(VENV)/installed-gpu $(VENV)/installed-test ## run the tests that need a GPU, verify and bench there
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/adadelta verify --ctx gpu --out results/gpu/verify
 	$(BIN)/adadelta bench --ctx gpu --sizes 1e6,1e7,1e8 --out results/gpu/bench
 
-check: $(VENV)/installed-check
+check: $(VENV)/installed-check ## check style, spelling, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/installed-check
+format: $(VENV)/installed-check ## let ruff fix what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean: ## remove .venv and the caches
+	rm -rf $(VENV) .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

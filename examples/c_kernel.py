@@ -1,6 +1,6 @@
 """AdaDelta in C, called through ctypes: adadelta verify --impl examples/c_kernel.py:step.
 
-The C compiler is `cc`, or what CC names. Where there is none, the import says so.
+The C compiler is `cc`, or the value of CC. Without one, the import fails with an error.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ def _compiled():
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "step.c"), Path(folder, "step.so")
         source.write_text(SOURCE)
-        # Without -ffp-contract=off, compilers may contract into fused multiply-adds: other bits.
+        # Without -ffp-contract=off, fused multiply-adds may change the bits.
         flags = ["-O3", "-fPIC", "-shared", "-ffp-contract=off"]
         subprocess.run([compiler, *flags, source, "-o", library, "-lm"], check=True)  # noqa: S603
         return ctypes.CDLL(str(library))

@@ -9,10 +9,10 @@ from functools import partial
 import jax
 from jax import numpy as jnp
 
-jax.config.update("jax_enable_x64", True)  # else JAX makes float32 of float64
+jax.config.update("jax_enable_x64", True)  # JAX converts float64 to float32 by default
 
 
-# Static: `1 - rho` is then taken in double, and each value is compiled in.
+# Static arguments: Python computes `1 - rho` in double, and each value is compiled in.
 @partial(
     jax.jit,
     static_argnames=("learning_rate", "rho", "epsilon", "wd", "rescale_grad", "clip_gradient"),

@@ -9,23 +9,28 @@ import subprocess
 import sys
 
 import click
+import numpy as np
 import pytest
-from conftest import HERE
+from conftest import HERE, needs_mxnet
 
+import adadelta_cli
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.system import machine
 
 ROOT = HERE.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 REFERENCE = (ROOT / "docs" / "cli.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 GROUP = click.Context(adadelta, **adadelta.context_settings)
 HELP = [each.get_help(click.Context(each, parent=GROUP)) for each in adadelta.commands.values()]
 
 
 def shown():
-    """List every command line that a page, a help text or a config shows."""
+    """List every command line that a page, a help text, a config or CI has."""
     texts = [page.read_text() for page in PAGES] + HELP
     texts += [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
+    ci = (ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml")
+    texts += [re.sub(r'wheel/bin/adadelta|"\$adadelta"', "adadelta", p.read_text()) for p in ci]
     joined = "\n".join(texts).replace("\\\n", "")  # a command may go on in the next line
     lines = re.findall(r"^(?:\s{2,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", joined, re.MULTILINE)
     lines = [re.sub(r"\s{8,}--", " --", line) for line in lines]
@@ -35,7 +40,8 @@ def shown():
 
 def test_there_are_commands_to_check():
     """The pattern that finds them finds those that must be there."""
-    assert {"adadelta verify", "adadelta run mlp"} <= set(shown())
+    found = {"adadelta verify", "adadelta run mlp", "adadelta compare results/ci results/ci"}
+    assert found <= set(shown())
 
 
 @pytest.mark.parametrize("command", shown())
@@ -93,3 +99,43 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def example(word):
+    """Return the Python example of the README that has a word."""
+    (found,) = [each for each in EXAMPLES if word in each]
+    return found
+
+
+def test_the_numpy_example_of_the_readme_runs():
+    """It updates the weight and both accumulators, and leaves the gradient."""
+    names = ("weight", "grad", "acc_grad", "acc_delta")
+    arrays = {name: np.full(3, 2, np.float32) for name in names}
+    exec(example("FusedStep"), dict(arrays))  # noqa: S102 - it is this project's
+    changed = {name for name, array in arrays.items() if (array != 2).all()}
+    assert changed == {"weight", "acc_grad", "acc_delta"}
+
+
+@needs_mxnet
+def test_the_mxnet_example_of_the_readme_runs():
+    """It makes a trainer whose optimizer is this package's, with the fused step."""
+    expected = adadelta_cli.AdaDelta  # before mxnet, as there
+    import mxnet as mx
+
+    net = mx.gluon.nn.Dense(2, in_units=3)
+    net.initialize()
+    scope = {"net": net}
+    exec(example("use_fused_step"), scope)  # noqa: S102 - it is this project's
+    optimizer = scope["trainer"].optimizer
+    assert type(optimizer) is expected
+    assert optimizer.use_fused_step
+
+
+def test_links_to_sections_lead_somewhere():
+    """A link to a section of a page names a heading there."""
+    for page in PAGES:
+        for name, section in re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text()):
+            target = page.parent / name if name else page
+            headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+            assert section in slugs, f"{page.name}: {name}#{section}"

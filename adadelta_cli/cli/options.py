@@ -85,7 +85,10 @@ def decorated(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 def _device(_context: click.Context, _parameter: click.Parameter, text: str) -> Device:
     from adadelta_cli.implementations.array_backends import Device
 
-    return Device.parse(text)
+    try:
+        return Device.parse(text)
+    except UsageError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def shared_options(command: str) -> Callable[[Any], Any]:

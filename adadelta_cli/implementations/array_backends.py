@@ -36,7 +36,7 @@ class Device:
         """
         match = re.fullmatch(r"(cpu)|gpu(?::([0-9]{1,4}))?", text)
         if not match:
-            raise UsageError(f"--ctx is {shortened(text)!r}; allowed are cpu, gpu and gpu:N")
+            raise UsageError(f"ctx is {shortened(text)!r}; expected cpu, gpu or gpu:N")
         return cls("cpu") if match[1] else cls("gpu", int(match[2] or 0))
 
     def __str__(self) -> str:

@@ -1,0 +1,100 @@
+"""The public API is what docs/api.md says, its examples run, and it works without MXNet."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import HERE
+
+import adadelta_cli
+from adadelta_cli import errors
+from adadelta_cli.kernels import step
+from adadelta_cli.verification import api
+
+PAGE = HERE.parent / "docs" / "api.md"
+
+
+def test_the_page_has_every_public_name():
+    """And none that is not public."""
+    named = set(re.findall(r"`(\w+)(?:\(|`)", PAGE.read_text()))
+    assert set(adadelta_cli.__all__) <= named
+    imported = re.findall(r"from adadelta_cli import ([\w, ]+)", PAGE.read_text())
+    assert {n.strip() for line in imported for n in line.split(",")} <= set(adadelta_cli.__all__)
+
+
+def test_the_examples_of_the_page_run(monkeypatch):
+    """With the output that it shows."""
+    monkeypatch.syspath_prepend(HERE.parent)
+    found = doctest.testfile(str(PAGE), module_relative=False)
+    assert found.attempted > 5 and not found.failed
+
+
+@pytest.mark.parametrize("module", [step, api], ids=lambda module: module.__name__)
+def test_the_examples_of_the_docstrings_run(monkeypatch, module):
+    """Likewise."""
+    monkeypatch.syspath_prepend(HERE.parent)
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
+
+
+def test_errors_are_what_python_programmers_catch():
+    """Wrong values are ValueErrors, what is not installed an ImportError."""
+    assert issubclass(errors.UsageError, ValueError)
+    assert issubclass(errors.UnavailableError, ImportError)
+    for name in ("UsageError", "UnavailableError", "BrokenError"):
+        assert issubclass(getattr(adadelta_cli, name), adadelta_cli.AdadeltaError)
+
+
+WITHOUT_MXNET = """
+import importlib.util, sys
+sys.modules["mxnet"] = None  # as where it is not installed
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "mxnet" else find(name, *more)
+import adadelta_cli
+from adadelta_cli import *
+assert hasattr(adadelta_cli, "AdaDelta") and FusedStep.__name__ == "FusedStep"
+for name in ("AdaDelta", "load_states"):
+    try:
+        getattr(adadelta_cli, name)("trainer", "path")
+    except ImportError as error:
+        print(name, error)
+try:
+    adadelta_cli.nonesuch
+except AttributeError:
+    print("no nonesuch")
+"""
+
+
+def test_without_mxnet_the_package_can_be_imported_whole():
+    """What needs MXNet says so when it is called."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MXNET], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    assert first.startswith("AdaDelta ") and second.startswith("load_states ")
+    assert "MXNet" in first and third == "no nonesuch"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cases": ["nonesuch"]},
+        {"cases": "odd"},
+        {"dtypes": ["int8"]},
+        {"ctx": "tpu"},
+        {"subnormals": "some"},
+        {"seed": -1},
+        {"steps": 0},
+    ],
+    ids=str,
+)
+def test_no_error_of_the_library_advises_an_option(wrong):
+    """A caller in Python has arguments, no command line."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - any; what it says is looked at
+        adadelta_cli.verify(print, **wrong)
+    assert "--" not in str(caught.value)

@@ -1,0 +1,125 @@
+"""What a public project has beside its code: CI, hooks, templates, a citation, a map."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from test_docs import ROOT
+
+from adadelta_cli.verification.cases import DEFAULT
+from adadelta_cli.verification.mutants import MUTANTS
+
+PROJECT = (ROOT / "pyproject.toml").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))  # all but config.yml
+TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
+PACKAGE = ROOT / "adadelta_cli"
+PACKAGES = sorted({path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE / "run" / "problems"})
+
+
+def load(name):
+    """Read one of the YAML files; fail where it is none."""
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def field(name):
+    """Return a text of pyproject.toml, whose reader the standard library has from 3.11 on."""
+    return re.search(rf'^{name} = "(.*)"', PROJECT, re.MULTILINE)[1]
+
+
+def targets(text):
+    """List the targets of the `make` commands in a text."""
+    return {each for line in re.findall(r"\bmake ([a-z -]+)", text) for each in line.split()[:1]}
+
+
+def test_ci_runs_every_python_that_is_declared():
+    """The matrix of CI is the classifiers' list, and it installs a wheel and runs the tests."""
+    jobs = load(".github/workflows/ci.yml")["jobs"]
+    declared = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
+    assert jobs["test"]["strategy"]["matrix"]["python"] == declared
+    commands = "\n".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+    assert "pip wheel" in commands
+    assert targets(commands) == {"check", "test"}
+    assert ".ci/run" in commands
+
+
+def test_hooks_use_the_tools_of_make_check():
+    """A local hook runs a tool that `make check` runs."""
+    hooks = [
+        h for r in load(".pre-commit-config.yaml")["repos"] for h in r["hooks"] if "entry" in h
+    ]
+    tools = {hook["entry"].split()[0] for hook in hooks if hook["language"] == "system"}
+    assert {".venv/bin/ruff", ".venv/bin/codespell"} <= tools
+    for tool in tools - {"make"}:
+        assert tool.replace(".venv/bin", "$(BIN)") in MAKEFILE
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
+def test_issue_forms_are_complete(form):
+    """Each has a name, a description, and questions with ids of their own and labels."""
+    content = load(form)
+    assert content["name"]
+    assert content["description"]
+    ids = [each["id"] for each in content["body"]]
+    assert len(ids) == len(set(ids))
+    assert all(each["attributes"]["label"] for each in content["body"])
+
+
+def test_the_forms_cover_bugs_verdicts_and_features():
+    """There are forms, and blank issues are decided on."""
+    assert {form.stem for form in FORMS} == {"bug", "feature", "verifier"}
+    assert "blank_issues_enabled" in load(".github/ISSUE_TEMPLATE/config.yml")
+
+
+def test_the_citation_is_that_of_the_package():
+    """Title, version and licence are those of pyproject.toml; the paper is cited."""
+    citation = load("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    for key in ("message", "authors"):
+        assert citation[key]
+    names = {"title": "name", "version": "version", "license": "license"}
+    assert {key: citation[key] for key in names} == {k: field(v) for k, v in names.items()}
+    (paper,) = citation["references"]
+    assert paper["identifiers"][0]["value"] == "arXiv:1212.5701"
+
+
+def test_make_targets_are_documented():
+    """CONTRIBUTING has each target, and pages and CI name none that does not exist."""
+    assert {"run", "test", "check"} <= TARGETS
+    assert targets(CONTRIBUTING) == TARGETS - {"run"}
+    for name in ("README.md", ".ci/run", ".github/workflows/ci.yml", "SECURITY.md"):
+        assert targets((ROOT / name).read_text()) <= TARGETS
+
+
+def described(package):
+    """Return what the tree in CONTRIBUTING says of a package, up to the next one."""
+    name = "adadelta_cli/" if package == PACKAGE else f"{package.name}/"
+    end = "      kernels/" if package == PACKAGE else r"\n      \w|\n\n"
+    return re.search(rf"^ +{name}.*?(?={end})", CONTRIBUTING, re.DOTALL | re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_the_tree_in_contributing_is_the_tree(package):
+    """It names each module of a package, and none that is not there."""
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"\b\w+\.py\b|__main__\.py", described(package))) == modules
+
+
+def test_where_things_go_names_what_exists():
+    """Each module and each table in capitals in "Where a new thing goes" exists."""
+    table = CONTRIBUTING.split("## Where a new thing goes")[1].split("\n## ")[0]
+    for path in re.findall(r"`([a-z_]+/[a-z_]+\.py)`", table):
+        assert (PACKAGE / path).exists() or (ROOT / path).exists(), path
+    sources = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    for name in re.findall(r"`([A-Z_]+)`", table):
+        assert re.search(rf"^{name}\b.* = ", sources, re.MULTILINE), name
+
+
+def test_the_counts_in_the_readme():
+    """The README has the number of the default cases, and that of the mutants."""
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"(\d+) cases", readme)) == {str(len(DEFAULT))}
+    assert set(re.findall(r"(\d+) mutants", readme)) == {str(len(MUTANTS))}
