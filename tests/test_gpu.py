@@ -525,7 +525,7 @@ def test_what_is_missing_is_told_with_what_mends_it(tmp_path, environment, seen,
     done = adadelta("run", "rosenbrock", "--ctx", "gpu", "--out", out, **environment)
     assert done.returncode == 3, done.stderr
     told = done.stderr.splitlines()[-1]
-    assert told.startswith("Error: --ctx gpu:0 cannot be used. Looked for CuPy: ")
+    assert told.startswith("Error: gpu:0 cannot be used. Looked for CuPy: ")
     assert seen in told and fix in told.partition("To do: ")[2] and "MXNet's CUDA: " in told
     assert "Traceback" not in done.stderr and not out.exists()
 
@@ -534,7 +534,7 @@ def test_a_device_beyond_the_last_is_told_how_many_there_are(simulated, monkeypa
     """`gpu:N` is 3, and names those that can be had."""
     assert simulated
     monkeypatch.setenv("SIMULATED_GPU_DEVICES", "2")
-    with pytest.raises(UnavailableError, match=r"devices: 2 \(.*To do: use --ctx gpu:0 to gpu:1"):
+    with pytest.raises(UnavailableError, match=r"devices: 2 \(.*To do: use gpu:0 to gpu:1"):
         array_backends.backend("cupy", Device("gpu", 2))
 
 
@@ -568,7 +568,7 @@ def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, fix, name):
 def test_mxnet_without_cuda_is_told(simulated):
     """The wheels of MXNet 2.0.0b1 have none."""
     assert simulated
-    with pytest.raises(UnavailableError, match=r"--backend mxnet: MXNet's CUDA: .*--backend cupy"):
+    with pytest.raises(UnavailableError, match=r"MXNet on gpu: MXNet's CUDA: .*--backend cupy"):
         array_backends.backend("mxnet", Device("gpu"))
 
 

@@ -88,7 +88,7 @@ class MxnetBackend(NumpyBackend):
             found = probe.launch(device.number)
             if found.fix:
                 raise UnavailableError(
-                    f"--ctx {device} --backend mxnet: {found.piece}: {found.observed}; {found.fix}"
+                    f"MXNet on {device}: {found.piece}: {found.observed}; {found.fix}"
                 )
         self.mxnet = runtime.load_mxnet()
         self.mxnet.npx.set_np()  # empty and zero-dimensional shapes

@@ -109,9 +109,7 @@ def _unavailable_reason(number: int, also: Callable[[], GpuCheck]) -> str:
         found.append(driver())
     fixes = "; ".join(each.fix for each in found if each.fix)
     checked = format_checks((*found, also()))
-    return (
-        f"--ctx gpu:{number} cannot be used. Looked for {checked}. To do: {fixes}; or use --ctx cpu"
-    )
+    return f"gpu:{number} cannot be used. Looked for {checked}. To do: {fixes}; or use the CPU"
 
 
 def is_installed() -> bool:
@@ -202,7 +200,7 @@ def _try_device(number: int) -> str:
         return observed
     if count:
         allowed = " to ".join(dict.fromkeys(("gpu:0", f"gpu:{count - 1}")))
-        raise ReportedError(observed, f"use --ctx {allowed}")
+        raise ReportedError(observed, f"use {allowed}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         observed = f"{observed}, CUDA_VISIBLE_DEVICES is {visible!r}"
