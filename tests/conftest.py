@@ -16,7 +16,7 @@ import pytest
 
 from adadelta_cli.implementations import array_backends, registry
 from adadelta_cli.kernels import cuda
-from adadelta_cli.kernels.layout import pack_tables, tensor_ref
+from adadelta_cli.kernels.layout import tensor_ref
 from adadelta_cli.kernels.step import FusedStep
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.update import Hyperparameters, Parameter
@@ -140,9 +140,9 @@ def far_tile(tile):
     """
     arrays = random_arrays(FAR_ELEMENTS)
     before = tile * cuda.TILE_ELEMENTS
-    (table,) = pack_tables([tensor_ref(Parameter(*arrays), 0.7, 0.01)])
-    addresses = table.addresses - np.array([before * 4] * 4 + [0], np.uint64)
-    plan = cuda.plan_tiles(table._replace(addresses=addresses, sizes=table.sizes + before))
+    ref = tensor_ref(Parameter(*arrays), 0.7, 0.01)
+    addresses = (*((address - before * 4) % 2**64 for address in ref.addresses[:4]), 0)
+    plan = cuda.plan_tiles([ref._replace(addresses=addresses, size=ref.size + before)])
     counts = np.int64(1), np.int64(plan.tiles)
     arguments = (plan.rows, *counts, *map(np.float64, Hyperparameters().doubles))
 

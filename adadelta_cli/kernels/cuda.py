@@ -20,7 +20,7 @@ from adadelta_cli.update import Hyperparameters
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from adadelta_cli.kernels.layout import Table, TensorRef
+    from adadelta_cli.kernels.layout import TensorRef
     from adadelta_cli.update import Parameter, Scalars
 
 # Neither was timed on a GPU. The threads of a block take 16 bytes of each array at once, twice in a
@@ -61,20 +61,12 @@ class TilePlan(NamedTuple):
     blocks: int
 
 
-def plan_tiles(table: Table) -> TilePlan:
-    """Count the tiles of tensors, each of `TILE_ELEMENTS` but the last of a tensor."""
-    rows = np.empty(len(table.sizes), TENSOR)
-    tiles = -(-table.sizes // TILE_ELEMENTS)
+def plan_tiles(refs: Iterable[TensorRef]) -> TilePlan:
+    """Count the tiles of tensors of one layout, of `TILE_ELEMENTS` but the last of each tensor."""
+    rows = np.array([(*r.addresses, r.size, 0, r.learning_rate, r.wd) for r in refs], TENSOR)
+    tiles = -(-rows["size"] // TILE_ELEMENTS)
     ends = np.cumsum(tiles)
-    columns = (
-        *table.addresses.T,
-        table.sizes,
-        ends - tiles,
-        table.learning_rates,
-        table.weight_decays,
-    )
-    for name, column in zip(TENSOR.names or (), columns, strict=True):
-        rows[name] = column
+    rows["first_tile"] = ends - tiles
     total = int(ends[-1])
     return TilePlan(rows, total, min(total, MOST_BLOCKS))
 
@@ -123,7 +115,8 @@ def prepared(
             states: the bytes of an update, and next to no arithmetic.
         owners: the parameters that own the addresses; the step keeps their arrays.
     """
-    plans = [(table.kind.name, plan_tiles(table)) for table in layout.pack_tables(operands)]
+    groups = layout.group_by_layout(operands)
+    plans = [(kind.name, plan_tiles(refs)) for kind, refs in groups.items()]
     launches = [_launch(f"{work}_{name}", each, common) for name, each in plans if each.tiles]
     return PreparedGpuStep(launches, layout.all_arrays(owners))
 

@@ -63,44 +63,12 @@ class TensorRef(NamedTuple):
     wd: float
 
 
-class Table(NamedTuple):
-    """Tensors of one kind, as the kernel takes them.
-
-    Attributes:
-        kind: theirs.
-        addresses: uint64[tensors, 5], as `Operand.addresses`.
-        sizes: int64[tensors], in elements.
-        learning_rates: float64[tensors].
-        weight_decays: float64[tensors].
-    """
-
-    kind: DTypeLayout
-    addresses: np.ndarray
-    sizes: np.ndarray
-    learning_rates: np.ndarray
-    weight_decays: np.ndarray
-
-
 def group_by_layout(operands: Iterable[TensorRef]) -> dict[DTypeLayout, list[TensorRef]]:
     """Sort tensors by their kind."""
     by_kind: dict[DTypeLayout, list[TensorRef]] = defaultdict(list)
     for operand in operands:
         by_kind[operand.kind].append(operand)
     return by_kind
-
-
-def pack_tables(operands: Iterable[TensorRef]) -> list[Table]:
-    """Arrange tensors by their kind."""
-    return [
-        Table(
-            kind,
-            np.array([tensor_ref.addresses for tensor_ref in group], dtype=np.uint64),
-            np.array([tensor_ref.size for tensor_ref in group], dtype=np.int64),
-            np.array([tensor_ref.learning_rate for tensor_ref in group]),
-            np.array([tensor_ref.wd for tensor_ref in group]),
-        )
-        for kind, group in group_by_layout(operands).items()
-    ]
 
 
 def tensor_refs(

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS
 from adadelta_cli.kernels import cuda
-from adadelta_cli.kernels.layout import Table, layout_of, tensor_ref
+from adadelta_cli.kernels.layout import TensorRef, layout_of, tensor_ref
 from adadelta_cli.update import Hyperparameters, Parameter
 from adadelta_cli.verification import cases, fuzz
 from adadelta_cli.verification.execute import step_through
@@ -114,12 +114,10 @@ def test_float16_without_a_master(name):
 # --- the launch plan ------------------------------------------------------------------------------
 
 
-def table(sizes):
-    """Make the table of float32 tensors that are nowhere."""
-    count = len(sizes)
-    kind = layout_of(*["float32"] * 4)
-    nowhere = np.zeros((count, 5), np.uint64)
-    return Table(kind, nowhere, np.array(sizes, np.int64), np.ones(count), np.zeros(count))
+def nowhere(sizes):
+    """Describe float32 tensors that have no memory."""
+    layout = layout_of(*["float32"] * 4)
+    return [TensorRef(layout, (0,) * 5, size, 1.0, 0.0) for size in sizes]
 
 
 EDGES = [0, 1, TILE - 1, TILE, TILE + 1, 3 * TILE, 2**31 - 1, 2**31, 2**31 + 1, 2**40]
@@ -130,7 +128,7 @@ SIZES = st.lists(st.sampled_from(EDGES) | st.integers(0, 5 * TILE), min_size=1, 
 @given(SIZES)
 def test_tiles_cover_each_tensor_once(sizes):
     """Its tiles follow each other, begin where those of the tensor before end, and hold it all."""
-    plan, at = cuda.plan_tiles(table(sizes)), 0
+    plan, at = cuda.plan_tiles(nowhere(sizes)), 0
     for size, row in zip(sizes, plan.rows, strict=True):
         assert row["first_tile"] == at and row["size"] == size
         tiles = -(-size // TILE)
@@ -143,7 +141,7 @@ def test_tiles_cover_each_tensor_once(sizes):
 @given(SIZES)
 def test_there_are_blocks_where_there_is_work(sizes):
     """A block for each tile, up to the most; none where all tensors are empty."""
-    plan = cuda.plan_tiles(table(sizes))
+    plan = cuda.plan_tiles(nowhere(sizes))
     assert plan.blocks == min(plan.tiles, cuda.MOST_BLOCKS)
     assert (plan.blocks == 0) == (sum(sizes) == 0)
 
