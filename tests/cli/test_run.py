@@ -61,7 +61,7 @@ def test_the_table_explains_itself(adadelta):
     """It shows the config, each metric at start and end, what was expected, and the verdict."""
     code, out, err = adadelta("run", "rosenbrock", *QUICK, "--set", "expect.max_distance=1e-9")
     assert code == 1
-    for word in ("config", "at the start", "at the end", "expected", "at most 1e-09", "missed"):
+    for word in ("config", "start", "end", "expected", "at most 1e-09", "missed"):
         assert word in out
     assert re.search(r"rosenbrock missed max_distance: wanted 1e-09, got 2\.0\d+", err)
     assert "results/run/rosenbrock/history.csv" in err
@@ -133,7 +133,7 @@ def test_the_picture_is_a_png_of_readable_size(adadelta, tmp_path):
 
 
 WRONG = {
-    "no config": (["nope"], 2, r"^Error: there is no config 'nope'"),
+    "no config": (["nope"], 2, r"^Error: unknown config 'nope'"),
     "override": (
         ["mlp", "--set", "optimizer.rho=2"],
         2,
@@ -142,13 +142,13 @@ WRONG = {
     "second config": (
         ["mlp", "--set", "problem.hidden=[3]", "rosenbrock"],
         2,
-        r"^Error: .*hidden is not known",
+        r"^Error: .*hidden is unknown",
     ),
     "same name": (["mlp", "mlp"], 2, r"^Error: two configs are named mlp"),
     "one file for two": (
         ["mlp", "rosenbrock", "--record-gradients", "g.npz"],
         2,
-        r"^Error: .*one file, and 2 configs",
+        r"^Error: .*one file, .* 2 configs",
     ),
     "option": (["--sett", "a=1"], 2, r"^Error: No such option.*--sett"),
     "dtype": (["mlp", "--dtype", "int8"], 2, r"^Error: .*'int8' is not one of"),
