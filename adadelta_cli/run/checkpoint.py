@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,28 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from adadelta_cli import files
 from adadelta_cli.errors import UsageError, in_one_line, shortened
 from adadelta_cli.run import npz
+from adadelta_cli.run.result import Count, TrainingRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 NO_CHECKPOINT = "is not a checkpoint of this version"
 REMEDY = "use --force to start over"
-
-Count = Annotated[int, Field(ge=0, le=2**53)]
-
-
-class Row(BaseModel):
-    """A row of the history, with the problem's own metrics."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-    __pydantic_extra__: dict[str, float]
-
-    step: Count
-    epoch: Count
-    loss: float
-    grad_norm: float | None
-    update_norm: float | None
 
 
 class Checkpoint(BaseModel):
@@ -55,7 +41,7 @@ class Checkpoint(BaseModel):
     step: Count
     total: Count
     seconds: float = Field(ge=0, le=1e12)
-    history: list[Row]
+    history: list[TrainingRow]
     identity: dict[str, Any]
 
     @model_validator(mode="after")
@@ -97,58 +83,48 @@ class Checkpoint(BaseModel):
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UsageError(f"{path} {NO_CHECKPOINT}: {in_one_line(error)}; {REMEDY}") from error
 
-    def check_resumable(
-        self,
-        path: Path,
-        identity: Mapping[str, Any],
-        total: int,
-        arrays: Mapping[str, np.ndarray],
-        columns: Sequence[str],
-    ) -> None:
-        """Check that a run would reach this state.
+    def check_resumable(self, path: Path, start: Checkpoint) -> None:
+        """Check that the run that begins with `start` would reach this state.
 
         Args:
-            path: the file, for messages.
-            identity: the run's identity.
-            total: its number of steps.
-            arrays: its state at any step, for the names, shapes and dtypes.
-            columns: the columns of its history.
+            path: the file of this state, for messages.
+            start: the state of the run before its first step.
 
         Raises:
             UsageError: it would not; the message names the differences.
         """
-        if self.identity != identity:
+        if self.identity != start.identity:
             differing = "; ".join(
                 f"{shortened(key)} was {shortened(repr(self.identity.get(key)))} and is "
-                f"{identity.get(key)!r}"
-                for key in sorted({*self.identity, *identity})
-                if self.identity.get(key) != identity.get(key)
+                f"{start.identity.get(key)!r}"
+                for key in sorted({*self.identity, *start.identity})
+                if self.identity.get(key) != start.identity.get(key)
             )
             raise UsageError(
                 f"--resume: {path} is of another run: {differing}. Only the number of steps may "
                 "grow; repeat the options of that run, or use --force instead of --resume"
             )
-        if total < self.step:
+        if start.total < self.step:
             raise UsageError(
-                f"--resume: {path} is at step {self.step}, but the run has {total}; take at least "
-                "as many, or use --force instead of --resume"
+                f"--resume: {path} is at step {self.step}, but the run has {start.total}; take at "
+                "least as many, or use --force instead of --resume"
             )
-        damage = next(self._damages(arrays, columns), "")
+        damage = next(self._damages(start), "")
         if damage:
             raise UsageError(f"--resume: {path} is damaged: {damage}; {REMEDY}")
 
-    def _damages(self, arrays: Mapping[str, np.ndarray], columns: Sequence[str]) -> Iterator[str]:
+    def _damages(self, start: Checkpoint) -> Iterator[str]:
         """Yield what does not fit the run."""
-        got, wanted = map(_layouts, (self.arrays, arrays))
+        got, wanted = _layouts(self.arrays), _layouts(start.arrays)
         for name in sorted({*got, *wanted}):
             if got.get(name) != wanted.get(name):
                 found = got.get(name, "missing")
                 expected = wanted.get(name, "no such tensor")
                 yield f"the tensor {shortened(name)} is {found}; expected {expected}"
+        columns = list(start.history[0].cells)
         for number, row in enumerate(self.history):
-            cells = row.model_dump()
-            if set(cells) != set(columns):
-                listed = shortened(", ".join(cells))
+            if set(row.cells) != set(columns):
+                listed = shortened(", ".join(row.cells))
                 yield f"row {number} of its history has {listed}; expected {', '.join(columns)}"
 
 

@@ -7,7 +7,7 @@ import json
 import reprlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -159,11 +159,11 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
         config = Config.model_validate(source.root)
     except ValidationError as error:
         found = _deepest(error.errors())
-        errors = [_config_error(each) for each in found[:MOST_ERRORS]]
+        errors = [_explain(each) for each in found[:MOST_ERRORS]]
     else:
         found = errors = list(_contradictions(config))
     if errors:
-        lines = [f"{source.place(each.key)}: {each.message}" for each in errors]
+        lines = [f"{source.place(key)}: {message}" for key, message in errors]
         more = len(found) - len(errors)
         raise UsageError("\n".join([*lines, f"... and {more:,} more"] if more else lines))
     return config
@@ -237,11 +237,6 @@ class _Source:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-class _ConfigError(NamedTuple):
-    key: Key
-    message: str
-
-
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
@@ -258,24 +253,21 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)
 
 
-def _config_error(error: Any) -> _ConfigError:
-    """Turn one of pydantic's errors into key, value and what is allowed."""
+def _explain(error: Any) -> tuple[Key, str]:
+    """Turn one of pydantic's errors into the key and a message."""
     location, kind = error["loc"], error["type"]
-    key = location  # pydantic puts the problem's name behind `problem`
-    if location[0] == "problem":
-        key = ("problem", *location[2:])
-    if kind in {"union_tag_not_found", "union_tag_invalid"}:
-        given = error["input"]
-        got = _shown(given["name"]) if "name" in given else "missing"
-        key = ("problem", "name")
-        return _ConfigError(key, f"{dotted(key)} is {got}; allowed are {', '.join(PROBLEMS)}")
-    if kind == "extra_forbidden":
-        known = list(_section(location[:-1])["properties"])
-        hint = _did_you_mean(str(key[-1]), known)
-        listed = ", ".join(known)
-        return _ConfigError(key, f"{dotted(key)} is unknown{hint}; allowed here are {listed}")
+    key = location if location[0] != "problem" else ("problem", *location[2:])  # [1]: its name
     got = "missing" if kind == "missing" else _shown(error["input"])
-    return _ConfigError(key, f"{dotted(key)} is {got}; allowed is {_allowed(_section(location))}")
+    if kind in {"union_tag_not_found", "union_tag_invalid"}:
+        key, given = ("problem", "name"), error["input"]
+        got = _shown(given["name"]) if "name" in given else "missing"
+        allowed = ", ".join(PROBLEMS)
+    elif kind == "extra_forbidden":
+        known = list(_section(location[:-1])["properties"])
+        got, allowed = f"unknown{_did_you_mean(str(key[-1]), known)}", ", ".join(known)
+    else:
+        allowed = _allowed(_section(location))
+    return key, f"{dotted(key)} is {got}; allowed: {allowed}"
 
 
 def _section(location: Key) -> dict[str, Any]:
@@ -319,26 +311,21 @@ def _allowed(node: dict[str, Any]) -> str:
     return f"{NOUNS[node['type']]}{bounds and ', '}{bounds}"
 
 
-def _contradictions(config: Config) -> Iterator[_ConfigError]:
-    """Yield the errors that only two keys together make."""
+def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:
+    """Yield the errors that only several keys together make."""
     name, training = config.problem.name, config.training
     if (training.steps is None) == (training.epochs is None):
         given = "neither is" if training.steps is None else "both are"
-        yield _ConfigError(
-            ("training", "steps"),
-            f"set exactly one of training.steps and training.epochs; {given} set (null unsets one)",
-        )
-    if name == "rosenbrock":
-        for key in ("epochs", "batch_size"):
-            value = getattr(training, key)
-            if value is not None:
-                message = (
-                    f"training.{key} is {value}, but rosenbrock has no data; use training.steps"
-                )
-                yield _ConfigError(("training", key), message)
+        expected = "set exactly one of training.steps and training.epochs"
+        yield ("training", "steps"), f"{expected}; {given} set (null unsets one)"
+    for key in ("epochs", "batch_size") if name == "rosenbrock" else ():
+        value = getattr(training, key)
+        if value is not None:
+            fix = "rosenbrock has no data; use training.steps"
+            yield ("training", key), f"training.{key} is {value}, but {fix}"
     metrics = PROBLEMS[name].metrics
     for side, metric, bound in config.expect.bounds():
         if metric not in metrics:
             key = f"{side.value}_{metric}"
-            message = f"expect.{key} is {bound}, but {name} reports {', '.join(metrics)}; remove it"
-            yield _ConfigError(("expect", key), message)
+            fix = f"{name} reports {', '.join(metrics)}; remove it"
+            yield ("expect", key), f"expect.{key} is {bound}, but {fix}"

@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
-COLUMNS = ("step", "epoch", "loss", "grad_norm", "update_norm")
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
-@dataclass(frozen=True)
-class TrainingRow:
-    """A row of history.csv.
+class TrainingRow(BaseModel):
+    """A row of history.csv; the problem's metrics are further fields.
 
     Attributes:
         step: steps taken; row 0 is the start.
         epoch: passes over the data finished.
-        loss: the objective on all training data after that step, computed in float64.
+        loss: the objective on all training data after that step; as the metrics, in float64.
         grad_norm: 2-norm of the step's gradient; None at the start.
         update_norm: 2-norm of the step's change of the weights; None at the start.
-        metrics: the problem's own, computed in float64 after that step.
     """
 
-    step: int
-    epoch: int
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, float]
+
+    step: Count
+    epoch: Count
     loss: float
     grad_norm: float | None
     update_norm: float | None
-    metrics: dict[str, float]
 
     @property
     def cells(self) -> dict[str, Any]:
-        """The row as history.csv has it."""
-        cells = asdict(self)
-        return cells | cells.pop("metrics")
-
-    @classmethod
-    def from_cells(cls, cells: dict[str, Any]) -> TrainingRow:
-        """Build a row from its `cells`."""
-        own = {name: cells[name] for name in COLUMNS}
-        return cls(**own, metrics={k: v for k, v in cells.items() if k not in COLUMNS})
+        """The row by column."""
+        return self.model_dump()
 
 
 class Side(Enum):

@@ -14,9 +14,9 @@ from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import report, signals
-from adadelta_cli.run.checkpoint import Checkpoint, Row
+from adadelta_cli.run.checkpoint import Checkpoint
 from adadelta_cli.run.recorder import Recorder
-from adadelta_cli.run.result import COLUMNS, Expectation, RunOutcome, RunResult, TrainingRow
+from adadelta_cli.run.result import Expectation, RunOutcome, RunResult
 from adadelta_cli.run.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class Run:
         self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
         self._every = config.training.record_every or self.trainer.steps_per_epoch
         self._seconds = 0.0
-        self._history: list[TrainingRow] = []
+        self._history = [self.trainer.measure()]
+        self._resumed = False
         self._checkpoint_path = folder / CHECKPOINT
         if not force:
             self._read_checkpoint(resume=resume)
@@ -109,19 +110,10 @@ class Run:
 
     def _read_checkpoint(self, *, resume: bool) -> None:
         found = Checkpoint.read(self._checkpoint_path)
-        if found is None:
-            return
-        if resume:
-            columns = (*COLUMNS, *self.trainer.problem.metrics)
-            found.check_resumable(
-                self._checkpoint_path,
-                self._identity(),
-                self.trainer.total,
-                self.trainer.state(),
-                columns,
-            )
+        if found and resume:
+            found.check_resumable(self._checkpoint_path, self._checkpoint())
             self._restore(found)
-        elif not found.finished:
+        elif found and not found.finished:
             raise UsageError(
                 f"{self._checkpoint_path} holds an unfinished run, at step {found.step} of "
                 f"{found.total}; use --resume to finish it, or --force to start over"
@@ -131,8 +123,8 @@ class Run:
         self.trainer.restore(found.step, found.arrays)
         self._seconds = found.seconds
         # The last row of a shorter run may be one that this run does not record.
-        rows = (TrainingRow.from_cells(row.model_dump()) for row in found.history)
-        self._history = [row for row in rows if self._is_due(row.step)]
+        self._history = [row for row in found.history if self._is_due(row.step)]
+        self._resumed = True
 
     def _is_due(self, step: int) -> bool:
         return step % self._every == 0 or step == self.trainer.total
@@ -146,9 +138,8 @@ class Run:
         Args:
             tick: gets the steps done, the steps in total, and the loss.
         """
-        if not self._history:
+        if not self._resumed:
             self._remove_files()
-            self._history.append(self.trainer.measure())
         with signals.defer_signals() as release:
             while self.trainer.step < self.trainer.total and self._is_finite():
                 try:
@@ -162,7 +153,7 @@ class Run:
                     tick(self.trainer.step, self.trainer.total, what)
                 except BaseException:
                     try:
-                        self._write_checkpoint()
+                        self._checkpoint().write(self._checkpoint_path)
                     finally:
                         self._write_partial()
                     raise
@@ -186,17 +177,17 @@ class Run:
             self._recorder.add()
         self._seconds += time.perf_counter() - began
         if self.trainer.step % self.config.training.checkpoint_every == 0:
-            self._write_checkpoint()
+            self._checkpoint().write(self._checkpoint_path)
 
-    def _write_checkpoint(self) -> None:
-        Checkpoint(
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
             arrays=self.trainer.state(),
             step=self.trainer.step,
             total=self.trainer.total,
             seconds=self._seconds,
-            history=[Row(**row.cells) for row in self._history],
+            history=self._history,
             identity=self._identity(),
-        ).write(self._checkpoint_path)
+        )
 
     def _write_partial(self) -> None:
         """Write the history so far; it is valid even if the tensors are not."""
@@ -208,7 +199,7 @@ class Run:
         if result.outcome is RunOutcome.DIVERGED:
             files.remove(self._checkpoint_path)  # a resumed run would only diverge again
         else:
-            self._write_checkpoint()
+            self._checkpoint().write(self._checkpoint_path)
         self._write_files(result)
         return result
 

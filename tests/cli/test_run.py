@@ -230,7 +230,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(adadelta, tmp_path, number, 
         process.send_signal(number)
         _out, err = process.communicate()
     assert process.returncode == code, err
-    assert re.search(r"^Error: .*what was finished is on disk", err, re.MULTILINE)
+    assert re.search(r"^Error: .*on disk", err, re.MULTILINE)
     summary = json.loads((checkpoint.parent / "summary.json").read_text())
     assert summary["outcome"] == "interrupted"
     assert 0 < summary["steps"] < 60000

@@ -38,7 +38,8 @@ def test_a_loss_of_any_size_is_drawn(tmp_path, losses):
         optimum=0.0,
         labels={"loss": "loss", "distance": "distance"},
         history=tuple(
-            TrainingRow(k, 0, loss, None, None, {"distance": loss}) for k, loss in enumerate(losses)
+            TrainingRow(step=k, epoch=0, loss=loss, grad_norm=None, update_norm=None, distance=loss)
+            for k, loss in enumerate(losses)
         ),
     )
     path = write_plot(tmp_path / "loss.png", report.run_figure(result))

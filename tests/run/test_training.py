@@ -11,7 +11,7 @@ from short_runs import SETTINGS, interrupt, make_run, no_pictures, short  # noqa
 
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.run import config
-from adadelta_cli.run.result import COLUMNS, RunOutcome
+from adadelta_cli.run.result import RunOutcome, TrainingRow
 from adadelta_cli.run.training import exit_code
 
 
@@ -51,7 +51,7 @@ def test_the_history_has_the_start_every_nth_step_and_the_end(run):
     made.execute()
     rows = list(csv.DictReader(history(made).decode().splitlines()))
     assert [int(row["step"]) for row in rows] == [*range(0, 50, 7), 50]
-    assert list(rows[0]) == [*COLUMNS, "distance"]
+    assert list(rows[0]) == [*TrainingRow.model_fields, "distance"]
 
 
 def test_a_row_an_epoch_where_nothing_else_is_said(run):
