@@ -233,10 +233,10 @@ def test_a_link_of_an_earlier_run_is_kept(adadelta, tmp_path):
 def full(monkeypatch):
     """Let each write of a file fail as on a full disk."""
 
-    def write(_path, _content):
+    def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "_replace", write)
+    monkeypatch.setattr(Path, "replace", fail)
 
 
 def assert_shown(found, table, name):

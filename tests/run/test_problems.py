@@ -136,7 +136,7 @@ def test_rosenbrock_starts_and_ends_where_the_literature_says():
 def test_the_optimum_of_logistic_regression_is_one(l2):
     """At scikit-learn's solution our gradient vanishes, and so does the gap."""
     built = build(name="logistic_regression", l2=l2)
-    solved = built._solve()
+    solved = built.solve()
     assert max(np.abs(g).max() for g in built.gradient(np, solved, *built.data)) < 1e-9
     assert built.measure(solved)["gap"] == pytest.approx(0, abs=1e-15)
     moved = [w + 1e-3 for w in solved]
@@ -163,7 +163,7 @@ def test_a_logistic_loss_is_right_at_any_margin():
 def test_accuracy_counts_what_is_classified_rightly():
     """At the optimum nearly all are right; with all signs turned, the others are."""
     built = build(name="logistic_regression")
-    solved = built._solve()
+    solved = built.solve()
     accuracy = built.measure(solved)["accuracy"]
     assert accuracy == pytest.approx(0.9877, abs=1e-4)
     assert built.measure([-w for w in solved])["accuracy"] == pytest.approx(1 - accuracy)

@@ -170,11 +170,14 @@ DIFFERENT = {
 @pytest.mark.parametrize(("message", "change"), DIFFERENT.items())
 def test_another_run_is_not_resumed(run, message, change):
     """The message says what differs; nothing is touched."""
-    interrupt(run(short("rosenbrock")), 20)
+    stopped = run(short("rosenbrock"))
+    interrupt(stopped, 20)
+    before = {path: path.read_bytes() for path in stopped.folder.iterdir()}
     how = dict(change)
     settings = short("rosenbrock", *how.pop("overrides", []))
     with pytest.raises(UsageError, match=message):
         run(settings, resume=True, **how)
+    assert {path: path.read_bytes() for path in stopped.folder.iterdir()} == before
 
 
 def test_other_expectations_are_no_other_run(run):

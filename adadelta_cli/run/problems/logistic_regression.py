@@ -68,7 +68,7 @@ class LogisticRegression(Problem):
 
         try:
             with np.errstate(all="ignore"):
-                least = float(self.loss(np, self._solve(), *self.data))
+                least = float(self.loss(np, self.solve(), *self.data))
             reason = "" if math.isfinite(least) else f"the loss there is {least}"
         except (ConvergenceWarning, ValueError, ArithmeticError) as error:
             reason = in_one_line(error)
@@ -79,8 +79,8 @@ class LogisticRegression(Problem):
             )
         return least
 
-    def _solve(self) -> list[np.ndarray]:
-        """Solve with scikit-learn, whose objective is this one times the number of samples."""
+    def solve(self) -> list[np.ndarray]:
+        """Find the optimal weight and bias; scikit-learn's objective is n times this one."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression as Solver
 
