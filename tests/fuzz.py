@@ -1,10 +1,10 @@
-"""Give every reader damaged and absurd input; what it makes of it must be no bug.
+"""Give every reader damaged and absurd input, which must not end in a bug.
 
     python tests/fuzz.py 500            # inputs for each reader, within 60 s each
     python tests/fuzz.py 500 checkpoint # one reader
 
-A reader may take an input, and then its work is done in small, or refuse it with the exit code of
-wrong usage. Anything else is printed, with the seed that repeats it, and kept in a file.
+A reader may take an input, and a small piece of its work is done, or raise a UsageError. Anything
+else is printed with the seed that repeats it.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ TAKEN = [0]  # how many inputs were read to the end
 
 
 def finding(read: Callable[[Random], None], seed: int) -> str:
-    """Say what is wrong with how an input was read; empty when nothing is."""
+    """Describe the failure of reading an input; empty without one."""
     began = time.monotonic()
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Configs: models, reading and validation; an error names file, line, key and what is allowed."""
+"""Read and validate configs; an error names the file, the line, the key and what is allowed."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
         overrides: `key.sub=value` each, the value in YAML, as `--set` takes them.
 
     Raises:
-        UsageError: the file cannot be read, is not YAML, or holds what is not allowed.
+        UsageError: the file cannot be read, is not YAML, or has invalid values.
     """
     source = _Source(locate(reference))
     for override in overrides:

@@ -25,7 +25,7 @@ def load_arrays(path: Path, what: str, remedy: str) -> dict[str, np.ndarray]:
 
     Args:
         path: the file.
-        what: what is wrong with another file, for messages: `is not a checkpoint`.
+        what: the problem with any other file, for messages: `is not a checkpoint`.
         remedy: how to fix that, for messages.
 
     Raises:

@@ -23,7 +23,7 @@ def defer_signals() -> Iterator[Callable[[], None]]:
     waiting: list[tuple[int, FrameType | None]] = []
     handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
 
-    def hold(number: int, frame: FrameType | None) -> None:
+    def defer(number: int, frame: FrameType | None) -> None:
         if waiting:
             handlers[number](number, frame)
         waiting.append((number, frame))
@@ -38,7 +38,7 @@ def defer_signals() -> Iterator[Callable[[], None]]:
             handler = signal.getsignal(each)
             if callable(handler):
                 handlers[each] = handler
-                signal.signal(each, hold)
+                signal.signal(each, defer)
     try:
         yield release
     finally:

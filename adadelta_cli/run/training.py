@@ -160,7 +160,7 @@ class Run:
             return self._finish()
 
     def _remove_files(self) -> None:
-        """Remove an earlier run's files: nobody can mistake them for this run's."""
+        """Remove an earlier run's files, so that they are not mistaken for this run's."""
         for name in FILES:
             files.remove(self.folder / name)
 
@@ -249,7 +249,7 @@ def runs(
 
     Args:
         references: as `config.load_config` takes them; none means all bundled configs.
-        overrides: likewise, for each config.
+        overrides: as `config.load_config` takes them, for each config.
         out: the folder that gets a folder for each config.
         backend: the array library.
         record_gradients: as `Run` takes it; for a single config only.

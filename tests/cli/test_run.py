@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_written_is_no_verdict(adadelta, tmp_path):
 
 
 def test_gradients_are_recorded_where_one_says(adadelta, tmp_path):
-    """--record-gradients writes its file beside the usual ones."""
+    """--record-gradients writes its file in addition to the usual ones."""
     assert adadelta("run", "rosenbrock", *QUICK, "--record-gradients", "g/g.npz")[0] == 0
     assert (tmp_path / "g" / "g.npz").stat().st_size > 0
 

@@ -31,7 +31,7 @@ def without(arrays, name):
 
 
 def document(arrays, **changes):
-    """Change what a checkpoint holds beside its tensors."""
+    """Change the document of a checkpoint."""
     content = json.loads(str(arrays["document"])) | changes
     return arrays | {"document": np.array(json.dumps(content))}
 
@@ -69,7 +69,7 @@ DAMAGED = {
         lambda a: a | {"weight/x": np.ones(2)},
         r"weight/x is float64\[2\]; expected float32",
     ),
-    "whole numbers": (lambda a: a | {"weight/x": np.ones(2, "i4")}, r"weight/x\.npy holds int32"),
+    "integers": (lambda a: a | {"weight/x": np.ones(2, "i4")}, r"weight/x\.npy holds int32"),
     "the other byte order": (
         lambda a: a | {"weight/x": np.ones(2, ">f4")},
         r"weight/x is >f4\[2\]",

@@ -1,4 +1,4 @@
-"""A run is reproducible, stops and goes on without a trace, and says how it ended."""
+"""A run is reproducible, resumes to the same bytes, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def test_the_history_has_the_start_every_nth_step_and_the_end(run):
     assert list(rows[0]) == [*TrainingRow.model_fields, "distance"]
 
 
-def test_a_row_an_epoch_where_nothing_else_is_said(run):
-    """1438 samples in batches of 64 are 23 steps an epoch; a row tells each epoch's end."""
+def test_a_row_an_epoch_by_default(run):
+    """1438 samples in batches of 64 are 23 steps an epoch; each has a row at its end."""
     made = run(short("mlp", "training.record_every=null"))
     result = made.execute()
     assert [(row.step, row.epoch) for row in result.history] == [(0, 0), (23, 1), (46, 2)]
 
 
-# --- stop, and go on ------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [1, 7, 24, 45])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_stopped_run_goes_on_as_if_it_had_not(run, backend, dtype, stop):
+def test_a_resumed_run_gives_the_same_bytes(run, backend, dtype, stop):
     """Stopped within an epoch, at its end, at a recorded step: same bytes, same weights."""
     whole = run(short("mlp"), "whole", backend, dtype=dtype)
     whole.execute()
@@ -101,7 +101,7 @@ def test_an_interrupted_run_leaves_the_rows_that_were_finished(run):
 
 
 def test_files_of_an_earlier_run_do_not_outlive_the_next_ones_start(run):
-    """After a new run was interrupted, no file of the old one is left to be taken for its own."""
+    """After a new run was interrupted, no file of the old one is left."""
     made = run(short("rosenbrock"))
     made.execute()
     (made.folder / "loss.png").write_bytes(b"old")
@@ -143,7 +143,7 @@ def test_a_finished_run_may_grow(run):
 
 
 def test_resuming_a_finished_run_changes_nothing(run):
-    """There is nothing left to do, and the files stay as they are."""
+    """No step is left, and the files stay unchanged."""
     made = run(short("rosenbrock"))
     made.execute()
     before = history(made)
@@ -199,7 +199,7 @@ def test_changed_data_are_another_run(run, tmp_path):
 
 
 def test_an_unfinished_run_is_not_lost_by_mistake(run):
-    """Beginning anew needs --force; a finished run is simply written again."""
+    """Starting over needs --force; a finished run is simply overwritten."""
     interrupt(run(short("rosenbrock")), 20)
     with pytest.raises(
         UsageError, match=r"unfinished run, at step 20 of 50; use --resume .*--force"
@@ -212,8 +212,8 @@ def test_an_unfinished_run_is_not_lost_by_mistake(run):
 # --- how it ends ----------------------------------------------------------------------------------
 
 
-def test_a_missed_expectation_is_told(run):
-    """The check has what was wanted and got, and the exit code is 1."""
+def test_a_missed_expectation_is_reported(run):
+    """The check has the bound and the value, and the exit code is 1."""
     result = run(short("rosenbrock", "expect.max_loss=1e-9", "expect.max_distance=100")).execute()
     assert result.outcome is RunOutcome.MISSED
     assert [(each.metric, each.passed) for each in result.checks] == [
@@ -225,7 +225,7 @@ def test_a_missed_expectation_is_told(run):
 
 
 def test_a_run_that_diverges_stops_and_says_so(run, backend):
-    """A loss that is no finite number ends the run at the next record; there is no checkpoint."""
+    """A loss that is not finite ends the run at the next record; there is no checkpoint."""
     settings = short("rosenbrock", "optimizer.learning_rate=1e20")
     made = run(settings, backend=backend)
     result = made.execute()
@@ -239,5 +239,5 @@ def test_a_run_that_diverges_stops_and_says_so(run, backend):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", config.shipped())
 def test_a_shipped_config_meets_its_expectations(run, name):
-    """What ships holds on NumPy, fused, in float32; other ways give the same or nearly."""
+    """On NumPy, fused, in float32; other ways give nearly the same."""
     assert run(config.load_config(name)).execute().outcome is RunOutcome.PASSED

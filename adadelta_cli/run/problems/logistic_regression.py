@@ -37,7 +37,7 @@ class LogisticRegressionSettings(Section):
 class LogisticRegression(Problem):
     """Mean over samples of log(1 + exp(-y (x.weight + bias))), y = 1 or -1, plus l2/2 |weight|^2.
 
-    The bias is not penalised, as in scikit-learn, whose own solver finds the optimum.
+    The bias is not penalised, as in scikit-learn, which computes the optimum.
     """
 
     name = "logistic_regression"
@@ -50,7 +50,9 @@ class LogisticRegression(Problem):
     def __init__(self, settings: LogisticRegressionSettings, _seed: int) -> None:
         self.l2 = settings.l2
         if settings.csv is None:
-            features, positive = _breast_cancer()
+            from sklearn.datasets import load_breast_cancer
+
+            features, positive = load_breast_cancer(return_X_y=True)
         else:
             features, positive = _from_csv(Path(settings.csv), settings.label)
         self.data = (_standardised(features), np.where(positive, 1.0, -1.0))
@@ -125,13 +127,6 @@ def _standardised(features: np.ndarray) -> np.ndarray:
     return (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
 
 
-def _breast_cancer() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_breast_cancer
-
-    data = load_breast_cancer()
-    return data.data, data.target == 1
-
-
 def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
     """Read features, float64 (n, columns), and which samples are of the second class, bool (n,).
 
@@ -183,7 +178,7 @@ def _features(path: Path, table: Any) -> np.ndarray:
 
     expected = f"features must be finite numbers, at most {LARGEST_FEATURE:g} in magnitude"
     if not len(table.columns):
-        raise UsageError(f"{path}: there is no column beside the label; add columns of features")
+        raise UsageError(f"{path}: there is no column besides the label; add columns of features")
     try:
         numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     except OverflowError as error:  # of an integer of hundreds of digits

@@ -61,7 +61,7 @@ class Problem(ABC):
 
     @abstractmethod
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
-        """Compute the metrics beside the loss at a point, given as float64."""
+        """Compute the other metrics at a point, given as float64."""
 
 
 Gradient = Callable[[Sequence[Any]], None]
