@@ -1,4 +1,4 @@
-"""The program: run a command, and end with the documented exit code whatever happens."""
+"""Run a command, and end with a documented exit code whatever happens."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 
 class TerminatedError(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that what was finished is written."""
+    """SIGTERM; unwinds like Ctrl-C, so that finished results are written."""
 
 
-UNWINDING_S = 5.0  # in which another signal asks for what is under way
+UNWINDING_S = 5.0  # further signals are ignored this long after the first
 
 
 class Signals:
-    """Turns Ctrl-C and SIGTERM into exceptions, the first of several only.
+    """Turns Ctrl-C and SIGTERM into exceptions.
 
-    What unwinds then ends processes and writes files, which a second exception would break off. But
-    an exception may be lost, as one raised in a destructor is; so a later signal raises again.
+    A second exception would cut off the unwinding, which ends processes and writes files. But the
+    first may get lost, for example in a destructor, so a signal after UNWINDING_S raises again.
     """
 
     def __init__(self) -> None:
         self._last = -math.inf
 
     def install(self) -> None:
-        """Take over both; a Ctrl-C that is ignored, as in a shell's background job, stays so."""
+        """Handle both; an ignored Ctrl-C, as in a shell's background job, stays ignored."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self.handle)
         signal.signal(signal.SIGTERM, self.handle)
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Raise, unless another one is on its way."""
+        """Raise, unless an earlier signal is still unwinding."""
         now = time.monotonic()
         if now - self._last > UNWINDING_S:
             self._last = now
@@ -49,31 +49,28 @@ class Signals:
 
     @staticmethod
     def ignore() -> None:
-        """Ignore both from now on: the program is about to end."""
+        """Ignore both: the program is about to end."""
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
 
 
-FINISHED = "what was finished is on disk, if anything was"
-# The first kind that fits; a bug is what fits none.
+FINISHED = "finished results, if any, are on disk"
+# The first type that matches counts; the last is a bug.
 OUTCOMES: dict[type[BaseException], tuple[ExitCode, str]] = {
     KeyboardInterrupt: (ExitCode.INTERRUPTED, f"interrupted; {FINISHED}"),
     click.Abort: (ExitCode.INTERRUPTED, f"interrupted; {FINISHED}"),
     TerminatedError: (ExitCode.TERMINATED, f"terminated; {FINISHED}"),
-    MemoryError: (
-        ExitCode.BROKEN,
-        "memory ran out ({error}); free some, or ask for less at a time",
-    ),
-    OSError: (ExitCode.BROKEN, "{error}; the disk or a file failed, see that it can be written"),
+    MemoryError: (ExitCode.BROKEN, "memory ran out ({error}); free some, or use smaller sizes"),
+    OSError: (ExitCode.BROKEN, "{error}; check the disk and the permissions of the file"),
     BaseException: (
         ExitCode.BROKEN,
-        "{kind}: {error}. This is a bug: report it, with the traceback that ADADELTA_DEBUG=1 shows",
+        "{kind}: {error}. This is a bug: report it with the traceback that ADADELTA_DEBUG=1 shows",
     ),
 }
 
 
 def outcome(error: BaseException) -> tuple[ExitCode, str]:
-    """Say with which exit code and message an exception ends the program."""
+    """Return the exit code and the message of an exception."""
     error = of_device(error) or error
     if isinstance(error, AdadeltaError):
         return error.exit_code, str(error)
@@ -86,7 +83,7 @@ def outcome(error: BaseException) -> tuple[ExitCode, str]:
 
 
 def main() -> None:
-    """Run the command line and exit; the console script's entry point."""
+    """Run the command line and exit: the console script's entry point."""
     signals = Signals()
     signals.install()
     try:
@@ -106,7 +103,7 @@ def _run() -> int:
     try:
         code = adadelta.main(standalone_mode=False)
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # Click ends so, with 1, when nobody reads any more
+    except (BrokenPipeError, SystemExit):  # Click exits with 1 on a closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN
     return code if isinstance(code, int) else ExitCode.OK

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that each kind ends with."""
+"""The errors of this program, and their exit codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """The exit codes of every command: a contract that scripts rely on."""
+    """The exit codes of every command, which scripts rely on."""
 
     OK = 0
     CHECK_FAILED = 1  # a mismatch, a regression, a run that diverged
@@ -19,34 +19,34 @@ class ExitCode(IntEnum):
 
 
 class AdadeltaError(Exception):
-    """An error with an answer: what was wrong, what was expected, what to do."""
+    """An error that says what was wrong, what was expected and how to fix it."""
 
     exit_code = ExitCode.BROKEN
 
 
 class UsageError(AdadeltaError, ValueError):
-    """A value, an option or a config is wrong: it must be changed."""
+    """A value, an option, a config or an input file is invalid."""
 
     exit_code = ExitCode.USAGE
 
 
 class UnavailableError(AdadeltaError, ImportError):
-    """A library, a device or the memory that is needed is not available on this machine."""
+    """A valid request that this machine cannot serve: a library, a device or memory is missing."""
 
     exit_code = ExitCode.UNAVAILABLE
 
 
 class BrokenError(AdadeltaError):
-    """The work broke off without a verdict."""
+    """The work failed without a verdict."""
 
     exit_code = ExitCode.BROKEN
 
 
 class DeviceError(BrokenError):
-    """A GPU failed, or its memory ran out.
+    """A GPU failed or ran out of memory.
 
     Attributes:
-        status: CUDA's number of the error.
+        status: the CUDA error code.
     """
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -58,7 +58,7 @@ class DeviceError(BrokenError):
 
 
 def shortened(value: object, most: int = 160) -> str:
-    """Write a value for a message; of a long one, both ends.
+    """Format a value for a message; of a long one, only both ends.
 
     >>> shortened("a" * 5000, most=20)
     'aaaaaaaa...aaaaaaaa (5000 characters)'
@@ -67,20 +67,20 @@ def shortened(value: object, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[:end]}...{text[-end:]} ({len(text)} characters)"
 
 
-# --- what CUDA says -------------------------------------------------------------------------------
+# --- CUDA errors ----------------------------------------------------------------------------------
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation, CUDA's driver_types.h, as all numbers here
-KERNEL_FAULTS = range(700, 720)  # an illegal address, a timeout, an assertion and so on
+KERNEL_FAULTS = range(700, 720)  # an illegal address, a timeout, an assertion and others
 
 
 def in_one_line(error: BaseException) -> str:
-    """Name an exception and its message."""
+    """Format an exception's type and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def status(error: BaseException) -> int:
-    """Return CUDA's number of an error that CuPy raised; 0 where it is none."""
-    cupy = sys.modules.get("cupy")  # what it raised, it raised after its import
+    """Return the CUDA error code of an exception from CuPy; 0 for any other."""
+    cupy = sys.modules.get("cupy")  # without it, CuPy raised nothing
     if cupy is None:
         return 0
     if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
@@ -90,10 +90,9 @@ def status(error: BaseException) -> int:
 
 
 def of_device(error: BaseException) -> DeviceError | None:
-    """Say what an error of a GPU during the work means; None where it is no such error.
+    """Convert an exception from a GPU to a DeviceError; None for any other.
 
-    A device that failed stays so for the rest of the process: it is the end of the work, and no
-    verdict on what was computed.
+    CUDA errors are sticky: the process cannot use the device again, so it ends without a verdict.
     """
     if isinstance(error, DeviceError):
         return error
@@ -102,12 +101,12 @@ def of_device(error: BaseException) -> DeviceError | None:
         return None
     if number == OUT_OF_MEMORY:
         return DeviceError(
-            f"memory of the GPU ran out ({in_one_line(error)}); free some (nvidia-smi names the "
-            "processes that hold it), or ask for less at a time",
+            f"the GPU ran out of memory ({in_one_line(error)}); free some (nvidia-smi lists the "
+            "processes that use it), or use smaller sizes",
             number,
         )
     return DeviceError(
-        f"the GPU failed during the work ({in_one_line(error)}); what was finished is on disk; see "
-        "what nvidia-smi and the system's log say of it, and try again",
+        f"the GPU failed during the work ({in_one_line(error)}); finished results are on disk; "
+        "look at nvidia-smi and the system log, then try again",
         number,
     )

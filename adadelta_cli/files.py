@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: bytes, CSV, JSON, pictures."""
+"""Write files whole or not at all: bytes, CSV, JSON, plots."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ FILE_KINDS = {
 
 
 def prepare_folder(folder: Path, names: Iterable[str] = (), option: str = "--out") -> None:
-    """Make a folder and see that it takes files, before work that is to end there.
+    """Make a folder and check that files can be written there, before the work.
 
     Args:
         folder: the folder.
-        names: the files that are to be written there.
-        option: where the folder was named, for messages.
+        names: the files to be written there.
+        option: the option that named the folder, for messages.
 
     Raises:
-        UsageError: what a name leads to is no regular file.
-        BrokenError: the folder cannot be made, or takes no files.
+        UsageError: a name leads to something that is not a regular file.
+        BrokenError: the folder cannot be made or written to.
     """
     for name in names:
         check_writable(folder / name, option)
@@ -53,23 +53,23 @@ def prepare_folder(folder: Path, names: Iterable[str] = (), option: str = "--out
             pass
     except OSError as error:
         raise BrokenError(
-            f"{option}: {folder} cannot be made or written to ({error.strerror}); name a folder "
-            "that can"
+            f"{option}: {folder} cannot be made or written to ({error.strerror}); name another "
+            "folder"
         ) from error
 
 
 def check_writable(path: Path, option: str = "--out") -> None:
-    """See that a file may be written: that it would replace a regular file, or none.
+    """Check that a path leads to a regular file or to nothing.
 
     Raises:
-        UsageError: the path leads to something else, as `/dev/null`.
+        UsageError: it leads to something else, such as `/dev/null`.
     """
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except OSError:
-        return  # there is none; whether one can be made is another question
+        return  # nothing is there; the writer finds out whether it can make it
     if kind != stat.S_IFREG:
-        found = FILE_KINDS.get(kind, "no regular file")
+        found = FILE_KINDS.get(kind, "not a regular file")
         raise UsageError(
             f"{option}: {path} is {found}, which is not replaced by a file; name a regular "
             "file or a path that does not exist"
@@ -79,20 +79,20 @@ def check_writable(path: Path, option: str = "--out") -> None:
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file whole or not at all, making its folder if missing.
 
-    Where the path is a symbolic link, the file that it leads to is written, and the link stays.
+    Writing to a symbolic link writes its target and keeps the link.
 
     Raises:
-        UsageError: the path leads to something that is no regular file.
-        BrokenError: the folder or the file cannot be written; an earlier file is left as it was.
+        UsageError: the path leads to something that is not a regular file.
+        BrokenError: the folder or the file cannot be written; an earlier file is left unchanged.
     """
     check_writable(path)
     try:
         _replace(path.resolve(), content)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links, before Python 3.13
         reason = getattr(error, "strerror", None) or error
         raise BrokenError(
-            f"{path} could not be written ({reason}); expected a folder that can be written to, "
-            "and free space; provide both, or name another path, and run the command again"
+            f"{path} could not be written ({reason}); it needs write permission and free space: "
+            "provide both or name another path, then run the command again"
         ) from error
     return path
 
@@ -111,10 +111,10 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote this file."""
+    """Remove the temporary files of processes killed while writing this file."""
     for each in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         pid = each.name.removesuffix(".tmp").rpartition(".")[2]
-        # One of our own number is from an earlier process: this one writes one file at a time.
+        # This process writes one file at a time: one with its PID is from an earlier process.
         if pid.isdecimal() and (int(pid) == os.getpid() or not _is_running(int(pid))):
             each.unlink(missing_ok=True)
 
@@ -130,7 +130,7 @@ def _is_running(pid: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if there is one; the one that it leads to where the path is a link."""
+    """Remove a file if it exists; of a link, the target."""
     path.resolve().unlink(missing_ok=True)
 
 
@@ -140,7 +140,7 @@ def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] | None = N
     Args:
         path: the file.
         rows: the rows, all of one kind.
-        columns: their order; by default that of the first row's fields. Needed when there is none.
+        columns: their order, by default that of the first row's fields; needed without rows.
 
     Floats are written with `repr`, which reads back to the same bits; None is an empty cell.
     """
@@ -167,12 +167,12 @@ def write_json(path: Path, document: Any) -> Path:
 
 
 def json_text(document: Any) -> str:
-    """Write a document as JSON, ended by a line break."""
+    """Format a document as JSON, with a final line break."""
     return json.dumps(jsonable(document), indent=1, allow_nan=False) + "\n"
 
 
 def jsonable(value: Any) -> Any:
-    """Turn rows, paths and enums into what JSON has."""
+    """Convert rows, paths and enums to JSON types."""
     if hasattr(value, "__dataclass_fields__"):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):
@@ -194,16 +194,16 @@ def write_plot(path: Path, figure: Figure) -> Path:
 
 
 def check_pictures() -> None:
-    """See that pictures can be drawn, before the work that they are to show.
+    """Check that plots can be drawn, before the work.
 
     Raises:
-        UnavailableError: Matplotlib does not load, as under an MPLBACKEND that it does not know.
+        UnavailableError: Matplotlib does not load, for example under an unknown MPLBACKEND.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except (ImportError, OSError, ValueError) as error:
         backend = os.environ.get("MPLBACKEND")
-        cause = f" (MPLBACKEND is {backend!r}; unset it, or make it agg)" if backend else ""
+        cause = f" (MPLBACKEND is {backend!r}; unset it, or set it to agg)" if backend else ""
         raise UnavailableError(
-            f"Matplotlib, which draws the pictures, does not load{cause}: {in_one_line(error)}"
+            f"Matplotlib, which draws the plots, does not load{cause}: {in_one_line(error)}"
         ) from error

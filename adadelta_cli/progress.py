@@ -1,12 +1,12 @@
-"""What work of over a second reports to."""
+"""The callback that reports the progress of long work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Tick = Callable[[int, int, str], None]
-"""What work of over a second reports to: how much is done, of how much, and what it is doing."""
+"""Takes how much is done, the total, and what is being done."""
 
 
 def no_tick(_done: int, _total: int, _what: str) -> None:
-    """Report to nobody."""
+    """Ignore the progress."""

@@ -91,7 +91,7 @@ def test_a_writer_that_is_killed_leaves_what_the_next_one_removes(tmp_path):
     assert (names(tmp_path), path.read_bytes()) == (["rows.csv"], b"after")
 
 
-# --- what is no regular file ----------------------------------------------------------------------
+# --- irregular files ------------------------------------------------------------------------------
 
 
 def make_device(path):
@@ -103,7 +103,7 @@ def make_device(path):
 
 
 def special(folder, kind):
-    """Make something that is no regular file."""
+    """Make something that is not a regular file."""
     path = folder / kind.replace(" ", "-")
     if kind == "a device":
         make_device(path)
@@ -138,7 +138,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, kind):
 
 
 def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
-    """Whether that is there already or not; and it is what is removed."""
+    """Whether the target exists or not; removing removes the target."""
     (tmp_path / "disk").mkdir()
     link, target = tmp_path / "link", tmp_path / "disk" / "target"
     link.symlink_to(Path("disk") / "target")
@@ -152,7 +152,7 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
 
 
 def test_a_link_that_leads_to_itself(tmp_path):
-    """It is no bug."""
+    """It is an error, not a bug."""
     link = tmp_path / "link"
     link.symlink_to(link)
     with pytest.raises(BrokenError, match="link could not be written"):
@@ -203,7 +203,7 @@ def test_a_command_refuses_what_is_no_file_before_the_work(
 
 
 def test_gradients_are_not_recorded_on_a_device(adadelta, tmp_path):
-    """It is said before the training, and not at its end."""
+    """The error comes before the training, not at its end."""
     make_device(tmp_path / "null")
     code, _out, err = adadelta("run", *QUICK, "--record-gradients", "null")
     assert code == ExitCode.USAGE and "--record-gradients: null is a device" in err
@@ -211,7 +211,7 @@ def test_gradients_are_not_recorded_on_a_device(adadelta, tmp_path):
 
 
 def test_a_folder_for_gradients_that_cannot_be_made(adadelta, tmp_path):
-    """Likewise."""
+    """It is an error before the training, too."""
     (tmp_path / "file").touch()
     code, _out, err = adadelta("run", *QUICK, "--record-gradients", "file/gradients.npz")
     assert code == ExitCode.BROKEN and "--record-gradients: file cannot be made" in err
@@ -233,10 +233,10 @@ def test_a_link_of_an_earlier_run_is_kept(adadelta, tmp_path):
 def full(monkeypatch):
     """Let each write of a file fail as on a full disk."""
 
-    def write(_path, _content):
+    def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "_replace", write)
+    monkeypatch.setattr(Path, "replace", fail)
 
 
 def assert_shown(found, table, name):

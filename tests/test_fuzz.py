@@ -1,4 +1,4 @@
-"""Some seeded inputs of tests/fuzz.py, which has many more for those who change a reader."""
+"""A few seeded inputs of tests/fuzz.py; run more of them after changing a reader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_damaged_input_is_read_or_refused(name):
 
 
 def test_a_reader_that_raises_is_found():
-    """The fuzzer can tell: what is no refusal is a finding."""
+    """Any exception but a UsageError is a finding."""
 
     def broken(_random):
         raise ZeroDivisionError

@@ -33,7 +33,7 @@ from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageEr
     ids=lambda value: type(value).__name__,
 )
 def test_every_kind_of_error_has_its_exit_code(monkeypatch, capsys, error, code):
-    """And a message that begins with `Error: `; never 1, which is a failed check."""
+    """And a message with `Error: `; the code is never 1, which means a failed check."""
     monkeypatch.delenv("ADADELTA_DEBUG", raising=False)
 
     def fail(**_):

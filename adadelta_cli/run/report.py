@@ -1,4 +1,4 @@
-"""What `run` writes: history, summary, the plot of the loss."""
+"""Write the files of `run`: history, summary, config, plot."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_bytes, write_csv, write_json, write_plot
+from adadelta_cli.run.result import RunOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adadelta_cli.run.config import Config
-    from adadelta_cli.run.result import RunResult
-
+    from adadelta_cli.run.result import Expectation, RunResult
 
 FILES = ("history.csv", "summary.json", "config.yaml", "loss.png")
 
@@ -39,7 +39,7 @@ def _run_options(result: RunResult) -> str:
 
 
 def run_summary(result: RunResult) -> dict[str, Any]:
-    """Arrange a result for summary.json and `--json`: all but the history, of which the ends."""
+    """Return the document of summary.json and `--json`: of the history, the first and last row."""
     summary = {
         key: value for key, value in jsonable(result).items() if key not in {"history", "labels"}
     }
@@ -48,85 +48,80 @@ def run_summary(result: RunResult) -> dict[str, Any]:
     return summary | {key: jsonable(row.cells) for key, row in ends.items()}
 
 
-VERDICTS = {
-    "passed": "[green]passed[/]",
-    "missed": "[red]missed[/]",
-    "diverged": "[red]diverged[/]",
-    "interrupted": "[yellow]interrupted[/]",
+COLORS = {
+    RunOutcome.PASSED: "green",
+    RunOutcome.MISSED: "red",
+    RunOutcome.DIVERGED: "red",
+    RunOutcome.INTERRUPTED: "yellow",
 }
-
-
-RUN_COLUMNS = (
-    "config",
-    "steps",
-    "time",
-    "metric",
-    "at the start",
-    "at the end",
-    "expected",
-    "verdict",
-)
+NUMERIC = {"steps", "time", "start", "end"}
+RUN_COLUMNS = ("config", "steps", "time", "metric", "start", "end", "expected", "verdict")
 
 
 def run_table(results: Sequence[RunResult]) -> Table:
-    """Lay out what came of each run, one row a metric."""
+    """Lay out the results, one row a metric."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="adadelta run: does it train?", title_justify="left", box=SIMPLE_HEAD)
-    numeric = {"steps", "time", "at the start", "at the end"}
     for name in RUN_COLUMNS:
-        table.add_column(name, justify="right" if name in numeric else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name in NUMERIC else "left", no_wrap=True)
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
-        for i, metric in enumerate(result.labels):
-            facts = (escape(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s")
-            head = facts if i == 0 else ("", "", "")
-            wanted, verdict = _expected(result, metric)
-            cells = (*head, metric, f"{start[metric]:.4g}", f"{end[metric]:.4g}", wanted)
-            if i == 0 and (result.outcome.value == "diverged" or not result.checks):
-                verdict = VERDICTS[result.outcome.value]
-            table.add_row(*cells, verdict, end_section=i == len(result.labels) - 1)
+        head = (escape(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s")
+        for metric in result.labels:
+            checks = [check for check in result.checks if check.metric == metric]
+            table.add_row(
+                *head,
+                metric,
+                f"{start[metric]:.4g}",
+                f"{end[metric]:.4g}",
+                ", ".join(check.words for check in checks),
+                _verdict(result, checks, first=any(head)),
+            )
+            head = ("", "", "")
+        table.add_section()
     return table
 
 
-def _expected(result: RunResult, metric: str) -> tuple[str, str]:
-    """Write what a config expects of a metric, and whether it held."""
-    checks = [check for check in result.checks if check.metric == metric]
-    sides = {"max": "at most", "min": "at least"}
-    wanted = ", ".join(f"{sides[check.side]} {check.bound:.4g}" for check in checks)
-    if not checks:
-        return "", ""
-    return wanted, VERDICTS["passed" if all(each.passed for each in checks) else "missed"]
+def _verdict(result: RunResult, checks: Sequence[Expectation], *, first: bool) -> str:
+    """Mark the verdict on a metric; the first row has that of the run where no check has one."""
+    if first and (result.outcome is RunOutcome.DIVERGED or not result.checks):
+        outcome = result.outcome
+    elif checks:
+        passed = all(check.passed for check in checks)
+        outcome = RunOutcome.PASSED if passed else RunOutcome.MISSED
+    else:
+        return ""
+    return f"[{COLORS[outcome]}]{outcome.value}[/]"
 
 
 def run_remarks(results: Sequence[RunResult], out: Path) -> list[str]:
-    """Say in sentences what went wrong, and where the files are."""
-    remarks = []
-    for result in results:
-        end = result.history[-1]
-        if result.outcome.value == "diverged":
-            before = result.history[-2:][0].step
-            remarks.append(
-                f"{result.name} diverged between the steps {before} and {end.step}: its loss is "
-                f"{end.loss}, which is no finite number. Try a smaller optimizer.learning_rate or "
-                "epsilon, or set optimizer.clip_gradient"
-            )
-            continue
-        remarks += [
-            f"{result.name} missed {check.side}_{check.metric}: wanted {check.bound:.6g}, got "
-            f"{check.got:.6g}"
-            for check in result.checks
-            if not check.passed
-        ]
+    """Explain each failure, and say where the files are."""
+    remarks = [line for result in results for line in _failures(result)]
     names = ",".join(result.name for result in results)
     folder = out / (f"{{{names}}}" if len(results) > 1 else names)
-    return [*remarks, f"Files: {folder}/history.csv, summary.json, config.yaml, loss.png"]
+    return [*remarks, f"Files: {folder}/{', '.join(FILES)}"]
 
 
-LARGEST_DRAWN = 1e150  # Matplotlib cannot lay out an axis that reaches the largest numbers
-SHARES = {"accuracy"}  # between 0 and 1, where a logarithm would hide the end that matters
+def _failures(result: RunResult) -> list[str]:
+    end = result.history[-1]
+    if result.outcome is RunOutcome.DIVERGED:
+        steps = f"{result.history[-2:][0].step} and {end.step}"
+        remedy = "a smaller optimizer.learning_rate or epsilon, or set optimizer.clip_gradient"
+        what = f"{result.name} diverged between the steps {steps}: its loss is {end.loss}"
+        return [f"{what}, which is not finite. Try {remedy}"]
+    return [
+        f"{result.name} missed {check.side.value}_{check.metric}: wanted {check.bound:.6g}, got "
+        f"{check.got:.6g}"
+        for check in result.checks
+        if not check.passed
+    ]
+
+
+LARGEST_DRAWN = 1e150  # Matplotlib cannot lay out an axis up to the largest float64
+SHARES = {"accuracy"}  # drawn on a linear axis: a logarithm would hide what happens near 1
 
 
 def run_figure(result: RunResult) -> Figure:
@@ -161,6 +156,4 @@ def _plot_metric(panel: Axes, result: RunResult, metric: str) -> None:
         panel.axhline(result.optimum, color="C2", ls="--", label=f"optimum {result.optimum:.6g}")
     for check in result.checks:
         if check.metric == metric:
-            side = "at most" if check.side == "max" else "at least"
-            label = f"expected: {side} {check.bound:.4g}"
-            panel.axhline(check.bound, color="C3", ls=":", label=label)
+            panel.axhline(check.bound, color="C3", ls=":", label=f"expected: {check.words}")

@@ -1,93 +1,100 @@
-"""What came of a run: the rows of its history, its checks, and how it ended."""
+"""Results of a run: the rows of its history, its checks, its outcome."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
-COLUMNS = ("step", "epoch", "loss", "grad_norm", "update_norm")
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
-@dataclass(frozen=True)
-class TrainingRow:
-    """A row of history.csv.
+class TrainingRow(BaseModel):
+    """A row of history.csv; the problem's metrics are further fields.
 
     Attributes:
-        step: how many steps were taken; row 0 is the start.
-        epoch: how many passes over the data were finished.
-        loss: the objective on all training data at the weights after that step, computed in double.
-        grad_norm: 2-norm of the gradient that the step followed; None at the start.
-        update_norm: 2-norm of what the step changed the weights by; None at the start.
-        metrics: the problem's own, computed in double at the same weights.
+        step: steps taken; row 0 is the start.
+        epoch: passes over the data finished.
+        loss: the objective on all training data after that step; as the metrics, in float64.
+        grad_norm: 2-norm of the step's gradient; None at the start.
+        update_norm: 2-norm of the step's change of the weights; None at the start.
     """
 
-    step: int
-    epoch: int
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, float]
+
+    step: Count
+    epoch: Count
     loss: float
     grad_norm: float | None
     update_norm: float | None
-    metrics: dict[str, float]
 
     @property
     def cells(self) -> dict[str, Any]:
-        """The row as history.csv has it."""
-        cells = asdict(self)
-        return cells | cells.pop("metrics")
+        """The row by column."""
+        return self.model_dump()
 
-    @classmethod
-    def from_cells(cls, cells: dict[str, Any]) -> TrainingRow:
-        """Undo `cells`."""
-        own = {name: cells[name] for name in COLUMNS}
-        return cls(**own, metrics={k: v for k, v in cells.items() if k not in COLUMNS})
+
+class Side(Enum):
+    """The side of a bound on a metric."""
+
+    MAX = "max"
+    MIN = "min"
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """One expectation and what became of it.
+    """An expectation of a config, and the value that it is about.
 
     Attributes:
         metric: a column of history.csv.
-        side: `max` or `min`.
-        bound: the largest or least value that counts as success.
+        side: whether `bound` is the largest or the least value that counts as success.
+        bound: that value.
         got: the value in the last row.
     """
 
     metric: str
-    side: str
+    side: Side
     bound: float
     got: float
 
     @property
     def passed(self) -> bool:
-        """Whether it held; a NaN never does."""
-        return self.got <= self.bound if self.side == "max" else self.got >= self.bound
+        """Whether it was met; NaN never is."""
+        return self.got <= self.bound if self.side is Side.MAX else self.got >= self.bound
+
+    @property
+    def words(self) -> str:
+        """The bound in words, as `at most 0.005`."""
+        return f"at {'most' if self.side is Side.MAX else 'least'} {self.bound:.4g}"
 
 
 class RunOutcome(Enum):
     """How a run ended."""
 
     PASSED = "passed"
-    MISSED = "missed"  # finished, and short of what its config expects
-    DIVERGED = "diverged"  # stopped at a loss that is no finite number
+    MISSED = "missed"  # finished without meeting what its config expects
+    DIVERGED = "diverged"  # stopped at a loss that is not finite
     INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        name: the config's.
-        problem: its name.
+        name: the config's name.
+        problem: the problem's name.
         backend, ctx: the array library's name, and its device.
-        dtype, fused, seed: as in `Run`.
+        dtype, fused, seed: as in `Trainer`.
         outcome: how it ended.
         checks: one for each expectation of the config.
-        steps: how many were taken.
-        seconds: wall time of all of them, with the recording, over all sessions.
+        steps: steps taken.
+        seconds: wall time of the steps and their recording, over all sessions.
         optimum: the least loss where it is known.
-        labels: the loss and the problem's metrics, each with the words for a plot's axis.
+        labels: the loss and the problem's metrics, each with its label on a plot.
         history: the recorded rows.
     """
 

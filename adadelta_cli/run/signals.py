@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back until a moment at which the work is whole."""
+"""Defer Ctrl-C and SIGTERM to a consistent point."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[Callable[[], None]]:
-    """Hold both signals back until the function that this yields is called, or the block ends.
+    """Defer both signals until the yielded function is called or the block ends.
 
-    Then the handler that was there before is called, which raises. A second signal is not held:
-    whoever sends it does not want to wait.
+    The previous handler is then called, which raises. A second signal is not deferred.
     """
     waiting: list[tuple[int, FrameType | None]] = []
     handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
 
-    def hold(number: int, frame: FrameType | None) -> None:
+    def defer(number: int, frame: FrameType | None) -> None:
         if waiting:
             handlers[number](number, frame)
         waiting.append((number, frame))
@@ -34,12 +33,12 @@ def defer_signals() -> Iterator[Callable[[], None]]:
             number, frame = waiting.pop()
             handlers[number](number, frame)
 
-    if threading.current_thread() is threading.main_thread():  # nowhere else can handlers be set
+    if threading.current_thread() is threading.main_thread():  # handlers can be set there only
         for each in SIGNALS:
             handler = signal.getsignal(each)
             if callable(handler):
                 handlers[each] = handler
-                signal.signal(each, hold)
+                signal.signal(each, defer)
     try:
         yield release
     finally:

@@ -113,11 +113,11 @@ def train(
     steps: int | None,
 ) -> Trajectory:
     """Train a config with an implementation, `steps` at most; keep every recorded step."""
-    from adadelta_cli.run import config, training
+    from adadelta_cli.run import config, trainer
 
     backend = implementation.arrays()
     settings = config.load_config(reference, list(overrides))
-    run = training.Training(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
+    run = trainer.Trainer(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
     end = min(run.total, steps or run.total)
     parameters = list(run.parameters.values())
     every = settings.training.record_every or run.steps_per_epoch

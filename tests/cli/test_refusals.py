@@ -178,7 +178,7 @@ def test_a_long_key_is_not_repeated_as_a_whole(tmp_path):
     """Nor looked for among the known ones."""
     path = tmp_path / "long.yaml"
     path.write_text(f"{ROSENBROCK}? {'k' * 90_000}\n: 1\n")
-    with pytest.raises(UsageError, match="is not known") as caught:
+    with pytest.raises(UsageError, match="is unknown") as caught:
         config.load_config(str(path))
     assert len(str(caught.value)) < 1000
 

@@ -17,6 +17,11 @@ MLP = "problem:\n  name: mlp\ntraining:\n  epochs: 1\n"
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+def mlp(setting):
+    """Write a config of the MLP with a setting of the problem."""
+    return MLP.replace("name: mlp", f"name: mlp\n  {setting}")
+
+
 @pytest.fixture
 def write(tmp_path):
     """Write a config file, and return its path."""
@@ -31,60 +36,33 @@ def write(tmp_path):
 
 # what is appended to ROSENBROCK (four lines), the line of the fault, what the message says
 WRONG = {
-    "unknown key": (
-        "optimizer:\n  rh: 0.5\n",
-        6,
-        r"optimizer\.rh is not known \(did you mean rho\?\)",
-    ),
-    "unknown section": (
-        "optimiser: {}\n",
-        5,
-        r"did you mean optimizer\?\); allowed here are problem",
-    ),
-    "text for a number": (
-        "optimizer:\n  rho: high\n",
-        6,
-        r"optimizer\.rho is 'high'; allowed is a number",
-    ),
-    "quoted number": ("optimizer:\n  rho: '0.9'\n", 6, r"rho is '0\.9'; allowed is a number"),
-    "bool for a number": ("optimizer:\n  rho: true\n", 6, r"rho is true; allowed is a number"),
+    "unknown key": ("optimizer:\n  rh: 0.5\n", 6, r"optimizer\.rh .*did you mean rho"),
+    "unknown section": ("optimiser: {}\n", 5, r"did you mean optimizer.*allowed: problem"),
+    "text for a number": ("optimizer:\n  rho: high\n", 6, r"\.rho is 'high'; .*number"),
+    "quoted number": ("optimizer:\n  rho: '0.9'\n", 6, r"rho is '0\.9'; .*number"),
+    "bool for a number": ("optimizer:\n  rho: true\n", 6, r"rho is true; .*number"),
     "yes is a text": ("optimizer:\n  rho: yes\n", 6, r"rho is 'yes'"),
     "null for a number": ("optimizer:\n  rho:\n", 6, r"rho is null"),
-    "too large": (
-        "optimizer:\n  rho: 1\n",
-        6,
-        r"rho is 1; allowed is a number, at least 0 and less than 1",
-    ),
+    "too large": ("optimizer:\n  rho: 1\n", 6, r"rho is 1; .*at least 0 and less than 1"),
     "negative": ("optimizer:\n\n  epsilon: -1e-6\n", 7, r"epsilon is -1e-06; .*more than 0"),
-    "infinite": ("optimizer:\n  wd: .inf\n", 6, r"wd is inf; allowed is a finite number"),
+    "infinite": ("optimizer:\n  wd: .inf\n", 6, r"wd is inf; .*finite number"),
     "no number": ("optimizer:\n  wd: .nan\n", 6, r"wd is nan"),
-    "list for a section": (
-        "optimizer: [1]\n",
-        5,
-        r"optimizer is \[1\]; allowed is a mapping with learning_rate",
-    ),
-    "duplicate key": (
-        "optimizer:\n  rho: 0.5\n  wd: 0\n  rho: 0.6\n",
-        8,
-        r"rho is given twice, first at .*line 6",
-    ),
-    "duplicate section": (
-        "training:\n  steps: 3\n",
-        5,
-        r"training is given twice, first at .*line 3",
-    ),
-    "other problem's metric": (
-        "expect:\n  min_accuracy: 1\n",
-        6,
-        r"rosenbrock reports loss, distance only",
-    ),
-    "key that is no text": ("1: 2\n", 5, r"the key '1' is no text"),
+    "list for a section": ("optimizer: [1]\n", 5, r"optimizer is \[1\]; .*with learning_rate"),
+    "duplicate key": ("optimizer:\n  rho: 1\n  wd: 0\n  rho: 2\n", 8, r"rho .*twice, .*line 6"),
+    "duplicate section": ("training:\n  steps: 3\n", 5, r"training .*twice, .*line 3"),
+    "other problem's metric": ("expect:\n  min_accuracy: 1\n", 6, r"reports loss, distance"),
+    "key that is no text": ("1: 2\n", 5, r"key '1' is not a text"),
+    "key that is a list": ("? [a]\n: 1\n", 5, r"key .* is not a text"),
+    "key that is tagged": ("? !!str [a]\n: 1\n", 5, r"key .* is not a text"),
     "tag": ("optimizer:\n  rho: !!python/name:os.system\n", 6, r"rho is .*python/name"),
-    "syntax": ("optimizer: {\n", 6, r"no YAML"),
-    "tab": ("optimizer:\n\trho: 0.5\n", 6, r"no YAML"),
-    "two documents": ("---\nproblem: 3\n", 5, r"expected a single document"),
-    "alias": ("optimizer: &a {}\nexpect: *a\n", 6, r"alias \(\*name\) is not allowed"),
-    "merge key": ("optimizer: {<<: {rho: 0.5}}\n", 5, r"optimizer\.<< is not known"),
+    "list tagged as a number": ("optimizer:\n  wd: !!int [1]\n", 6, r"wd is !!int .*allowed"),
+    "mapping tagged as one": ("optimizer:\n  wd: !!float {}\n", 6, r"wd is !!float .*allowed"),
+    "list tagged as a text": ("optimizer:\n  wd: !!str [1]\n", 6, r"wd is !!str .*allowed"),
+    "syntax": ("optimizer: {\n", 6, r"YAML"),
+    "tab": ("optimizer:\n\trho: 0.5\n", 6, r"YAML"),
+    "two documents": ("---\nproblem: 3\n", 5, r"YAML.* single document"),
+    "alias": ("optimizer: &a {}\nexpect: *a\n", 6, r"alias"),
+    "merge key": ("optimizer: {<<: {rho: 0.5}}\n", 5, r"optimizer\.<< is unknown"),
     "number of 5000 digits": ("optimizer:\n  wd: " + 5000 * "9" + "\n", 6, r"optimizer\.wd is"),
 }
 
@@ -100,50 +78,26 @@ def test_a_fault_is_refused_with_file_line_key_and_what_is_allowed(write, append
 
 
 WHOLE = {
-    "no problem": ("training: {steps: 1}\n", r"problem is missing; allowed is a mapping"),
+    "no problem": ("training: {steps: 1}\n", r"problem is missing; .*mapping"),
     "no training": ("problem: {name: mlp}\n", r"training is missing; .* with steps, epochs"),
-    "no name": (
-        "problem: {}\ntraining: {steps: 1}\n",
-        r"problem\.name is missing; allowed are rosen",
-    ),
-    "wrong name": (
-        "problem: {name: lda}\ntraining: {steps: 1}\n",
-        r"problem\.name is 'lda'; allowed are",
-    ),
+    "no name": ("problem: {}\ntraining: {steps: 1}\n", r"problem\.name is missing; .*rosen"),
+    "wrong name": ("problem: {name: lda}\ntraining: {steps: 1}\n", r"\.name is 'lda'; .*rosen"),
     "null name": ("problem: {name: }\ntraining: {steps: 1}\n", r"problem\.name is null"),
-    "neither": ("problem: {name: mlp}\ntraining: {}\n", r"neither given; allowed is one"),
-    "both": (
-        "problem: {name: mlp}\ntraining: {steps: 1, epochs: 1}\n",
-        r"both given; allowed is one",
-    ),
-    "epochs without data": (
-        "problem: {name: rosenbrock}\ntraining: {epochs: 1}\n",
-        r"training\.epochs is 1; rosenbrock has no data",
-    ),
-    "batch without data": (
-        "problem: {name: rosenbrock}\ntraining: {steps: 1, batch_size: 8}\n",
-        r"training\.batch_size is 8",
-    ),
-    "one layer is a text": (
-        "problem: {name: mlp, hidden: [8, a]}\ntraining: {steps: 1}\n",
-        r"problem\.hidden\.1 is 'a'; allowed is a whole number",
-    ),
-    "no layer": (
-        "problem: {name: mlp, hidden: []}\ntraining: {steps: 1}\n",
-        r"hidden is \[\]; allowed is a list of 1 to 8",
-    ),
-    "activation": (
-        "problem: {name: mlp, activation: gelu}\ntraining: {steps: 1}\n",
-        r"allowed is relu or tanh or sigmoid",
-    ),
+    "neither": (MLP.replace("epochs: 1", "batch_size: 1"), r"exactly one of .*neither"),
+    "both": (MLP + "  steps: 1\n", r"exactly one of .*both"),
+    "epochs without data": (ROSENBROCK + "  epochs: 1\n", r"training\.epochs is 1, .*no data"),
+    "batch without data": (ROSENBROCK + "  batch_size: 8\n", r"training\.batch_size is 8"),
+    "one layer is a text": (mlp("hidden: [8, a]"), r"problem\.hidden\.1 is 'a'; .*integer"),
+    "no layer": (mlp("hidden: []"), r"hidden is \[\]; .*list of 1 to 8"),
+    "activation": (mlp("activation: gelu"), r"relu or tanh or sigmoid"),
     "empty": ("", r"line 1: the file is empty"),
     "comment": ("# nothing\n", r"line 1: the file is empty"),
     "list": ("- 1\n", r"line 1: the file is a list"),
     "text": ("hello\n", r"line 1: the file is a str"),
     "not UTF-8": (b"# caf\xe9\n" + ROSENBROCK.encode(), r"line 1: byte 0xe9 is not UTF-8"),
     "UTF-16": (ROSENBROCK.encode("utf-16"), r"line 1: byte 0xff is not UTF-8"),
-    "control character": (ROSENBROCK + "#\x00", r"no YAML"),
-    "megabytes": (b"#" * 3_000_000, r"it has more than 100000 bytes"),
+    "control character": (ROSENBROCK + "#\x00", r"YAML"),
+    "megabytes": (b"#" * 3_000_000, r"more than 100000 bytes"),
     "deep": ("[" * 50_000, r"nested too deeply"),
     "bomb": ("a: &a [x]\nb: &b [*a,*a]\nc: [*b,*b]\n", r"line 2: .*alias"),
 }
@@ -168,33 +122,11 @@ def test_each_of_several_faults_is_reported():
     assert second.startswith("--set training.batch_size=0: training.batch_size is 0;")
 
 
-NUMBERS = {
-    "1e-6": 1e-6,
-    "1e3": 1000.0,
-    "1E+3": 1000.0,
-    ".5": 0.5,
-    "5.": 5.0,
-    "+0.25": 0.25,
-    "-3": -3.0,
-    "010": 10.0,
-    "0o10": 8.0,
-    "0x10": 16.0,
-}
-
-
-@pytest.mark.parametrize(("text", "value"), NUMBERS.items())
-def test_numbers_are_read_as_yaml_1_2_reads_them(write, text, value):
-    """`1e-6` is a number and `010` is ten, in a file and after --set alike."""
-    path = write(f"{ROSENBROCK}optimizer: {{wd: {text}}}\n")
-    assert config.load_config(path).optimizer.wd == value
-    assert config.load_config(path, [f"optimizer.wd={text}"]).optimizer.wd == value
-
-
-@pytest.mark.parametrize("text", ["1_000", "1:30", "0b1", "1e", "--1", "o10", "2001-01-01"])
-def test_what_only_yaml_1_1_calls_a_number_is_a_text(write, text):
-    """Underscores, sexagesimals and binaries are texts, and so no numbers."""
-    with pytest.raises(UsageError, match=re.escape(f"wd is '{text}'")):
-        config.load_config(write(f"{ROSENBROCK}optimizer: {{wd: {text}}}\n"))
+def test_numbers_are_those_of_yaml_1_2_in_a_file_and_after_set(write):
+    """`1e-6` is a number and `010` is ten; test_yaml12.py has all forms."""
+    path = write(f"{ROSENBROCK}optimizer: {{wd: 010, epsilon: 1e-6}}\n")
+    assert config.load_config(path).optimizer.wd == 10
+    assert config.load_config(path, ["optimizer.wd=1e-7"]).optimizer.wd == 1e-7
 
 
 @pytest.mark.parametrize("label", ["yes", "010x", "~x", "on", "'1e3'", '"null"', "'12'", "größe"])
@@ -233,14 +165,14 @@ def test_set_overrides_reaches_what_the_file_leaves_out():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("nonsense", r"this is no KEY=VALUE"),
-        ("=3", r"this is no KEY=VALUE"),
-        ("optimizer..rho=3", r"this is no KEY=VALUE"),
-        ("optimizer.rh=0.5", r"optimizer\.rh is not known \(did you mean rho"),
+        ("nonsense", r"KEY=VALUE"),
+        ("=3", r"KEY=VALUE"),
+        ("optimizer..rho=3", r"KEY=VALUE"),
+        ("optimizer.rh=0.5", r"optimizer\.rh is unknown \(did you mean rho"),
         ("problem.hidden.0=5", r"problem\.hidden has no keys; set it whole"),
-        ("optimizer.rho=[", r"no YAML"),
+        ("optimizer.rho=[", r"invalid YAML"),
         ("optimizer.rho=", r"optimizer\.rho is null"),
-        ("training.steps=3", r"both given; allowed is one of them, the other null"),
+        ("training.steps=3", r"exactly one of .*null"),
     ],
 )
 def test_a_wrong_override_is_refused_by_its_name(override, message):
@@ -274,9 +206,11 @@ def test_configs_inside_the_package_come_first(tmp_path, monkeypatch):
 
 
 def test_a_config_that_is_not_there_is_refused_with_the_names_that_are(tmp_path):
-    """A missing file's message lists what ships; a folder is no config."""
-    with pytest.raises(UsageError, match=r"no config 'nope'.*logistic_regression, mlp, rosenbrock"):
+    """The message lists the bundled configs and the nearest one; a folder is no config."""
+    with pytest.raises(UsageError, match=r"config 'nope'.*logistic_regression, mlp, rosenbrock"):
         config.load_config("nope")
+    with pytest.raises(UsageError, match=r"did you mean mlp\?"):
+        config.load_config("mpl")
     with pytest.raises(UsageError, match=r"is a folder"):
         config.load_config(str(tmp_path))
 

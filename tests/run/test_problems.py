@@ -1,4 +1,4 @@
-"""The problems' losses, gradients, data and optima are what they are said to be."""
+"""The problems' losses, gradients, data and optima are correct."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_rosenbrock_starts_and_ends_where_the_literature_says():
 def test_the_optimum_of_logistic_regression_is_one(l2):
     """At scikit-learn's solution our gradient vanishes, and so does the gap."""
     built = build(name="logistic_regression", l2=l2)
-    solved = built._solved()
+    solved = built.solve()
     assert max(np.abs(g).max() for g in built.gradient(np, solved, *built.data)) < 1e-9
     assert built.measure(solved)["gap"] == pytest.approx(0, abs=1e-15)
     moved = [w + 1e-3 for w in solved]
@@ -163,7 +163,7 @@ def test_a_logistic_loss_is_right_at_any_margin():
 def test_accuracy_counts_what_is_classified_rightly():
     """At the optimum nearly all are right; with all signs turned, the others are."""
     built = build(name="logistic_regression")
-    solved = built._solved()
+    solved = built.solve()
     accuracy = built.measure(solved)["accuracy"]
     assert accuracy == pytest.approx(0.9877, abs=1e-4)
     assert built.measure([-w for w in solved])["accuracy"] == pytest.approx(1 - accuracy)
@@ -210,7 +210,7 @@ def test_a_problem_measures_what_it_says(each):
     assert ["loss", *built.measure(list(built.start.values()))] == list(built.metrics)
 
 
-# --- a CSV file of one's own ----------------------------------------------------------------------
+# --- the user's CSV file --------------------------------------------------------------------------
 
 
 def from_csv(tmp_path, text, label="label"):
@@ -243,7 +243,7 @@ WRONG = {
     "one class": ("a,label\n1,0\n2,0\n", r"label holds 1 classes \(0\); .* needs 2"),
     "three classes": ("a,label\n1,0\n2,1\n3,2\n", r"holds 3 classes \(0, 1, 2\)"),
     "no rows": ("a,label\n", r"holds 0 classes"),
-    "no features": ("label\n1\n0\n", r"no column beside the label"),
+    "no features": ("label\n1\n0\n", r"no column besides the label"),
     "empty": ("", r"cannot be read: .*must be a CSV file in UTF-8 with a header"),
     "no UTF-8": (b"a,label\n\xff,1\n", r"cannot be read"),
     "ragged": ("a,label\n1,0\n1,2,3,4\n", r"cannot be read"),

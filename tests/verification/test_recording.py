@@ -51,10 +51,10 @@ def test_a_replay_ends_where_the_training_ended(recorded):
     """The unfused step on the recorded gradients makes the training's own weights and states."""
     path, run = recorded
     recording = Recording.read(path)
-    assert recording.steps == run.training.total and recording.hyper.rho == 0.95
+    assert recording.steps == run.trainer.total and recording.hyper.rho == 0.95
     end = runner.step_through(NUMPY, recording, "float32", 0).tensors
     for part in ("weight", "acc_grad", "acc_delta"):
-        arrays = [getattr(p, part).ravel() for p in run.training.parameters.values()]
+        arrays = [getattr(p, part).ravel() for p in run.trainer.parameters.values()]
         assert end[part][-1].tobytes() == np.concatenate(arrays).tobytes()
 
 
@@ -93,8 +93,8 @@ def test_the_first_steps_alone(recorded):
     """`--steps` shortens a recording, and cannot lengthen it."""
     path, run = recorded
     assert Recording.read(path, 3).steps == 3
-    with pytest.raises(UsageError, match=f"has {run.training.total} steps"):
-        Recording.read(path, run.training.total + 1)
+    with pytest.raises(UsageError, match=f"has {run.trainer.total} steps"):
+        Recording.read(path, run.trainer.total + 1)
 
 
 def test_wrong_files_are_usage_errors(recorded, tmp_path):

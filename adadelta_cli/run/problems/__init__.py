@@ -1,29 +1,33 @@
-"""The problems that `run` trains and `verify` compares on, by name."""
+"""The problems that `run` trains and `verify` compares on; add one to both tables below."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from adadelta_cli.run.problems.logistic_regression import LogisticRegression
-from adadelta_cli.run.problems.mlp import Mlp
-from adadelta_cli.run.problems.problem import Problem
-from adadelta_cli.run.problems.rosenbrock import Rosenbrock
+from adadelta_cli.run.problems.logistic_regression import (
+    LogisticRegression,
+    LogisticRegressionSettings,
+)
+from adadelta_cli.run.problems.mlp import Mlp, MlpSettings
+from adadelta_cli.run.problems.rosenbrock import Rosenbrock, RosenbrockSettings
 
-__all__ = ["PROBLEMS", "LogisticRegression", "Mlp", "Problem", "Rosenbrock", "problem"]
+if TYPE_CHECKING:
+    from adadelta_cli.run.problems.problem import Problem
 
 PROBLEMS: dict[str, type[Problem]] = {
     each.name: each for each in (Rosenbrock, LogisticRegression, Mlp)
 }
+ProblemSettings = RosenbrockSettings | LogisticRegressionSettings | MlpSettings
 
 
-def problem(settings: Any, seed: int = 0) -> Problem:
+def problem(settings: ProblemSettings, seed: int = 0) -> Problem:
     """Build a problem, with its data and its start.
 
     Args:
-        settings: the `problem` section of a `Config`.
-        seed: what the start and the split of the data derive from.
+        settings: the `problem` section of a config.
+        seed: the seed of the start and of the split of the data.
 
     Raises:
-        UsageError: the data cannot be read, or are no data for this problem.
+        UsageError: the data cannot be read, or do not suit this problem.
     """
     return PROBLEMS[settings.name](settings, seed)

@@ -5,28 +5,39 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, in_one_line, shortened
-from adadelta_cli.run.problems.problem import Problem
+from adadelta_cli.run.problems.problem import Problem, Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from adadelta_cli.run.problems.settings import LogisticRegressionSettings
 
 # Below this margin, exp(-margin) is not computed: log(1 + exp(30)) is 30 to 14 digits.
 LEAST_MARGIN = -30
 LARGEST_FEATURE = 1e150  # of which the square, and the sum of many, is a float64
 
 
+class LogisticRegressionSettings(Section):
+    """Two classes, a linear model, L2 on its weights and none on its bias."""
+
+    name: Literal["logistic_regression"]
+    l2: float = Field(1e-3, gt=0)
+    """Factor of half the squared norm of the weights, added to the mean loss of a sample."""
+    csv: str | None = None
+    """A CSV file with a header, relative to this file; null for the breast-cancer data."""
+    label: str = "label"
+    """The CSV column with the two classes; all other columns are features."""
+
+
 class LogisticRegression(Problem):
     """Mean over samples of log(1 + exp(-y (x.weight + bias))), y = 1 or -1, plus l2/2 |weight|^2.
 
-    The bias is not penalised, as in scikit-learn, whose own solver finds the optimum.
+    The bias is not penalised, as in scikit-learn, which computes the optimum.
     """
 
     name = "logistic_regression"
@@ -39,7 +50,9 @@ class LogisticRegression(Problem):
     def __init__(self, settings: LogisticRegressionSettings, _seed: int) -> None:
         self.l2 = settings.l2
         if settings.csv is None:
-            features, positive = _breast_cancer()
+            from sklearn.datasets import load_breast_cancer
+
+            features, positive = load_breast_cancer(return_X_y=True)
         else:
             features, positive = _from_csv(Path(settings.csv), settings.label)
         self.data = (_standardised(features), np.where(positive, 1.0, -1.0))
@@ -50,14 +63,14 @@ class LogisticRegression(Problem):
         """Compute the loss at the optimum.
 
         Raises:
-            UsageError: scikit-learn's solver finds none, as the classes can be separated and l2 is
-                next to nothing, or as l2 is too large a number for it.
+            UsageError: scikit-learn's solver finds none: l2 is too small for separable classes, or
+                too large.
         """
         from sklearn.exceptions import ConvergenceWarning
 
         try:
             with np.errstate(all="ignore"):
-                least = float(self.loss(np, self._solved(), *self.data))
+                least = float(self.loss(np, self.solve(), *self.data))
             reason = "" if math.isfinite(least) else f"the loss there is {least}"
         except (ConvergenceWarning, ValueError, ArithmeticError) as error:
             reason = in_one_line(error)
@@ -68,8 +81,8 @@ class LogisticRegression(Problem):
             )
         return least
 
-    def _solved(self) -> list[np.ndarray]:
-        """Let scikit-learn find the optimum: the same objective, times the number of samples."""
+    def solve(self) -> list[np.ndarray]:
+        """Find the optimal weight and bias; scikit-learn's objective is n times this one."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression as Solver
 
@@ -98,7 +111,7 @@ class LogisticRegression(Problem):
         return [features.T @ slope + self.l2 * weight, slope.sum(keepdims=True)]
 
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
-        """Compute the loss above the optimum and the share of samples classified rightly."""
+        """Compute the loss above the optimum, and the accuracy."""
         features, labels = self.data
         scores = features @ weights[0] + weights[1]
         assert self.optimum is not None  # noqa: S101 - for the type checker
@@ -114,19 +127,12 @@ def _standardised(features: np.ndarray) -> np.ndarray:
     return (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
 
 
-def _breast_cancer() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_breast_cancer
-
-    data = load_breast_cancer()
-    return data.data, data.target == 1
-
-
 def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read features (n, columns) as float64, and which samples are of the second class (n,).
+    """Read features, float64 (n, columns), and which samples are of the second class, bool (n,).
 
     Raises:
-        UsageError: the file is missing or no CSV, has no such label or not two classes, or holds
-            a feature that is no finite number.
+        UsageError: the file is not a CSV file, the label is missing or has not two classes, or a
+            feature is not a finite number.
     """
     table = _table(path)
     if label not in table.columns:
@@ -170,23 +176,18 @@ def _second_class(path: Path, labels: Any) -> np.ndarray:
 def _features(path: Path, table: Any) -> np.ndarray:
     import pandas as pd
 
+    expected = f"features must be finite numbers, at most {LARGEST_FEATURE:g} in magnitude"
     if not len(table.columns):
-        raise UsageError(f"{path}: there is no column beside the label; features are needed")
+        raise UsageError(f"{path}: there is no column besides the label; add columns of features")
     try:
         numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    except OverflowError as error:  # of a whole number with hundreds of digits
-        raise UsageError(
-            f"{path}: a feature is too large a number; features must be finite numbers, of at most "
-            f"{LARGEST_FEATURE:g}"
-        ) from error
+    except OverflowError as error:  # of an integer of hundreds of digits
+        raise UsageError(f"{path}: a feature is too large; {expected}") from error
     wrong = np.argwhere(~(np.abs(numbers) <= LARGEST_FEATURE))
     if len(wrong):
         row, column = wrong[0]
         cell = table.iloc[row, column]
-        got = cell if isinstance(cell, str) else float(cell)
-        raise UsageError(
-            f"{path}, line {row + 2}: {shortened(table.columns[column])} is "
-            f"{shortened(repr(got))}; features must be finite numbers, of at most "
-            f"{LARGEST_FEATURE:g}"
-        )
+        got = shortened(repr(cell if isinstance(cell, str) else float(cell)))
+        name = shortened(table.columns[column])
+        raise UsageError(f"{path}, line {row + 2}: {name} is {got}; {expected}")
     return numbers

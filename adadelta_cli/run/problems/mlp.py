@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.run.problems.problem import Problem
+from adadelta_cli.run.problems.problem import Problem, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adadelta_cli.run.problems.settings import MlpSettings
-
 CLASSES = 10
-BRIGHTEST = 16.0  # the pixels are whole numbers from 0 to 16
+BRIGHTEST = 16.0  # the pixels are integers from 0 to 16
+
+Width = Annotated[int, Field(ge=1, le=4096)]
+
+
+class MlpSettings(Section):
+    """A multi-layer perceptron that reads handwritten digits."""
+
+    name: Literal["mlp"]
+    hidden: tuple[Width, ...] = Field((128, 64), min_length=1, max_length=8, strict=False)
+    """Sizes of the hidden layers."""
+    activation: Literal["relu", "tanh", "sigmoid"] = "relu"
+    """Activation function of the hidden layers."""
+    held_out: float = Field(0.2, gt=0, lt=1)
+    """Fraction of the samples held out from training, for the accuracy."""
 
 
 class Activation(NamedTuple):
     """A hidden layer's non-linearity.
 
     Attributes:
-        apply: from the arrays' module and the layer's input.
-        slope: the derivative, from the activation's output.
-        gain: the variance of the initial weights times the mean of fan-in and fan-out: He for
-            relu, else Glorot.
+        apply: the function, of the arrays' module and the layer's input.
+        slope: its derivative, of its output.
+        gain: variance of the initial weights times the mean of fan-in and fan-out: He for relu,
+            Glorot for the others.
     """
 
     apply: Callable[[Any, Any], Any]
@@ -62,7 +75,7 @@ class Mlp(Problem):
         if not len(kept):
             raise UsageError(
                 f"problem.held_out is {settings.held_out}, which leaves none of the {len(order)} "
-                f"pictures for the training; allowed is at most {1 - 1 / len(order):.4f}"
+                f"samples for training; allowed is at most {1 - 1 / len(order):.4f}"
             )
         one_hot = np.eye(CLASSES)[digits]
         self.data = (pixels[kept] / BRIGHTEST, one_hot[kept])
@@ -108,7 +121,7 @@ class Mlp(Problem):
         return grads
 
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
-        """Compute the share of held-out digits that are read rightly."""
+        """Compute the accuracy on the held-out digits."""
         pixels, digits = self.held_out
         found = self._layers(np, weights, pixels)[-1].argmax(axis=1)
         return {"accuracy": float(np.mean(found == digits))}

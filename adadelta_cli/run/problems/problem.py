@@ -7,20 +7,28 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from adadelta_cli.implementations.array_backends import NumpyBackend
     from adadelta_cli.update import Parameter
 
 
+class Section(BaseModel):
+    """A section of a config; unknown keys are errors."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
 class Problem(ABC):
-    """Something to minimise: data, start, loss, gradient, and how good a point is.
+    """An objective to minimise: data, start, loss, gradient and metrics.
 
     Attributes:
-        name: as a config names it.
-        metrics: the loss and what `measure` computes, each with the words for the axis of a plot.
-        data: arrays of float64 with the samples along the first axis; none where there are no
-            samples.
+        name: its name in a config.
+        metrics: the loss and what `measure` computes, each with its label on a plot.
+        data: float64 arrays with the samples along the first axis; empty without samples.
         start: the initial tensors by name, float64.
         optimum: the least loss where it is known, else None.
     """
@@ -41,22 +49,19 @@ class Problem(ABC):
         Args:
             xp: the arrays' module, `numpy`, `mxnet.np` or `cupy`.
             weights: the tensors in the order of `start`, float32 or float64.
-            batch: the samples in question of each array of `data`, of the same dtype.
+            batch: samples of each array of `data`, in the dtype of the weights.
         """
 
     @abstractmethod
     def gradient(self, xp: Any, weights: Sequence[Any], *batch: Any) -> list[Any]:
         """Compute the gradient of `loss` by hand-written formulas.
 
-        Args:
-            xp: the arrays' module, `numpy` or `cupy`.
-            weights: as `loss` takes them.
-            batch: likewise.
+        Arguments are those of `loss`, except that MXNet's arrays are not supported.
         """
 
     @abstractmethod
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
-        """Compute the metrics beside the loss at a point, given as float64."""
+        """Compute the other metrics at a point, given as float64."""
 
 
 Gradient = Callable[[Sequence[Any]], None]
@@ -64,7 +69,7 @@ Gradient = Callable[[Sequence[Any]], None]
 
 def _analytic(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
     def differentiate(batch: Sequence[Any]) -> None:
-        with np.errstate(all="ignore"):  # a diverging run is reported, with words
+        with np.errstate(all="ignore"):  # Run reports a diverged loss
             weights = [p.weight.astype(p.acc_grad.dtype) for p in parameters]
             grads = problem.gradient(backend.xp, weights, *batch)
             for p, grad in zip(parameters, grads, strict=True):
@@ -90,15 +95,14 @@ _GRADIENTS = {"numpy": _analytic, "mxnet": _automatic, "cupy": _analytic}
 
 
 def gradient(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
-    """Make the function that puts the gradient on a batch into the parameters' `grad`.
+    """Return a function that computes the gradient on a batch into the parameters' `grad`.
 
-    MXNet differentiates the loss itself; NumPy and CuPy take the problem's own formulas.
-    float16 weights are widened to the dtype of their states, the loss is computed there, and the
-    gradient is rounded to float16.
+    MXNet differentiates the loss; NumPy and CuPy use the problem's formulas. float16 weights are
+    widened to the dtype of their states, and their gradients are rounded to float16.
 
     Args:
-        problem: whose loss.
-        backend: the library that holds the parameters and the batch.
+        problem: the problem to differentiate.
+        backend: the library of the parameters and the batch.
         parameters: the tensors in the order of `problem.start`.
     """
     return _GRADIENTS[backend.name](problem, backend, parameters)

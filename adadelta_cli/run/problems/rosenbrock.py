@@ -6,16 +6,23 @@ The Computer Journal 3 (1960), 175-184.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from adadelta_cli.run.problems.problem import Problem
+from adadelta_cli.run.problems.problem import Problem, Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadelta_cli.run.problems.settings import RosenbrockSettings
+
+class RosenbrockSettings(Section):
+    """Rosenbrock's valley: sum of 100 (x[i+1] - x[i]^2)^2 + (1 - x[i])^2, least at (1, ..., 1)."""
+
+    name: Literal["rosenbrock"]
+    dimension: int = Field(2, ge=2, le=1_000_000)
+    """Number of coordinates; above 3 there is a second, local minimum."""
 
 
 class Rosenbrock(Problem):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait for a moment at which the work is whole."""
+"""Ctrl-C and SIGTERM are deferred to a consistent point."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_signal_waits_until_it_is_released(number, error):
     assert done == [1]
 
 
-def test_a_signal_that_nobody_released_comes_at_the_end():
+def test_a_signal_that_was_not_released_comes_at_the_end():
     """None is lost."""
     done = []
     with pytest.raises(KeyboardInterrupt):
@@ -54,7 +54,7 @@ def test_a_signal_that_nobody_released_comes_at_the_end():
 
 
 def test_a_second_signal_does_not_wait():
-    """Whoever sends two wants it to end now."""
+    """The user wants the program to end now."""
     done = []
     with pytest.raises(KeyboardInterrupt):
         work_while([signal.SIGINT, signal.SIGINT], done)
@@ -69,7 +69,7 @@ def test_the_handlers_are_as_before():
     assert [signal.getsignal(each) for each in signals.SIGNALS] == before
 
 
-def test_another_thread_holds_nothing():
+def test_another_thread_defers_nothing():
     """Handlers belong to the main thread; elsewhere the block does nothing, and raises nothing."""
     outcome = []
 

@@ -1,0 +1,176 @@
+"""Train a problem step by step, and measure it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adadelta_cli.implementations import registry
+from adadelta_cli.implementations.base import StepInputs
+from adadelta_cli.run import problems
+from adadelta_cli.run.problems.problem import gradient
+from adadelta_cli.run.result import TrainingRow
+from adadelta_cli.update import state_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from adadelta_cli.implementations.array_backends import NumpyBackend
+    from adadelta_cli.run.config import Config
+
+
+class Batches:
+    """Batches on a backend; an epoch takes each sample once, in an order of its own.
+
+    The order derives from the seed and the epoch, so a checkpoint does not store it.
+
+    Args:
+        data: arrays with the samples along the first axis, or none.
+        size: samples per batch; None for all.
+        backend: the library that gets the batches.
+        seed: the seed of the orders.
+
+    Attributes:
+        per_epoch: batches, and so steps, of an epoch.
+    """
+
+    def __init__(
+        self, data: Sequence[np.ndarray], size: int | None, backend: NumpyBackend, seed: int
+    ) -> None:
+        self._data, self._backend, self._seed = data, backend, seed
+        self._samples = len(data[0]) if data else 1
+        self._size = min(size or self._samples, self._samples)
+        self.per_epoch = math.ceil(self._samples / self._size)
+        self._epoch = -1
+        self._batch = [backend.array(values) for values in data] if self.per_epoch == 1 else []
+
+    def at(self, step: int) -> list[Any]:
+        """Return the batch of a step, counted from 0."""
+        if self.per_epoch == 1:
+            return self._batch
+        epoch, number = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._samples)
+            self._epoch = epoch
+        chosen = self._order[number * self._size :][: self._size]
+        return [self._backend.array(values[chosen]) for values in self._data]
+
+
+class Trainer:
+    """A problem, its tensors on a backend, and one AdaDelta step after another.
+
+    Args:
+        config: the problem, the optimizer and the length of the training.
+        backend: the array library.
+        fused: take the step in one pass over memory.
+        dtype: float32, float64, or float16 with float32 masters and states.
+        seed: the seed of everything random.
+
+    Attributes:
+        step: steps taken.
+        total: steps to take.
+        parameters: the tensors by name, on the backend.
+
+    Raises:
+        UsageError: the problem's data are invalid.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        backend: NumpyBackend,
+        *,
+        fused: bool = True,
+        dtype: str = "float32",
+        seed: int = 0,
+    ) -> None:
+        self.problem = problems.problem(config.problem, seed)
+        self.backend = backend
+        self.step = 0
+        self.parameters = {
+            name: registry.parameter(backend, start, np.zeros_like(start), dtype=dtype)
+            for name, start in self.problem.start.items()
+        }
+        parameters = list(self.parameters.values())
+        self._differentiate = gradient(self.problem, backend, parameters)
+        ones = [1.0] * len(parameters)
+        hyper = config.optimizer.hyperparameters()
+        self._update = registry.builtin(backend, fused=fused).bind(
+            StepInputs(parameters, hyper, ones, ones)
+        )
+        compute_dtype = state_dtype(dtype)
+        data = [values.astype(compute_dtype) for values in self.problem.data]
+        self._batches = Batches(data, config.training.batch_size, backend, seed)
+        self.steps_per_epoch = self._batches.per_epoch
+        epochs = config.training.epochs or 0
+        self.total = config.training.steps or epochs * self.steps_per_epoch
+
+    def advance(self) -> None:
+        """Take one step: the next batch, its gradient, the update."""
+        self._differentiate(self._batches.at(self.step))
+        self._update()
+        self.step += 1
+
+    def advance_and_measure(self) -> TrainingRow:
+        """Take one step, and measure it and the point that it leads to."""
+        before = self.weights(exact=True)
+        self.advance()
+        after = self.weights(exact=True)
+        grads = [self._numpy(p.grad) for p in self.parameters.values()]
+        with np.errstate(all="ignore"):
+            moved = [new - old for new, old in zip(after, before, strict=True)]
+        return self.measure(norm(grads), norm(moved))
+
+    def measure(
+        self, grad_norm: float | None = None, update_norm: float | None = None
+    ) -> TrainingRow:
+        """Measure the current point, in float64."""
+        weights = self.weights()
+        with np.errstate(all="ignore"):  # Run reports a diverged loss
+            loss = float(self.problem.loss(np, weights, *self.problem.data))
+            metrics = self.problem.measure(weights)
+        epoch = self.step // self.steps_per_epoch
+        return TrainingRow(
+            step=self.step,
+            epoch=epoch,
+            loss=loss,
+            grad_norm=grad_norm,
+            update_norm=update_norm,
+            **metrics,
+        )
+
+    def weights(self, *, exact: bool = False) -> list[np.ndarray]:
+        """Return the weights as float64; `exact`: the float32 masters of float16 weights."""
+        return [
+            self._numpy(p.master if exact and p.master is not None else p.weight)
+            for p in self.parameters.values()
+        ]
+
+    def _numpy(self, array: Any) -> np.ndarray:
+        return self.backend.numpy(array).astype(np.float64)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that the next steps depend on, as `Checkpoint.arrays`."""
+        return {
+            f"{part}/{name}": self.backend.numpy(getattr(p, part))
+            for name, p in self.parameters.items()
+            for part in ("weight", "acc_grad", "acc_delta", "master")
+            if getattr(p, part) is not None
+        }
+
+    def restore(self, step: int, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from a step and the `state` at it."""
+        self.step = step
+        for key, values in state.items():
+            part, name = key.split("/", 1)
+            self.backend.assign(getattr(self.parameters[name], part), values)
+
+
+def norm(arrays: Sequence[np.ndarray]) -> float:
+    """Compute the 2-norm of all elements together; their squares neither overflow nor underflow."""
+    largest = max(float(np.abs(each).max(initial=0.0)) for each in arrays)
+    if not largest or not math.isfinite(largest):
+        return largest
+    return largest * math.sqrt(math.fsum(float(((each / largest) ** 2).sum()) for each in arrays))
