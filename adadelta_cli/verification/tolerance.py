@@ -321,9 +321,10 @@ def _placed(
     scale = np.nan_to_num(np.minimum(exact.scales[tensor], WIDE(info.max) / 2), nan=1.0)
     ulp = np.spacing(scale.astype(got.dtype)).astype(WIDE)
     error = np.where(slacks[0] < np.inf, np.maximum(_distance(got, wanted) - slacks[0], 0), 0)
-    # No order makes an accumulator negative that is a sum of squares, however small.
+    # No order makes an accumulator negative that is a sum of squares, however small. One that
+    # began negative stays so where an overflow leaves no update: then in the reference, too.
     negative = (got < 0) & (exact.after[tensor] > 0) & (tensor != "weight")
-    error = np.where(negative, np.inf, error)
+    error = np.where(negative & ~(wanted < 0), np.inf, error)
     beyond = ~(error <= allowed * ulp)
     tolerance = allowed * ulp + slacks[0]
     ranged = beyond & ~negative
