@@ -59,22 +59,6 @@ LARGEST_IN = 150.0  # height of a figure, in inches: a higher one takes gigabyte
 # --- settings and styles --------------------------------------------------------------------------
 
 
-class PanelGroup(NamedTuple):
-    """The setting that the rows of one line of panels share."""
-
-    dtype: str
-    place: str
-    cache: str
-
-    @classmethod
-    def of(cls, row: BenchRow) -> PanelGroup:
-        """Return a row's."""
-        return cls(row.dtype, row.place, row.cache)
-
-    def __str__(self) -> str:
-        return f"{self.dtype}, {self.place}, {self.cache} caches"
-
-
 @dataclass(frozen=True)
 class Style:
     """How an implementation is drawn, in every panel."""
@@ -101,10 +85,11 @@ def styles_of(rows: Iterable[BenchRow]) -> dict[str, Style]:
     }
 
 
-def _by_setting(measurements: Iterable[Measurement]) -> dict[PanelGroup, list[Measurement]]:
-    found: dict[PanelGroup, list[Measurement]] = {}
+def _by_setting(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    found: dict[str, list[Measurement]] = {}
     for each in measurements:
-        found.setdefault(PanelGroup.of(each.row), []).append(each)
+        setting = f"{each.row.dtype}, {each.row.place}, {each.row.cache} caches"
+        found.setdefault(setting, []).append(each)
     return found
 
 
@@ -401,7 +386,7 @@ def samples_figure(measurements: Sequence[Measurement], machine: Mapping[str, An
     panels = figure.subplots(len(settings), 1, **how)[:, 0]
     limits = _limits(measurements)
     for axes, (setting, some) in zip(panels, settings.items(), strict=True):
-        axes.set_title(str(setting), fontsize=11)
+        axes.set_title(setting, fontsize=11)
         _draw_samples(axes, some, styles, limits)
     panels[-1].set_xlabel("time of one sample / median of its row (logarithmic)")
     return figure

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as validated
 
 from adadelta_cli import inputs
 from adadelta_cli.bench import significance, worker
@@ -49,7 +50,8 @@ Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
 DEEPEST = 20  # of nested lists and objects; a bench.json has 4
 
 
-class MeasurementKey(NamedTuple):
+@dataclass(frozen=True)
+class MeasurementKey:
     """What identifies a measurement: rows with equal keys are compared."""
 
     implementation: str
@@ -61,23 +63,20 @@ class MeasurementKey(NamedTuple):
     cache: str
 
 
-class RecordedTiming(BaseModel):
+KEY = tuple(field.name for field in fields(MeasurementKey))
+
+
+@validated(frozen=True)
+class RecordedTiming(MeasurementKey):
     """A row of bench.json: which measurement it is, and its note."""
 
-    implementation: str
-    backend: str
-    ctx: str
-    dtype: str
-    workload: str
-    threads: int
-    cache: str
     ceiling_gigabytes_per_s: Positive | None = None
     note: str = ""
 
     @property
     def key(self) -> MeasurementKey:
         """What identifies it in another document."""
-        return MeasurementKey(*(getattr(self, name) for name in MeasurementKey._fields))
+        return MeasurementKey(*(getattr(self, name) for name in KEY))
 
     @property
     def wrong(self) -> bool:
@@ -118,9 +117,11 @@ class Document(BaseModel):
                 f"there are {len(self.rows)} rows and {len(self.by_process)} entries in by_process"
             )
         counts = Counter(row.key for row in self.rows)
-        key, count = max(counts.items(), key=lambda item: item[1], default=((), 0))
-        if count > 1:
-            raise ValueError(f"two rows have the same key: {' '.join(map(str, key))}")
+        key, count = max(counts.items(), key=lambda item: item[1], default=(None, 0))
+        if key and count > 1:
+            raise ValueError(
+                f"two rows have the same key: {' '.join(map(str, vars(key).values()))}"
+            )
         return self
 
     @property
@@ -259,7 +260,7 @@ def _consequence(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class RegressionRow:
+class RegressionRow(MeasurementKey):
     """One measurement in both results: a row of compare.csv.
 
     Attributes:
@@ -272,13 +273,6 @@ class RegressionRow:
         note: why it is UNCLEAR and what to do, or another remark.
     """
 
-    implementation: str
-    backend: str
-    ctx: str
-    dtype: str
-    workload: str
-    threads: int
-    cache: str
     compared: str = ""
     old: float | None = None
     new: float | None = None
@@ -388,7 +382,7 @@ def judge_in_turn(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
 
 def _in_turn(pair: results.Pair) -> Matched:
     """Return the difference of a pair of versions, or why there is none."""
-    row = RegressionRow(*(getattr(pair.row, name) for name in MeasurementKey._fields))
+    row = RegressionRow(*(getattr(pair.row, name) for name in KEY))
     if pair.problem and pair.problem.is_failure and not pair.old_problem:
         note = f"{pair.problem}; the old one is correct"
         return replace(row, verdict=Verdict.SLOWER, note=note), None
@@ -431,7 +425,7 @@ def _judged(row: RegressionRow, each: LogRatio, judgement: significance.Judgemen
 
 def _match(pair: Counterparts, machines: Machines) -> Matched:
     """Return what can be compared of a measurement, or why nothing can."""
-    row, old, new = RegressionRow(*pair.key), pair.old, pair.new
+    row, old, new = RegressionRow(**vars(pair.key)), pair.old, pair.new
     if old and new and new.timing.wrong and old.known(SECONDS):
         note = f"{new.timing.note}; the old one was correct"
         return replace(row, verdict=Verdict.SLOWER, note=note), None

@@ -6,7 +6,7 @@ Ratios are of samples of one round, and every interval accounts for the processe
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -250,14 +250,14 @@ def _measurement(
         fill_times(_blank(group, chosen, note, peak), known, time_s),
         gigabytes_per_s=moved / time_s.median / 1e9,
         ceiling_gigabytes_per_s=moved / ceiling_s.median / 1e9,
-        ceiling_fraction=share.median,
-        ceiling_fraction_low=share.low,
-        ceiling_fraction_high=share.high,
         bound=ROOFS[bound],
     )
+    row = fill_interval(row, "ceiling_fraction", share)
     unfused = None if chosen.tolerance else samples.get(chosen.unfused)
     by_process = {"median_s": medians(known), "ceiling_fraction": medians(shares)}
-    return Measurement(fill_speedup(row, unfused, samples[name]), _lists(known), by_process)
+    if unfused:
+        row = fill_interval(row, "speedup", median_ci(ratio(unfused, samples[name])))
+    return Measurement(row, _lists(known), by_process)
 
 
 def fill_times(blank: BenchRow, known: Sequence[np.ndarray], time_s: MedianCI) -> BenchRow:
@@ -276,14 +276,11 @@ def fill_times(blank: BenchRow, known: Sequence[np.ndarray], time_s: MedianCI) -
     )
 
 
-def fill_speedup(
-    row: BenchRow, reference: list[np.ndarray] | None, own: list[np.ndarray]
-) -> BenchRow:
-    """Fill in a row's speed-up against samples of the same rounds, if there are any."""
-    if reference is None:
-        return row
-    gain = median_ci(ratio(reference, own))
-    return replace(row, speedup=gain.median, speedup_low=gain.low, speedup_high=gain.high)
+def fill_interval(row: BenchRow, name: str, found: MedianCI) -> BenchRow:
+    """Fill in a share or a speed-up with its interval."""
+    names = (name, f"{name}_low", f"{name}_high")
+    values: dict[str, Any] = dict(zip(names, found, strict=True))
+    return replace(row, **values)
 
 
 FASTER_THAN_ITS_CEILING = 1.2
@@ -351,6 +348,7 @@ def _training_measurement(
         "baseline"
     )
     row = fill_times(_blank(group, chosen, note), whole, median_ci(whole))
-    row = fill_speedup(row, samples[reference]["step"], own["step"])
+    gain = median_ci(ratio(samples[reference]["step"], own["step"]))
+    row = fill_interval(row, "speedup", gain)
     by_process = {"median_s": medians(whole)}
     return Measurement(row, _lists(whole), by_process, problem, check_failed=not correct)

@@ -129,26 +129,23 @@ def _describe_other(python: str) -> dict[str, Any]:
 
 
 class _Passes:
-    """What the passes over a group have found so far."""
+    """What the passes over a group have found so far, by side of the workers."""
 
     def __init__(self) -> None:
-        self._samples: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
+        self.samples: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
         self._problems: dict[str, dict[str, Problem]] = defaultdict(dict)
-
-    def __bool__(self) -> bool:
-        return bool(self._samples)
 
     def add(self, columns: Columns, problems: dict[EntryKey, Problem]) -> None:
         """Add what fresh processes found."""
         for (side, name), problem in problems.items():
             self._problems[side][name] = problem
         for (side, name), values in columns.items():
-            self._samples[side][name].append(values)
+            self.samples[side][name].append(values)
 
     def timings(self, side: str = "") -> Timings:
         """Return what was correct in every process, and the problems of the rest."""
         problems = self._problems[side]
-        samples = {n: each for n, each in self._samples[side].items() if n not in problems}
+        samples = {n: each for n, each in self.samples[side].items() if n not in problems}
         return Timings(samples, problems)
 
 
@@ -176,7 +173,9 @@ def measure(plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick) -
         ):
             _pass(plan, number, threads, found, tick)
     finally:
-        results += [_result(plan, group, each, peaks) for group, each in found.items() if each]
+        results += [
+            _result(plan, group, each, peaks) for group, each in found.items() if each.samples
+        ]
 
 
 def _result(plan: BenchPlan, group: Group, passes: _Passes, peaks: Peaks) -> GroupResult:
@@ -321,30 +320,24 @@ def train_steps(
     workload = replace(model(name), name=f"train:{name}")
     for threads in dict.fromkeys(plan.threads):
         group = Group(workload, TRAINED[name], "float32", threads, "warm", plan.precision)
-        samples: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
+        passes = _Passes()
         losses: dict[str, list[float]] = defaultdict(list)
         try:
             for number in range(plan.processes):
                 tick(number, plan.processes, f"{workload.name}, process {number + 1}")
-                _train_once(plan, group, number, samples, losses)
+                _train_once(plan, group, number, passes, losses)
         finally:
-            if samples:
-                results.append(training_result(group, samples, losses))
+            if passes.samples:
+                results.append(training_result(group, passes.samples, losses))
 
 
 def _train_once(
-    plan: BenchPlan,
-    group: Group,
-    number: int,
-    samples: dict[str, Samples],
-    losses: dict[str, list[float]],
+    plan: BenchPlan, group: Group, number: int, passes: _Passes, losses: dict[str, list[float]]
 ) -> None:
     """Sample the optimizers in turn, in a fresh process each; add samples and losses."""
     specs = [WorkerSpec((each,), each.name, task="train") for each in group.implementations]
     with WorkerPool(specs, group.threads, seed=plan.seed + number) as pool:
         answers = pool.prepare(group.implementations, seed=plan.seed)
-        columns = _sample(plan, pool)
-    for (side, name), values in columns.items():
-        samples[side][name].append(values)
+        passes.add(_sample(plan, pool), pool.problems)
     for spec, answer in zip(specs, answers, strict=True):
         losses[spec.side].append(answer["loss"])
