@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,8 +58,7 @@ LARGEST_IN = 150.0  # height of a figure, in inches: a higher one takes gigabyte
 # --- settings and styles --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """How an implementation is drawn, in every panel."""
 
     label: str
@@ -185,18 +183,19 @@ def _panels(
     fast = [row for row in rows if row.gigabytes_per_s and row.ceiling_gigabytes_per_s]
     sizes = [row for row in fast if row.tensors == 1]
     networks = [row for row in fast if row.tensors > 1]
-    gains = [row for row in rows if _has_gain(row)]
+    gains = [row for row in rows if row.speedup and not _is_reference(row)]
     names = {row.workload for row in networks}
     tall = 1.8 + 0.26 * max(len(gains), FEWEST_BARS)
     scale = partial(_scale_throughput, rows=fast)
-    panels = {
-        Panel(6.5, 5, lambda axes: scale(_draw_sizes(axes, sizes, caches, styles))): sizes,
-        Panel(
-            1.5 + len(names), 5, lambda axes: scale(_draw_networks(axes, networks, styles))
-        ): names,
-        Panel(7.5, tall, lambda axes: _draw_gains(axes, gains, rows, styles)): gains,
-    }
-    return [panel for panel, some in panels.items() if some] or [Panel(7.5, 1.5, _draw_nothing)]
+    panels = []
+    if sizes:
+        panels += [Panel(6.5, 5, lambda axes: scale(_draw_sizes(axes, sizes, caches, styles)))]
+    if networks:
+        wide = 1.5 + len(names)
+        panels += [Panel(wide, 5, lambda axes: scale(_draw_networks(axes, networks, styles)))]
+    if gains:
+        panels += [Panel(7.5, tall, lambda axes: _draw_gains(axes, gains, rows, styles))]
+    return panels or [Panel(7.5, 1.5, _draw_nothing)]
 
 
 def _draw_nothing(axes: Axes) -> None:
@@ -243,13 +242,8 @@ def _draw_points(
 ) -> None:
     values = [row.gigabytes_per_s or math.nan for row in rows]
     errors = list(zip(*map(_throughput_errors, rows), strict=True))
-    how: dict[str, Any] = {
-        "marker": look.marker,
-        "linestyle": line,
-        "color": look.color,
-        "label": look.label,
-    }
-    axes.errorbar(places, values, yerr=errors, ms=6, capsize=3, elinewidth=1, **how)
+    how: dict[str, Any] = {"ms": 6, "capsize": 3, "elinewidth": 1, **look._asdict()}
+    axes.errorbar(places, values, yerr=errors, linestyle=line, **how)
 
 
 def _throughput_errors(row: BenchRow) -> tuple[float, float]:
@@ -294,10 +288,6 @@ def _draw_networks(axes: Axes, rows: Sequence[BenchRow], styles: Mapping[str, St
     return axes
 
 
-def _has_gain(row: BenchRow) -> bool:
-    return bool(row.speedup) and not _is_reference(row)
-
-
 def _is_reference(row: BenchRow) -> bool:
     """Tell whether a row is the baseline of speed-ups."""
     return bool(row.speedup_low == row.speedup == row.speedup_high == 1)
@@ -305,15 +295,8 @@ def _is_reference(row: BenchRow) -> bool:
 
 def _reference(row: BenchRow, rows: Sequence[BenchRow]) -> str:
     """Name the baseline of a speed-up: the row of the same workload and backend with 1."""
-    return next(
-        (
-            f" vs {other.implementation}"
-            for other in rows
-            if _is_reference(other)
-            and (other.workload, other.backend) == (row.workload, row.backend)
-        ),
-        "",
-    )
+    same = [r for r in rows if (r.workload, r.backend) == (row.workload, row.backend)]
+    return next((f" vs {other.implementation}" for other in same if _is_reference(other)), "")
 
 
 def _draw_gains(

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from adadelta_cli.bench.workloads import Workload
     from adadelta_cli.implementations.base import Implementation
 
-DEFAULT_CACHE = {"cpu": "warm", "gpu": "cold"}  # by kind of device
 OLD = "old"  # the side of the workers that time the version that `--against` names
 
 

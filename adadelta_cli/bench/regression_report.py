@@ -24,18 +24,6 @@ COLOURS = {
     Verdict.SAME: "green",
     Verdict.UNCLEAR: "yellow",
 }
-HEADINGS = (
-    "workload",
-    "dtype",
-    "threads",
-    "cache",
-    "implementation",
-    "compared",
-    "old",
-    "new",
-    f"time, new / old ({LEVEL:.0%} interval)",
-    "verdict",
-)
 SETTINGS = {"dtype": "", "threads": " threads", "cache": ""}
 EXPLANATION = (
     "time, new / old: above 1 is slower. SLOWER: beyond {limit:.4g}, and significant by {test}, "
@@ -44,22 +32,23 @@ EXPLANATION = (
 )
 
 
-def comparison_cells(row: RegressionRow) -> tuple[str, ...]:
-    """Write a row as a person reads it, a cell for each of `HEADINGS`, the verdict plain."""
+def comparison_cells(row: RegressionRow) -> dict[str, str]:
+    """Write a row as a person reads it: its cells by heading."""
     ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
     interval = "" if row.ratio_low is None else f" ({row.ratio_low:.3f}-{row.ratio_high:.3f})"
-    return (
-        row.workload,
-        row.dtype,
-        str(row.threads),
-        row.cache,
-        row.implementation,
-        row.compared,
-        _value(row.old, row.compared),
-        _value(row.new, row.compared),
-        ratio + interval,
-        row.verdict.value,
-    )
+    return {
+        "workload": row.workload,
+        "dtype": row.dtype,
+        "threads": str(row.threads),
+        "cache": row.cache,
+        "implementation": row.implementation,
+        "compared": row.compared,
+        "old": _value(row.old, row.compared),
+        "new": _value(row.new, row.compared),
+        f"time, new / old ({LEVEL:.0%} interval)": ratio + interval,
+        "verdict": row.verdict.value,
+        "note": row.note,
+    }
 
 
 def _value(value: float | None, measure: str) -> str:
@@ -72,7 +61,6 @@ def comparison_table(comparison: Comparison) -> Table:
     """Lay out the verdicts for a terminal, a rule between workloads; all but the notes."""
     return terminal_table(
         f"adadelta compare: {_title(comparison)}\n",
-        HEADINGS,
         list(map(comparison_cells, comparison.rows)),
         SETTINGS,
         {verdict.value: colour for verdict, colour in COLOURS.items()},
@@ -125,11 +113,9 @@ def _changes(comparison: Comparison) -> list[str]:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Lay out all of it as Markdown, to paste into a pull request."""
-    body = [
-        (*comparison_cells(row)[:-1], f"**{row.verdict.value}**", row.note)
-        for row in comparison.rows
-    ]
-    table = markdown_table((*HEADINGS, "note"), body)
+    table = markdown_table(
+        [comparison_cells(row) | {"verdict": f"**{row.verdict.value}**"} for row in comparison.rows]
+    )
     listed = [f"- {line}" for line in _changes(comparison)]
     differs = ["", "What differs between machines and settings:", "", *listed] if listed else []
     head = [f"**adadelta compare**, {_title(comparison)}", ""]

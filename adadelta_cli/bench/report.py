@@ -21,43 +21,31 @@ if TYPE_CHECKING:
     from adadelta_cli.bench.results import BenchRow, Pair
     from adadelta_cli.bench.runner import Benchmark
 
-HEADINGS = (
-    "workload",
-    "dtype",
-    "on",
-    "cache",
-    "B/element",
-    "implementation",
-    "a step (interval)",
-    "GB/s",
-    "of the ceiling",
-    "roof",
-    "speed-up",
-    "memory",
-)
 SETTINGS = {"dtype": "", "on": "", "cache": "", "B/element": " B/element"}
 
 
-def bench_cells(row: BenchRow) -> tuple[str, ...]:
-    """Write a row of bench.csv as a person reads it, a cell for each of `HEADINGS`."""
+def bench_cells(row: BenchRow) -> dict[str, str]:
+    """Write a row of bench.csv as a person reads it: its cells by heading."""
     scale, name = unit(row.median_s or 1.0)
     times = [value and value / scale for value in (row.median_s, row.ci_low_s, row.ci_high_s)]
     shares = (row.ceiling_fraction, row.ceiling_fraction_low, row.ceiling_fraction_high)
+    speedups = (row.speedup, row.speedup_low, row.speedup_high)
     memory = row.peak_extra_bytes
-    return (
-        row.workload,
-        row.dtype,
-        row.place,
-        row.cache,
-        str(row.bytes_per_element or ""),
-        row.implementation,
-        _interval(times, ".3g", f" {name}"),
-        "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
-        _interval(shares, ".2f"),
-        row.bound or "",
-        _interval((row.speedup, row.speedup_low, row.speedup_high), ".3g", " x"),
-        "" if memory is None else f"{memory / 1e6:.2f} MB",
-    )
+    return {
+        "workload": row.workload,
+        "dtype": row.dtype,
+        "on": row.place,
+        "cache": row.cache,
+        "B/element": str(row.bytes_per_element or ""),
+        "implementation": row.implementation,
+        "a step (interval)": _interval(times, ".3g", f" {name}"),
+        "GB/s": "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
+        "of the ceiling": _interval(shares, ".2f"),
+        "roof": row.bound or "",
+        "speed-up": _interval(speedups, ".3g", " x"),
+        "memory": "" if memory is None else f"{memory / 1e6:.2f} MB",
+        "note": row.note,
+    }
 
 
 def _interval(values: Sequence[float | None], digits: str, unit: str = "") -> str:
@@ -70,7 +58,7 @@ def _interval(values: Sequence[float | None], digits: str, unit: str = "") -> st
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:
     """Lay out rows of bench.csv for a terminal, a rule between workloads, all but their notes."""
-    return terminal_table("adadelta bench: ", HEADINGS, list(map(bench_cells, rows)), SETTINGS)
+    return terminal_table("adadelta bench: ", list(map(bench_cells, rows)), SETTINGS)
 
 
 def bench_notes(rows: Sequence[BenchRow]) -> list[str]:
@@ -86,7 +74,7 @@ def bench_notes(rows: Sequence[BenchRow]) -> list[str]:
 
 def bench_markdown(rows: Sequence[BenchRow]) -> str:
     """Lay out rows of bench.csv as a Markdown table, with their notes."""
-    return markdown_table((*HEADINGS, "note"), [(*bench_cells(row), row.note) for row in rows])
+    return markdown_table(list(map(bench_cells, rows)))
 
 
 def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[str, Any]:

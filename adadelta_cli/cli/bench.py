@@ -105,17 +105,11 @@ format_option = click.option(
 )
 @click.option("--peers", is_flag=True, help="Also time the other frameworks that are installed.")
 @click.option(
-    "--warm",
-    "cache",
-    flag_value="warm",
+    "--warm/--cold",
+    "warm",
     default=None,
-    help="Step on the same tensors repeatedly (default on a CPU).",
-)
-@click.option(
-    "--cold",
-    "cache",
-    flag_value="cold",
-    help="Step on tensors that are in no cache, as in a training (default on a GPU).",
+    help="Step on the same tensors repeatedly (default on a CPU), or on tensors that are in no "
+    "cache, as in a training (default on a GPU).",
 )
 @click.option(
     "--dtype",
@@ -224,7 +218,7 @@ def _plan(
     train: str | None,
     names: tuple[str, ...],
     peers: bool,
-    cache: str | None,
+    warm: bool | None,
     device: Device,
     backend: str,
     max_time: float,
@@ -237,6 +231,7 @@ def _plan(
     if train:  # before a device is tried
         plan.check_train(device, how["against"])
     sizes = sizes or ("" if models or train else "1e5,1e6,1e7")
+    warm = device.kind == "cpu" if warm is None else warm
     fused_only = bool(how["against"])
     own = plan.choose_implementations(names, backend, device, fused_only=fused_only)
     if train or any(each.backend == "mxnet" for each in own):
@@ -245,7 +240,7 @@ def _plan(
     return plan.BenchPlan(
         (*workloads.sizes(sizes), *map(workloads.model, models)),
         tuple(dict.fromkeys((*own, *here))),
-        caches=(cache or plan.DEFAULT_CACHE[device.kind],),
+        caches=("warm" if warm else "cold",),
         max_time_s=max_time,
         absent=absent,
         device=device,
