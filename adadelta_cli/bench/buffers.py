@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 ALIGNMENT_BYTES = 64  # a cache line
 PAGE_BYTES = 4096
 HUGE_PAGE_BYTES = 2 * 1024**2
-# A load whose address differs from a pending store's by whole pages waits for it in vain ("4K
-# aliasing"), so each array begins a fifth of a page after the one before, modulo pages.
+# A load whose address differs from a pending store's by whole pages waits for it needlessly ("4K
+# aliasing"), so each array begins a fifth of a page after the previous one, modulo pages.
 STAGGER_BYTES = PAGE_BYTES // 5 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
 DRAWN = 1_000_003  # random values, repeated to fill the tensors
 COPIES = 1024  # of tensors that are timed cold, at most

@@ -1,4 +1,4 @@
-"""The processor that a step is timed on: its memory, its caches, its clock, its roofs."""
+"""The processor that a step is timed on: its memory, caches, clock and roofs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DeviceSurvey(NamedTuple):
 class CpuDevice:
     """The cores that this process may use."""
 
-    # All but JAX's arrays are views of the same memory, so that all are placed alike.
+    # All but JAX's arrays are views of the same memory, so their placement is the same.
     wrapped: dict[str, Callable[[Any], Any]]
 
     def __init__(self) -> None:
@@ -87,18 +87,18 @@ class CpuDevice:
         return (time.perf_counter_ns() - start) / len(steps) * 1e-9
 
     def counts(self, _backend: str) -> bool:
-        """Tell whether `peak_extra_bytes` sees what a library allocates."""
+        """Tell whether `peak_extra_bytes` includes what a library allocates."""
         return True
 
     def evictor(self, size: int) -> Step:
-        """Return a function that empties the caches: a pass over so many bytes."""
+        """Return a function that empties the caches: a pass over `size` bytes."""
         ballast = np.zeros(size, np.uint8)
         return partial(np.add, ballast, 1, out=ballast)
 
     def roofs(
         self, copies: Sequence[TensorSet], dtype: str, seed: int, hyper: Hyperparameters
     ) -> dict[str, tuple[list[Step], float]]:
-        """Return by name what is timed beside steps on tensors, and how many steps a call is."""
+        """Return the roofs by name: functions to call in turn, and the steps that a call is."""
         from adadelta_cli.kernels import roofline
 
         small = [(roofline.cached_elements(copies[0].line),)]
@@ -110,9 +110,9 @@ class CpuDevice:
         }
 
     def peak_extra_bytes(self, step: Step) -> int | None:
-        """Take a step; return how far the resident set rose above where it was, in bytes.
+        """Take a step; return the rise of the resident set's peak, in bytes.
 
-        Linux only (None elsewhere): 5 in clear_refs sets the high-water mark back (proc(5)).
+        Linux only (None elsewhere): 5 in clear_refs resets the high-water mark (proc(5)).
         """
         try:
             Path("/proc/self/clear_refs").write_text("5")
@@ -208,18 +208,18 @@ class GpuDevice(CpuDevice):
         return cuda.get_elapsed_time(start, stop) / len(steps) * 1e-3
 
     def counts(self, backend: str) -> bool:
-        """Tell whether `peak_extra_bytes` sees what a library allocates."""
+        """Tell whether `peak_extra_bytes` includes what a library allocates."""
         return backend in {"cupy", "torch"}
 
     def evictor(self, size: int) -> Step:
-        """Return a function that empties the cache: a pass over so many bytes."""
+        """Return a function that empties the cache: a pass over `size` bytes."""
         ballast = self._cupy.zeros(size, np.uint8)
         return partial(self._cupy.add, ballast, 1, out=ballast)
 
     def roofs(
         self, copies: Sequence[TensorSet], dtype: str, seed: int, hyper: Hyperparameters
     ) -> dict[str, tuple[list[Step], float]]:
-        """Return by name what is timed beside steps on tensors, and how many steps a call is.
+        """Return the roofs by name: functions to call in turn, and the steps that a call is.
 
         A kernel of the same traffic is the ceiling; there is no arithmetic roof. A plain copy by
         the driver shows the available bandwidth.
@@ -240,7 +240,7 @@ class GpuDevice(CpuDevice):
         }
 
     def peak_extra_bytes(self, step: Step) -> int | None:
-        """Take a step; return how far the allocators' memory rose above where it was, in bytes."""
+        """Take a step; return the rise of the allocators' peak memory, in bytes."""
         pool = self._cupy.get_default_memory_pool()
         torch = sys.modules.get("torch")
         pool.free_all_blocks()

@@ -37,19 +37,9 @@ LOOKS = {
     "cupy": ("#38761d", "<"),
 }
 OTHER_LOOKS = (("#222222", "|"), ("#a8a800", ">"), ("#17becf", "d"), ("#7a3b1d", "H"))
-CEILING: dict[str, Any] = {
-    "label": "ceiling: the slower of the two roofs",
-    "color": "black",
-    "alpha": 0.2,
-    "linewidth": 7,
-}
-CACHE: dict[str, Any] = {
-    "label": "the arrays of a step fill this cache",
-    "color": "grey",
-    "linestyle": ":",
-    "linewidth": 1.2,
-}
-FEWEST_BARS = 5  # a panel has room for so many: a single bar should not fill it
+CEILING: dict[str, Any] = {"label": "ceiling: the slower roof", "color": "k", "alpha": 0.2, "lw": 7}
+CACHE: dict[str, Any] = {"label": "arrays fill this cache", "color": "grey", "ls": ":", "lw": 1.2}
+FEWEST_BARS = 5  # that a panel has room for: a single bar should not fill it
 LEGEND_IN = 2.4  # width of a column of the legend, in inches
 TITLE_PAD = 20  # points, above the names of the caches
 LARGEST_IN = 150.0  # height of a figure, in inches: a higher one takes gigabytes of memory

@@ -1,8 +1,8 @@
-"""How fast a step is, and how far from what the machine allows: `bench`.
+"""Carry out `bench`: how fast a step is, compared with what the machine allows.
 
-What is timed is one finished `AdaDelta.update` (`mxnet*`), one call on arrays (`numpy*`), or the
-step of another framework's optimizer. Everything is timed in several passes, each with fresh
-processes (worker_pool.py), in which all implementations and both roofs take turns.
+A step is one finished `AdaDelta.update` (`mxnet*`), one call on arrays (`numpy*`), or the step of
+another framework's optimizer. Everything is timed in several passes with fresh processes each
+(worker_pool.py), in which all implementations and both roofs take turns.
 """
 
 from __future__ import annotations

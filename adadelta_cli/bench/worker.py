@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
 SETTLED = 0.97  # warm-up is over when a step takes no less than this share of the best so far
-WARM_UP_S, LEAST_WARM_UP = 0.3, 3  # at most so many seconds, at least so many steps
+WARM_UP_S, LEAST_WARM_UP = 0.3, 3  # seconds at most, steps at least
 UNTIMED_BELOW_S = 50e-3  # a step shorter than this is taken once, untimed, before each sample
 # Untimed steps at the begin of this process's turn, while threads wake and cores speed up. Without
 # them, the first entry of a turn took 4 % longer.

@@ -152,7 +152,6 @@ class Worker:
         """Read its version, and check that it understands this one."""
         try:
             self.about = self.answer()
-            self._check_path()
         except BrokenError as error:
             if self._python is None:
                 raise
@@ -160,15 +159,12 @@ class Worker:
                 f"--against {self._python}: {error}; expected the Python of an environment in "
                 "which a version of adadelta with bench --against is installed"
             ) from error
-        if self.about.get("protocol") != PROTOCOL:
+        version, protocol = self.about.get("version"), self.about.get("protocol")
+        if protocol != PROTOCOL:
             raise UnavailableError(
-                f"--against {self._python}: its version {self.about.get('version')} has protocol "
-                f"{self.about.get('protocol')}; expected {PROTOCOL}; install a version closer to "
-                "this one there"
+                f"--against {self._python}: its version {version} has protocol {protocol}, expected "
+                f"{PROTOCOL}; install a version closer to this one there"
             )
-
-    def _check_path(self) -> None:
-        """Check that a worker of this version runs this installation of the package."""
         wanted, found = Path(__file__).with_name("worker.py"), self.about.get("path", "")
         if self._python is None and Path(found).resolve() != wanted.resolve():
             raise BrokenError(

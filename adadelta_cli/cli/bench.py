@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def _thread_counts(
     _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> tuple[int, ...]:
-    """Read a list of thread counts; by default, one entry: all available cores."""
+    """Read a list of thread counts; the default is all available cores."""
     from adadelta_cli.system import machine
 
     parts = text.split(",") if text else [str(machine.available_cores())]
@@ -331,18 +331,13 @@ def compare(
     )
     if out:
         files.prepare_folder(out, regression_report.FILES)
-    with ExitStack() as finished:
-        if out:
-            finished.callback(_write_comparison, screen, found, out)
+    try:
         _show_comparison(screen, found, layout)
         screen.document(regression_report.comparison_document(found))
+    finally:  # also where stdout is a closed pipe
+        if out:
+            screen.note(f"written: {regression_report.write_comparison(out, found)}")
     return found.exit_code
-
-
-def _write_comparison(screen: Terminal, found: Comparison, out: Path) -> None:
-    from adadelta_cli.bench import regression_report
-
-    screen.note(f"written: {regression_report.write_comparison(out, found)}")
 
 
 def _show_comparison(screen: Terminal, found: Comparison, layout: str) -> None:

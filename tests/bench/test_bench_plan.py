@@ -34,13 +34,13 @@ def test_an_implementation_of_another_backend():
 
 
 def test_no_gpu():
-    """Without one, what was looked for and what fixes it is said before anything is timed."""
+    """Without one, the error names what is missing, before anything is timed."""
     with pytest.raises(UnavailableError, match="CuPy"):
         plan.choose_implementations([], "auto", Device("gpu"))
 
 
-def test_what_contradicts_itself_is_told_before_a_device_is_tried():
-    """Else somebody would install a library first, and learn of the mistake afterwards."""
+def test_contradicting_options_are_rejected_before_a_device_is_tried():
+    """Otherwise users would install a library first, and see the mistake afterwards."""
     with pytest.raises(UsageError, match=r"cupy-fused.*--backend is mxnet"):
         plan.choose_implementations(["cupy-fused"], "mxnet", Device("gpu"))
 

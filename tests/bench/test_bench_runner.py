@@ -35,7 +35,7 @@ def test_against_another_version(times, verdict):
     assert (row.verdict, row.implementation, row.processes_old) == (verdict, "numpy-fused", 6)
 
 
-def test_against_says_what_one_of_the_versions_lacks():
+def test_against_reports_what_one_of_the_versions_cannot_do():
     """New and wrong is SLOWER; what the old one cannot do is UNCLEAR, with the reason."""
     found = {name: each for name, each in samples().items() if name != "numpy-fused"}
     missing = {"numpy": Problem(Outcome.FAILED, "raised UsageError: unknown")}

@@ -1,4 +1,4 @@
-"""Two results of bench, made by hand, and what is said of them."""
+"""Two handmade results of bench, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_machine_without_a_name_is_not_known_to_be_the_same():
 
 
 def test_without_a_ceiling_seconds_are_compared():
-    """A share on one side only is no share."""
+    """A share on one side only cannot be compared."""
     assert only(content(ceiling=False), content(slower=1.08)).compared == SECONDS
     assert only(content(ceiling=False), content(slower=1.08, host="two")).compared == ""
 
@@ -479,7 +479,7 @@ def test_compare_csv_only_where_asked_for(results, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("threshold", ["0", "1", "5", "-0.1", "nan"])
 def test_the_threshold_is_a_share(threshold, results):
-    """5 is no 5 %."""
+    """5 does not mean 5 %."""
     with pytest.raises(UsageError, match="--threshold is "):
         compare(results["old"], results["slow"], "--threshold", threshold)
 

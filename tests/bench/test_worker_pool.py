@@ -36,7 +36,7 @@ def kernel(folder, name):
 
 
 def package(folder, main):
-    """Write another version of the package, whose processes do this."""
+    """Write another version of the package, with this body of the worker."""
     (folder / "adadelta_cli").mkdir()
     (folder / "adadelta_cli" / "__init__.py").touch()
     (folder / "adadelta_cli" / "worker.py").write_text(
@@ -240,7 +240,7 @@ def test_an_environment_without_adadelta(tmp_path):
 
 
 def test_an_older_version_may_have_other_words(monkeypatch):
-    """What a worker reports without a known outcome is a failure; nothing is no problem."""
+    """Text without a known outcome is a failure; empty text is no problem."""
     answer = {"faults": {"numpy": "cannot be bound: unknown", "numpy-fused": ""}, "entries": []}
     monkeypatch.setattr(Worker, "ask", lambda *_, **__: answer)
     both = (timeable("numpy"), FUSED)
