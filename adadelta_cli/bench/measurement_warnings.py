@@ -81,14 +81,19 @@ def find_warnings(place: str, threads: int, samples: Samples) -> list[Measuremen
         samples: of all that was timed.
     """
     known = {name: measured(each) for name, each in samples.items()}
-    found = {}
-    if ARITHMETIC in known:
+    found = {
+        Cause.SLOW_START: _worst_above(SLOW_FIRST, _slow_starts(known)),
+        Cause.DISAGREEMENT: _worst_above(DISAGREE, {n: spread(e) for n, e in known.items() if e}),
+    }
+    if ARITHMETIC in known:  # it needs nothing but its cores, so it should not vary
+        cores, best = machine.available_cores(), [np.min(each) for each in known[ARITHMETIC]]
+        slower = [np.percentile(each, 75) / np.min(each) for each in known[ARITHMETIC]]
         found = {
-            Cause.TOO_MANY_THREADS: _too_many_threads(threads),
-            Cause.SHARED_CORES: _shared_cores(known[ARITHMETIC]),
-            Cause.FREQUENCY: _frequency(known[ARITHMETIC]),
+            Cause.TOO_MANY_THREADS: f"{threads} on {cores}" if threads > cores else "",
+            Cause.SHARED_CORES: _above(CORES_SHARED, np.median(slower) - 1),
+            Cause.FREQUENCY: _above(FREQUENCY_CHANGED, max(best) / min(best) - 1),
+            **found,
         }
-    found |= {Cause.SLOW_START: _slow_start(known), Cause.DISAGREEMENT: _disagreement(known)}
     return [MeasurementWarning(cause, place, size) for cause, size in found.items() if size]
 
 
@@ -108,36 +113,19 @@ def spread(processes: Sequence[np.ndarray]) -> float:
     return max(medians(processes)) / min(medians(processes)) - 1
 
 
-def _too_many_threads(threads: int) -> str:
-    cores = machine.available_cores()
-    return f"{threads} on {cores}" if threads > cores else ""
-
-
-def _shared_cores(arithmetic: Sequence[np.ndarray]) -> str:
-    """Look at the arithmetic roof, which needs nothing but its cores, so it should not vary."""
-    excess = float(np.median([np.percentile(each, 75) / np.min(each) for each in arithmetic])) - 1
-    return f"{excess:.0%}" if excess > CORES_SHARED else ""
-
-
-def _frequency(arithmetic: Sequence[np.ndarray]) -> str:
-    best = [float(np.min(each)) for each in arithmetic]
-    change = max(best) / min(best) - 1
-    return f"{change:.0%}" if change > FREQUENCY_CHANGED else ""
-
-
-def _slow_start(known: Mapping[str, list[np.ndarray]]) -> str:
-    """Compare the first tenth of each process's samples with the rest."""
+def _slow_starts(known: Mapping[str, list[np.ndarray]]) -> dict[str, float]:
+    """Return by how much the first tenth of samples is slower than the rest, in each process."""
     slow = {}
     for name, processes in known.items():
         long = [each for each in processes if len(each) >= 2 * FEW_SAMPLES]
         tenths = [np.split(each, [len(each) // 10]) for each in long]
         ratios = [float(np.median(first) / np.median(rest)) - 1 for first, rest in tenths]
         slow[name] = min(ratios, default=0.0)
-    return _worst_above(SLOW_FIRST, slow)
+    return slow
 
 
-def _disagreement(known: Mapping[str, list[np.ndarray]]) -> str:
-    return _worst_above(DISAGREE, {name: spread(each) for name, each in known.items() if each})
+def _above(limit: float, share: float) -> str:
+    return f"{share:.0%}" if share > limit else ""
 
 
 def _worst_above(limit: float, found: Mapping[str, float]) -> str:

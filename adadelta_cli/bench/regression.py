@@ -153,20 +153,12 @@ def read_document(path: Path) -> Document:
     return parse_document(content, str(file))
 
 
-def _check_depth(content: Any, source: str) -> None:
-    """Reject content nested so deeply that recursion would exhaust Python's stack."""
-    level = [content]
-    for _ in range(DEEPEST):
-        level = [
-            child
-            for each in level
-            if isinstance(each, (dict, list))
-            for child in (each.values() if isinstance(each, dict) else each)
-        ]
-    if level:
-        raise UsageError(
-            f"{source} is no result of adadelta bench: it is nested too deeply; name a bench.json"
-        )
+def _is_deeper(content: Any, levels: int) -> bool:
+    """Tell whether content is nested so deeply that recursion would exhaust Python's stack."""
+    children = content.values() if isinstance(content, dict) else content
+    if not isinstance(content, (dict, list)):
+        return False
+    return levels == 0 or any(_is_deeper(child, levels - 1) for child in children)
 
 
 def parse_document(content: Any, source: str) -> Document:
@@ -188,7 +180,10 @@ def parse_document(content: Any, source: str) -> Document:
             f"{source} has no 'by_process': its version did not write the medians of each process, "
             "which the test needs; measure again: adadelta bench"
         )
-    _check_depth(content, source)
+    if _is_deeper(content, DEEPEST):
+        raise UsageError(
+            f"{source} is no result of adadelta bench: it is nested too deeply; name a bench.json"
+        )
     try:
         return Document.model_validate(content | {"source": source})
     except ValidationError as error:

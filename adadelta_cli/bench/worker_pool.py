@@ -106,12 +106,15 @@ class Worker:
         self._python, self._foreign = python, foreign
         self.about: dict[str, Any] = {}
         self._expect(ANSWER_S)
-        # The output of a user's kernel may be invalid UTF-8.
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
         readable, orders = os.pipe()
         replies, writable = os.pipe()
-        self._orders = open(orders, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed below
-        self._replies = open(replies, encoding="utf-8", errors="replace")  # noqa: SIM115, PTH123 - closed below
+        # The output of a user's kernel may be invalid UTF-8.
+        text: Any = {"encoding": "utf-8", "errors": "replace"}
+        self._files = ExitStack()
+        errors = tempfile.TemporaryFile("w+", **text)  # noqa: SIM115 - closed with the others
+        self._errors = self._files.enter_context(errors)
+        self._replies = self._files.enter_context(os.fdopen(replies, **text))
+        self._orders = self._files.enter_context(os.fdopen(orders, "w", **text))
         try:
             self._child = WorkerProcess(
                 START.format(replies=writable),
@@ -144,9 +147,8 @@ class Worker:
         self._close()
 
     def _close(self) -> None:
-        for file in (self._errors, self._replies, self._orders):
-            with suppress(BrokenPipeError):  # an order that the worker did not read
-                file.close()
+        with suppress(BrokenPipeError):  # an order that the worker did not read
+            self._files.close()
 
     def handshake(self) -> None:
         """Read its version, and check that it understands this one."""
@@ -162,8 +164,8 @@ class Worker:
         version, protocol = self.about.get("version"), self.about.get("protocol")
         if protocol != PROTOCOL:
             raise UnavailableError(
-                f"--against {self._python}: its version {version} has protocol {protocol}, expected "
-                f"{PROTOCOL}; install a version closer to this one there"
+                f"--against {self._python}: its version {version} has protocol {protocol}, "
+                f"expected {PROTOCOL}; install a version closer to this one there"
             )
         wanted, found = Path(__file__).with_name("worker.py"), self.about.get("path", "")
         if self._python is None and Path(found).resolve() != wanted.resolve():
