@@ -161,17 +161,17 @@ class Worker:
                 f"--against {self._python}: {error}; expected the Python of an environment in "
                 "which a version of adadelta with bench --against is installed"
             ) from error
-        version, protocol = self.about.get("version"), self.about.get("protocol")
-        if protocol != PROTOCOL:
-            raise UnavailableError(
-                f"--against {self._python}: its version {version} has protocol {protocol}, "
-                f"expected {PROTOCOL}; install a version closer to this one there"
-            )
         wanted, found = Path(__file__).with_name("worker.py"), self.about.get("path", "")
         if self._python is None and Path(found).resolve() != wanted.resolve():
             raise BrokenError(
                 f"a worker process found {found}, expected {wanted}: something in this environment "
                 "(sitecustomize, a .pth file) puts another version first; remove one of the two"
+            )
+        version, protocol = self.about.get("version"), self.about.get("protocol")
+        if protocol != PROTOCOL:
+            raise UnavailableError(
+                f"--against {self._python}: its version {version} has protocol {protocol}, "
+                f"expected {PROTOCOL}; install a version closer to this one there"
             )
 
     def ask(self, **order: Any) -> dict[str, Any]:

@@ -77,9 +77,10 @@ def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch
             assert Path(worker.about["path"]) == ROOT / "adadelta_cli" / "bench" / "worker.py"
 
 
-def test_a_worker_of_another_version_is_refused(tmp_path):
+@pytest.mark.parametrize("protocol", [worker_pool.PROTOCOL, 0])
+def test_a_worker_of_another_version_is_refused(protocol, tmp_path):
     """Where something puts another version first, both are named."""
-    greeting = f'{{"protocol": {worker_pool.PROTOCOL}, "path": "/elsewhere/worker.py"}}'
+    greeting = f'{{"protocol": {protocol}, "path": "/elsewhere/worker.py"}}'
     path = package(tmp_path, f"print('{greeting}', flush=True); time.sleep(60)")
     with (
         Worker(1, PYTHONPATH=path) as worker,
