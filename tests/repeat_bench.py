@@ -25,7 +25,7 @@ SHARE = ("ceiling_fraction_low", "ceiling_fraction", "ceiling_fraction_high")
 
 
 def bench(out: Path, arguments: list[str]) -> dict:
-    """Run it once; return its JSON document."""
+    """Run the command once; return its JSON document."""
     command = [COMMAND, "bench", "--json", "-q", "--out", str(out), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def columns(judged: list[dict]) -> tuple[str, ...]:
-    """Choose what is kept of a row."""
+    """Return the columns that are written for a row."""
     kept = ("ratio_low", "ratio", "ratio_high", "verdict") if judged else ("median_s", *SHARE)
     return (*KEY, *kept)
 
@@ -75,7 +75,7 @@ def name(row: dict) -> str:
 
 
 def overlaps(rows: list[dict]) -> Counter:
-    """Count the pairs of successive repeats whose intervals have a number in common."""
+    """Count the pairs of successive repeats with overlapping intervals."""
     by_name: dict[str, list[dict]] = {}
     for row in rows:
         by_name.setdefault(name(row), []).append(row)

@@ -1,8 +1,8 @@
 """Error rates of the verdict, by simulation: `python tests/simulate_verdict.py`.
 
-A table has 10 rows; the first is 7 % slower, the others are equal. What a process finds varies by
-a log-normal factor, drawn for each process and row, so pairs share nothing but the session. Prints
-the table of docs/benchmarks.md, the same at each run; a quarter of a minute.
+A table has 10 rows; the first is 7 % slower, the others are equal. Times of processes
+vary by a log-normal factor, drawn for each process and row, so pairs share only the session. Prints
+the table of docs/benchmarks.md, the same at each run, in a quarter of a minute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROWS, SLOWER_BY, THRESHOLD = 10, 0.07, 0.05
 
 @dataclass(frozen=True)
 class Noise:
-    """How times vary, as standard deviations of their logarithms.
+    """The variation of times, as standard deviations of their logarithms.
 
     Attributes:
         process: between processes.

@@ -25,7 +25,8 @@ from conftest import AWKWARD, HERE, assert_same_bits, random_arrays
 import adadelta_cli
 from adadelta_cli import errors
 from adadelta_cli.bench import device as processor
-from adadelta_cli.bench import runner, workloads
+from adadelta_cli.bench import plan as planning
+from adadelta_cli.bench import workloads
 from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.doctor import checks
 from adadelta_cli.errors import UnavailableError
@@ -333,7 +334,9 @@ def test_a_time_on_a_gpu_is_the_devices_own(monkeypatch, simulated):
     )
     monkeypatch.setattr(simulated.cuda, "Event", lambda: event)
     monkeypatch.setattr(simulated.cuda, "get_elapsed_time", lambda *_: 8.0)
-    seconds = processor.GpuDevice("gpu").seconds([partial(seen.append, k) for k in range(4)])
+    seconds = processor.GpuDevice(Device("gpu")).seconds(
+        [partial(seen.append, k) for k in range(4)]
+    )
     assert seconds == 2e-3
     assert seen == ["recorded", 0, 1, 2, 3, "recorded", "waited for"]
 
@@ -342,7 +345,7 @@ def test_a_time_on_a_gpu_is_the_devices_own(monkeypatch, simulated):
 def test_the_ceiling_and_the_copy_change_no_tensor(simulated, dtype):
     """Else the steps that are timed beside them would step on something else."""
     assert simulated
-    place = processor.GpuDevice("gpu")
+    place = processor.GpuDevice(Device("gpu"))
     (tensors,) = TensorSet.allocate([(3000,), (7, 5)], dtype, 0, region=place.region)
     before = [place.numpy(array) for array in tensors.line.arrays]
     for steps, _ in place.roofs([tensors], dtype, 0, Hyperparameters()).values():
@@ -353,7 +356,7 @@ def test_the_ceiling_and_the_copy_change_no_tensor(simulated, dtype):
 
 def test_a_device_copy_moves_the_bytes_that_are_counted(monkeypatch, simulated):
     """A whole array of states to another place, for every copy of the tensors: 8 of 28 bytes."""
-    place, moved = processor.GpuDevice("gpu"), []
+    place, moved = processor.GpuDevice(Device("gpu")), []
     two = TensorSet.allocate([(3000,)], "float32", 0, copies=2, region=place.region)
     monkeypatch.setattr(
         simulated.cuda.MemoryPointer,
@@ -376,7 +379,7 @@ def test_a_device_copy_moves_the_bytes_that_are_counted(monkeypatch, simulated):
 
 def test_what_is_evicted_by_is_passed_over(simulated):
     """Each byte is read and written."""
-    place = processor.GpuDevice("gpu")
+    place = processor.GpuDevice(Device("gpu"))
     evict = place.evictor(1000)
     evict()
     assert simulated.asnumpy(evict.keywords["out"]).sum() == 1000
@@ -384,22 +387,22 @@ def test_what_is_evicted_by_is_passed_over(simulated):
 
 def test_memory_that_nobody_counted_is_left_empty(simulated):
     """Of what the allocators of other libraries take, nothing is known."""
-    place = processor.GpuDevice("gpu")
+    place = processor.GpuDevice(Device("gpu"))
     counted = {name for name in ("cupy", "torch", "jax", "mxnet") if place.counts(name)}
     assert simulated and counted == {"cupy", "torch"}
 
 
 def test_what_bench_needs_is_free_memory_of_that_gpu(monkeypatch, simulated):
     """Its L2 cache says how many copies are cold; theirs and the copy's targets are counted."""
-    found = processor.GpuDevice("gpu").survey()
+    found = processor.GpuDevice(Device("gpu")).survey()
     assert (found.cache_bytes, found.available_bytes) == (2**18, 2**30 - 2**20)
-    monkeypatch.setattr(runner, "survey", lambda _: found)
-    plan = runner.BenchPlan(
-        tuple(workloads.sizes("1e4")), ("cupy-fused",), caches=("cold",), ctx="gpu"
-    )
+    monkeypatch.setattr(planning, "survey", lambda _: found)
+    there = Device("gpu")
+    chosen = (registry.implementation("cupy-fused", there),)
+    plan = planning.BenchPlan(tuple(workloads.sizes("1e4")), chosen, caches=("cold",), device=there)
     (group,) = plan.groups
     copies = -(-2 * 2**18 // 160_000) + 1
-    assert simulated and runner.needed_bytes(plan, group) == copies * (160_000 + 40_000)
+    assert simulated and planning.needed_bytes(plan, group) == copies * (160_000 + 40_000)
 
 
 def test_no_grid_is_larger_than_a_gpu_takes():

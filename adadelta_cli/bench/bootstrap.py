@@ -1,8 +1,9 @@
-"""Medians of samples from several processes, with intervals that know about the processes.
+"""Medians of samples from several processes, with intervals that account for the processes.
 
-Processes differ more than the samples of one, because memory is placed anew in each. So the process
-is what is resampled first, then the samples within it (a two-level bootstrap, as for any clustered
-data: A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application", 1997, 3.8).
+Processes differ more than the samples of one, because memory is placed anew in each. So processes
+are resampled first, then the samples within each: a two-level bootstrap for clustered data (A. C.
+Davison and D. V. Hinkley, "Bootstrap Methods and their Application", 1997, 3.8), which
+`scipy.stats.bootstrap` lacks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REPLICATES = 1000
-DRAWN = 200  # samples drawn of each process, at most: more changes no interval that can be seen
+DRAWN = 200  # samples drawn of each process, at most: more change no interval visibly
 LEVEL = 95  # percent
 
 
@@ -36,8 +37,8 @@ def median_ci(processes: Sequence[np.ndarray], seed: int = 0) -> MedianCI:
     """Estimate the median over processes of the median sample in each.
 
     Args:
-        processes: the samples of each process, any number of them, at least one in all; an empty
-            process counts for nothing.
+        processes: the samples of each process, at least one in all; processes without samples are
+            ignored.
         seed: of the bootstrap, so that the same samples give the same interval.
     """
     random = np.random.default_rng(seed)

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 ALIGNMENT_BYTES = 64  # a cache line
 PAGE_BYTES = 4096
 HUGE_PAGE_BYTES = 2 * 1024**2
-# A load whose address differs from a pending store's by whole pages waits for it in vain ("4K
-# aliasing"), so each array begins a fifth of a page after the one before, modulo pages.
+# A load whose address differs from a pending store's by whole pages waits for it needlessly ("4K
+# aliasing"), so each array begins a fifth of a page after the previous one, modulo pages.
 STAGGER_BYTES = PAGE_BYTES // 5 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
-DRAWN = 1_000_003  # so many values are drawn, and repeated
+DRAWN = 1_000_003  # random values, repeated to fill the tensors
+COPIES = 1024  # of tensors that are timed cold, at most
+EVICTED_TIMES = 2  # how many last-level caches are overwritten between two steps on the same copy
 
 
 def traffic_bytes(dtype: str) -> int:
-    """Count the bytes that a step has to move for each element: reads of four, writes of three.
+    """Count the bytes that a step must move for each element: reads of four, writes of three.
 
     A float16 weight adds its own write to the three of the float32 master and states, and is never
     read; its gradient is float16 too.
@@ -49,30 +51,47 @@ def held_bytes(dtype: str) -> int:
     return 2 * stored + (3 if dtype == "float16" else 2) * state
 
 
+def cold_copies(size: int, cache_bytes: int) -> tuple[int, int]:
+    """Count the copies of tensors that are timed in turn, so that each is out of the caches.
+
+    The other copies evict a copy before its next turn. Where `COPIES` of them are too small for
+    that, other memory is overwritten before each sample.
+
+    Args:
+        size: bytes of one copy.
+        cache_bytes: size of the last-level cache.
+
+    Returns:
+        The number of copies; the bytes of other memory, 0 for none.
+    """
+    far = EVICTED_TIMES * cache_bytes
+    copies = -(-far // size) + 1
+    return (copies, 0) if copies <= COPIES else (COPIES, far)
+
+
 def fresh_bytes(size: int) -> tuple[np.ndarray, int]:
     """Allocate memory for NumPy's arrays; return it, and its address.
 
-    It is asked for in huge pages, where the system gives them (madvise(2)). Pages of 4 KiB lie
-    elsewhere in each process, and so do their conflicts in the second-level cache, whose sets
-    follow physical addresses.
+    Huge pages are requested (madvise(2)). Pages of 4 KiB are placed differently in each process,
+    and so are their conflicts in the second-level cache, whose sets follow physical addresses.
     """
     mapped = mmap.mmap(-1, size)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
-        with contextlib.suppress(OSError):  # of a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without them
             mapped.madvise(advice)
     taken = np.frombuffer(mapped, dtype=np.uint8)
     return taken, taken.ctypes.data
 
 
 class Region:
-    """A piece of fresh memory that lines of arrays are cut from, one behind the other.
+    """Newly allocated memory that is divided into lines of arrays, one behind the other.
 
     Args:
-        size: how many bytes the lines take together.
-        lines: how many they are.
-        fresh: allocates so many bytes; returns them, and their address.
-        held: puts values where the lines are.
+        size: bytes of all lines together.
+        lines: how many lines.
+        fresh: allocates a number of bytes; returns them, and their address.
+        held: copies values to the device of the lines.
     """
 
     def __init__(
@@ -100,10 +119,10 @@ class Region:
 
 @dataclass(frozen=True)
 class TensorSet:
-    """The tensors of a workload, and the lines of memory that they are cut from.
+    """The tensors of a workload, and the lines of memory that they are views of.
 
     Attributes:
-        line: all tensors laid end to end, each array of one dimension.
+        line: all tensors concatenated, each array of one dimension.
         parameters: views of `line`, each beginning at a cache line.
     """
 
@@ -119,7 +138,7 @@ class TensorSet:
         copies: int = 1,
         region: Callable[[int, int], Region] = Region,
     ) -> list[TensorSet]:
-        """Make tensors whose values stay normal numbers however many steps are taken.
+        """Make tensors whose values stay normal numbers, for any number of steps.
 
         The gradients stay as they are, normally distributed with nothing below 1e-3, so that
         acc_grad goes to their square and acc_delta grows slowly, never beyond it.
@@ -128,7 +147,7 @@ class TensorSet:
             shapes: of the tensors.
             dtype: float32, float64, or float16 with float32 masters.
             seed: of the values.
-            copies: how often to make them, each in memory of its own.
+            copies: how many sets to make; they share no memory.
             region: allocates the memory, from its size in bytes and the number of lines in it.
         """
         starts = _starts(shapes, np.dtype(dtype).itemsize)
@@ -163,7 +182,7 @@ def _cut(line: Parameter, at: int, size: int, shape: Sequence[int]) -> Parameter
 
 
 def _starts(shapes: Sequence[Sequence[int]], itemsize: int) -> list[int]:
-    """Say at which element each tensor begins, and where the last one's cache line ends."""
+    """Return the element at which each tensor begins, and where the last cache line ends."""
     step = ALIGNMENT_BYTES // itemsize
     sizes = [-(-math.prod(shape) // step) * step for shape in shapes]
     return [0, *np.cumsum(sizes).tolist()]

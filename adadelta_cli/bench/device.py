@@ -1,4 +1,4 @@
-"""The processor that a step is timed on: its memory, its caches, its clock, its roofs."""
+"""The processor that a step is timed on: its memory, caches, clock and roofs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
     Step = Callable[[], Any]
 
 MEMORY, ARITHMETIC, COPY = "memory roof", "arithmetic roof", "device copy"
-ROOFS = (MEMORY, ARITHMETIC)  # what holds a step up; a device copy is there to compare with
+# What limits a step, each with what the column `bound` says; a device copy is for comparison only.
+ROOFS = {MEMORY: "memory", ARITHMETIC: "arithmetic"}
 
 
 class DeviceSurvey(NamedTuple):
-    """What there is to know of a processor before anything is allocated.
+    """Facts about a processor, gathered before anything is allocated.
 
     Attributes:
         cache_bytes: the size of the last cache before memory.
-        available_bytes: what can be allocated; None where the system does not tell.
-        about: what bench.json says of it, where it is not in `machine.describe`.
+        available_bytes: what can be allocated; None where the system does not report it.
+        about: what bench.json has of it, beyond `machine.describe`.
     """
 
     cache_bytes: int
@@ -45,7 +46,7 @@ class DeviceSurvey(NamedTuple):
 class CpuDevice:
     """The cores that this process may use."""
 
-    # All but JAX's arrays are views of the same memory, so that all are placed alike.
+    # All but JAX's arrays are views of the same memory, so their placement is the same.
     wrapped: dict[str, Callable[[Any], Any]]
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class CpuDevice:
         return machine.last_cache_bytes()
 
     def survey(self) -> DeviceSurvey:
-        """Look at it."""
+        """Gather the facts about it."""
         return DeviceSurvey(self.cache_bytes, machine.available_bytes(), {})
 
     def region(self, size: int, lines: int) -> Region:
@@ -86,18 +87,18 @@ class CpuDevice:
         return (time.perf_counter_ns() - start) / len(steps) * 1e-9
 
     def counts(self, _backend: str) -> bool:
-        """Tell whether `peak_extra_bytes` sees what a library allocates."""
+        """Tell whether `peak_extra_bytes` includes what a library allocates."""
         return True
 
     def evictor(self, size: int) -> Step:
-        """Make what pushes everything else out of the caches: a pass over so many bytes."""
+        """Return a function that empties the caches: a pass over `size` bytes."""
         ballast = np.zeros(size, np.uint8)
         return partial(np.add, ballast, 1, out=ballast)
 
     def roofs(
         self, copies: Sequence[TensorSet], dtype: str, seed: int, hyper: Hyperparameters
     ) -> dict[str, tuple[list[Step], float]]:
-        """Return by name what is timed beside steps on tensors, and how many steps a call is."""
+        """Return the roofs by name: functions to call in turn, and the steps that a call is."""
         from adadelta_cli.kernels import roofline
 
         small = [(roofline.cached_elements(copies[0].line),)]
@@ -109,9 +110,9 @@ class CpuDevice:
         }
 
     def peak_extra_bytes(self, step: Step) -> int | None:
-        """Take a step; return how far the resident set rose above where it was, in bytes.
+        """Take a step; return the rise of the resident set's peak, in bytes.
 
-        Linux only (None elsewhere): 5 in clear_refs sets the high-water mark back (proc(5)).
+        Linux only (None elsewhere): 5 in clear_refs resets the high-water mark (proc(5)).
         """
         try:
             Path("/proc/self/clear_refs").write_text("5")
@@ -141,15 +142,15 @@ class GpuDevice(CpuDevice):
     """A GPU, through CuPy.
 
     Args:
-        ctx: which, as `array_backends.Device` reads it.
+        device: which one.
 
     Raises:
-        UnavailableError: it is not to be had here.
+        UnavailableError: it is not available here.
     """
 
-    def __init__(self, ctx: str) -> None:
+    def __init__(self, device: Device) -> None:
         super().__init__()
-        self._backend = array_backends.backend("cupy", Device.parse(ctx))
+        self._backend = array_backends.backend("cupy", device)
         self._cupy = self._backend.xp
         self._device = self._cupy.cuda.Device()
         self._cupy.get_default_memory_pool().free_all_blocks()  # for the other processes there
@@ -159,7 +160,7 @@ class GpuDevice(CpuDevice):
             "boxed": Box,
             "mxnet": _mxnet_array_on_gpu,
             "torch": lambda array: import_library("torch").from_dlpack(array),
-            "jax": lambda array: FRAMEWORKS["jax"](Device.parse(ctx)).array(self.numpy(array)),
+            "jax": lambda array: FRAMEWORKS["jax"](device).array(self.numpy(array)),
         }
 
     @property
@@ -168,7 +169,7 @@ class GpuDevice(CpuDevice):
         return int(self._device.attributes["L2CacheSize"])
 
     def survey(self) -> DeviceSurvey:
-        """Look at it."""
+        """Gather the facts about it."""
         number, cache_bytes = self._device.id, self.cache_bytes
         properties = self._cupy.cuda.runtime.getDeviceProperties(number)
         found = {each.piece: each.observed for each in gpu.probe(number)}
@@ -194,8 +195,8 @@ class GpuDevice(CpuDevice):
     def seconds(self, steps: Sequence[Step]) -> float:
         """Return the seconds of a step, the mean of these, by the device's own clock.
 
-        The second event is recorded when all that was handed over is done, so that a step which
-        the host cannot hand over as fast as the device computes it is as long as the host takes.
+        The second event is recorded when all launched work is done. So a step that the device
+        computes faster than the host launches it takes as long as its launch.
         """
         cuda = self._cupy.cuda
         start, stop = cuda.Event(), cuda.Event()
@@ -207,21 +208,21 @@ class GpuDevice(CpuDevice):
         return cuda.get_elapsed_time(start, stop) / len(steps) * 1e-3
 
     def counts(self, backend: str) -> bool:
-        """Tell whether `peak_extra_bytes` sees what a library allocates."""
+        """Tell whether `peak_extra_bytes` includes what a library allocates."""
         return backend in {"cupy", "torch"}
 
     def evictor(self, size: int) -> Step:
-        """Make what pushes everything else out of the cache: a pass over so many bytes."""
+        """Return a function that empties the cache: a pass over `size` bytes."""
         ballast = self._cupy.zeros(size, np.uint8)
         return partial(self._cupy.add, ballast, 1, out=ballast)
 
     def roofs(
         self, copies: Sequence[TensorSet], dtype: str, seed: int, hyper: Hyperparameters
     ) -> dict[str, tuple[list[Step], float]]:
-        """Return by name what is timed beside steps on tensors, and how many steps a call is.
+        """Return the roofs by name: functions to call in turn, and the steps that a call is.
 
         A kernel of the same traffic is the ceiling; there is no arithmetic roof. A plain copy by
-        the driver says what bandwidth there is to be had.
+        the driver shows the available bandwidth.
         """
         del seed, hyper
         from adadelta_cli.kernels import cuda
@@ -239,7 +240,7 @@ class GpuDevice(CpuDevice):
         }
 
     def peak_extra_bytes(self, step: Step) -> int | None:
-        """Take a step; return how far the allocators' memory rose above where it was, in bytes."""
+        """Take a step; return the rise of the allocators' peak memory, in bytes."""
         pool = self._cupy.get_default_memory_pool()
         torch = sys.modules.get("torch")
         pool.free_all_blocks()
@@ -252,27 +253,27 @@ class GpuDevice(CpuDevice):
         return pool.total_bytes() + (torch.cuda.max_memory_allocated() if torch else 0) - before
 
 
-def bench_device(ctx: str) -> CpuDevice:
-    """Return the processor of a `--ctx`.
+def bench_device(device: Device) -> CpuDevice:
+    """Return the processor of a device.
 
     Raises:
-        UnavailableError: it is not to be had here.
-        UsageError: there is no such.
+        UnavailableError: it is not available here.
     """
-    return GpuDevice(ctx) if Device.parse(ctx).kind == "gpu" else CpuDevice()
+    return GpuDevice(device) if device.kind == "gpu" else CpuDevice()
 
 
-def survey(ctx: str) -> DeviceSurvey:
-    """Look at the processor of a `--ctx`; at a GPU in a process that gives it back when it ends.
+def survey(device: Device) -> DeviceSurvey:
+    """Gather facts about a processor; about a GPU in another process, which then releases it.
 
     Raises:
-        UnavailableError, UsageError, DeviceError: as `processor`; or the GPU is lost.
+        UnavailableError: it is not available here.
+        DeviceError: the GPU failed.
     """
-    if Device.parse(ctx).kind == "cpu":
+    if device.kind == "cpu":
         return CpuDevice().survey()
     with Sandbox() as sandbox:
-        return sandbox.call(_survey, ctx)
+        return sandbox.call(_survey, device)
 
 
-def _survey(ctx: str) -> DeviceSurvey:
-    return bench_device(ctx).survey()
+def _survey(device: Device) -> DeviceSurvey:
+    return bench_device(device).survey()

@@ -1,12 +1,11 @@
-"""The pictures of `bench`: throughput under the ceiling, speed-ups, and every sample."""
+"""The figures of `bench`: throughput under the ceiling, speed-ups, and every sample."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,45 +37,18 @@ LOOKS = {
     "cupy": ("#38761d", "<"),
 }
 OTHER_LOOKS = (("#222222", "|"), ("#a8a800", ">"), ("#17becf", "d"), ("#7a3b1d", "H"))
-CEILING: dict[str, Any] = {
-    "label": "ceiling: the slower of the two roofs",
-    "color": "black",
-    "alpha": 0.2,
-    "linewidth": 7,
-}
-CACHE: dict[str, Any] = {
-    "label": "the arrays of a step fill this cache",
-    "color": "grey",
-    "linestyle": ":",
-    "linewidth": 1.2,
-}
-FEWEST_BARS = 5  # that a panel has room for: one bar is not to fill it
-LEGEND_IN = 2.4  # of width for a column of the legend, in inches
+CEILING: dict[str, Any] = {"label": "ceiling: the slower roof", "color": "k", "alpha": 0.2, "lw": 7}
+CACHE: dict[str, Any] = {"label": "arrays fill this cache", "color": "grey", "ls": ":", "lw": 1.2}
+FEWEST_BARS = 5  # that a panel has room for: a single bar should not fill it
+LEGEND_IN = 2.4  # width of a column of the legend, in inches
 TITLE_PAD = 20  # points, above the names of the caches
-LARGEST_IN = 150.0  # of a figure's height, in inches: beyond, a picture takes gigabytes of memory
+LARGEST_IN = 150.0  # height of a figure, in inches: a higher one takes gigabytes of memory
 
 
-# --- what a picture is made of --------------------------------------------------------------------
+# --- settings and styles --------------------------------------------------------------------------
 
 
-class PanelGroup(NamedTuple):
-    """What the rows of one line of panels have in common."""
-
-    dtype: str
-    place: str
-    cache: str
-
-    @classmethod
-    def of(cls, row: BenchRow) -> PanelGroup:
-        """Return a row's."""
-        return cls(row.dtype, row.place, row.cache)
-
-    def __str__(self) -> str:
-        return f"{self.dtype}, {self.place}, {self.cache} caches"
-
-
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """How an implementation is drawn, in every panel."""
 
     label: str
@@ -85,26 +57,27 @@ class Style:
 
 
 def styles_of(rows: Iterable[BenchRow]) -> dict[str, Style]:
-    """Give each implementation a look of its own: ours and the peers' never change.
+    """Give each implementation a style; those of built-in ones and frameworks never change.
 
-    Those of users take turns, in the order of the rows, and are named without their folder where
-    that is clear.
+    User kernels get other styles in the order of the rows. Their labels omit the folder where the
+    file name is unambiguous.
     """
     names = list(dict.fromkeys(row.implementation for row in rows))
     others = [name for name in names if name not in LOOKS]
-    turns = {name: OTHER_LOOKS[k % len(OTHER_LOOKS)] for k, name in enumerate(others)}
+    looks = LOOKS | dict(zip(others, itertools.cycle(OTHER_LOOKS), strict=False))
     short = {name: name.rpartition("/")[2] for name in names}
     count = Counter(short.values())
     return {
-        name: Style(short[name] if count[short[name]] == 1 else name, *{**LOOKS, **turns}[name])
+        name: Style(short[name] if count[short[name]] == 1 else name, *looks[name])
         for name in names
     }
 
 
-def _by_setting(measurements: Iterable[Measurement]) -> dict[PanelGroup, list[Measurement]]:
-    found: dict[PanelGroup, list[Measurement]] = {}
+def _by_setting(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    found: dict[str, list[Measurement]] = {}
     for each in measurements:
-        found.setdefault(PanelGroup.of(each.row), []).append(each)
+        setting = f"{each.row.dtype}, {each.row.place}, {each.row.cache} caches"
+        found.setdefault(setting, []).append(each)
     return found
 
 
@@ -113,8 +86,8 @@ def _untimed(rows: Sequence[BenchRow], styles: Mapping[str, Style]) -> str:
     names = [
         f"{row.workload} {styles[row.implementation].label}" for row in rows if row.median_s is None
     ]
-    told = shorten(", ".join(names), 70, placeholder=" ...")
-    return f"\nnot timed: {told}; bench.csv says why" if names else ""
+    listed = shorten(", ".join(names), 70, placeholder=" ...")
+    return f"\nnot timed: {listed}; reasons in bench.csv" if names else ""
 
 
 def _empty(title: str) -> Figure:
@@ -126,20 +99,16 @@ def _empty(title: str) -> Figure:
     return figure
 
 
-def _label(axis: Any, write: Callable[[float], str], *, steps: Sequence[float] = (1, 2, 5)) -> None:
+def _label(axis: Any, formatter: Any = "{x:,.6g}", *, steps: Sequence[float] = (1, 2, 5)) -> None:
     """Label a logarithmic axis at these steps of each decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     axis.set_major_locator(LogLocator(subs=steps, numticks=30))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter("")
 
 
-def _plain(value: float) -> str:
-    return f"{value:,.6g}"
-
-
-def _scientific(value: float) -> str:
+def _scientific(value: float, _position: int | None = None) -> str:
     """Write a size as workloads are named: 2e6."""
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
@@ -151,7 +120,7 @@ def bench_figure(measurements: Sequence[Measurement], machine: Mapping[str, Any]
     """Draw, for each setting, throughput by size and by network, and the speed-ups."""
     from matplotlib.figure import Figure
 
-    machine = machine.get("gpu", machine)  # which has the same of its own
+    machine = machine.get("gpu", machine)  # a GPU has the same facts
     title = f"AdaDelta's step on {machine['processor']}"
     if not measurements:
         return _empty(title)
@@ -177,7 +146,7 @@ def bench_figure(measurements: Sequence[Measurement], machine: Mapping[str, Any]
 
 
 def _draw_legend(figure: Figure) -> None:
-    """Put one legend for all panels below them: what is no implementation first."""
+    """Draw one legend for all panels below them: ceiling and caches first."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -190,7 +159,7 @@ def _draw_legend(figure: Figure) -> None:
 
 
 class Panel(NamedTuple):
-    """A panel to be drawn, and its size in inches."""
+    """A panel: its size in inches, and the function that draws it."""
 
     width: float
     height: float
@@ -200,22 +169,23 @@ class Panel(NamedTuple):
 def _panels(
     rows: Sequence[BenchRow], caches: Mapping[str, int], styles: Mapping[str, Style]
 ) -> list[Panel]:
-    """Return the panels of a setting that there is something for."""
+    """Return the panels of a setting that have rows."""
     fast = [row for row in rows if row.gigabytes_per_s and row.ceiling_gigabytes_per_s]
     sizes = [row for row in fast if row.tensors == 1]
     networks = [row for row in fast if row.tensors > 1]
-    gains = [row for row in rows if _has_gain(row)]
+    gains = [row for row in rows if row.speedup and not _is_reference(row)]
     names = {row.workload for row in networks}
     tall = 1.8 + 0.26 * max(len(gains), FEWEST_BARS)
     scale = partial(_scale_throughput, rows=fast)
-    panels = {
-        Panel(6.5, 5, lambda axes: scale(_draw_sizes(axes, sizes, caches, styles))): sizes,
-        Panel(
-            1.5 + len(names), 5, lambda axes: scale(_draw_networks(axes, networks, styles))
-        ): names,
-        Panel(7.5, tall, lambda axes: _draw_gains(axes, gains, rows, styles)): gains,
-    }
-    return [panel for panel, some in panels.items() if some] or [Panel(7.5, 1.5, _draw_nothing)]
+    panels = []
+    if sizes:
+        panels += [Panel(6.5, 5, lambda axes: scale(_draw_sizes(axes, sizes, caches, styles)))]
+    if networks:
+        wide = 1.5 + len(names)
+        panels += [Panel(wide, 5, lambda axes: scale(_draw_networks(axes, networks, styles)))]
+    if gains:
+        panels += [Panel(7.5, tall, lambda axes: _draw_gains(axes, gains, rows, styles))]
+    return panels or [Panel(7.5, 1.5, _draw_nothing)]
 
 
 def _draw_nothing(axes: Axes) -> None:
@@ -224,21 +194,21 @@ def _draw_nothing(axes: Axes) -> None:
 
 
 def _scale_throughput(axes: Axes, rows: Sequence[BenchRow]) -> None:
-    """Give the throughputs of sizes and networks one scale, of a decade at least."""
+    """Scale the throughputs of sizes and networks alike, over a decade at least."""
     values = [row.gigabytes_per_s or math.nan for row in rows]
     top = max(values + [row.ceiling_gigabytes_per_s or 0.0 for row in rows]) * 1.5
     axes.set_yscale("log")
     axes.set_ylim(min(min(values) / 1.5, top / 15), top)
-    _label(axes.yaxis, _plain)
+    _label(axes.yaxis)
     axes.grid(which="both", alpha=0.2)
-    axes.set_ylabel("GB/s: bytes a step has to move / its time")
+    axes.set_ylabel("GB/s: bytes a step must move / its time")
 
 
 def _draw_sizes(
     axes: Axes, rows: Sequence[BenchRow], caches: Mapping[str, int], styles: Mapping[str, Style]
 ) -> Axes:
     ceilings = {float(row.elements): row.ceiling_gigabytes_per_s or math.nan for row in rows}
-    if len(ceilings) == 1:  # a line of one point is none
+    if len(ceilings) == 1:  # a line of one point is invisible
         ((elements, value),) = ceilings.items()
         ceilings = {elements / 1.6: value, elements * 1.6: value}
     axes.plot(*zip(*sorted(ceilings.items()), strict=True), **CEILING)
@@ -250,7 +220,7 @@ def _draw_sizes(
     margin = max(1.6, (30 * low / high) ** 0.5)
     axes.set_xlim(low / margin, high * margin)
     _label(axes.xaxis, _scientific, steps=(1, 2, 5) if high / low < 10 else (1,))
-    if rows[0].cache == "warm":  # cold arrays come from memory, whatever their size
+    if rows[0].cache == "warm":  # cold arrays come from memory, at any size
         _mark_caches(axes, caches, rows[0])
     axes.set_title("Throughput by size: higher is better", pad=TITLE_PAD)
     axes.set_xlabel("elements of one tensor")
@@ -261,34 +231,25 @@ def _draw_points(
     axes: Axes, places: Sequence[float], rows: Sequence[BenchRow], look: Style, line: str
 ) -> None:
     values = [row.gigabytes_per_s or math.nan for row in rows]
-    axes.errorbar(
-        places,
-        values,
-        yerr=list(zip(*map(_reach, rows), strict=True)),
-        marker=look.marker,
-        linestyle=line,
-        ms=6,
-        label=look.label,
-        color=look.color,
-        capsize=3,
-        elinewidth=1,
-    )
+    errors = list(zip(*map(_throughput_errors, rows), strict=True))
+    how: dict[str, Any] = {"ms": 6, "capsize": 3, "elinewidth": 1, **look._asdict()}
+    axes.errorbar(places, values, yerr=errors, linestyle=line, **how)
 
 
-def _reach(row: BenchRow) -> tuple[float, float]:
-    """Return how far the interval of a throughput reaches down and up: that of the time, turned."""
+def _throughput_errors(row: BenchRow) -> tuple[float, float]:
+    """Return the lower and upper error of a throughput, from the interval of the time."""
     if not (row.gigabytes_per_s and row.median_s and row.ci_low_s and row.ci_high_s):
         return math.nan, math.nan
     moved = row.gigabytes_per_s * row.median_s
     down, up = moved / row.ci_high_s, moved / row.ci_low_s
-    # Rounded, an interval of a single sample may end on the wrong side of it.
+    # By rounding, an interval of a single sample may end on its wrong side.
     return max(0.0, row.gigabytes_per_s - down), max(0.0, up - row.gigabytes_per_s)
 
 
 def _mark_caches(axes: Axes, caches: Mapping[str, int], row: BenchRow) -> None:
     """Mark the sizes at which the arrays of a step outgrow each cache.
 
-    What is not the last level belongs to a core, and is there once a thread.
+    Caches before the last level belong to a core, so there is one for each thread.
     """
     low, high = axes.get_xlim()
     last = list(caches)[-1:]
@@ -296,16 +257,8 @@ def _mark_caches(axes: Axes, caches: Mapping[str, int], row: BenchRow) -> None:
         elements = size * (1 if [level] == last else row.threads) / held_bytes(row.dtype)
         if low < elements < high:
             axes.axvline(elements, **CACHE)
-            axes.annotate(
-                level,
-                (elements, 1),
-                xycoords=axes.get_xaxis_transform(),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-                color="dimgrey",
-                fontsize=9,
-            )
+            place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center"}
+            axes.text(elements, 1.01, level, color="dimgrey", fontsize=9, **place)
 
 
 def _draw_networks(axes: Axes, rows: Sequence[BenchRow], styles: Mapping[str, Style]) -> Axes:
@@ -325,26 +278,15 @@ def _draw_networks(axes: Axes, rows: Sequence[BenchRow], styles: Mapping[str, St
     return axes
 
 
-def _has_gain(row: BenchRow) -> bool:
-    return bool(row.speedup) and not _is_reference(row)
-
-
 def _is_reference(row: BenchRow) -> bool:
-    """Tell whether the speed-up is that of a step over itself."""
+    """Tell whether a row is the baseline of speed-ups."""
     return bool(row.speedup_low == row.speedup == row.speedup_high == 1)
 
 
 def _reference(row: BenchRow, rows: Sequence[BenchRow]) -> str:
-    """Name what a speed-up is against: the step of the same workload and backend with 1."""
-    return next(
-        (
-            f" vs {other.implementation}"
-            for other in rows
-            if _is_reference(other)
-            and (other.workload, other.backend) == (row.workload, row.backend)
-        ),
-        "",
-    )
+    """Name the baseline of a speed-up: the row of the same workload and backend with 1."""
+    same = [r for r in rows if (r.workload, r.backend) == (row.workload, row.backend)]
+    return next((f" vs {other.implementation}" for other in same if _is_reference(other)), "")
 
 
 def _draw_gains(
@@ -358,27 +300,11 @@ def _draw_gains(
     )
     places = range(len(gains))
     colors = [styles[row.implementation].color for row in gains]
-    axes.barh(places, values - 1, left=1, height=0.7, color=colors)
-    axes.errorbar(
-        values,
-        places,
-        xerr=np.array([values - lows, highs - values]),
-        fmt="none",
-        ecolor="black",
-        capsize=3,
-        linewidth=1,
-    )
-    for place, value, low, high in zip(places, values, lows, highs, strict=True):
-        end, side, way = (high, "left", 6) if value >= 1 else (low, "right", -6)
-        axes.annotate(
-            f"{value:.3g}",
-            (end, place),
-            xytext=(way, 0),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            fontsize=8,
-        )
+    bars = axes.barh(places, values - 1, left=1, height=0.7, color=colors)
+    reach = np.array([values - lows, highs - values])
+    whiskers: dict[str, Any] = {"fmt": "none", "ecolor": "black", "capsize": 3, "linewidth": 1}
+    bars.errorbar = axes.errorbar(values, places, xerr=reach, **whiskers)  # for the labels' places
+    axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=6, fontsize=8)
     labels = [
         f"{row.workload}  {styles[row.implementation].label}{_reference(row, rows)}"
         for row in gains
@@ -389,7 +315,7 @@ def _draw_gains(
     axes.set_xscale("log")
     axes.set_xlim(min(0.8, lows.min() / 2), max(1.6, highs.max() * 1.6))
     wide = float(np.ptp(np.log10(axes.get_xlim()))) > 0.8
-    _label(axes.xaxis, _plain, steps=(1, 2, 5) if wide else (1, 1.2, 1.5, 2, 3, 5, 8))
+    _label(axes.xaxis, steps=(1, 2, 5) if wide else (1, 1.2, 1.5, 2, 3, 5, 8))
     axes.axvline(1, color="black", linewidth=1)
     axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.2)
@@ -398,7 +324,7 @@ def _draw_gains(
 
 def _separate(axes: Axes, workloads: Sequence[str]) -> None:
     """Draw a line between the rows of one workload and the next."""
-    for place, (one, other) in enumerate(pairwise(workloads)):
+    for place, (one, other) in enumerate(itertools.pairwise(workloads)):
         if one != other:
             axes.axhline(place + 0.5, color="lightgrey", linewidth=0.8, zorder=0)
 
@@ -406,13 +332,11 @@ def _separate(axes: Axes, workloads: Sequence[str]) -> None:
 # --- bench-samples.png ----------------------------------------------------------------------------
 
 SAMPLES_HELP = (
-    "a dot: one sample   a lane of dots: one process, its samples from top to bottom as they were "
-    "taken, and a tick at its median\ngrey: 95 % interval of the row's median   beyond: samples "
-    "to the right of what is shown, and the slowest of them"
+    "a dot: one sample   a lane of dots: one process, its samples in time order from the top, and "
+    "a tick at its median\ngrey: 95 % interval of the row's median   beyond: samples to the "
+    "right of the axis, and the slowest of them"
 )
-# The numbers on the axis, those first that are to have room before the others.
-TIMES = (1, 2, 0.5, 10, 0.1, 5, 0.2, 0.05, 0.02, 1.5, 1.2, 0.8, 1.1, 0.9, 3, 0.7, 1.05, 0.95)
-NARROW_IN = 0.55  # least height of a row, in inches
+LEAST_ROW_IN = 0.55  # height of a row, in inches
 
 
 def samples_figure(measurements: Sequence[Measurement], machine: Mapping[str, Any]) -> Figure:
@@ -425,18 +349,17 @@ def samples_figure(measurements: Sequence[Measurement], machine: Mapping[str, An
     settings = _by_setting(measurements)
     styles = styles_of(each.row for each in measurements)
     lanes = max(len(each.samples_s) for each in measurements)
-    row_in = max(NARROW_IN, 0.14 * lanes)
+    row_in = max(LEAST_ROW_IN, 0.14 * lanes)
     heights = [0.9 + row_in * len(some) for some in settings.values()]
     size = (13, min(sum(heights) + 1.2, LARGEST_IN))
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(f"{title}\n\n", fontsize=14)
     figure.text(0.5, 1 - 0.38 / size[1], SAMPLES_HELP, ha="center", va="top", fontsize=9)
-    panels = figure.subplots(len(settings), 1, squeeze=False, sharex=True, height_ratios=heights)[
-        :, 0
-    ]
+    how: dict[str, Any] = {"squeeze": False, "sharex": True, "height_ratios": heights}
+    panels = figure.subplots(len(settings), 1, **how)[:, 0]
     limits = _limits(measurements)
     for axes, (setting, some) in zip(panels, settings.items(), strict=True):
-        axes.set_title(str(setting), fontsize=11)
+        axes.set_title(setting, fontsize=11)
         _draw_samples(axes, some, styles, limits)
     panels[-1].set_xlabel("time of one sample / median of its row (logarithmic)")
     return figure
@@ -448,7 +371,7 @@ def _relative(measurement: Measurement) -> list[np.ndarray]:
 
 
 def _limits(measurements: Sequence[Measurement]) -> tuple[float, float]:
-    """Choose what the axis shows: of each row all samples but its slowest twentieth."""
+    """Return the limits of the axis: all samples of each row but its slowest twentieth."""
     timed = [np.concatenate(_relative(each)) for each in measurements if each.row.median_s]
     low = min((float(each.min()) for each in timed), default=1.0)
     high = max((float(np.percentile(each, 95)) for each in timed), default=1.0)
@@ -461,6 +384,8 @@ def _draw_samples(
     styles: Mapping[str, Style],
     limits: tuple[float, float],
 ) -> None:
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
     axes.set_xscale("log")
     axes.set_xlim(*limits)
     axes.set_ylim(len(measurements), 0)
@@ -469,15 +394,9 @@ def _draw_samples(
         if each.row.median_s:
             _draw_row(axes, place, each, styles[each.row.implementation].color, limits)
         else:
-            told = f"not timed: {shorten(each.row.note, 100, placeholder=' ...')}"
-            axes.text(
-                0.02,
-                place + 0.5,
-                told,
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                fontsize=9,
-            )
+            note = f"not timed: {shorten(each.row.note, 100, placeholder=' ...')}"
+            beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+            axes.text(0.02, place + 0.5, note, fontsize=9, **beside)
     rows = [each.row for each in measurements]
     labels = [f"{row.workload}  {styles[row.implementation].label}" for row in rows]
     axes.set_yticks([place + 0.5 for place in range(len(rows))], labels, fontsize=9)
@@ -485,7 +404,10 @@ def _draw_samples(
     for place in range(1, len(rows)):
         strong = rows[place].workload != rows[place - 1].workload
         axes.axhline(place, color="grey" if strong else "lightgrey", linewidth=0.8, zorder=0)
-    _mark_times(axes, limits)
+    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", alpha=0.25)
 
 
 def _draw_row(
@@ -501,44 +423,16 @@ def _draw_row(
         heights = top + lane * (0.2 + 0.6 * (np.arange(len(samples)) + 0.5) / len(samples))
         shown = samples <= limits[1]
         size = 3.5 if len(samples) > 30 else 6
-        axes.plot(
-            samples[shown],
-            heights[shown],
-            ".",
-            ms=size,
-            mew=0,
-            color=color,
-            alpha=max(0.45, min(0.9, 60 / len(samples))),
-        )
+        how: dict[str, Any] = {"color": color, "alpha": max(0.45, min(0.9, 60 / len(samples)))}
+        axes.plot(samples[shown], heights[shown], ".", ms=size, mew=0, **how)
         axes.vlines(np.median(samples), top, top + lane, color="black", linewidth=1.4)
-    axes.annotate(
-        _sample_label(median, np.concatenate(processes), limits[1]),
-        (1, place + 0.5),
-        xytext=(6, 0),
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        va="center",
-        fontsize=7.5,
-    )
+    label = _sample_label(median, np.concatenate(processes), limits[1])
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    axes.text(1.008, place + 0.5, label, fontsize=7.5, **beside)
 
 
 def _sample_label(median_s: float, samples: np.ndarray, limit: float) -> str:
-    """Write what stands beside a row: its median, how many samples, and those that are not seen."""
+    """Write the label of a row: its median, the count of samples, and those beyond the limit."""
     beyond = int((samples > limit).sum())
     lines = [f"median {duration(median_s)}", f"{len(samples):,} samples"]
     return "\n".join(lines + [f"{beyond} beyond, to {samples.max():.3g}"] * bool(beyond))
-
-
-def _mark_times(axes: Axes, limits: tuple[float, float]) -> None:
-    """Label the axis with round numbers that leave each other room."""
-    from matplotlib.ticker import NullLocator
-
-    room = math.log(limits[1] / limits[0]) / 14
-    ticks: list[float] = []
-    for value in TIMES:
-        free = all(abs(math.log(value / other)) > room for other in ticks)
-        if free and limits[0] <= value <= limits[1]:
-            ticks.append(value)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="x", alpha=0.25)

@@ -1,8 +1,8 @@
 """One result of bench judged against another: `compare`, and `bench --baseline`.
 
-Shares of the ceiling are compared first: step and ceiling were timed in the same rounds, so what
-slows down the machine is in both, and they carry over between machines of one kind. Seconds are
-compared only where the machine is the same. significance.py says whether a difference counts.
+Shares of the ceiling are compared first: step and ceiling were timed in the same rounds, so a
+slower machine slows both, and shares carry over between machines of one kind. Seconds are compared
+only where the machine is the same. significance.py decides whether a difference counts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as validated
 
 from adadelta_cli import inputs
 from adadelta_cli.bench import significance, worker
-from adadelta_cli.bench.results import FAILURES
+from adadelta_cli.bench.problem import Outcome, Problem
 from adadelta_cli.bench.significance import LogRatio, Verdict
 from adadelta_cli.errors import ExitCode, UsageError, shortened
 from adadelta_cli.system import machine
@@ -30,27 +31,28 @@ if TYPE_CHECKING:
     from adadelta_cli.bench import results
     from adadelta_cli.bench.runner import Benchmark
 
-THRESHOLD = 0.05  # the smallest difference that counts, where no other is asked for
-# Without these equal, it is another kind of machine: a share of one says nothing of the other.
+THRESHOLD = 0.05  # the default of the smallest difference that counts
+# Where one of these differs, it is another kind of machine: their shares cannot be compared.
 KIND = ("processor", "architecture", "cores", "cores_available", "cache_bytes", "gpu")
-HOST = "host"  # and without this one, seconds say nothing either
-# What is never twice the same, and is no property of the machine.
+HOST = "host"  # where this differs, seconds cannot be compared either
+# These differ at each run, and are no property of the machine.
 VOLATILE = frozenset({"load_average", "memory_available_bytes", "swap_used_bytes"})
 UNRECORDED = "not recorded"
-WELCH = "Welch's t-test on the logarithms of what each process found"
+WELCH = "Welch's t-test on the logarithms of the medians of each process"
 STUDENT = "Student's t-test on the logarithms of the ratios of processes that took turns"
 MEASURE_AGAIN = "measure both on one machine: adadelta bench --against"
 
 
 # --- what bench.json holds ------------------------------------------------------------------------
 
-# Beyond these no time in seconds is, and no share of a ceiling.
+# Bounds of any plausible time in seconds, and of any share of a ceiling.
 Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
 DEEPEST = 20  # of nested lists and objects; a bench.json has 4
 
 
-class MeasurementKey(NamedTuple):
-    """What makes two rows ones of the same measurement."""
+@dataclass(frozen=True)
+class MeasurementKey:
+    """What identifies a measurement: rows with equal keys are compared."""
 
     implementation: str
     backend: str
@@ -61,32 +63,31 @@ class MeasurementKey(NamedTuple):
     cache: str
 
 
-class RecordedTiming(BaseModel):
+KEY = tuple(field.name for field in fields(MeasurementKey))
+
+
+@validated(frozen=True)
+class RecordedTiming(MeasurementKey):
     """A row of bench.json: which measurement it is, and its note."""
 
-    implementation: str
-    backend: str
-    ctx: str
-    dtype: str
-    workload: str
-    threads: int
-    cache: str
     ceiling_gigabytes_per_s: Positive | None = None
     note: str = ""
 
     @property
     def key(self) -> MeasurementKey:
-        """What finds it in another document."""
-        return MeasurementKey(*(getattr(self, name) for name in MeasurementKey._fields))
+        """What identifies it in another document."""
+        return MeasurementKey(*(getattr(self, name) for name in KEY))
 
     @property
     def wrong(self) -> bool:
-        """Its step computes something else, so that its time means nothing."""
-        return self.note.startswith(FAILURES) or ", wrong: " in self.note
+        """Whether its step is incorrect, so that its time means nothing: read from the note."""
+        problem = Problem.parse(self.note)
+        trained_wrong = f", {Outcome.WRONG.value}: " in self.note
+        return trained_wrong or bool(problem and problem.is_failure)
 
 
 class Processes(BaseModel):
-    """What each process found for a row; None is a process that took no sample of it."""
+    """The medians of each process for a row; None is a process without a sample of it."""
 
     median_s: list[Positive | None] = []
     ceiling_fraction: list[Positive | None] = []
@@ -101,7 +102,7 @@ SHARE, SECONDS = "share of the ceiling", "seconds"
 
 
 class Document(BaseModel):
-    """What is read of a bench.json."""
+    """The parts of a bench.json that are compared."""
 
     rows: list[RecordedTiming]
     by_process: list[Processes]
@@ -116,14 +117,16 @@ class Document(BaseModel):
                 f"there are {len(self.rows)} rows and {len(self.by_process)} entries in by_process"
             )
         counts = Counter(row.key for row in self.rows)
-        key, count = max(counts.items(), key=lambda item: item[1], default=((), 0))
-        if count > 1:
-            raise ValueError(f"two rows are of one measurement: {' '.join(map(str, key))}")
+        key, count = max(counts.items(), key=lambda item: item[1], default=(None, 0))
+        if key and count > 1:
+            raise ValueError(
+                f"two rows have the same key: {' '.join(map(str, vars(key).values()))}"
+            )
         return self
 
     @property
     def by_key(self) -> dict[MeasurementKey, Found]:
-        """The rows, with what each process found."""
+        """The rows, with the medians of each process."""
         both = zip(self.rows, self.by_process, strict=True)
         return {row.key: Found(row, each) for row, each in both}
 
@@ -132,7 +135,7 @@ def read_document(path: Path) -> Document:
     """Read a result of bench: the file bench.json, or the folder that it is in.
 
     Raises:
-        UsageError: it cannot be read, or is no result that can be compared.
+        UsageError: it cannot be read, or is no valid result.
     """
     file = path / "bench.json" if os.path.isdir(path) else path  # noqa: PTH112 - takes any path
     reason = inputs.unreadable_reason(file)
@@ -145,25 +148,17 @@ def read_document(path: Path) -> Document:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"{file} is no JSON ({error}); name the bench.json that adadelta bench wrote"
+            f"{file} is not JSON ({error}); name the bench.json that adadelta bench wrote"
         ) from error
     return parse_document(content, str(file))
 
 
-def _check_depth(content: Any, source: str) -> None:
-    """Refuse what is nested so deeply that walking through it would exhaust Python's stack."""
-    level = [content]
-    for _ in range(DEEPEST):
-        level = [
-            child
-            for each in level
-            if isinstance(each, (dict, list))
-            for child in (each.values() if isinstance(each, dict) else each)
-        ]
-    if level:
-        raise UsageError(
-            f"{source} is no result of adadelta bench: it is nested too deeply; name one"
-        )
+def _is_deeper(content: Any, levels: int) -> bool:
+    """Tell whether content is nested so deeply that recursion would exhaust Python's stack."""
+    children = content.values() if isinstance(content, dict) else content
+    if not isinstance(content, (dict, list)):
+        return False
+    return levels == 0 or any(_is_deeper(child, levels - 1) for child in children)
 
 
 def parse_document(content: Any, source: str) -> Document:
@@ -171,19 +166,24 @@ def parse_document(content: Any, source: str) -> Document:
 
     Args:
         content: the JSON document.
-        source: what to call it in messages: its path.
+        source: its path, for messages.
 
     Raises:
         UsageError: a part is missing or malformed.
     """
     if not isinstance(content, dict) or "rows" not in content:
-        raise UsageError(f"{source} is no result of adadelta bench: it has no 'rows'; name one")
+        raise UsageError(
+            f"{source} is no result of adadelta bench: it has no 'rows'; name a bench.json"
+        )
     if "by_process" not in content:
         raise UsageError(
-            f"{source} has no 'by_process': it is of a version that did not keep what each process "
-            "found, without which no difference can be tested; measure it again: adadelta bench"
+            f"{source} has no 'by_process': its version did not write the medians of each process, "
+            "which the test needs; measure again: adadelta bench"
         )
-    _check_depth(content, source)
+    if _is_deeper(content, DEEPEST):
+        raise UsageError(
+            f"{source} is no result of adadelta bench: it is nested too deeply; name a bench.json"
+        )
     try:
         return Document.model_validate(content | {"source": source})
     except ValidationError as error:
@@ -200,13 +200,13 @@ def parse_document(content: Any, source: str) -> Document:
 
 @dataclass(frozen=True)
 class Change:
-    """Something of machine or settings that is not the same in both.
+    """A property of the machine or a setting that differs between the results.
 
     Attributes:
-        name: where it stands in bench.json: `machine.versions.numpy`.
-        old: what it was, or that it was not recorded.
-        new: what it is now.
-        consequence: what cannot be compared because of it; empty where it forbids nothing.
+        name: its path in bench.json: `machine.versions.numpy`.
+        old: its value, or `UNRECORDED`.
+        new: likewise.
+        consequence: what cannot be compared because of it; empty for none.
     """
 
     name: str
@@ -216,16 +216,20 @@ class Change:
 
 
 def changes(old: Document, new: Document) -> list[Change]:
-    """List what differs between two machines and their settings, what matters first."""
+    """List what differs between machines and settings, changes with consequences first."""
     before, after = (
         _flat({"machine": each.machine, "settings": each.settings}) for each in (old, new)
     )
-    found = [
+    found = _differences(before, after)
+    return sorted(found, key=lambda change: not change.consequence)
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    return [
         Change(name, _shown(before.get(name)), _shown(after.get(name)), _consequence(name))
         for name in {**before, **after}
         if before.get(name) != after.get(name) and name.split(".")[1] not in VOLATILE
     ]
-    return sorted(found, key=lambda change: not change.consequence)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -251,7 +255,7 @@ def _consequence(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class RegressionRow:
+class RegressionRow(MeasurementKey):
     """One measurement in both results: a row of compare.csv.
 
     Attributes:
@@ -261,16 +265,9 @@ class RegressionRow:
         ratio: new time over old time, above 1 is slower, with its 99 % interval.
         p_value: of this row by itself.
         processes_old: how many there were.
-        note: why it is UNCLEAR and what to do, or what else is to be known.
+        note: why it is UNCLEAR and what to do, or another remark.
     """
 
-    implementation: str
-    backend: str
-    ctx: str
-    dtype: str
-    workload: str
-    threads: int
-    cache: str
     compared: str = ""
     old: float | None = None
     new: float | None = None
@@ -289,15 +286,15 @@ COLUMNS = tuple(field.name for field in fields(RegressionRow))
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing two results.
+    """The comparison of two results.
 
     Attributes:
         rows: in the order of the new result, then those that are only in the old one.
         changes: what differs between machines and settings.
         threshold: the smallest difference that counts.
         test: the name of the test behind the verdicts.
-        old: what the old result is called.
-        new: what the new one is called.
+        old: the name of the old result.
+        new: the name of the new one.
     """
 
     rows: tuple[RegressionRow, ...]
@@ -321,7 +318,7 @@ class Found(NamedTuple):
     processes: Processes
 
     def known(self, measure: str) -> list[float]:
-        """Return what each process found: `SHARE` or `SECONDS`; nothing where a step is wrong."""
+        """Return the medians of `SHARE` or `SECONDS`; none where the step is wrong."""
         return [] if self.timing.wrong else self.processes.known(measure)
 
 
@@ -337,8 +334,8 @@ class Machines(NamedTuple):
     """What two machines have in common.
 
     Attributes:
-        difference: the names of what differs, where they are not of one kind; else empty.
-        same: they are one and the same.
+        difference: the names of what differs, if they are of different kinds; else empty.
+        same: they are the same machine.
     """
 
     difference: str
@@ -371,41 +368,26 @@ def judge_in_turn(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
     rows = conclude([_in_turn(pair) for pair in pairs], threshold)
     about = work.other
     same = about["path"] == str(worker.__file__)
-    theirs, ours = (
-        _flat({"versions": versions})
-        for versions in (about.get("versions", {}), machine.versions())
-    )
-    found = [
-        Change(name, _shown(theirs.get(name)), _shown(ours.get(name)))
-        for name in {**theirs, **ours}
-        if theirs and theirs.get(name) != ours.get(name)
-    ]
+    theirs = _flat({"versions": about.get("versions", {})})
+    own = _flat({"versions": machine.versions()} if theirs else {})
+    found = _differences(theirs, own)
     old = f"{about['version']} in {about['path']}" + " (the same installation)" * same
     return Comparison(tuple(rows), tuple(found), threshold, STUDENT, old, "this version")
 
 
 def _in_turn(pair: results.Pair) -> Matched:
-    """Find the difference of a pair of versions, or why there is none."""
-    row = RegressionRow(*(getattr(pair.row, name) for name in MeasurementKey._fields))
-    if pair.row.note.startswith(FAILURES) and not pair.old_fault:
-        note = f"{pair.row.note}; the old one is right"
+    """Return the difference of a pair of versions, or why there is none."""
+    row = RegressionRow(*(getattr(pair.row, name) for name in KEY))
+    if pair.problem and pair.problem.is_failure and not pair.old_problem:
+        note = f"{pair.problem}; the old one is correct"
         return replace(row, verdict=Verdict.SLOWER, note=note), None
     if not pair.ratios:
-        return replace(row, note=pair.old_fault or pair.row.note or "no samples"), None
-    means = [float(np.exp(np.log(side).mean())) for side in (pair.old_s, pair.new_s)]
-    filled = replace(
-        row,
-        compared=SECONDS,
-        old=means[0],
-        new=means[1],
-        processes_old=len(pair.old_s),
-        processes_new=len(pair.new_s),
-    )
-    return filled, significance.paired(pair.ratios)
+        return replace(row, note=str(pair.old_problem or pair.problem or "no samples")), None
+    return _fill(row, SECONDS, pair.old_s, pair.new_s), significance.paired(pair.ratios)
 
 
 def _machines(found: Sequence[Change], *, known: bool) -> Machines:
-    """Sum up what differs; where no host was recorded, none is known to be the same."""
+    """Summarize what differs; without a recorded host, the machine is not known to be the same."""
     weighty = [change for change in found if change.consequence]
     difference = ", ".join(
         change.name.partition(".")[2] for change in weighty if change.name != f"machine.{HOST}"
@@ -437,10 +419,10 @@ def _judged(row: RegressionRow, each: LogRatio, judgement: significance.Judgemen
 
 
 def _match(pair: Counterparts, machines: Machines) -> Matched:
-    """Find what can be compared of a measurement, or why nothing can."""
-    row, old, new = RegressionRow(*pair.key), pair.old, pair.new
+    """Return what can be compared of a measurement, or why nothing can."""
+    row, old, new = RegressionRow(**vars(pair.key)), pair.old, pair.new
     if old and new and new.timing.wrong and old.known(SECONDS):
-        note = f"{new.timing.note}; the old one was right"
+        note = f"{new.timing.note}; the old one was correct"
         return replace(row, verdict=Verdict.SLOWER, note=note), None
     obstacle = next(_obstacles(pair, machines), "")
     if obstacle or not (old and new):
@@ -450,12 +432,12 @@ def _match(pair: Counterparts, machines: Machines) -> Matched:
 
 
 def _obstacles(pair: Counterparts, machines: Machines) -> Iterator[str]:
-    """Say what forbids to compare a measurement, the weightiest reason first."""
+    """Yield the reasons why a measurement cannot be compared, the most important one first."""
     for name, side in (("old", pair.old), ("new", pair.new)):
         if side is None:
             yield f"not in the {name} result; measure both with the same options"
         elif not side.known(SECONDS):
-            yield f"the {name} result has no time: {side.timing.note or 'and does not say why'}"
+            yield f"the {name} result has no time: {side.timing.note or 'no reason given'}"
     if machines.difference:
         yield f"another kind of machine ({machines.difference} changed); {MEASURE_AGAIN}"
     if not machines.same and not all(side and side.known(SHARE) for side in (pair.old, pair.new)):
@@ -465,16 +447,15 @@ def _obstacles(pair: Counterparts, machines: Machines) -> Iterator[str]:
 def compared(row: RegressionRow, measure: str, old: list[float], new: list[float]) -> Matched:
     """Compare a number for each process, shares or seconds; a larger share is a shorter time."""
     times = (old, new) if measure == SECONDS else (1 / np.array(old), 1 / np.array(new))
-    means = [float(np.exp(np.log(side).mean())) for side in (old, new)]
-    filled = replace(
-        row,
-        compared=measure,
-        old=means[0],
-        new=means[1],
-        processes_old=len(old),
-        processes_new=len(new),
-    )
-    return filled, significance.unpaired(*times)
+    return _fill(row, measure, old, new), significance.unpaired(*times)
+
+
+def _fill(
+    row: RegressionRow, measure: str, old: Sequence[float], new: Sequence[float]
+) -> RegressionRow:
+    before, after = (float(np.exp(np.log(side).mean())) for side in (old, new))
+    row = replace(row, compared=measure, old=before, new=after)
+    return replace(row, processes_old=len(old), processes_new=len(new))
 
 
 def _with_ceiling(row: RegressionRow, pair: Counterparts, threshold: float) -> RegressionRow:

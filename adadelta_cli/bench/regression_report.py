@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.bench.regression import COLUMNS, SECONDS
 from adadelta_cli.bench.significance import LEVEL, Verdict
+from adadelta_cli.bench.tables import markdown_table, terminal_table
 from adadelta_cli.bench.units import duration
 from adadelta_cli.files import jsonable, write_csv
 
@@ -23,19 +24,7 @@ COLOURS = {
     Verdict.SAME: "green",
     Verdict.UNCLEAR: "yellow",
 }
-HEADINGS = (
-    "workload",
-    "dtype",
-    "threads",
-    "cache",
-    "implementation",
-    "compared",
-    "old",
-    "new",
-    f"time, new / old ({LEVEL:.0%} interval)",
-    "verdict",
-)
-SETTINGS = (1, 2, 3)  # columns that stand in the title where all rows agree
+SETTINGS = {"dtype": "", "threads": " threads", "cache": ""}
 EXPLANATION = (
     "time, new / old: above 1 is slower. SLOWER: beyond {limit:.4g}, and significant by {test}, "
     "with Holm's correction at {chance:.0%} for the rows that have a ratio. FASTER: below "
@@ -43,59 +32,41 @@ EXPLANATION = (
 )
 
 
-def comparison_cells(row: RegressionRow) -> tuple[str, ...]:
-    """Write a row as a person reads it, a cell for each of `HEADINGS`, the verdict plain."""
+def comparison_cells(row: RegressionRow) -> dict[str, str]:
+    """Write a row as a person reads it: its cells by heading."""
     ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
     interval = "" if row.ratio_low is None else f" ({row.ratio_low:.3f}-{row.ratio_high:.3f})"
-    return (
-        row.workload,
-        row.dtype,
-        str(row.threads),
-        row.cache,
-        row.implementation,
-        row.compared,
-        _value(row.old, row.compared),
-        _value(row.new, row.compared),
-        ratio + interval,
-        row.verdict.value,
-    )
+    return {
+        "workload": row.workload,
+        "dtype": row.dtype,
+        "threads": str(row.threads),
+        "cache": row.cache,
+        "implementation": row.implementation,
+        "compared": row.compared,
+        "old": _value(row.old, row.compared),
+        "new": _value(row.new, row.compared),
+        f"time, new / old ({LEVEL:.0%} interval)": ratio + interval,
+        "verdict": row.verdict.value,
+        "note": row.note,
+    }
 
 
 def _value(value: float | None, measure: str) -> str:
     if value is None:
         return ""
-    if measure != SECONDS:
-        return f"{value:.3f}"
-    return duration(value, digits=4)
+    return duration(value, digits=4) if measure == SECONDS else f"{value:.3f}"
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """Lay out the verdicts for a terminal, a rule between workloads; all but the notes."""
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
-
-    cells = [comparison_cells(row) for row in comparison.rows]
-    shared = [k for k in SETTINGS if len({row[k] for row in cells}) == 1]
-    shown = [k for k in range(len(HEADINGS)) if k not in shared]
-    about = ", ".join(cells[0][k] + " threads" * (HEADINGS[k] == "threads") for k in shared)
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=escape(f"adadelta compare: {_title(comparison)}\n{about}"),
-        title_justify="left",
+    return terminal_table(
+        f"adadelta compare: {_title(comparison)}\n",
+        list(map(comparison_cells, comparison.rows)),
+        SETTINGS,
+        {verdict.value: colour for verdict, colour in COLOURS.items()},
         caption=_explanation(comparison),
         caption_justify="left",
     )
-    for k in shown:
-        table.add_column(HEADINGS[k], no_wrap=True)
-    groups = [(row.workload, row.dtype, row.threads, row.cache) for row in comparison.rows]
-    for number, row in enumerate(comparison.rows):
-        *plain, verdict = (Text(cells[number][k]) for k in shown)
-        verdict.stylize(COLOURS[row.verdict])
-        last = groups[number : number + 2] != [groups[number]] * 2
-        table.add_row(*plain, verdict, end_section=last)
-    return table
 
 
 def _title(comparison: Comparison) -> str:
@@ -142,20 +113,13 @@ def _changes(comparison: Comparison) -> list[str]:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Lay out all of it as Markdown, to paste into a pull request."""
-    body = [
-        (*comparison_cells(row)[:-1], f"**{row.verdict.value}**", row.note)
-        for row in comparison.rows
-    ]
-    rule = ("---",) * (len(HEADINGS) + 1)
-    table = [_line(cells) for cells in ((*HEADINGS, "note"), rule, *body)]
+    table = markdown_table(
+        [comparison_cells(row) | {"verdict": f"**{row.verdict.value}**"} for row in comparison.rows]
+    )
     listed = [f"- {line}" for line in _changes(comparison)]
     differs = ["", "What differs between machines and settings:", "", *listed] if listed else []
     head = [f"**adadelta compare**, {_title(comparison)}", ""]
-    return "\n".join([*head, *table, "", _explanation(comparison), *differs])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return "\n".join([*head, table, "", _explanation(comparison), *differs])
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `bench` writes: rows, samples, the table; its pictures are those of bench_figure."""
+"""What `bench` writes: rows, samples, the table, and the pictures of figures.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.bench.figures import bench_figure, samples_figure
+from adadelta_cli.bench.regression_report import comparison_document
+from adadelta_cli.bench.tables import markdown_table, terminal_table
 from adadelta_cli.bench.units import unit
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
 
@@ -16,93 +18,51 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adadelta_cli.bench.regression import Comparison
+    from adadelta_cli.bench.results import BenchRow, Pair
     from adadelta_cli.bench.runner import Benchmark
 
-BENCH_HEADINGS = (
-    "workload",
-    "dtype",
-    "on",
-    "cache",
-    "B/element",
-    "implementation",
-    "a step (interval)",
-    "GB/s",
-    "of the ceiling",
-    "roof",
-    "speed-up",
-    "memory",
-    "note",
-)
+SETTINGS = {"dtype": "", "on": "", "cache": "", "B/element": " B/element"}
 
 
-def bench_cells(row: Any) -> tuple[str, ...]:
-    """Write a row of bench.csv as a person reads it, a cell for each of `BENCH_HEADINGS`."""
-    return (
-        row.workload,
-        row.dtype,
-        row.place,
-        row.cache,
-        str(row.bytes_per_element or ""),
-        row.implementation,
-        _duration(row.median_s, row.ci_low_s, row.ci_high_s),
-        "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
-        _interval(row.ceiling_fraction, row.ceiling_fraction_low, row.ceiling_fraction_high, ".2f"),
-        row.bound or "",
-        _interval(row.speedup, row.speedup_low, row.speedup_high, ".3g", " x"),
-        _memory(row.peak_extra_bytes),
-        row.note,
-    )
-
-
-def _duration(seconds: float | None, low: float | None, high: float | None) -> str:
-    if seconds is None or low is None or high is None:
-        return ""
-    scale, name = unit(seconds)
-    return f"{seconds / scale:.3g} {name} ({low / scale:.3g}-{high / scale:.3g})"
-
-
-def _interval(
-    value: float | None, low: float | None, high: float | None, digits: str, unit: str = ""
-) -> str:
-    if value is None:
-        return ""
-    return f"{value:{digits}}{unit} ({low:{digits}}-{high:{digits}})"
-
-
-def _memory(count: int | None) -> str:
-    return "" if count is None else f"{count / 1e6:.2f} MB"
-
-
-def bench_table(rows: Sequence[Any]) -> Table:
-    """Lay out rows of bench.csv for a terminal, a rule between workloads, all but their notes.
-
-    What all rows have in common stands in the title.
-    """
-    from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
-    from rich.table import Table
-
-    common = {
-        heading: {cells[k] for cells in map(bench_cells, rows)}
-        for k, heading in enumerate(BENCH_HEADINGS)
-        if heading in {"dtype", "on", "cache", "B/element"}
+def bench_cells(row: BenchRow) -> dict[str, str]:
+    """Write a row of bench.csv as a person reads it: its cells by heading."""
+    scale, name = unit(row.median_s or 1.0)
+    times = [value and value / scale for value in (row.median_s, row.ci_low_s, row.ci_high_s)]
+    shares = (row.ceiling_fraction, row.ceiling_fraction_low, row.ceiling_fraction_high)
+    speedups = (row.speedup, row.speedup_low, row.speedup_high)
+    memory = row.peak_extra_bytes
+    return {
+        "workload": row.workload,
+        "dtype": row.dtype,
+        "on": row.place,
+        "cache": row.cache,
+        "B/element": str(row.bytes_per_element or ""),
+        "implementation": row.implementation,
+        "a step (interval)": _interval(times, ".3g", f" {name}"),
+        "GB/s": "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
+        "of the ceiling": _interval(shares, ".2f"),
+        "roof": row.bound or "",
+        "speed-up": _interval(speedups, ".3g", " x"),
+        "memory": "" if memory is None else f"{memory / 1e6:.2f} MB",
+        "note": row.note,
     }
-    shared = {heading: cells.pop() for heading, cells in common.items() if len(cells) == 1}
-    about = ", ".join(f"{value} {k}" if k == "B/element" else value for k, value in shared.items())
-    table = Table(box=SIMPLE_HEAD, title=f"adadelta bench: {about}", title_justify="left")
-    shown = [k for k, name in enumerate(BENCH_HEADINGS) if name not in {*shared, "note"}]
-    for k in shown:
-        table.add_column(BENCH_HEADINGS[k], no_wrap=True)
-    groups = [(row.workload, row.dtype, row.place, row.cache) for row in rows]
-    for number, row in enumerate(rows):
-        last = groups[number] not in groups[number + 1 :]
-        cells = bench_cells(row)
-        table.add_row(*(escape(cells[k]) for k in shown), end_section=last)
-    return table
 
 
-def bench_notes(rows: Sequence[Any]) -> list[str]:
-    """Write what is to be known before believing a row."""
+def _interval(values: Sequence[float | None], digits: str, unit: str = "") -> str:
+    """Write a value with the ends of its interval, empty where there is none."""
+    if None in values:
+        return ""
+    value, low, high = (f"{each:{digits}}" for each in values)
+    return f"{value}{unit} ({low}-{high})"
+
+
+def bench_table(rows: Sequence[BenchRow]) -> Table:
+    """Lay out rows of bench.csv for a terminal, a rule between workloads, all but their notes."""
+    return terminal_table("adadelta bench: ", list(map(bench_cells, rows)), SETTINGS)
+
+
+def bench_notes(rows: Sequence[BenchRow]) -> list[str]:
+    """Write the note of each row, after what distinguishes the row."""
     settings = [(row.dtype, row.place, row.cache) for row in rows]
     differing = [len(set(values)) > 1 for values in zip(*settings, strict=True)]
     return [
@@ -112,27 +72,29 @@ def bench_notes(rows: Sequence[Any]) -> list[str]:
     ]
 
 
-def bench_markdown(rows: Sequence[Any]) -> str:
-    """Lay out rows of bench.csv as a Markdown table, to paste into a pull request."""
-    lines = [BENCH_HEADINGS, ("---",) * len(BENCH_HEADINGS), *map(bench_cells, rows)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+def bench_markdown(rows: Sequence[BenchRow]) -> str:
+    """Lay out rows of bench.csv as a Markdown table, with their notes."""
+    return markdown_table(list(map(bench_cells, rows)))
 
 
 def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[str, Any]:
-    """Arrange rows, samples, doubts and the machine as bench.json and `--json` have them."""
-    from adadelta_cli.bench.regression_report import comparison_document
-
+    """Arrange rows, samples, warnings and the machine as bench.json and `--json` have them."""
     return {
         "rows": jsonable(work.rows),
         "by_process": jsonable([each.by_process for each in work.measurements]),
         "samples_s": [each.samples_s for each in work.measurements],
         "roofs_s": [result.roofs_s for result in work.results],
-        "doubts": work.doubts,
-        "pairs": [jsonable(pair) for result in work.results for pair in result.pairs],
+        "doubts": work.warnings,
+        "pairs": [_pair_document(pair) for result in work.results for pair in result.pairs],
         "comparisons": [comparison_document(each) for each in judged],
         "settings": jsonable(work.settings),
         "machine": jsonable(work.machine),
     }
+
+
+def _pair_document(pair: Pair) -> dict[str, Any]:
+    content = {name: jsonable(getattr(pair, name)) for name in ("row", "old_s", "new_s", "ratios")}
+    return content | {"old_fault": str(pair.old_problem or "")}
 
 
 FILES = ("bench.csv", "bench.json", "bench.png", "bench-samples.png")

@@ -1,9 +1,9 @@
 """Is the new step faster, slower, or the same? A test over processes.
 
-The process is the unit, since processes differ more than the samples of one: what comes in here is
-one number for each process, the median of its samples. Times are multiplied by what disturbs them,
-so everything is computed on their logarithms, where a ratio is a difference and both directions are
-alike. docs/benchmarks.md gives the error rates, and tests/simulate_verdict.py computes them.
+The process is the unit, since processes differ more than the samples of one: the input is one
+number for each process, the median of its samples. Disturbances multiply times, so everything is
+computed on logarithms, where a ratio is a difference and both directions are alike.
+docs/benchmarks.md gives the error rates, and tests/simulate_verdict.py computes them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 LEVEL = 0.99  # of an interval; and 1 - LEVEL is the chance of any false alarm in a whole table
-LEAST_PROCESSES = 3  # with two, the spread has one degree of freedom, and the interval no use
-MOST_PROCESSES = 40  # beyond, more of them is no advice
-# No clock knows a median better. It keeps equal numbers, which have no spread, from being divided
-# by nothing.
+LEAST_PROCESSES = 3  # with two, the spread has one degree of freedom, and the interval is useless
+MOST_PROCESSES = 40  # more are not worth their time
+# No clock measures a median more precisely. It avoids a division by zero for equal numbers.
 LEAST_SPREAD = 1e-6
 
 
 class Verdict(Enum):
-    """What is said of a row; `Judgement.reason` says why where it is not obvious."""
+    """The verdict on a row; `Judgement.reason` explains UNCLEAR."""
 
     FASTER = "FASTER"
     SLOWER = "SLOWER"
@@ -40,14 +39,14 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class LogRatio:
-    """The new time over the old one, as logarithms; what too few processes leave open is infinite.
+    """The new time over the old one, as logarithms; of too few processes, the interval is infinite.
 
     Attributes:
         log_ratio: the estimate.
         log_low: lower end of the two-sided interval of `LEVEL`, for this row by itself.
         log_high: upper end.
-        p_value: the chance of a difference as large as this one, either way, where there is none.
-        processes: how many there were on the side that has fewer.
+        p_value: the chance of a difference at least this large, either way, if there is none.
+        processes: how many there were, on the side with fewer.
     """
 
     log_ratio: float
@@ -87,8 +86,8 @@ def paired(ratios: ArrayLike) -> LogRatio:
     """Compare times taken in the same rounds, by Student's t-test on the logarithms of ratios.
 
     Args:
-        ratios: new time over old time of each pair of processes that took turns, positive. What
-            disturbs both of a pair alike is not in them.
+        ratios: new time over old time of each pair of processes that took turns, positive. A
+            disturbance of both cancels in them.
 
     Raises:
         ValueError: there is none, or one is no positive number.
@@ -98,13 +97,13 @@ def paired(ratios: ArrayLike) -> LogRatio:
     '1.070 (1.014-1.129)'
     """
     logs = _logarithms(ratios)
-    return _difference(float(logs.mean()), _squared_error(logs), logs.size - 1.0, logs.size)
+    return _t_test(float(logs.mean()), logs)
 
 
 def unpaired(old: ArrayLike, new: ArrayLike) -> LogRatio:
     """Compare times taken apart, by Welch's t-test on their logarithms.
 
-    Welch's does not take the spreads of both sides for equal, which a busier machine would belie.
+    Welch's test does not assume that both sides have the same spread.
 
     Args:
         old: a time for each process, positive, in any unit.
@@ -113,37 +112,31 @@ def unpaired(old: ArrayLike, new: ArrayLike) -> LogRatio:
     Raises:
         ValueError: a side is empty, or a time is no positive number.
     """
-    sides = _logarithms(old), _logarithms(new)
-    errors = [_squared_error(side) for side in sides]
-    fewest = min(side.size for side in sides)
-    # B. L. Welch, "The generalization of 'Student's' problem", Biometrika 34 (1947).
-    shares = zip(errors, sides, strict=True)
-    freedom = (
-        sum(errors) ** 2 / sum(error**2 / (side.size - 1) for error, side in shares)
-        if fewest > 1
-        else 0.0
-    )
-    centre = float(sides[1].mean() - sides[0].mean())
-    return _difference(centre, sum(errors), freedom, fewest)
+    before, after = _logarithms(old), _logarithms(new)
+    return _t_test(float(after.mean() - before.mean()), before, after)
 
 
 def _logarithms(values: ArrayLike) -> np.ndarray:
     found = np.asarray(values, dtype=np.float64)
     if not found.size or not np.all((found > 0) & np.isfinite(found)):
-        raise ValueError(f"a positive number for each process is needed, and there is {values!r}")
+        raise ValueError(f"expected a positive number for each process, got {values!r}")
     return np.log(found)
 
 
-def _squared_error(logs: np.ndarray) -> float:
-    """Return the squared standard error of the mean; one process tells nothing of it."""
-    spread = float(logs.std(ddof=1)) if logs.size > 1 else math.inf
-    return max(spread, LEAST_SPREAD) ** 2 / logs.size
+def _t_test(centre: float, *sides: np.ndarray) -> LogRatio:
+    """Test a mean, or a difference of means; Student's test is Welch's with a single side.
 
-
-def _difference(centre: float, squared_error: float, freedom: float, processes: int) -> LogRatio:
+    scipy.stats has both, but returns NaN where a side has no spread, and takes no least spread.
+    """
+    processes = min(side.size for side in sides)
     if processes < LEAST_PROCESSES:
         return LogRatio(centre, -math.inf, math.inf, 1.0, processes)
-    error = math.sqrt(squared_error)
+    squares = [max(float(side.std(ddof=1)), LEAST_SPREAD) ** 2 / side.size for side in sides]
+    # B. L. Welch, "The generalization of 'Student's' problem", Biometrika 34 (1947).
+    freedom = sum(squares) ** 2 / sum(
+        square**2 / (side.size - 1) for square, side in zip(squares, sides, strict=True)
+    )
+    error = math.sqrt(sum(squares))
     half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
     p_value = 2 * float(special.stdtr(freedom, -abs(centre) / error))
     return LogRatio(centre, centre - half, centre + half, p_value, processes)
@@ -197,28 +190,28 @@ def _judgement(each: LogRatio, significant: bool, margin: float, rows: int) -> J
         Verdict.UNCLEAR: True,
     }
     verdict = next(verdict for verdict, held in holds.items() if held)
-    return Judgement(verdict, _doubt(each, margin, rows) if verdict is Verdict.UNCLEAR else "")
+    return Judgement(verdict, _reason(each, margin, rows) if verdict is Verdict.UNCLEAR else "")
 
 
-def _doubt(each: LogRatio, margin: float, rows: int) -> str:
-    """Say why a row is UNCLEAR, and what to do."""
+def _reason(each: LogRatio, margin: float, rows: int) -> str:
+    """Explain why a row is UNCLEAR, and what to do."""
     if each.processes < LEAST_PROCESSES:
         return (
-            f"{each.processes} process{'es' * (each.processes > 1)} on a side cannot tell how "
+            f"{each.processes} process{'es' * (each.processes > 1)} on a side do not show how "
             f"processes differ; at least {LEAST_PROCESSES} are needed: measure with --processes 6"
         )
     size = abs(each.log_ratio)
     if size <= margin:
-        return "the estimate is within the threshold, its interval is not; " + _advice(
+        return "the estimate is within the threshold, but its interval is not; " + _advice(
             each, margin - size
         )
     if each.log_low <= 0 <= each.log_high:
-        return "processes differ so much that this can be chance; " + _advice(each, size)
-    return f"of {rows} rows, one can differ as much by chance; " + _advice(each, size)
+        return "processes differ so much that this may be chance; " + _advice(each, size)
+    return f"of {rows} rows, one may differ this much by chance; " + _advice(each, size)
 
 
 def _advice(each: LogRatio, room: float) -> str:
-    """Say how many processes make half the interval fit into `room`; its width goes as 1/sqrt."""
+    """Advise how many processes narrow half the interval to `room`; it shrinks as 1/sqrt."""
     half = (each.log_high - each.log_low) / 2
     needed = each.processes * (half / room) ** 2 if room else math.inf
     if needed > MOST_PROCESSES:

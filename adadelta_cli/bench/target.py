@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadelta_cli.bench.problem import Outcome, Problem
 from adadelta_cli.errors import of_device
 from adadelta_cli.implementations.array_backends import Box
 from adadelta_cli.implementations.base import StepInputs
@@ -15,7 +17,7 @@ from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification.cases import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from adadelta_cli.bench.buffers import TensorSet
     from adadelta_cli.bench.device import CpuDevice
@@ -30,10 +32,10 @@ class BenchTarget:
     """An implementation's step on tensors.
 
     Attributes:
-        step: takes one.
+        step: takes one step.
         parameters: the tensors, in the arrays that the step takes.
         tensors: the same as they were allocated.
-        processor: has them in its memory.
+        processor: the device that holds them.
     """
 
     step: Callable[[], Any]
@@ -62,103 +64,119 @@ class BenchTarget:
         ]
 
 
-# --- is it right? ---------------------------------------------------------------------------------
+# --- is it correct? -------------------------------------------------------------------------------
 
 
-def check_correct(chosen: Implementation, subject: BenchTarget) -> str:
-    """Take one step and compare it with the array update; say what is wrong with it.
+def check_correct(chosen: Implementation, target: BenchTarget) -> Problem | None:
+    """Take one step and compare it with the array update; return what is wrong, if anything.
 
     Of each tensor some thousand elements are compared, spread over all of it: in every bit, or
-    within the bounds of what is not ours.
+    within the implementation's tolerance.
     """
-    spread = [_spread(p.weight.size) for p in subject.values]
-    before = _copies(subject, spread)
-    kinds = [[(a.dtype, a.shape) for a in p.arrays] for p in subject.values]
+    chunks = [_spread(p.weight.size) for p in target.values]
+    before, layouts = _copies(target, chunks), _layouts(target)
     try:
-        subject.step()
-        if kinds != [[(a.dtype, a.shape) for a in p.arrays] for p in subject.values]:
-            return "wrong: it returned arrays of another dtype or shape"
+        target.step()
+        if _layouts(target) != layouts:
+            return _wrong("it returned arrays of another dtype or shape")
     except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
         return describe_exception(error)
-    after = _copies(subject, spread)
+    after = _copies(target, chunks)
     if any(
         now.grad.tobytes() != then.grad.tobytes() and chosen.keeps_grad
         for now, then in zip(after, before, strict=True)
     ):
-        return "wrong: it changed the gradient"
-    compare = _difference if chosen.tolerance is None else _excess
-    return compare(chosen, before, after)
+        return _wrong("it changed the gradient")
+    if chosen.tolerance is None:
+        return _difference(before, after)
+    return _excess(chosen, before, after)
 
 
-def describe_exception(error: Exception) -> str:
-    """Say what was raised, in one line.
+def _wrong(reason: str) -> Problem:
+    return Problem(Outcome.WRONG, reason)
+
+
+def _layouts(target: BenchTarget) -> list[list[tuple[Any, Any]]]:
+    return [[(a.dtype, a.shape) for a in p.arrays] for p in target.values]
+
+
+def describe_exception(error: Exception) -> Problem:
+    """Return what an exception of a step means, in one line.
 
     Raises:
-        BrokenError: it says that a GPU failed, which is no verdict on the step.
+        BrokenError: a GPU failed, which is no verdict on the step.
     """
     broken = of_device(error)
     if broken:
         raise broken from error
-    return f"failed: raised {type(error).__name__}: {' '.join(str(error).split())}"
+    text = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+    return Problem(Outcome.FAILED, text)
 
 
 ENDS = 64  # elements at either end of a tensor, all of which are compared
 
 
 def _spread(size: int) -> list[slice]:
-    """Choose elements: the ends, and some between, evenly spread."""
+    """Choose the elements to compare: both ends, and evenly spread ones between."""
     if size <= 2 * ENDS + CHECKED_ELEMENTS:
         return [slice(None)]
     between = slice(ENDS, -ENDS, -(-size // CHECKED_ELEMENTS))
     return [slice(ENDS), between, slice(-ENDS, None)]
 
 
-def _copies(subject: BenchTarget, spread: Sequence[list[slice]]) -> list[Parameter]:
+def _copies(target: BenchTarget, chunks: Sequence[list[slice]]) -> list[Parameter]:
     def some(array: Any, parts: list[slice]) -> np.ndarray:
-        flat, numpy = array.reshape(-1), subject.processor.numpy
+        flat, numpy = array.reshape(-1), target.processor.numpy
         return np.concatenate([numpy(flat[part]) for part in parts])
 
     return [
         Parameter(*(some(array, parts) for array in p.arrays))
-        for p, parts in zip(subject.values, spread, strict=True)
+        for p, parts in zip(target.values, chunks, strict=True)
     ]
 
 
-def _difference(
-    _chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]
-) -> str:
+def _difference(before: Sequence[Parameter], after: Sequence[Parameter]) -> Problem | None:
+    """Compare every bit with the array update, which is taken on `before`."""
     for each in before:
         update(np, each, HYPER.scalars(each.acc_grad.dtype), HYPER.learning_rate, HYPER.wd)
     pairs = [
-        (now, right)
+        (now, expected)
         for own, each in zip(after, before, strict=True)
-        for now, right in zip(own.arrays, each.arrays, strict=True)
+        for now, expected in zip(own.arrays, each.arrays, strict=True)
     ]
-    wrong = sum(int(np.count_nonzero(_bits(now) != _bits(right))) for now, right in pairs)
-    compared = sum(right.size for _, right in pairs)
-    return f"wrong: {wrong} of {compared} values differ from the array update" if wrong else ""
+    differ = sum(int(np.count_nonzero(_bits(now) != _bits(right))) for now, right in pairs)
+    compared = sum(now.size for now, _ in pairs)
+    text = f"{differ} of {compared} values differ from the array update"
+    return _wrong(text) if differ else None
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.itemsize}")
 
 
-def _excess(chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]) -> str:
-    """Compare within bounds."""
+def _excess(
+    chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]
+) -> Problem | None:
+    """Compare within the tolerance."""
     then, now = (
         {name: np.concatenate([getattr(p, name) for p in each]) for name in _FLOATS}
         for each in (before, after)
     )
-    judge = _adam_faults if chosen.name in YARDSTICKS else _adadelta_faults
-    wrong = [f"{tensor} {fault}" for tensor, fault in judge(chosen, then, now)]
-    return f"wrong: {'; '.join(wrong)}" if wrong else ""
+    errors = _adam_errors if chosen.name in YARDSTICKS else _adadelta_errors
+    beyond = [
+        f"{tensor} is off by {error:.3g} ULPs, allowed are {allowed:g}"
+        for tensor, error, allowed in errors(chosen, then, now)
+    ]
+    return _wrong("; ".join(beyond)) if beyond else None
 
 
 _FLOATS = ("weight", "grad", "acc_grad", "acc_delta")
 _Flat = dict[str, np.ndarray]
+_Errors = Iterator[tuple[str, float, float]]
+"""A tensor beyond its tolerance: its name, its error, the tolerance; in ULPs."""
 
 
-def _adadelta_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, str]]:
+def _adadelta_errors(chosen: Implementation, then: _Flat, now: _Flat) -> _Errors:
     from adadelta_cli.verification import tolerance
 
     grad = then["grad"]
@@ -170,14 +188,10 @@ def _adadelta_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterato
     allowed: Any = chosen.tolerance
     for each in tolerance.check_steps(case, [grad], reference, got, allowed, flush=chosen.flushes):
         if not each.passed:
-            yield each.tensor, _excess_of(each.difference.scaled_ulp, each.allowed_ulp)
+            yield each.tensor, each.difference.scaled_ulp, each.allowed_ulp
 
 
-def _excess_of(error_ulp: float, allowed_ulp: float) -> str:
-    return f"is off by {error_ulp:.3g} ULPs, allowed are {allowed_ulp:g}"
-
-
-def _adam_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tuple[str, str]]:
+def _adam_errors(chosen: Implementation, then: _Flat, now: _Flat) -> _Errors:
     from adadelta_cli.implementations import frameworks
     from adadelta_cli.verification import tolerance
     from adadelta_cli.verification.ulp import Difference
@@ -189,4 +203,4 @@ def _adam_faults(chosen: Implementation, then: _Flat, now: _Flat) -> Iterator[tu
         operand = np.maximum(abs(then[name]), abs(wanted - then[name]))
         error = Difference.between(now[name], wanted, operand).scaled_ulp
         if not error <= getattr(chosen.tolerance, name):
-            yield name, _excess_of(error, getattr(chosen.tolerance, name))
+            yield name, error, getattr(chosen.tolerance, name)

@@ -1,4 +1,4 @@
-"""Times as a person reads them."""
+"""Times with readable units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 
 
 def unit(seconds: float) -> tuple[float, str]:
-    """Return the unit that a time is read best in: how many seconds it is, and its name."""
+    """Return the unit for a time: how many seconds it is, and its name."""
     return next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
 
 

@@ -1,9 +1,9 @@
-"""A process that takes steps and times them: `python -m adadelta_cli.bench.worker`, led by `bench`.
+"""A process that takes steps and times them: `python -m adadelta_cli.bench.worker`, run by `bench`.
 
-It says who it is, in a line of JSON; then it gets lines of JSON and answers each with one: what to
-work on (`task`), or what to take a sample of (`sample`), again and again. It ends when its stdin
-does, so it never outlives its leader. The leader may be of another version of this package, so what
-is said is a contract: `PROTOCOL` counts its changes.
+It first reports its version in a line of JSON. Then it reads lines of JSON and answers each with
+one: a `task` to prepare, or entries to `sample`. It ends when its stdin does, so it never outlives
+its leader. The leader may be of another version of this package, so the messages are a contract:
+`PROTOCOL` counts its changes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.bench.buffers import TensorSet, held_bytes
+from adadelta_cli.bench.buffers import TensorSet, cold_copies, held_bytes
 from adadelta_cli.bench.device import CpuDevice, bench_device
 from adadelta_cli.bench.target import HYPER, BenchTarget, check_correct, describe_exception
 from adadelta_cli.errors import of_device
@@ -31,14 +31,17 @@ from adadelta_cli.implementations.registry import timeable
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import leave_if_forked
 
+if TYPE_CHECKING:
+    from adadelta_cli.bench.problem import Problem
+
 PROTOCOL = 1
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
 SETTLED = 0.97  # warm-up is over when a step takes no less than this share of the best so far
-WARM_UP_S, LEAST_WARM_UP = 0.3, 3  # for so long, and at least so many steps
+WARM_UP_S, LEAST_WARM_UP = 0.3, 3  # seconds at most, steps at least
 UNTIMED_BELOW_S = 50e-3  # a step shorter than this is taken once, untimed, before each sample
-# Steps are taken for so long, untimed, when this process has its turn after another's: threads wake
-# and cores speed up. Without it, what came first in a turn took 4 % longer.
-AWAKENING_S = 5e-3
+# Untimed steps at the begin of this process's turn, while threads wake and cores speed up. Without
+# them, the first entry of a turn took 4 % longer.
+WAKE_UP_S = 5e-3
 Clock = Callable[[Sequence[Callable[[], Any]]], float]
 
 
@@ -59,16 +62,16 @@ def _warmed_up(timed: Callable[[], float]) -> float:
 
 
 class Cursor:
-    """Which of the copies of the tensors is next, for all that is timed on them.
+    """The next copy of the tensors, for all entries that are timed on them.
 
-    One for all: else one would find in the caches what another has just left there.
+    They share it: otherwise one would find in the caches what another has just left there.
     """
 
     def __init__(self) -> None:
         self._next = 0
 
     def take(self, count: int) -> range:
-        """Return the places of the next so many, counted on and on."""
+        """Return the indices of the next copies, without wrapping around."""
         self._next += count
         return range(self._next - count, self._next)
 
@@ -77,11 +80,11 @@ class TimedEntry:
     """Something that is timed, in samples of enough steps each.
 
     Args:
-        steps: what is called, in turn: one, or as many as there are copies of the tensors.
-        clock: returns the seconds of a step, from several.
+        steps: called in turn: one step, or one for each copy of the tensors.
+        clock: returns the seconds of a step, the mean of several.
         together: how many steps one call takes.
-        evict: empties the caches, before each sample; then a sample is one turn of all.
-        cursor: shared by all that is timed on the same copies.
+        evict: empties the caches before each sample; then a sample is one step on each copy.
+        cursor: shared by all entries that are timed on the same copies.
     """
 
     def __init__(
@@ -95,15 +98,15 @@ class TimedEntry:
         self._steps, self._clock, self._together, self._evict = steps, clock, together, evict
         self._cursor = cursor or Cursor()
         for step in steps if len(steps) > 1 else ():
-            step()  # the first of each may compile, or look at its arrays
+            step()  # the first call on each may compile, or query its arrays
         cost = _warmed_up(self._take)
         self._loops = len(steps) if evict else max(1, math.ceil(SAMPLE_S / cost))
         self._untimed = cost < UNTIMED_BELOW_S
 
-    def awaken(self) -> None:
+    def wake_up(self) -> None:
         """Take steps, untimed, until threads and cores are awake."""
         start = time.monotonic()
-        while time.monotonic() - start < AWAKENING_S:
+        while time.monotonic() - start < WAKE_UP_S:
             self._take()
 
     def _chosen(self, count: int) -> list[Callable[[], Any]]:
@@ -117,14 +120,11 @@ class TimedEntry:
         if self._evict:
             self._evict()
         elif self._untimed:
-            self._take()  # brings back to the caches what others left there
+            self._take()  # loads the caches, which other entries have used
         return self._clock(self._chosen(self._loops)) / self._together
 
 
 # --- tasks: the first reply, then the samples -----------------------------------------------------
-
-COPIES = 1024  # of tensors that are timed cold, at most
-EVICTED_TIMES = 2  # the last-level cache's size is passed over so often
 
 
 class TimingTask:
@@ -133,13 +133,13 @@ class TimingTask:
     def __init__(self, spec: dict[str, Any]) -> None:
         shapes, dtype, seed = spec["shapes"], spec["dtype"], spec["seed"]
         size = held_bytes(dtype) * sum(map(math.prod, shapes))
-        self._ctx = spec.get("ctx", "cpu")
-        self._processor = bench_device(self._ctx)
+        self._device = Device.parse(spec.get("ctx", "cpu"))
+        self._processor = bench_device(self._device)
         copies, other = cold_copies(size, self._processor.cache_bytes) if spec["cold"] else (1, 0)
         self._tensors = TensorSet.allocate(shapes, dtype, seed, copies, self._processor.region)
         self._evict = self._processor.evictor(other) if other else None
         self._cursor = Cursor()
-        self.faults: dict[str, str] = {}
+        self.problems: dict[str, Problem | None] = {}
         self.entries: dict[str, TimedEntry] = {}
         for name in spec["implementations"]:
             self._add(name)
@@ -148,14 +148,14 @@ class TimingTask:
 
     def _add(self, name: str) -> None:
         try:
-            chosen, place = timeable(name, Device.parse(self._ctx)), self._processor
-            subjects = [BenchTarget.to(chosen, each, place) for each in self._tensors]
+            chosen = timeable(name, self._device)
+            targets = [BenchTarget.to(chosen, each, self._processor) for each in self._tensors]
         except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
-            self.faults[name] = describe_exception(error)
+            self.problems[name] = describe_exception(error)
             return
-        self.faults[name] = check_correct(chosen, subjects[0])
-        if not self.faults[name]:
-            self.entries[name] = self._entry([each.step for each in subjects])
+        self.problems[name] = check_correct(chosen, targets[0])
+        if not self.problems[name]:
+            self.entries[name] = self._entry([each.step for each in targets])
 
     def _entry(self, steps: Sequence[Callable[[], Any]], together: float = 1) -> TimedEntry:
         rotated = len(steps) == len(self._tensors)  # the arithmetic roof has data of its own
@@ -168,12 +168,13 @@ class TimingTask:
         self.entries |= {name: self._entry(*each) for name, each in roofs.items()}
 
     def ready(self) -> dict[str, Any]:
-        """Say what is wrong with each implementation; only the faultless ones are timed."""
-        return {"faults": self.faults, "entries": list(self.entries)}
+        """Report the problem of each implementation, empty for those that are timed."""
+        faults = {name: str(problem or "") for name, problem in self.problems.items()}
+        return {"faults": faults, "entries": list(self.entries)}
 
     def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
-        """Return the seconds of a step, and how long the sample took in all, by entry."""
-        self.entries[names[0]].awaken()
+        """Return by entry the seconds of a step, and the seconds that the whole sample took."""
+        self.entries[names[0]].wake_up()
         return {name: _spent(self.entries[name].sample) for name in names}
 
 
@@ -182,52 +183,38 @@ def _spent(sample: Callable[[], float]) -> list[float]:
     return [sample(), time.monotonic() - start]
 
 
-def cold_copies(size: int, cache_bytes: int) -> tuple[int, int]:
-    """Say how many copies of tensors of so many bytes are timed in turn, to find them cold.
-
-    Each copy was pushed out of the caches by the others before its turn comes again; where `COPIES`
-    of them are too small for that, other memory is passed over before each sample.
-
-    Returns:
-        How many copies; how many bytes of other memory, if any.
-    """
-    far = EVICTED_TIMES * cache_bytes
-    copies = -(-far // size) + 1
-    return (copies, 0) if copies <= COPIES else (COPIES, far)
-
-
 class PeakMemoryTask:
-    """Measure how far a step raises what memory is held above what it was before."""
+    """Measure the peak of the memory that a step allocates."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        ctx = spec.get("ctx", "cpu")
-        self._processor = bench_device(ctx)
-        self._implementation = timeable(spec["implementations"][0], Device.parse(ctx))
+        device = Device.parse(spec.get("ctx", "cpu"))
+        self._processor = bench_device(device)
+        self._implementation = timeable(spec["implementations"][0], device)
         self._peaks = [self._peak(shapes, spec) for shapes in spec["workloads"]]
 
     def _peak(self, shapes: Sequence[Sequence[int]], spec: dict[str, Any]) -> int | None:
         dtype, seed, place = spec["dtype"], spec["seed"], self._processor
         (tensors,) = TensorSet.allocate(shapes, dtype, seed, region=place.region)
         try:
-            subject = BenchTarget.to(self._implementation, tensors, place)
-        except Exception:  # noqa: BLE001 - which the task that takes the samples tells
+            target = BenchTarget.to(self._implementation, tensors, place)
+        except Exception:  # noqa: BLE001 - the task that takes the samples reports it
             return None
-        if check_correct(self._implementation, subject):
+        if check_correct(self._implementation, target):
             return None
-        subject.step()
+        target.step()
         gc.collect()
         counted = place.counts(self._implementation.backend)
-        return place.peak_extra_bytes(subject.step) if counted else None
+        return place.peak_extra_bytes(target.step) if counted else None
 
     def ready(self) -> dict[str, Any]:
-        """Return the bytes for each workload; None where the system does not tell."""
+        """Return the bytes for each workload; None where they cannot be measured."""
         return {"peak_extra_bytes": self._peaks, "entries": []}
 
 
 class TrainingTask:
     """Time whole training steps of a network through `gluon.Trainer`, and their updates alone.
 
-    The network is the MLP 784-500-300-10 on a batch of 100 random images, always the same.
+    The network is the MLP 784-500-300-10, on one batch of 100 random images.
     """
 
     BATCH = 100
@@ -290,7 +277,7 @@ class TrainingTask:
         return {"loss": self._loss, "faults": {}, "entries": list(self._entries)}
 
     def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
-        """Return the seconds of a whole step, or of an update, and how long it took in all."""
+        """Return the seconds of a whole step, or of an update, and those of the whole sample."""
         return {name: _spent(self._entries[name]) for name in names}
 
 
@@ -310,31 +297,40 @@ TASKS: dict[str, Any] = {"time": TimingTask, "peak": PeakMemoryTask, "train": Tr
 
 
 def serve(orders: IO[str], replies: IO[str]) -> None:
-    """Answer each line until there is none."""
+    """Answer each line until stdin ends."""
     versions = machine.versions()
     about = {"protocol": PROTOCOL, "path": str(Path(__file__)), "versions": versions}
     _reply(replies, about | {"version": versions.get("adadelta", "not installed")})
     gc.disable()
-    task: Any = None
-    own = os.getpid()
+    server, own = Server(), os.getpid()
     for line in orders:
-        order = json.loads(line)
         try:
-            if "task" in order:
-                task = None  # what it holds is given back before the next is made
-                gc.collect()
-                task = TASKS[order["task"]](order)
-                answer = task.ready()
-            else:
-                answer = {"samples": task.sample(order["sample"])}
+            answer = server.answer(json.loads(line))
+        finally:
+            leave_if_forked(own)
+        _reply(replies, answer)
+
+
+class Server:
+    """The current task, and what answers the orders."""
+
+    def __init__(self) -> None:
+        self._task: Any = None
+
+    def answer(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Carry out an order; a GPU that failed is reported, any other error is raised."""
+        try:
+            if "task" not in order:
+                return {"samples": self._task.sample(order["sample"])}
+            self._task = None  # frees its memory before the next task allocates
+            gc.collect()
+            self._task = TASKS[order["task"]](order)
+            return self._task.ready()
         except Exception as error:
             broken = of_device(error)
             if not broken:
                 raise
-            answer = {"broken": str(broken), "status": broken.status}
-        finally:
-            leave_if_forked(own)
-        _reply(replies, answer)
+            return {"broken": str(broken), "status": broken.status}
 
 
 def _reply(replies: IO[str], answer: dict[str, Any]) -> None:
@@ -346,8 +342,8 @@ def _reply(replies: IO[str], answer: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve the leader on stdin and stdout; whatever else prints goes to stderr."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the leader, which ends this
+    """Serve the leader on stdin and stdout; anything else that is printed goes to stderr."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the leader ends this process
     sys.modules["sklearn"] = None  # type: ignore[assignment] # half of MXNet's import, unused here
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -1,8 +1,8 @@
-"""The processes that take samples side by side, and the leader's end of what is said to them.
+"""The worker processes that take samples in turn, and the leader's side of their protocol.
 
-Rounds alternate between the members of a pool: in each round every one takes its samples while all
-others rest, so that whatever else the machine does hits them alike. Other frameworks have processes
-of their own, because several OpenMP runtimes in one process ruin each other.
+In each round every worker takes its samples while all others rest, so that other load on the
+machine affects them alike. Other frameworks have processes of their own, because several OpenMP
+runtimes in one process slow each other down.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from adadelta_cli.bench.problem import Outcome, Problem
 from adadelta_cli.bench.worker import PROTOCOL
 from adadelta_cli.errors import (
     KERNEL_FAULTS,
@@ -35,17 +36,18 @@ from adadelta_cli.system import machine
 from adadelta_cli.system.child import LIMIT, WorkerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from typing_extensions import Self
 
+    from adadelta_cli.implementations.base import Implementation
+
 LEAST_ROUNDS = 5
-# OpenMP's threads look out for more work for some milliseconds after they had some, on the cores
-# that the next process is about to be timed on.
+# OpenMP's threads spin for some milliseconds after their last work, on the cores that the next
+# process is about to be timed on.
 REST_S = 0.01
-# Until a process that says nothing is taken to hang.
-ANSWER_S = 600.0
-# One that times what is not ours: some compile for a minute before their first step, none later.
+ANSWER_S = 600.0  # a worker that is silent for longer hangs
+# The same for third-party code: some compile for a minute before their first step, none later.
 FOREIGN_ANSWER_S = {"task": 300.0, "sample": 120.0}
 START = """
 import importlib, importlib.util, os
@@ -55,31 +57,45 @@ os.dup2({replies}, 1)
 os.close({replies})
 main()
 """
-"""What a process executes. What it prints before that would be taken for an answer.
+"""What a worker executes; anything printed before `main` must not be read as an answer.
 
 An earlier version, in another environment, has its worker at the top of the package.
 """
 
 T = TypeVar("T")
-Columns = dict[str, np.ndarray]
-"""By entry, the seconds of a step in each round; NaN where the entry had no turn in it."""
+
+
+class EntryKey(NamedTuple):
+    """Something that is timed: an implementation or a roof, by name.
+
+    Attributes:
+        side: tells entries of one name apart, which several workers time; see `WorkerSpec`.
+        name: as the worker knows it.
+    """
+
+    side: str
+    name: str
+
+
+Columns = dict[EntryKey, np.ndarray]
+"""By entry, the seconds of a step in each round; NaN where the entry was not sampled."""
 
 
 class Worker:
-    """A process that takes samples; see worker.py for what is said to it.
+    """A process that takes samples; worker.py documents its protocol.
 
     Args:
-        threads: how many every library in it may use.
+        threads: how many threads every library in it may use.
         python: another environment's interpreter, whose installed version takes the samples.
-        foreign: what it times is not ours.
+        foreign: it times third-party code.
         environment: more variables.
 
     Attributes:
-        about: what it said of itself: protocol, version, path.
-        sources: of which one can be read once it has answered or ended.
+        about: what it reported of itself: protocol, version, path.
+        sources: file descriptors; one becomes readable once it has answered or ended.
 
     Raises:
-        BrokenError: it ended, or is silent.
+        BrokenError: it ended, or hangs.
         UnavailableError: the other environment has no version that understands this one.
         UsageError: `python` cannot be executed.
     """
@@ -90,12 +106,15 @@ class Worker:
         self._python, self._foreign = python, foreign
         self.about: dict[str, Any] = {}
         self._expect(ANSWER_S)
-        # What belongs to a user's kernel need not be UTF-8.
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
         readable, orders = os.pipe()
         replies, writable = os.pipe()
-        self._orders = open(orders, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - closed below
-        self._replies = open(replies, encoding="utf-8", errors="replace")  # noqa: SIM115, PTH123 - closed below
+        # The output of a user's kernel may be invalid UTF-8.
+        text: Any = {"encoding": "utf-8", "errors": "replace"}
+        self._files = ExitStack()
+        errors = tempfile.TemporaryFile("w+", **text)  # noqa: SIM115 - closed with the others
+        self._errors = self._files.enter_context(errors)
+        self._replies = self._files.enter_context(os.fdopen(replies, **text))
+        self._orders = self._files.enter_context(os.fdopen(orders, "w", **text))
         try:
             self._child = WorkerProcess(
                 START.format(replies=writable),
@@ -128,15 +147,13 @@ class Worker:
         self._close()
 
     def _close(self) -> None:
-        for file in (self._errors, self._replies, self._orders):
-            with suppress(BrokenPipeError):  # an order that was not read
-                file.close()
+        with suppress(BrokenPipeError):  # an order that the worker did not read
+            self._files.close()
 
-    def greet(self) -> None:
-        """Hear who it is."""
+    def handshake(self) -> None:
+        """Read its version, and check that it understands this one."""
         try:
             self.about = self.answer()
-            self._check_path()
         except BrokenError as error:
             if self._python is None:
                 raise
@@ -144,21 +161,17 @@ class Worker:
                 f"--against {self._python}: {error}; expected the Python of an environment in "
                 "which a version of adadelta with bench --against is installed"
             ) from error
-        if self.about.get("protocol") != PROTOCOL:
-            raise UnavailableError(
-                f"--against {self._python}: its version {self.about.get('version')} is led in "
-                f"another way ({self.about.get('protocol')}) than this one ({PROTOCOL}); install "
-                "a nearer version there"
-            )
-
-    def _check_path(self) -> None:
-        """See whether a worker of ours is of this very package."""
         wanted, found = Path(__file__).with_name("worker.py"), self.about.get("path", "")
         if self._python is None and Path(found).resolve() != wanted.resolve():
             raise BrokenError(
-                f"a process that takes samples found {found}, expected {wanted}: something in "
-                "this environment (sitecustomize, a .pth file) puts another version first; remove "
-                "one of the two"
+                f"a worker process found {found}, expected {wanted}: something in this environment "
+                "(sitecustomize, a .pth file) puts another version first; remove one of the two"
+            )
+        version, protocol = self.about.get("version"), self.about.get("protocol")
+        if protocol != PROTOCOL:
+            raise UnavailableError(
+                f"--against {self._python}: its version {version} has protocol {protocol}, "
+                f"expected {PROTOCOL}; install a version closer to this one there"
             )
 
     def ask(self, **order: Any) -> dict[str, Any]:
@@ -167,10 +180,10 @@ class Worker:
         return self.answer()
 
     def send(self, **order: Any) -> None:
-        """Send an order, and wait for no answer."""
+        """Send an order, without waiting for the answer."""
         patience_s = FOREIGN_ANSWER_S["task" if "task" in order else "sample"]
         self._expect(patience_s if self._foreign else ANSWER_S)
-        with suppress(BrokenPipeError):  # which is reported instead of an answer
+        with suppress(BrokenPipeError):  # `answer` reports it
             self._orders.write(json.dumps(order) + "\n")
             self._orders.flush()
 
@@ -179,7 +192,7 @@ class Worker:
 
     @property
     def left_s(self) -> float:
-        """Return how long its answer may still take."""
+        """Return how many seconds its answer may still take."""
         return max(0.0, self._until - time.monotonic())
 
     def answer(self) -> dict[str, Any]:
@@ -187,9 +200,7 @@ class Worker:
         ready = wait(self.sources, self.left_s)
         if not ready:
             self._child.end()
-            raise BrokenError(
-                f"a process that takes samples hung: {self._patience_s:g} s of silence"
-            )
+            raise BrokenError(f"a worker process hung: no answer in {self._patience_s:g} s")
         line = self._replies.readline() if self.sources[0] in ready else ""
         if not line:
             raise self._broken()
@@ -197,21 +208,21 @@ class Worker:
             answer = json.loads(line)
         except json.JSONDecodeError as error:
             raise BrokenError(
-                f"a process that takes samples said {line.strip()[:200]!r}; expected JSON"
+                f"a worker process wrote {line.strip()[:200]!r}; expected JSON"
             ) from error
-        if "broken" in answer:  # its GPU is of no more use to it
+        if "broken" in answer:  # its GPU cannot be used again
             self._child.end()
             raise DeviceError(answer["broken"], answer["status"])
         return answer
 
     def _broken(self) -> BrokenError:
-        """Say how it ended; if it closed its pipes only, end it."""
+        """Return how it ended; if it only closed its pipes, end it."""
         how = self._child.ended()
         self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
-        out_of_memory = "; the system ran out of memory, it seems: ask for smaller --sizes"
+        last = (self._errors.read().strip().splitlines() or ["no output"])[-1]
+        out_of_memory = "; the system probably ran out of memory: ask for smaller --sizes"
         hint = out_of_memory if how == "killed by SIGKILL" else ""
-        return BrokenError(f"a process that takes samples crashed: {how}: {last}{hint}")
+        return BrokenError(f"a worker process crashed: {how}: {last}{hint}")
 
 
 Job = Generator[Worker, None, T]
@@ -219,14 +230,14 @@ Job = Generator[Worker, None, T]
 
 
 def run_side_by_side(jobs: Sequence[Job[T]], at_once: int) -> Iterator[tuple[int, T]]:
-    """Let jobs go on side by side.
+    """Run jobs concurrently.
 
     Args:
-        jobs: what to do.
-        at_once: how many of them, at most.
+        jobs: the work.
+        at_once: how many jobs may run at a time.
 
     Yields:
-        The place of a job, and what it returned, as soon as it has.
+        The index of a job and its result, as soon as it has ended.
     """
     waiting = list(enumerate(jobs))[::-1]
     running: dict[Worker, tuple[int, Job[T]]] = {}
@@ -243,15 +254,15 @@ def run_side_by_side(jobs: Sequence[Job[T]], at_once: int) -> Iterator[tuple[int
 
 
 def _wait_for_first(workers: Iterable[Worker]) -> Worker:
-    """Wait for the first that answers, ends or is silent for too long."""
+    """Return the first worker that answers, ends or exceeds its time."""
     until = {worker: worker.left_s for worker in workers}
     ready = wait([each for worker in until for each in worker.sources], min(until.values()))
-    heard = [worker for worker in until if any(each in ready for each in worker.sources)]
-    return heard[0] if heard else min(until, key=until.__getitem__)
+    answered = [worker for worker in until if any(each in ready for each in worker.sources)]
+    return answered[0] if answered else min(until, key=until.__getitem__)
 
 
 def _environment(threads: int, *, own: bool) -> dict[str, str]:
-    """Return a child's variables; `own` finds this very package, wherever it lies."""
+    """Return a child's variables; with `own`, it imports this installation of the package."""
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     found = {**os.environ, **machine.thread_environment(threads)}
     # Else JAX takes three quarters of a GPU's memory (JAX's docs, "GPU memory allocation").
@@ -262,55 +273,63 @@ def _environment(threads: int, *, own: bool) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What one member of a pool does.
+    """What one worker of a pool times.
 
     Attributes:
-        implementations: those that it times.
-        prefix: put before its entries' names, to tell two members' apart.
+        implementations: as they are on the device.
+        side: tells its entries apart from those of another worker with the same names.
         python: as in `Worker`.
-        roofs: it times the roofs, too.
-        task: as worker.py knows it.
-        foreign: not ours, so it may break without breaking off the whole.
+        roofs: whether it times the roofs, too.
+        task: a key of `worker.TASKS`.
     """
 
-    implementations: tuple[str, ...]
-    prefix: str = ""
+    implementations: tuple[Implementation, ...]
+    side: str = ""
     python: str | None = None
     roofs: bool = False
     task: str = "time"
-    foreign: bool = False
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it times third-party code, whose crash does not end the benchmark."""
+        return any(each.sandbox for each in self.implementations)
+
+    def key(self, name: str) -> EntryKey:
+        """Return the key of an entry of this worker."""
+        return EntryKey(self.side, name)
 
 
 class WorkerPool:
-    """Processes that are timed in turn.
+    """Worker processes that are timed in turn.
 
     Args:
-        roles: one process each.
-        threads: how many each of them may use.
+        specs: one process each.
+        threads: how many threads each of them may use.
         seed: of the order within each round.
 
     Attributes:
-        faults: what is wrong with an entry of the current task; empty where nothing is. What is not
-            ours and broke its process is not asked again: the fault is that of all later tasks.
+        problems: by entry of the current task, why it is not timed; entries without a problem are
+            missing. Third-party code that broke its process is not run again: it has the same
+            problem in all later tasks.
     """
 
-    def __init__(self, roles: Sequence[WorkerSpec], threads: int, seed: int = 0) -> None:
-        self._roles, self._threads = roles, threads
+    def __init__(self, specs: Sequence[WorkerSpec], threads: int, seed: int = 0) -> None:
+        self._specs, self._threads = specs, threads
         self._stack = ExitStack()
         self._workers: dict[WorkerSpec, Worker] = {}
         self._random = np.random.default_rng(seed)
-        self._entries: dict[str, tuple[WorkerSpec, str]] = {}
-        self._able: Container[str] = ()
-        self._lost: dict[WorkerSpec, str] = {}
-        self.faults: dict[str, str] = {}
+        self._entries: dict[EntryKey, WorkerSpec] = {}
+        self._able: Container[Implementation] = ()
+        self._lost: dict[WorkerSpec, Problem] = {}
+        self.problems: dict[EntryKey, Problem] = {}
 
     def __enter__(self) -> Self:
         try:
-            for role in self._roles:  # all at once, for importing takes a second
-                worker = Worker(self._threads, role.python, foreign=role.foreign)
-                self._workers[role] = self._stack.enter_context(worker)
+            for spec in self._specs:  # all before the first handshake: importing takes a second
+                worker = Worker(self._threads, spec.python, foreign=spec.foreign)
+                self._workers[spec] = self._stack.enter_context(worker)
             for worker in self._workers.values():
-                worker.greet()
+                worker.handshake()
         except BaseException:
             self._stack.close()
             raise
@@ -319,95 +338,101 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def prepare(self, able: Container[str], **spec: Any) -> list[dict[str, Any]]:
-        """Give all the next task; return the first answer of each role.
+    def prepare(self, able: Container[Implementation], **order: Any) -> list[dict[str, Any]]:
+        """Give all workers the next task; return the answer of each.
 
         Args:
-            able: the implementations that can be put to it.
-            spec: what the task's own part of worker.py reads.
+            able: the implementations that support it.
+            order: what the task in worker.py reads.
         """
-        self._entries, self.faults, self._able = {}, {}, able
-        return [self._begun(role, spec) for role in self._roles]
+        self._entries, self.problems, self._able = {}, {}, able
+        return [self._prepare(spec, order) for spec in self._specs]
 
-    def _begun(self, role: WorkerSpec, spec: dict[str, Any]) -> dict[str, Any]:
-        if role in self._lost:
-            self._accuse(role)
+    def _prepare(self, spec: WorkerSpec, order: dict[str, Any]) -> dict[str, Any]:
+        if spec in self._lost:
+            self._mark_lost(spec)
             return {}
-        names = [name for name in role.implementations if name in self._able]
-        own = {"task": role.task, "implementations": names, "roofs": role.roofs}
-        answer = self._asked(role, **spec | own) if names or role.roofs else {}
-        faults = answer.get("faults", {})
-        self.faults |= {role.prefix + name: fault for name, fault in faults.items()}
-        self._entries |= {role.prefix + n: (role, n) for n in answer.get("entries", ())}
+        names = self._names(spec)
+        own = {"task": spec.task, "implementations": names, "roofs": spec.roofs}
+        answer = self._ask(spec, **order | own) if names or spec.roofs else {}
+        for name, text in answer.get("faults", {}).items():
+            if text:  # an older version may have other words for a failure
+                problem = Problem.parse(text) or Problem(Outcome.FAILED, text)
+                self.problems[spec.key(name)] = problem
+        self._entries |= {spec.key(name): spec for name in answer.get("entries", ())}
         return answer
 
-    def _asked(self, role: WorkerSpec, **order: Any) -> dict[str, Any]:
-        """Ask a member; if it breaks and is not ours, it is at fault, and not asked again."""
+    def _names(self, spec: WorkerSpec) -> list[str]:
+        return [each.name for each in spec.implementations if each in self._able]
+
+    def _ask(self, spec: WorkerSpec, **order: Any) -> dict[str, Any]:
+        """Return a worker's answer; empty if third-party code broke the worker."""
         try:
-            return self._workers[role].ask(**order)
+            return self._workers[spec].ask(**order)
         except BrokenError as error:
-            if not role.foreign or _is_no_fault(error):
+            if not spec.foreign or _is_gpu_failure(error):
                 raise
-            self._lost[role] = f"wrong: {error}"
-            self._accuse(role)
+            self._lost[spec] = Problem(Outcome.WRONG, str(error))
+            self._mark_lost(spec)
             return {}
         finally:
-            time.sleep(REST_S * (len(self._roles) > 1))
+            time.sleep(REST_S * (len(self._specs) > 1))
 
-    def _accuse(self, role: WorkerSpec) -> None:
-        """Let all that it times in this task be at fault."""
-        names = [role.prefix + name for name in role.implementations if name in self._able]
-        self.faults |= dict.fromkeys(names, self._lost[role])
-        self._entries = {n: each for n, each in self._entries.items() if each[0] is not role}
+    def _mark_lost(self, spec: WorkerSpec) -> None:
+        """Mark all entries of a worker that broke as failed."""
+        self.problems |= dict.fromkeys(map(spec.key, self._names(spec)), self._lost[spec])
+        self._entries = {key: each for key, each in self._entries.items() if each is not spec}
 
     def sample(self, seconds: float, suffices: Callable[[Columns], bool]) -> Columns:
-        """Take samples in rounds, `LEAST_ROUNDS` at least; the order changes from round to round.
+        """Take samples in rounds, `LEAST_ROUNDS` at least, each in a new random order.
 
         Args:
-            seconds: for how long, at most.
-            suffices: asked after each round whether the samples do.
+            seconds: time limit.
+            suffices: called after each round; True ends the sampling.
         """
-        rounds: list[dict[str, float]] = []
-        costs: dict[str, float] = {}
+        rounds: list[dict[EntryKey, float]] = []
+        costs: dict[EntryKey, float] = {}
         until = time.monotonic() + seconds
         while len(rounds) < LEAST_ROUNDS or (
             time.monotonic() < until and not suffices(_columns(rounds, self._entries))
         ):
-            due = {name for name in self._entries if len(rounds) % _period(name, costs) == 0}
+            due = [key for key in self._entries if len(rounds) % _period(key, costs) == 0]
             rounds.append(self._round(due, costs))
         return _columns(rounds, self._entries)
 
-    def _round(self, due: set[str], costs: dict[str, float]) -> dict[str, float]:
-        """Sample what is due; note in `costs` how long each sample took."""
-        found: dict[str, float] = {}
-        for place in self._random.permutation(len(self._roles)):
-            role = self._roles[place]
-            names = [n for full, (one, n) in self._entries.items() if one is role and full in due]
-            for name, (taken, whole) in self._taken(role, names).items():
-                found[role.prefix + name] = taken
-                costs[role.prefix + name] = whole
+    def _round(
+        self, due: Sequence[EntryKey], costs: dict[EntryKey, float]
+    ) -> dict[EntryKey, float]:
+        """Sample the entries that are due; store in `costs` how long each sample took."""
+        found: dict[EntryKey, float] = {}
+        for place in self._random.permutation(len(self._specs)):
+            spec = self._specs[place]
+            names = [key.name for key in due if self._entries.get(key) is spec]
+            for name, (step_s, sample_s) in self._sample_worker(spec, names).items():
+                found[spec.key(name)] = step_s
+                costs[spec.key(name)] = sample_s
         return found
 
-    def _taken(self, role: WorkerSpec, due: list[str]) -> dict[str, list[float]]:
+    def _sample_worker(self, spec: WorkerSpec, due: list[str]) -> dict[str, list[float]]:
         order = [due[place] for place in self._random.permutation(len(due))]
-        return self._asked(role, sample=order).get("samples", {}) if due else {}
+        return self._ask(spec, sample=order).get("samples", {}) if due else {}
 
 
-def _is_no_fault(error: BrokenError) -> bool:
-    """Tell whether a GPU failed by itself: not by what a kernel did, as an illegal address."""
+def _is_gpu_failure(error: BrokenError) -> bool:
+    """Tell whether a GPU failed by itself, not by what a kernel did, such as an illegal address."""
     return isinstance(error, DeviceError) and error.status not in KERNEL_FAULTS
 
 
-def _period(name: str, costs: dict[str, float]) -> int:
-    """Say in every which round an entry has its turn: slow ones get fewer samples.
+def _period(key: EntryKey, costs: Mapping[EntryKey, float]) -> int:
+    """Return the sampling period of an entry in rounds: slow entries get fewer samples.
 
-    A power of two, so that what is slow has its turns in rounds in which all others have theirs.
+    A power of two, so that slow entries are sampled in rounds in which all others are.
     """
     if not costs:
         return 1
-    times = costs[name] / statistics.median(costs.values())
+    times = costs[key] / statistics.median(costs.values())
     return int(2 ** math.floor(math.log2(max(1.0, times))))
 
 
-def _columns(rounds: Sequence[dict[str, float]], names: Iterable[str]) -> Columns:
-    return {name: np.array([each.get(name, math.nan) for each in rounds]) for name in names}
+def _columns(rounds: Sequence[dict[EntryKey, float]], keys: Iterable[EntryKey]) -> Columns:
+    return {key: np.array([each.get(key, math.nan) for each in rounds]) for key in keys}

@@ -1,4 +1,4 @@
-"""What a step is timed on: one tensor of a given size, or the parameters of a known network."""
+"""The tensors of a step: one of a given size, or the parameters of a known network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Shape = tuple[int, ...]
 
 SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 SIZES_ALLOWED = (
-    "allowed is a list of whole numbers from 1 on, as 100000, 1e5, 100k, 2.5M or 1G, with commas "
-    "between: --sizes 1e5,1e6,1e7"
+    "allowed is a comma-separated list of whole numbers from 1, such as 100000, 1e5, 100k, 2.5M or "
+    "1G: --sizes 1e5,1e6,1e7"
 )
 
 
@@ -35,12 +35,12 @@ class Workload:
 
     @property
     def tensors(self) -> int:
-        """How many tensors."""
+        """The number of tensors."""
         return len(self.shapes)
 
     @property
     def elements(self) -> int:
-        """How many elements, all tensors together."""
+        """The number of elements, all tensors together."""
         return sum(map(math.prod, self.shapes))
 
 
@@ -51,7 +51,7 @@ def sizes(text: str) -> list[Workload]:
     [1000, 2500, 4000000]
 
     Raises:
-        UsageError: an entry is no size.
+        UsageError: an entry is not a size.
     """
     entries = text.split(",") if text else []
     return [Workload(_name(size), ((size,),)) for size in map(_size, entries)]
@@ -64,7 +64,7 @@ def _size(text: str) -> int:
     size = float(match[1]) * SUFFIXES[match[2]] if match else 0.0
     if not 1 <= size < math.inf or size != int(size):
         given = shortened(text.strip())
-        raise UsageError(f"--sizes has {given!r}, which is no size; {SIZES_ALLOWED}")
+        raise UsageError(f"--sizes has {given!r}, which is not a size; {SIZES_ALLOWED}")
     return int(size)
 
 
@@ -81,7 +81,7 @@ def model(name: str) -> Workload:
     """Look up the parameters of a network.
 
     Raises:
-        UsageError: none of that name is known.
+        UsageError: the name is unknown.
     """
     if name not in MODELS:
         raise UsageError(f"--model is {name!r}; known are {', '.join(MODELS)}")
@@ -155,7 +155,7 @@ def _gpt2_small() -> Iterator[Shape]:
 
 
 def _many_small() -> Iterable[Shape]:
-    """A thousand tensors of 10 to 1000 elements: what the overhead of each tensor costs."""
+    """A thousand tensors of 10 to 1000 elements: shows the overhead of each tensor."""
     return ((10 + 617 * i % 991,) for i in range(1000))
 
 

@@ -11,6 +11,8 @@ import click
 from adadelta_cli.cli.options import (
     MOST_THREADS,
     POSITIVE_FLOAT,
+    SCREEN_OPTIONS,
+    decorated,
     folder_of,
     possible,
     shared_options,
@@ -21,6 +23,7 @@ from adadelta_cli.errors import ExitCode, UsageError, shortened
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adadelta_cli.bench.plan import BenchPlan
     from adadelta_cli.bench.regression import Comparison, Document
     from adadelta_cli.bench.runner import Benchmark
     from adadelta_cli.cli.console import Terminal
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 def _thread_counts(
     _context: click.Context, _parameter: click.Parameter, text: str | None
 ) -> tuple[int, ...]:
-    """Read a list of thread counts; by default, one entry: all available cores."""
+    """Read a list of thread counts; the default is all available cores."""
     from adadelta_cli.system import machine
 
     parts = text.split(",") if text else [str(machine.available_cores())]
@@ -44,7 +47,7 @@ def _thread_counts(
 
 
 def _threshold(_context: click.Context, _parameter: click.Parameter, threshold: float) -> float:
-    """Refuse what would judge nothing: 5 for 5 %, NaN."""
+    """Reject values under which any row would pass: 5 for 5 %, NaN."""
     if not 0 < threshold < 1:
         raise UsageError(
             f"--threshold is {threshold:g}; allowed is a share above 0 and below 1: 0.05 is 5 %"
@@ -61,14 +64,22 @@ threshold_option = click.option(
     metavar="X",
     help="The smallest difference that counts, as a share: 0.05 is 5 %.",
 )
+format_option = click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "markdown"]),
+    default="table",
+    show_default=True,
+    help="Layout of the table.",
+)
 
 
 @click.command()
 @click.option(
     "--sizes",
     metavar="LIST",
-    help="Elements of one tensor, a list: 1e5,2.5M,10k. Default 1e5,1e6,1e7, where neither --model "
-    "nor --train is given.",
+    help="List of tensor sizes in elements: 1e5,2.5M,10k. Default 1e5,1e6,1e7, unless --model or "
+    "--train is given.",
 )
 @click.option(
     "--model",
@@ -88,22 +99,17 @@ threshold_option = click.option(
     "names",
     multiple=True,
     metavar="NAME",
-    help="What to time, also torch, torch-foreach, torch-compile, optax, torch-adam-fused, or "
-    "FILE.py:FUNCTION, a kernel of your own; repeatable; default all of ours that are here.",
+    help="What to time: a built-in implementation, torch, torch-foreach, torch-compile, optax, "
+    "torch-adam-fused, or FILE.py:FUNCTION, a kernel of your own; repeatable. Default: all "
+    "built-in ones available here.",
 )
-@click.option("--peers", is_flag=True, help="Time the other frameworks that are installed, too.")
+@click.option("--peers", is_flag=True, help="Also time the other frameworks that are installed.")
 @click.option(
-    "--warm",
-    "cache",
-    flag_value="warm",
+    "--warm/--cold",
+    "warm",
     default=None,
-    help="Step on the same tensors again and again (default on a CPU).",
-)
-@click.option(
-    "--cold",
-    "cache",
-    flag_value="cold",
-    help="Step on tensors that are in no cache, as a training finds them (default on a GPU).",
+    help="Step on the same tensors repeatedly (default on a CPU), or on tensors that are in no "
+    "cache, as in a training (default on a GPU).",
 )
 @click.option(
     "--dtype",
@@ -118,14 +124,14 @@ threshold_option = click.option(
     "--threads",
     callback=_thread_counts,
     metavar="LIST",
-    help="CPU threads of every implementation, a list: 1,2; default all available cores.",
+    help="List of CPU threads of every implementation: 1,2; default all available cores.",
 )
 @click.option(
     "--precision",
     type=POSITIVE_FLOAT,
     default=0.02,
     show_default=True,
-    help="Half the width of a median's 95 % interval, as a share of it, that suffices.",
+    help="Stop when the 95 % interval's half-width falls below this fraction of the median.",
 )
 @click.option(
     "--max-time",
@@ -133,60 +139,46 @@ threshold_option = click.option(
     default=4.0,
     show_default=True,
     metavar="S",
-    help="Seconds of sampling for one workload, at most.",
+    help="Time limit for sampling one workload, in seconds.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(1, 1000),
     default=6,
     show_default=True,
-    help="How many fresh processes measure each workload.",
+    help="Number of fresh processes that measure each workload.",
 )
 @click.option(
     "--against",
     metavar="PYTHON",
     callback=possible,
-    help="The Python of another environment, whose installed version is timed in turn with this "
-    "one; exit 1 when this one is slower.",
+    help="Python of another environment, whose installed version is timed in turn with this one; "
+    "exit 1 if this one is slower.",
 )
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A bench.json of before; exit 1 when a row is slower than there.",
+    help="An earlier bench.json; exit 1 if a row is slower than there.",
 )
 @threshold_option
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "markdown"]),
-    default="table",
-    show_default=True,
-    help="How the summary is laid out.",
-)
+@format_option
 @shared_options("bench")
 def bench(
-    sizes: str | None,
-    models: tuple[str, ...],
     train: str | None,
-    names: tuple[str, ...],
-    peers: bool,
-    cache: str | None,
     layout: str,
     baseline: Path | None,
     threshold: float,
-    device: Device,
-    backend: str,
     out: Path,
     as_json: bool,
     quiet: bool,
     verbose: bool,
-    **how: Any,
+    **asked: Any,
 ) -> int:
     """Time one optimizer step against what the machine allows.
 
     The ceiling is the slower of two roofs, timed in turn with the steps: moving the bytes that a
-    step has to move, and doing its arithmetic on data in the first-level cache.
+    step must move, and doing its arithmetic on data in the first-level cache.
 
     \b
     adadelta bench
@@ -196,34 +188,15 @@ def bench(
     adadelta bench --sizes 1e6 --against ../main/.venv/bin/python
     """
     from adadelta_cli import files
-    from adadelta_cli.bench import regression, report, runner, workloads
-    from adadelta_cli.files import check_pictures
-    from adadelta_cli.implementations import registry
-    from adadelta_cli.mxnet_bridge import runtime
+    from adadelta_cli.bench import plan as planning
+    from adadelta_cli.bench import regression, report, runner
     from adadelta_cli.system import machine
 
-    check_pictures()
+    files.check_pictures()
     screen = terminal(as_json, quiet, verbose)
     before = _baseline(baseline, out) if baseline else None
-    if train:  # before a device is tried
-        runner.check_train(str(device), how["against"])
-    wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
-    own = runner.choose_implementations(
-        names, backend, str(device), fused_only=bool(how["against"])
-    )
-    if train or any(registry.timeable(name).backend == "mxnet" for name in own):
-        runtime.check_environment()
-    here, absent = runner.choose_frameworks() if peers else ((), ())
-    plan = runner.BenchPlan(
-        (*workloads.sizes(wanted), *map(workloads.model, models)),
-        tuple(dict.fromkeys((*own, *here))),
-        ctx=str(device),
-        absent=absent,
-        max_time_s=how.pop("max_time"),
-        caches=(cache or runner.cache_on(str(device)),),
-        **how,
-    )
-    runner.check_memory(plan)
+    plan = _plan(train=train, **asked)
+    planning.check_memory(plan)
     work = runner.Benchmark(plan, train, machine.describe())
     files.prepare_folder(out, report.FILES)
     judged: list[Comparison] = []
@@ -239,8 +212,44 @@ def bench(
     return max(work.exit_code, *(each.exit_code for each in judged), ExitCode.OK)
 
 
+def _plan(
+    sizes: str | None,
+    models: tuple[str, ...],
+    train: str | None,
+    names: tuple[str, ...],
+    peers: bool,
+    warm: bool | None,
+    device: Device,
+    backend: str,
+    max_time: float,
+    **how: Any,
+) -> BenchPlan:
+    """Resolve the names that the options give."""
+    from adadelta_cli.bench import plan, workloads
+    from adadelta_cli.mxnet_bridge import runtime
+
+    if train:  # before a device is tried
+        plan.check_train(device, how["against"])
+    sizes = sizes or ("" if models or train else "1e5,1e6,1e7")
+    warm = device.kind == "cpu" if warm is None else warm
+    fused_only = bool(how["against"])
+    own = plan.choose_implementations(names, backend, device, fused_only=fused_only)
+    if train or any(each.backend == "mxnet" for each in own):
+        runtime.check_environment()
+    here, absent = plan.choose_frameworks(device) if peers else ((), ())
+    return plan.BenchPlan(
+        (*workloads.sizes(sizes), *map(workloads.model, models)),
+        tuple(dict.fromkeys((*own, *here))),
+        caches=("warm" if warm else "cold",),
+        max_time_s=max_time,
+        absent=absent,
+        device=device,
+        **how,
+    )
+
+
 def _baseline(baseline: Path, out: Path) -> Document:
-    """Read what a result is compared with; it has to outlive the files that are written."""
+    """Read the baseline; it must not be one of the files that are written."""
     from adadelta_cli.bench import regression
 
     before = regression.read_document(baseline)
@@ -275,8 +284,8 @@ def _show_bench(
         screen.table(report.bench_table(rows))
         for line in report.bench_notes(rows):
             screen.text(line)
-    for doubt in work.doubts:
-        screen.note(f"Warning: {doubt}")
+    for warning in work.warnings:
+        screen.note(f"Warning: {warning}")
     for each in judged:
         _show_comparison(screen, each, layout)
     screen.document(report.bench_document(work, judged))
@@ -286,28 +295,14 @@ def _show_bench(
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @threshold_option
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["table", "markdown"]),
-    default="table",
-    show_default=True,
-    help="How the verdicts are laid out.",
-)
+@format_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     callback=folder_of,
     help="Write compare.csv there; default: no file.",
 )
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="The summary as one JSON document on stdout, and nothing else there.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="Less.")
-@click.option("-v", "--verbose", is_flag=True, help="More.")
+@decorated(SCREEN_OPTIONS)
 def compare(
     old: Path,
     new: Path,
@@ -320,8 +315,8 @@ def compare(
 ) -> int:
     """Judge one result of bench against another: FASTER, SLOWER, SAME or UNCLEAR.
 
-    OLD and NEW are each a bench.json, or the folder that it is in. Exit code 1 if a row is SLOWER:
-    by more than the threshold, and significantly.
+    OLD and NEW are each a bench.json, or its folder. Exit code 1 if a row is SLOWER: by more than
+    the threshold, and significantly.
 
     \b
     adadelta compare main/bench.json results/bench/bench.json
@@ -336,18 +331,13 @@ def compare(
     )
     if out:
         files.prepare_folder(out, regression_report.FILES)
-    with ExitStack() as finished:
-        if out:
-            finished.callback(_write_comparison, screen, found, out)
+    try:
         _show_comparison(screen, found, layout)
         screen.document(regression_report.comparison_document(found))
+    finally:  # also where stdout is a closed pipe
+        if out:
+            screen.note(f"written: {regression_report.write_comparison(out, found)}")
     return found.exit_code
-
-
-def _write_comparison(screen: Terminal, found: Comparison, out: Path) -> None:
-    from adadelta_cli.bench import regression_report
-
-    screen.note(f"written: {regression_report.write_comparison(out, found)}")
 
 
 def _show_comparison(screen: Terminal, found: Comparison, layout: str) -> None:

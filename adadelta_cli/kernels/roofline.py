@@ -2,9 +2,9 @@
 
 S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for
 multicore architectures", CACM 52(4), 2009. The memory roof moves AdaDelta's own traffic, four
-arrays read and three written, with next to no arithmetic. The arithmetic roof does AdaDelta's own
-arithmetic, as many elements of it, on data that never leaves the first-level cache. A step is
-held up by the slower of the two; kernels stand for the limits, so a share of 1 has their noise.
+arrays read and three written, with almost no arithmetic. The arithmetic roof does AdaDelta's own
+arithmetic for as many elements, on data in the first-level cache. The slower of the two limits a
+step. Both limits are measured with kernels, so a share of 1 includes their noise.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from adadelta_cli.kernels.cpu import (
 if TYPE_CHECKING:
     from adadelta_cli.update import Hyperparameters, Parameter
 
-# What the arithmetic roof works on in each thread: it has to fit the first-level cache, and be so
-# long that starting on it again costs next to nothing. Measured, float32, two threads, 1e6
-# elements: 16 KiB 0.304 ms, 32 KiB 0.272 ms, 40 KiB 0.293 ms. Between the threads' parts lies a
-# gap as long as they are, else each core's prefetching takes lines from the other: 0.317 ms.
+# Data of the arithmetic roof in each thread: it must fit the first-level cache, and be long enough
+# that the overhead of each pass is negligible. Measured, float32, two threads, 1e6 elements: 16 KiB
+# 0.304 ms, 32 KiB 0.272 ms, 40 KiB 0.293 ms. A gap of the same length separates the threads' parts;
+# without it, each core prefetches the other's lines: 0.317 ms.
 CACHED_BYTES = 32 * 1024
-LEAST_ELEMENTS = 1_000_000  # that a call of the arithmetic roof works on
+LEAST_ELEMENTS = 1_000_000  # that a call of the arithmetic roof updates
 
 
 @compiled
@@ -52,7 +52,7 @@ def _traffic_slice(weight, grad, acc_grad, acc_delta, half, factor):
 
 @compiled
 def _traffic_stream(weight, grad, acc_grad, acc_delta, half, factor):
-    """Move long slices in blocks, asking for memory ahead of its use, as the step does."""
+    """Move long slices in blocks, prefetching ahead, as the step does."""
     for low in range(0, weight.size, BLOCK_ELEMENTS):
         high = min(low + BLOCK_ELEMENTS, weight.size)
         _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high)
@@ -69,7 +69,7 @@ def _traffic_stream(weight, grad, acc_grad, acc_delta, half, factor):
 @compiled_parallel
 def _traffic(weight, grad, acc_grad, acc_delta, half, factor, parts):
     total = weight.size
-    if parts == 1:  # in this thread, without waking the others, as the step does
+    if parts == 1:  # in this thread only, as the step does
         _traffic_stream(weight, grad, acc_grad, acc_delta, half, factor)
         return
     for part in prange(parts):
@@ -131,7 +131,7 @@ def _arithmetic(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, par
 
 
 def cached_elements(line: Parameter) -> int:
-    """Say how many elements fit the first-level caches, given the arrays of a workload."""
+    """Return how many elements fit the first-level caches, given the arrays of a workload."""
     size = sum(array.itemsize for array in line.arrays)
     return CACHED_BYTES // size * 2 * chunks_for(line.weight.size)
 
@@ -140,9 +140,9 @@ class Roofs:
     """The two roofs of one workload, on the memory that its steps use.
 
     Args:
-        line: all tensors of the workload laid end to end in NumPy arrays of one dimension,
+        line: all tensors of the workload concatenated, in NumPy arrays of one dimension,
             float32, float64, or float16 with a float32 master. Their values do not change.
-        cached: the same with `cached_elements(line)` elements; the states do change.
+        cached: likewise, with `cached_elements(line)` elements; their states change.
         hyper: the hyper-parameters of the step.
     """
 
@@ -150,7 +150,7 @@ class Roofs:
         real = line.acc_grad.dtype.type
         self.parts = chunks_for(line.weight.size)
         self._line, self._cached = _arrays(line), _arrays(cached)
-        # Added, times the gradient: so little that no element changes, and never a subnormal.
+        # Times the gradient, it is too small to change any element, and never subnormal.
         self._factor = np.sqrt(np.finfo(real).tiny)
         self._zero = real(0)
         self._hyper = tuple(hyper.scalars(real))
@@ -161,16 +161,16 @@ class Roofs:
         _traffic(*self._line, self._factor, self.parts)
 
     def arithmetic(self) -> None:
-        """Do the arithmetic of `steps` steps, at a learning rate of 0, so that they change little.
+        """Do the arithmetic of `steps` steps, at a learning rate of 0, so that weights stay.
 
-        Of small workloads it takes several at once, for calling is no arithmetic.
+        For small workloads these are several steps, so that the overhead of the call is negligible.
         """
         total = self._line[0].size * self.steps
         _arithmetic(*self._cached, self._zero, self._hyper, total, self.parts)
 
 
 def _arrays(line: Parameter) -> tuple[Any, ...]:
-    """Arrange a parameter as the kernels take it, a float16 by its bits."""
+    """Arrange a parameter as the kernels take it, float16 arrays by their bits."""
     if line.master is None:
         return line.weight, line.grad, line.acc_grad, line.acc_delta, None
     weight, grad = line.weight.view(np.uint16), line.grad.view(np.uint16)
@@ -178,5 +178,5 @@ def _arrays(line: Parameter) -> tuple[Any, ...]:
 
 
 def threading_layer() -> str:
-    """Name the library that runs Numba's threads, known once something ran in parallel."""
+    """Name the library that runs Numba's threads; it is known after a parallel call."""
     return numba.threading_layer()

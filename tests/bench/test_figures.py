@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adadelta_cli.bench.figures import _reach, bench_figure, samples_figure, styles_of
+from adadelta_cli.bench.figures import _throughput_errors, bench_figure, samples_figure, styles_of
 from adadelta_cli.bench.results import BenchRow, Measurement
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 
@@ -135,10 +135,10 @@ def test_one_size_has_a_ceiling_that_shows():
 
 
 def test_the_axes_are_logarithmic_and_the_caches_marked():
-    """L2 once a thread and L3 once: at the sizes whose four arrays fill them."""
+    """At the sizes at which four arrays fill them: L2 of each thread, one L3."""
     axes = panels(bench_figure(MANY, MACHINE))["Throughput by size"]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    marks = {text.get_text(): text.xy[0] for text in axes.texts}
+    marks = {text.get_text(): text.get_position()[0] for text in axes.texts}
     assert marks == {"L2": 2 * 2**20 / 16, "L3": 2**26 / 16}
 
 
@@ -189,12 +189,12 @@ def test_bars_begin_at_once_as_fast_and_have_their_intervals():
 
 
 def test_what_was_not_timed_is_named():
-    """A picture without it would look as if nobody had asked."""
+    """Otherwise the figure would look as if it had not been requested."""
     figure = bench_figure([*PAIR, untimed()], MACHINE)
-    assert any("not timed: 1e6 kernel.py:step; bench.csv" in text for text in texts(figure))
-    told = texts(bench_figure([untimed()], MACHINE))
-    assert "nothing was timed" in told
-    assert any("not timed: 1e6 kernel.py:step" in text for text in told)
+    assert any("not timed: 1e6 kernel.py:step; " in text for text in texts(figure))
+    shown = texts(bench_figure([untimed()], MACHINE))
+    assert "nothing was timed" in shown
+    assert any("not timed: 1e6 kernel.py:step" in text for text in shown)
 
 
 @pytest.mark.parametrize("draw", [bench_figure, samples_figure])
@@ -226,9 +226,9 @@ def test_nothing_lies_on_anything_else(measurements):
     for axes in figure.axes:
         labels = [tick.get_window_extent() for tick in axes.get_yticklabels()]
         assert not any(one.overlaps(other) for one, other in itertools.pairwise(labels))
-        said = [text.get_window_extent() for text in axes.texts]
-        assert not any(one.overlaps(axes.title.get_window_extent()) for one in said)
-        assert all(axes.bbox.x0 < one.x0 and one.x1 < axes.bbox.x1 for one in said)
+        marks = [text.get_window_extent() for text in axes.texts]
+        assert not any(one.overlaps(axes.title.get_window_extent()) for one in marks)
+        assert all(axes.bbox.x0 < one.x0 and one.x1 < axes.bbox.x1 for one in marks)
 
 
 # --- bench-samples.png ----------------------------------------------------------------------------
@@ -251,11 +251,11 @@ def test_every_sample_is_a_dot_in_the_lane_of_its_process():
 
 
 def test_samples_beyond_the_edge_are_counted():
-    """What would make the axis useless is told in numbers, and no dot is lost."""
+    """Samples that would stretch the axis are given as numbers; all others are dots."""
     slow = replace(PAIR[1], samples_s=[[*PAIR[1].samples_s[0], 50 * PAIR[1].row.median_s]])
     (axes,) = samples_figure([*PAIR, slow], MACHINE).axes
-    told = [text.get_text() for text in axes.texts]
-    assert [text.endswith("\n21 samples\n1 beyond, to 50") for text in told] == [False, False, True]
+    labels = [text.get_text() for text in axes.texts]
+    assert ["21 samples\n1 beyond, to 50" in label for label in labels] == [False, False, True]
     assert sum(map(len, dots(axes))) == 60 + 60 + 20
     assert axes.get_xlim()[1] < 2
 
@@ -297,5 +297,5 @@ def test_an_interval_of_one_sample_reaches_nowhere():
     for share in np.linspace(0.1, 0.9, 50):
         one = measured("numpy-fused", share=share, processes=1)
         row = replace(one.row, ci_low_s=one.row.median_s, ci_high_s=one.row.median_s)
-        assert min(_reach(row)) >= 0
+        assert min(_throughput_errors(row)) >= 0
     bench_figure([replace(one, row=row)], MACHINE)

@@ -1,4 +1,4 @@
-"""Two results of bench, made by hand, and what is said of them."""
+"""Two handmade results of bench, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_shares_carry_over_to_another_host_seconds_do_not():
     share, seconds = judged(content(), content(slower=1.08, host="two")).rows
     assert share.verdict is Verdict.SLOWER
     assert seconds.verdict is Verdict.UNCLEAR and seconds.ratio is None
-    assert "no share of a ceiling, and not known to be the same machine" in seconds.note
+    assert "same machine" in seconds.note
 
 
 def test_a_machine_without_a_name_is_not_known_to_be_the_same():
@@ -130,7 +130,7 @@ def test_a_machine_without_a_name_is_not_known_to_be_the_same():
 
 
 def test_without_a_ceiling_seconds_are_compared():
-    """A share on one side only is no share."""
+    """A share on one side only cannot be compared."""
     assert only(content(ceiling=False), content(slower=1.08)).compared == SECONDS
     assert only(content(ceiling=False), content(slower=1.08, host="two")).compared == ""
 
@@ -189,7 +189,7 @@ def test_two_processes_are_too_few():
     assert row.verdict is Verdict.UNCLEAR
     assert row.ratio == pytest.approx(3, rel=0.01)
     assert row.ratio_low is row.ratio_high is row.p_value is None
-    assert "at least 3 are needed" in row.note
+    assert "at least 3" in row.note
 
 
 def test_a_process_without_samples_does_not_count():
@@ -233,7 +233,7 @@ def test_nothing_in_common_is_an_error():
     new = content()
     for row in new["rows"]:
         row["dtype"] = "float64"
-    with pytest.raises(UsageError, match="old and new have no measurement in common"):
+    with pytest.raises(UsageError, match=r"old and new .*same options"):
         judged(content(), new)
 
 
@@ -252,7 +252,7 @@ def test_a_step_that_became_wrong_is_slower(machine):
     new["machine"] |= machine
     found = judged(content(), new)
     assert found.rows[0].verdict is Verdict.SLOWER
-    assert found.rows[0].note == f"{new['rows'][0]['note']}; the old one was right"
+    assert found.rows[0].note.startswith(new["rows"][0]["note"])
     assert found.exit_code is ExitCode.CHECK_FAILED
 
 
@@ -277,7 +277,7 @@ def test_a_training_that_was_wrong_gives_no_time_to_compare_with():
         (without_time("wrong: all"), content(), "the old result has no time: wrong: all"),
         (without_time("wrong: all"), without_time("wrong: all"), "the old result has no time"),
         (content(), without_time("skipped: no torch"), "new result has no time: skipped: no torch"),
-        (content(), without_time(""), "the new result has no time: and does not say why"),
+        (content(), without_time(""), "the new result has no time"),
     ],
 )
 def test_without_a_time_a_row_is_unclear(old, new, says):
@@ -319,11 +319,11 @@ OLD_FORMAT = {key: value for key, value in content().items() if key != "by_proce
     ("text", "says"),
     [
         (None, "cannot be read"),
-        ("not json", "is no JSON"),
-        ("\xff", "is no JSON"),
-        ("[]", "is no result of adadelta bench"),
-        ("{}", "is no result of adadelta bench"),
-        (json.dumps(OLD_FORMAT), "has no 'by_process'.*measure it again"),
+        ("not json", "JSON"),
+        ("\xff", "JSON"),
+        ("[]", "has no 'rows'"),
+        ("{}", "has no 'rows'"),
+        (json.dumps(OLD_FORMAT), "'by_process'.*adadelta bench"),
         (broken("rows", 3), "malformed, rows:"),
         (broken("rows", [{}]), "malformed, rows.0.implementation"),
         (broken("machine", []), "malformed, machine"),
@@ -337,10 +337,10 @@ OLD_FORMAT = {key: value for key, value in content().items() if key != "by_proce
             broken("by_process", [{"ceiling_fraction": [1e300]}, {}]),
             "by_process.0.ceiling_fraction",
         ),
-        ('{"rows":' + "[" * 100_000, "is no JSON"),
+        ('{"rows":' + "[" * 100_000, "JSON"),
         (broken("machine", {"a": nested(900)}), "nested too deeply"),
         (broken("settings", {"a": nested(25)}), "nested too deeply"),
-        (broken("rows", content()["rows"][:1] * 2), "two rows are of one measurement: numpy-fused"),
+        (broken("rows", content()["rows"][:1] * 2), "two rows .*: numpy-fused"),
     ],
 )
 def test_what_cannot_be_compared_is_wrong_usage(text, says, tmp_path):
@@ -479,8 +479,8 @@ def test_compare_csv_only_where_asked_for(results, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("threshold", ["0", "1", "5", "-0.1", "nan"])
 def test_the_threshold_is_a_share(threshold, results):
-    """5 is no 5 %."""
-    with pytest.raises(UsageError, match=r"--threshold is .*; allowed is a share above 0"):
+    """5 does not mean 5 %."""
+    with pytest.raises(UsageError, match="--threshold is "):
         compare(results["old"], results["slow"], "--threshold", threshold)
 
 

@@ -96,11 +96,11 @@ def test_verdict(ratios, threshold, wanted):
 @pytest.mark.parametrize(
     ("difference", "says"),
     [
-        (paired([1.5, 1.5]), r"2 processes on a side cannot tell.*at least 3.*--processes 6"),
+        (paired([1.5, 1.5]), r"2 processes on a side.*at least 3.*--processes 6"),
         (unpaired([1.0], [2.0, 2.1, 2.0]), "1 process on a side"),
-        (paired([1.00, 1.03, 0.97, 1.01]), r"interval is not; measure with --processes \d+$"),
-        (paired([1.05, 1.10, 1.06]), r"differ so much that this can be chance; measure with"),
-        (paired([0.5, 2.5, 1.0]), "measure on a quieter machine"),
+        (paired([1.00, 1.03, 0.97, 1.01]), r"threshold.*--processes \d+$"),
+        (paired([1.05, 1.10, 1.06]), r"chance; .*--processes \d+$"),
+        (paired([0.5, 2.5, 1.0]), "quieter machine"),
         (paired([1.049, 1.049, 1.0499]), "quieter machine, or choose another --threshold"),
     ],
 )
@@ -129,7 +129,7 @@ def test_many_rows_ask_for_more():
     assert one(difference).verdict is Verdict.SLOWER
     first = judge_all([difference, *[paired(OLD)] * 99], 0.05)[0]
     assert first.verdict is Verdict.UNCLEAR
-    assert "of 100 rows, one can differ as much by chance" in first.reason
+    assert "of 100 rows" in first.reason and "chance" in first.reason
 
 
 def test_equal_numbers_have_a_verdict():
@@ -142,9 +142,9 @@ def test_equal_numbers_have_a_verdict():
 @pytest.mark.parametrize("values", [[], [1.0, 0.0], [1.0, -1.0], [1.0, math.nan], [math.inf]])
 def test_times_are_positive_numbers(values):
     """Anything else is a mistake of the caller."""
-    with pytest.raises(ValueError, match="a positive number for each process is needed"):
+    with pytest.raises(ValueError, match="positive number"):
         paired(values)
-    with pytest.raises(ValueError, match="a positive number for each process is needed"):
+    with pytest.raises(ValueError, match="positive number"):
         unpaired([1.0], values)
 
 

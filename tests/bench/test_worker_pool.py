@@ -3,83 +3,40 @@
 import fcntl
 import os
 import sys
+import venv
 from pathlib import Path
 
 import numpy as np
 import pytest
+from invented import write_kernels
 
 from adadelta_cli.bench import worker_pool
-from adadelta_cli.bench.worker_pool import Worker, WorkerPool, WorkerSpec, run_side_by_side
-from adadelta_cli.errors import BrokenError, ExitCode, UsageError
+from adadelta_cli.bench.device import ARITHMETIC, MEMORY
+from adadelta_cli.bench.problem import Outcome
+from adadelta_cli.bench.worker_pool import (
+    EntryKey,
+    Worker,
+    WorkerPool,
+    WorkerSpec,
+    run_side_by_side,
+)
+from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
+from adadelta_cli.implementations.registry import timeable
 
 ROOT = Path(worker_pool.__file__).parents[2]
-SPEC = {"shapes": [[5000]], "dtype": "float32", "seed": 0, "cold": False, "roofs": False}
-KERNELS = """
-import fcntl, os, time
-from pathlib import Path
-import numpy as np
-from adadelta_cli.update import Hyperparameters, Parameter, update
-
-HERE = Path(__file__).parent
-with (HERE / "imports").open("a") as file:
-    file.write("x")
-calls = 0
-
-def step(weight, grad, acc_grad, acc_delta, **settings):
-    hyper = Hyperparameters(**settings)
-    p = Parameter(weight, grad, acc_grad, acc_delta)
-    update(np, p, hyper.scalars(weight.dtype), hyper.learning_rate, hyper.wd)
-
-def dies(*arrays, **settings):
-    os._exit(7)
-
-def compiles(*arrays, **settings):
-    global calls
-    calls += 1
-    time.sleep(1.0 * (calls == 1) + 60.0 * (HERE / "hang").exists())
-    step(*arrays, **settings)
-
-def forks(*arrays, **settings):
-    global calls
-    calls += 1
-    if calls == 1 and os.fork() == 0:
-        os.setsid()
-        with (HERE / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            time.sleep(3)
-            (HERE / "survived").touch()
-            os._exit(0)
-    step(*arrays, **settings)
-
-def multiplies(*arrays, **settings):
-    with (HERE / "forked").open("ab") as file:
-        file.write(b"x")
-        file.flush()
-        count = file.tell()
-    if count > 1 and not os.fork():  # not while the step is checked, on memory that a fork shares
-        time.sleep(60)
-        os._exit(0)
-    if count > 60:
-        time.sleep(60)
-    step(*arrays, **settings)
-
-def forks_and_dies(*arrays, **settings):
-    forks(*arrays, **settings)
-    while not (HERE / "lock").exists():
-        time.sleep(0.01)
-    os._exit(7)
-"""
+ORDER = {"shapes": [[5000]], "dtype": "float32", "seed": 0, "cold": False}
+FUSED = timeable("numpy-fused")
+FUSED_KEY = EntryKey("", "numpy-fused")
 
 
-def kernels(folder):
-    """Write a file of users' kernels."""
-    path = folder / "kernels.py"
-    path.write_text(KERNELS)
-    return path
+def kernel(folder, name):
+    """Write the users' kernels; return one, and the key of its entry."""
+    chosen = timeable(f"{write_kernels(folder)}:{name}")
+    return chosen, EntryKey("", chosen.name)
 
 
 def package(folder, main):
-    """Write another version of the package, whose processes do this."""
+    """Write another version of the package, with this body of the worker."""
     (folder / "adadelta_cli").mkdir()
     (folder / "adadelta_cli" / "__init__.py").touch()
     (folder / "adadelta_cli" / "worker.py").write_text(
@@ -100,32 +57,36 @@ def environment(folder):
 
 
 def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch):
-    """Neither ours nor the other's; users' kernels are still found from there."""
+    """Neither this one nor the other one; users' kernels are still found from there."""
     package(tmp_path, "os._exit(9)")
-    kernels(tmp_path)
+    write_kernels(tmp_path)
     monkeypatch.chdir(tmp_path)
-    roles = [
-        WorkerSpec(("numpy-fused",)),
-        WorkerSpec(("kernels.py:step",), foreign=True),
-        WorkerSpec(("numpy-fused",), "old: ", environment(tmp_path)),
+    own = timeable("kernels.py:step")
+    specs = [
+        WorkerSpec((FUSED,)),
+        WorkerSpec((own,)),
+        WorkerSpec((FUSED,), "old", environment(tmp_path)),
     ]
-    with WorkerPool(roles, threads=1) as found:
-        found.prepare(("numpy-fused", "kernels.py:step"), **SPEC)
-        assert found.faults == {"numpy-fused": "", "kernels.py:step": "", "old: numpy-fused": ""}
-        assert {worker.about["path"] for worker in found._workers.values()} == {
-            str(ROOT / "adadelta_cli" / "bench" / "worker.py")
-        }
+    with WorkerPool(specs, threads=1) as pool:
+        pool.prepare((FUSED, own), **ORDER)
+        assert pool.problems == {}
+        found = pool.sample(0.01, lambda _: True)
+        assert set(found) == {FUSED_KEY, EntryKey("", own.name), EntryKey("old", FUSED.name)}
+        with Worker(1, environment(tmp_path)) as worker:
+            worker.handshake()
+            assert Path(worker.about["path"]) == ROOT / "adadelta_cli" / "bench" / "worker.py"
 
 
-def test_a_worker_of_another_version_is_refused(tmp_path):
+@pytest.mark.parametrize("protocol", [worker_pool.PROTOCOL, 0])
+def test_a_worker_of_another_version_is_refused(protocol, tmp_path):
     """Where something puts another version first, both are named."""
-    greeting = f'{{"protocol": {worker_pool.PROTOCOL}, "path": "/elsewhere/worker.py"}}'
+    greeting = f'{{"protocol": {protocol}, "path": "/elsewhere/worker.py"}}'
     path = package(tmp_path, f"print('{greeting}', flush=True); time.sleep(60)")
     with (
         Worker(1, PYTHONPATH=path) as worker,
         pytest.raises(BrokenError, match=rf"found /elsewhere/worker\.py, expected {ROOT}"),
     ):
-        worker.greet()
+        worker.handshake()
 
 
 @pytest.mark.parametrize("content", ["#!/bin/sh\n", "no program"])
@@ -134,8 +95,8 @@ def test_a_file_that_is_no_program(content, tmp_path):
     file = tmp_path / "python"
     file.write_text(content)
     file.chmod(0o644 if content.startswith("#!") else 0o755)
-    roles = [WorkerSpec(("numpy-fused",)), WorkerSpec(("numpy-fused",), "old: ", str(file))]
-    found = WorkerPool(roles, threads=1)
+    specs = [WorkerSpec((FUSED,)), WorkerSpec((FUSED,), "old", str(file))]
+    found = WorkerPool(specs, threads=1)
     with (
         pytest.raises(UsageError, match=r"cannot be executed.*expected the Python") as error,
         found,
@@ -146,14 +107,14 @@ def test_a_file_that_is_no_program(content, tmp_path):
     assert worker._child._process.returncode == 0
 
 
-# --- what is said ---------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 def test_what_is_printed_at_the_start_is_no_answer(tmp_path):
     """Whatever prints before it is ready does so on stderr."""
     (tmp_path / "sitecustomize.py").write_text("print('welcome', flush=True)")
     with Worker(1, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)])) as worker:
-        worker.greet()
+        worker.handshake()
         assert worker.about["protocol"] == worker_pool.PROTOCOL
 
 
@@ -162,9 +123,9 @@ def test_what_is_no_answer_is_quoted(tmp_path):
     path = package(tmp_path, "print('good morning', flush=True); time.sleep(60)")
     with (
         Worker(1, PYTHONPATH=path) as worker,
-        pytest.raises(BrokenError, match="said 'good morning'; expected JSON"),
+        pytest.raises(BrokenError, match="'good morning'; expected JSON"),
     ):
-        worker.greet()
+        worker.handshake()
 
 
 def test_last_words_need_not_be_utf_8(tmp_path):
@@ -174,20 +135,20 @@ def test_last_words_need_not_be_utf_8(tmp_path):
         Worker(1, PYTHONPATH=path) as worker,
         pytest.raises(BrokenError, match="crashed: exited with 3: caf\N{REPLACEMENT CHARACTER}"),
     ):
-        worker.greet()
+        worker.handshake()
 
 
-# --- what is not ours -----------------------------------------------------------------------------
+# --- third-party code -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "fault"), [("forks", ""), ("forks_and_dies", "exited with 7")])
-def test_what_a_kernel_started_ends_with_it(name, fault, tmp_path):
+@pytest.mark.parametrize(("name", "how"), [("forks", ""), ("forks_and_dies", "exited with 7")])
+def test_what_a_kernel_started_ends_with_it(name, how, tmp_path):
     """Its children are neither waited for nor left behind."""
-    own = f"{kernels(tmp_path)}:{name}"
-    with WorkerPool([WorkerSpec((own,), foreign=True)], threads=1) as found:
-        found.prepare((own,), **SPEC)
-    assert fault in found.faults[own]
-    assert bool(fault) == bool(found.faults[own])
+    own, key = kernel(tmp_path, name)
+    with WorkerPool([WorkerSpec((own,))], threads=1) as pool:
+        pool.prepare((own,), **ORDER)
+    assert how in str(pool.problems.get(key))
+    assert bool(how) == (key in pool.problems)
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # waits until they have ended
     assert not (tmp_path / "survived").exists()
@@ -196,52 +157,99 @@ def test_what_a_kernel_started_ends_with_it(name, fault, tmp_path):
 def test_a_kernel_that_multiplies_is_ended(tmp_path, monkeypatch):
     """Each step starts one more process; here, 60 at most."""
     monkeypatch.setattr(worker_pool, "LIMIT", 8)
-    own = f"{kernels(tmp_path)}:multiplies"
-    with WorkerPool([WorkerSpec((own,), foreign=True)], threads=1) as found:
-        found.prepare((own,), **SPEC)
-        while not found.faults[own]:  # the 61st step waits to be ended
-            found.sample(0.1, lambda _: True)
-        assert "started more than 8 processes at a time" in found.faults[own]
+    own, key = kernel(tmp_path, "multiplies")
+    with WorkerPool([WorkerSpec((own,))], threads=1) as pool:
+        pool.prepare((own,), **ORDER)
+        while key not in pool.problems:  # the 61st step waits to be ended
+            pool.sample(0.1, lambda _: True)
+    assert "more than 8 processes" in pool.problems[key].reason
 
 
-def test_what_broke_is_not_asked_again(tmp_path):
-    """Its fault is that of the later tasks that it is able to; nobody else's."""
-    dies = f"{kernels(tmp_path)}:dies"
-    roles = [WorkerSpec(("numpy-fused",)), WorkerSpec((dies,), foreign=True)]
-    with WorkerPool(roles, threads=1) as found:
-        for able in ((dies, "numpy-fused"), (dies, "numpy-fused"), ("numpy-fused",)):
-            found.prepare(able, **SPEC)
-            assert set(found.faults) == set(able)
-            assert found.faults["numpy-fused"] == ""
-            assert found.faults.get(dies, "wrong: crashed: exited with 7").startswith("wrong: ")
-            assert "crashed: exited with 7" in found.faults.get(dies, "crashed: exited with 7")
-            assert np.isfinite(found.sample(0.01, lambda _: True)["numpy-fused"]).any()
+def test_what_broke_is_not_run_again(tmp_path):
+    """It has the same problem in all later tasks that it supports; the others go on."""
+    dies, key = kernel(tmp_path, "dies")
+    with WorkerPool([WorkerSpec((FUSED,)), WorkerSpec((dies,))], threads=1) as pool:
+        for able in ((dies, FUSED), (dies, FUSED), (FUSED,)):
+            pool.prepare(able, **ORDER)
+            assert set(pool.problems) == ({key} if dies in able else set())
+            assert all("exited with 7" in each.reason for each in pool.problems.values())
+            assert all(each.outcome is Outcome.WRONG for each in pool.problems.values())
+            assert np.isfinite(pool.sample(0.01, lambda _: True)[FUSED_KEY]).any()
     assert (tmp_path / "imports").read_text() == "x"
 
 
+def test_a_kernel_that_ends_its_process_while_it_is_sampled(tmp_path):
+    """It gets a problem and no samples; the others keep theirs, and go on in the next task."""
+    dies, key = kernel(tmp_path, "dies_later")
+    with WorkerPool([WorkerSpec((FUSED,), roofs=True), WorkerSpec((dies,))], threads=1) as pool:
+        for _ in range(2):
+            pool.prepare((FUSED, dies), **ORDER)
+            found = pool.sample(0.05, lambda _: False)
+            assert "exited with 7" in pool.problems[key].reason
+            assert key not in found
+            assert np.isfinite(found[FUSED_KEY]).any()
+
+
 def test_compiling_may_take_longer_than_a_sample(tmp_path, monkeypatch):
-    """Before the first sample there is more patience; a sample that hangs is a fault."""
+    """The first answer has a longer time limit; a sample that hangs is a problem."""
     monkeypatch.setitem(worker_pool.FOREIGN_ANSWER_S, "sample", 0.2)
-    own = f"{kernels(tmp_path)}:compiles"
-    with WorkerPool([WorkerSpec((own,), foreign=True)], threads=1) as found:
-        found.prepare((own,), **SPEC)
-        assert found.faults == {own: ""}
+    own, key = kernel(tmp_path, "compiles")
+    with WorkerPool([WorkerSpec((own,))], threads=1) as pool:
+        pool.prepare((own,), **ORDER)
+        assert pool.problems == {}
         (tmp_path / "hang").touch()
-        assert found.sample(0.01, lambda _: True) == {}
-        for _ in range(
-            2
-        ):  # the next task has the same fault, not that of a process that was killed
-            assert found.faults[own] == "wrong: a process that takes samples hung: 0.2 s of silence"
-            found.prepare((own,), **SPEC)
+        assert pool.sample(0.01, lambda _: True) == {}
+        problem = pool.problems[key]
+        assert "hung" in problem.reason and "0.2 s" in problem.reason
+        pool.prepare((own,), **ORDER)  # not the problem of a process that was killed
+        assert pool.problems == {key: problem}
     assert worker_pool.FOREIGN_ANSWER_S["task"] > 120
 
 
-def test_what_is_slow_has_its_turns_in_rounds_of_all():
-    """Every how many rounds an entry is sampled is a power of two, so all meet in some rounds."""
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def test_rounds_alternate_between_the_processes(tmp_path):
+    """All entries have samples of the same rounds, so that ratios can be taken."""
+    own, key = kernel(tmp_path, "step")
+    with WorkerPool([WorkerSpec((FUSED,), roofs=True), WorkerSpec((own,))], threads=1) as pool:
+        pool.prepare((FUSED, own), **ORDER)
+        found = pool.sample(0.1, lambda _: False)
+    assert pool.problems == {}
+    assert set(found) == {FUSED_KEY, key, EntryKey("", MEMORY), EntryKey("", ARITHMETIC)}
+    assert len({len(values) for values in found.values()}) == 1
+    assert np.isfinite(found[FUSED_KEY] / found[key]).any()
+
+
+def test_slow_entries_are_sampled_in_rounds_of_all():
+    """The period of each is a power of two, so all meet in some rounds."""
     costs = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "twice": 2.0, "slow": 7.3, "slowest": 31.0}
     periods = [worker_pool._period(name, costs) for name in costs]
     assert periods == [1, 1, 1, 1, 2, 4, 16]
     assert worker_pool._period("first", {}) == 1
+
+
+def test_an_environment_without_adadelta(tmp_path):
+    """The error names what is expected there."""
+    venv.create(tmp_path / "empty", symlinks=True, with_pip=False)
+    python = str(tmp_path / "empty" / "bin" / "python")
+    with (
+        pytest.raises(UnavailableError, match="--against"),
+        WorkerPool([WorkerSpec((), python=python)], 1),
+    ):
+        pass
+
+
+def test_an_older_version_may_have_other_words(monkeypatch):
+    """Text without a known outcome is a failure; empty text is no problem."""
+    answer = {"faults": {"numpy": "cannot be bound: unknown", "numpy-fused": ""}, "entries": []}
+    monkeypatch.setattr(Worker, "ask", lambda *_, **__: answer)
+    both = (timeable("numpy"), FUSED)
+    with WorkerPool([WorkerSpec(both)], threads=1) as pool:
+        pool.prepare(both, **ORDER)
+    ((key, problem),) = pool.problems.items()
+    assert (key.name, problem.outcome) == ("numpy", Outcome.FAILED)
+    assert problem.reason == "cannot be bound: unknown"
 
 
 # --- side by side ---------------------------------------------------------------------------------
@@ -313,3 +321,11 @@ def test_a_worker_that_is_silent_for_too_long_is_asked_for_its_answer():
     ended = run_side_by_side([job(Silent()), job(slow)], 2)
     assert next(ended) == (1, "asked")
     ended.close()
+
+
+def test_a_process_that_crashes_says_why():
+    """Exit code and the last line of stderr are in the message."""
+    with Worker(1) as worker:
+        worker.handshake()
+        with pytest.raises(BrokenError, match=r"exited with 1: KeyError: 'unheard of'"):
+            worker.ask(task="unheard of")

@@ -27,7 +27,7 @@ WRONG = ["0", "-5", "1.5", "1e-3", "five", "1e6;1e7", "1e6,", "1K", "nan", "1e99
 
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_size(text):
-    """What is no whole number from 1 on is refused, with what was given and what is allowed."""
+    """Anything but whole numbers from 1 is rejected; the error names the entry and the rule."""
     with pytest.raises(UsageError, match=r"--sizes has '.*'.*allowed is .*--sizes 1e5,1e6,1e7"):
         workloads.sizes(text)
 

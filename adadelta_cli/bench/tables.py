@@ -1,0 +1,53 @@
+"""Tables for a terminal and as Markdown; a row maps the headings to its cells."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
+
+
+def terminal_table(
+    title: str,
+    rows: Sequence[Mapping[str, str]],
+    settings: Mapping[str, str],
+    styles: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Table:
+    """Lay out rows for a terminal, all but their notes, with a rule between workloads or settings.
+
+    Args:
+        title: ends with the settings that all rows have in common, which have no column then.
+        rows: all with the same headings.
+        settings: headings of columns, with the unit that follows a value in the title.
+        styles: of cells, by their text.
+        options: as `rich.table.Table` takes them.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    common = {name for name in settings if len({row[name] for row in rows}) == 1}
+    about = ", ".join(rows[0][name] + settings[name] for name in settings if name in common)
+    table = Table(box=SIMPLE_HEAD, title=escape(title + about), title_justify="left", **options)
+    shown = [name for name in (rows[0] if rows else ()) if name not in {*common, "note"}]
+    for name in shown:
+        table.add_column(name, no_wrap=True)
+    groups = [[row[name] for name in ("workload", *settings)] for row in rows]
+    ends = [one != other for one, other in pairwise([*groups, []])]
+    for row, end in zip(rows, ends, strict=True):
+        cells = (Text(row[name], style=(styles or {}).get(row[name], "")) for name in shown)
+        table.add_row(*cells, end_section=end)
+    return table
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Lay out rows as Markdown, to paste into a pull request."""
+    headings = list(rows[0] if rows else ())
+    lines = [headings, ["---"] * len(headings), *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

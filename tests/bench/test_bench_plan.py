@@ -1,0 +1,56 @@
+"""What is timed: the choice of implementations, and what is refused before anything runs."""
+
+from dataclasses import replace
+
+import pytest
+from invented import GROUP, PLAN
+
+from adadelta_cli.bench import plan, workloads
+from adadelta_cli.errors import UnavailableError, UsageError
+from adadelta_cli.implementations.array_backends import CPU, Device
+from adadelta_cli.implementations.registry import timeable
+from adadelta_cli.system import machine
+
+
+def test_too_large_a_workload_is_refused_before_anything_is_allocated(monkeypatch):
+    """The message has both numbers, what is needed and what is available."""
+    monkeypatch.setattr(machine, "available_bytes", lambda: 3_000_000)
+    fused = replace(PLAN, implementations=(timeable("numpy-fused"),))
+    with pytest.raises(UnavailableError, match=r"16000000 bytes.*3000000 bytes.*--sizes"):
+        plan.check_memory(fused)
+
+
+def test_unfused_steps_need_more_memory():
+    """Their temporary arrays count, too: 7 of them at most."""
+    fused = replace(PLAN, implementations=(timeable("numpy-fused"),))
+    less = plan.needed_bytes(fused, fused.groups[0])
+    assert plan.needed_bytes(PLAN, GROUP) == less + 7 * 4 * 10**6
+
+
+def test_an_implementation_of_another_backend():
+    """--backend numpy and an implementation on MXNet contradict each other."""
+    with pytest.raises(UsageError, match=r"mxnet-fused.*--backend is numpy"):
+        plan.choose_implementations(["mxnet-fused"], "numpy", CPU)
+
+
+def test_no_gpu():
+    """Without one, the error names what is missing, before anything is timed."""
+    with pytest.raises(UnavailableError, match="CuPy"):
+        plan.choose_implementations([], "auto", Device("gpu"))
+
+
+def test_contradicting_options_are_rejected_before_a_device_is_tried():
+    """Otherwise users would install a library first, and see the mistake afterwards."""
+    with pytest.raises(UsageError, match=r"cupy-fused.*--backend is mxnet"):
+        plan.choose_implementations(["cupy-fused"], "mxnet", Device("gpu"))
+
+
+def test_default_implementations_are_those_of_the_backend():
+    """With --backend numpy, MXNet is neither timed nor loaded."""
+    assert plan.choose_implementations([], "numpy", CPU) == PLAN.implementations
+
+
+def test_what_is_named_twice_is_timed_once():
+    """Else its samples would count as those of more processes."""
+    twice = replace(PLAN, workloads=tuple(workloads.sizes("2e3,2000")), threads=(1, 1))
+    assert len(twice.groups) == 1

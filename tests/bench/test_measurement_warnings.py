@@ -1,0 +1,37 @@
+"""What makes numbers untrustworthy is found in the samples, and reported with advice."""
+
+from dataclasses import replace
+
+import numpy as np
+from invented import samples
+
+from adadelta_cli.bench.device import ARITHMETIC
+from adadelta_cli.bench.measurement_warnings import (
+    Cause,
+    MeasurementWarning,
+    find_warnings,
+    format_warnings,
+)
+from adadelta_cli.system import machine
+
+
+def test_each_cause_is_found():
+    """In samples made so that all of them show; quiet samples have none."""
+    noisy = {name: [each[0]] * 3 for name, each in samples().items()}
+    noisy[ARITHMETIC] = [np.linspace(1e-3, 2e-3, 30), np.linspace(1.3e-3, 3e-3, 30)]
+    noisy["numpy"] = [np.r_[np.full(3, 9.0), np.full(27, 2.0)]] * 3
+    noisy["numpy-fused"] = [np.full(30, 2e-3), np.full(30, 3e-3), np.full(30, 2e-3)]
+    found = find_warnings("1e6 float32", machine.available_cores() + 1, noisy)
+    assert [each.cause for each in found] == list(Cause)
+    measured = [each.measured for each in found]
+    assert measured[1:] == ["87%", "30%", "350% (numpy)", "50% (numpy-fused and 1 more)"]
+    assert find_warnings("1e6 float32", 1, samples()) == []
+
+
+def test_warnings_of_one_cause_share_a_sentence():
+    """It lists all places where the cause was seen."""
+    one = MeasurementWarning(Cause.SHARED_CORES, "1e5 float32", "13%")
+    other = replace(one, place="1e6 float32", measured="30%")
+    (sentence,) = format_warnings([one, other])
+    assert ": 13% at 1e5 float32, 30% at 1e6 float32; " in sentence
+    assert sentence.startswith(one.cause.observed) and sentence.endswith(one.cause.advice)

@@ -1,0 +1,251 @@
+"""The command `bench`: its files, its output, its exit codes."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from conftest import needs_mxnet
+from invented import ALL_WRONG, GROUP, samples, write_kernels
+
+from adadelta_cli.bench import runner
+from adadelta_cli.bench.device import ARITHMETIC, MEMORY
+from adadelta_cli.bench.results import COLUMNS, Timings, group_result
+from adadelta_cli.bench.worker_pool import EntryKey
+from adadelta_cli.cli.main import adadelta
+from adadelta_cli.system import machine
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments, out):
+    """Start the command, with two threads and nothing slow."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "bench",
+            "--out",
+            str(out),
+            "--processes",
+            "2",
+            "--max-time",
+            "0.2",
+            "--backend",
+            "numpy",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+def test_a_baseline_is_not_overwritten(tmp_path):
+    """Else the next comparison would be with itself."""
+    (tmp_path / "bench.json").write_text('{"rows": [], "by_process": [], "machine": {}}')
+    done = bench("--sizes", "1e4", "--baseline", str(tmp_path), out=tmp_path)
+    assert (done.returncode, "would be overwritten" in done.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_the_command_writes_its_files(tmp_path):
+    """bench.csv and bench.json hold a row for each implementation and dtype; two are pictures."""
+    done = bench("--sizes", "2e4", "--dtype", "float32", "--dtype", "float16", out=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "bench.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == COLUMNS
+    assert [(row["implementation"], row["dtype"]) for row in table] == [
+        ("numpy", "float32"),
+        ("numpy-fused", "float32"),
+        ("numpy", "float16"),
+        ("numpy-fused", "float16"),
+    ]
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert len(document["samples_s"]) == 4
+    assert set(document["roofs_s"][0]) == {MEMORY, ARITHMETIC}
+    assert document["machine"]["cores_available"] == machine.available_cores()
+    for name in ("bench.png", "bench-samples.png"):
+        assert (tmp_path / name).read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.slow
+def test_json_is_alone_on_stdout(tmp_path):
+    """With --json, stdout is one JSON document."""
+    done = bench("--sizes", "1e4", "--json", out=tmp_path)
+    assert [row["workload"] for row in json.loads(done.stdout)["rows"]] == ["1e4", "1e4"]
+
+
+@pytest.mark.slow
+def test_markdown(tmp_path):
+    """--format markdown prints a table for a pull request."""
+    done = bench("--sizes", "1e4", "--format", "markdown", out=tmp_path)
+    heading, rule, *body = done.stdout.strip().splitlines()
+    assert heading.startswith("| workload | dtype | on | cache | B/element | implementation |")
+    assert set(rule) <= set("|- ")
+    assert len(body) == 2
+
+
+def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
+    """Ctrl-C in the second process leaves whole files with what the first one found."""
+
+    def interrupted(plan, number, _threads, found, _tick):
+        if number:
+            raise KeyboardInterrupt
+        columns = {EntryKey("", name): each[0] for name, each in samples().items()}
+        found[plan.groups[0]].add(columns, {})
+
+    monkeypatch.setattr(runner, "_pass", interrupted)
+    monkeypatch.setattr(runner, "_peaks", lambda *_: {})
+    command = ["bench", "--sizes", "1e6,1e7", "--backend", "numpy", "--out", str(tmp_path)]
+    with pytest.raises((KeyboardInterrupt, click.Abort)):
+        adadelta.main(command, standalone_mode=False)
+    with (tmp_path / "bench.csv").open() as file:
+        table = [(row["workload"], row["processes"]) for row in csv.DictReader(file)]
+    assert table == [("1e6", "1"), ("1e6", "1")]
+    assert (tmp_path / "bench.png").exists()
+
+
+@pytest.mark.slow
+def test_terminating_keeps_what_was_finished(tmp_path):
+    """SIGTERM in the second process or later: whole files, and the exit code of the signal."""
+    command = [
+        sys.executable,
+        "-m",
+        "adadelta_cli",
+        "bench",
+        "--sizes",
+        "1e4",
+        "--impl",
+        f"{write_kernels(tmp_path)}:step",
+        "--processes",
+        "50",
+        "--max-time",
+        "25",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    imports = tmp_path / "imports"  # one by the check, one by the peak, one by each process
+    while process.poll() is None and (not imports.exists() or imports.stat().st_size < 5):
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 143, errors
+    with (tmp_path / "out" / "bench.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert 1 <= int(row["processes"]) < 50
+
+
+def measured(monkeypatch, result):
+    """Let the command find this result."""
+    monkeypatch.setattr(runner, "measure", lambda _plan, found, _tick: found.append(result))
+
+
+def test_a_wrong_implementation_ends_with_1(tmp_path, monkeypatch):
+    """The exit code tells CI that an implementation is wrong."""
+    found = samples()
+    del found["numpy-fused"]
+    measured(monkeypatch, group_result(GROUP, Timings(found, {"numpy-fused": ALL_WRONG}), {}))
+    assert adadelta.main(["bench", "--out", str(tmp_path)], standalone_mode=False) == 1
+
+
+@pytest.mark.parametrize(("slower", "code"), [(1.0, 0), (1.2, 1)])
+def test_a_baseline(slower, code, tmp_path, monkeypatch, capsys):
+    """A step that takes more of the ceiling's time than it did ends with 1."""
+    for name, times in (("old", 2.0), ("new", 2.0 * slower)):
+        found = samples(fused=times)
+        found = {key: [each[0] * (1 + k / 1000) for k in range(6)] for key, each in found.items()}
+        measured(monkeypatch, group_result(GROUP, Timings(found), {}))
+        command = ["bench", "--out", str(tmp_path / name)]
+        command += ["--baseline", str(tmp_path / "old")] if name == "new" else []
+        ended = adadelta.main(command, standalone_mode=False)
+    assert ended == code
+    assert ("1 SLOWER" in capsys.readouterr().out) == bool(code)
+
+
+@pytest.mark.slow
+def test_against_this_very_environment(tmp_path):
+    """The whole way, with a verdict in the output and in bench.json."""
+    done = bench(
+        "--sizes",
+        "1e4",
+        "--impl",
+        "numpy-fused",
+        "--against",
+        sys.executable,
+        "--processes",
+        "3",
+        "--threshold",
+        "0.9",
+        "--json",
+        out=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["comparisons"]
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["comparisons"] == [found]
+    assert len(written["pairs"][0]["ratios"]) == 3
+    assert found["old"].endswith("(the same installation)")
+    assert [row["implementation"] for row in found["rows"]] == ["numpy-fused"]
+    assert found["rows"][0]["ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--sizes", "many"], 2, "--sizes has 'many'"),
+        (["--sizes", "1e12"], 3, "available"),
+        (["--threads", "0"], 2, "--threads is '0'"),
+        (["--impl", "faster"], 2, "--impl is 'faster'"),
+        (["--model", "alexnet"], 2, "--model is 'alexnet'"),
+        (["--against", "no-such-python"], 2, "no such program"),
+        (["--against", sys.executable, "--train", "mlp"], 2, "leave out --train"),
+        (["--baseline", "nowhere"], 2, "cannot be read"),
+        (["--threshold", "5"], 2, "--threshold is 5"),
+    ],
+)
+def test_wrong_usage(arguments, code, says, tmp_path):
+    """What cannot be timed ends with 2 or 3, one line of error, and no file."""
+    done = bench(*arguments, out=tmp_path)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Error: " in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@needs_mxnet
+def test_the_training_alone(tmp_path):
+    """`bench --train mlp`, as the help shows it, has three rows and no ceiling."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "bench",
+            "--train",
+            "mlp",
+            "--processes",
+            "1",
+            "--max-time",
+            "0.2",
+            "--format",
+            "markdown",
+            "--out",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train:mlp") == 3
