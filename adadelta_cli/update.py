@@ -19,21 +19,44 @@ import math
 import sys
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    Number = float | np.floating
+
+
+class Array(Protocol):
+    """The interface that `update` needs of arrays, those of `kernels.cupy_ieee` included."""
+
+    dtype: Any
+    ndim: Any
+
+    def astype(self, dtype: Any, /) -> Array:
+        """Copy to another dtype."""
+
+    def __setitem__(self, key: Any, new: Any, /) -> None: ...
+    def __add__(self, other: Any, /) -> Array: ...
+    def __mul__(self, other: Any, /) -> Array: ...
+    def __rmul__(self, other: Any, /) -> Array: ...
+    def __truediv__(self, other: Any, /) -> Array: ...
+    def __lt__(self, other: Any, /) -> Array: ...
+    def __gt__(self, other: Any, /) -> Array: ...
 
 
 class Scalars(NamedTuple):
     """The hyper-parameters that all tensors share, in double or rounded to the element type."""
 
-    rescale_grad: Any
-    clip_gradient: Any  # infinity where nothing is clipped, which changes no bit
-    rho: Any
-    one_minus_rho: Any
-    epsilon: Any
+    rescale_grad: Number
+    clip_gradient: Number  # infinity for no clipping
+    rho: Number
+    one_minus_rho: Number
+    epsilon: Number
 
-    def rounded(self, dtype: Any) -> Scalars:
+    def rounded(self, dtype: DTypeLike) -> Scalars:
         """Round each to `dtype`, once."""
         real = np.dtype(dtype).type
         with np.errstate(over="ignore"):  # a clip beyond the largest float32 clips nothing
@@ -91,7 +114,7 @@ class Hyperparameters:
         clip = math.inf if self.clip_gradient is None else self.clip_gradient
         return Scalars(self.rescale_grad, clip, self.rho, 1.0 - self.rho, self.epsilon)
 
-    def scalars(self, dtype: Any) -> Scalars:
+    def scalars(self, dtype: DTypeLike) -> Scalars:
         """Round each to `dtype`, once."""
         return self.doubles.rounded(dtype)
 
@@ -133,7 +156,7 @@ def state_dtype(dtype: str) -> str:
     return STATE_DTYPES.get(dtype, dtype)
 
 
-def preprocess(xp: Any, grad: Any, weight: Any, hyper: Scalars, wd: float) -> Any:
+def preprocess(xp: Any, grad: Array, weight: Array, hyper: Scalars, wd: float) -> Array:
     """Return the gradient that is accumulated: rescaled, clipped, with weight decay.
 
     `grad` and `weight` have one shape and the dtype of `hyper`; `xp` and `wd` are as in `update`.
