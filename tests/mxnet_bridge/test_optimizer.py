@@ -739,8 +739,8 @@ def python(code, **environment):
     )
 
 
-def test_importing_registers_it_without_a_sound():
-    """`from adadelta_cli import AdaDelta` prints nothing, and 'adadelta' then means ours."""
+def test_importing_registers_it_silently():
+    """`from adadelta_cli import AdaDelta` prints nothing, and registers it as 'adadelta'."""
     done = python(
         "from adadelta_cli import AdaDelta\n"
         "import mxnet as mx\n"
