@@ -56,9 +56,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _unavailable(name: str, error: ImportError) -> type:
-    """Stand in for what needs a library that is not installed: calling it raises the error.
+    """Return a placeholder that raises the error when it is called.
 
-    So `hasattr`, and `from adadelta_cli import *`, work without MXNet.
+    So `hasattr` and `from adadelta_cli import *` work without MXNet.
     """
 
     def fail(_cls: type, *_: Any, **__: Any) -> None:

@@ -19,21 +19,44 @@ import math
 import sys
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    Number = float | np.floating
+
+
+class Array(Protocol):
+    """The interface that `update` needs of arrays, those of `kernels.cupy_ieee` included."""
+
+    dtype: Any
+    ndim: Any
+
+    def astype(self, dtype: Any, /) -> Array:
+        """Copy to another dtype."""
+
+    def __setitem__(self, key: Any, new: Any, /) -> None: ...
+    def __add__(self, other: Any, /) -> Array: ...
+    def __mul__(self, other: Any, /) -> Array: ...
+    def __rmul__(self, other: Any, /) -> Array: ...
+    def __truediv__(self, other: Any, /) -> Array: ...
+    def __lt__(self, other: Any, /) -> Array: ...
+    def __gt__(self, other: Any, /) -> Array: ...
 
 
 class Scalars(NamedTuple):
     """The hyper-parameters that all tensors share, in double or rounded to the element type."""
 
-    rescale_grad: Any
-    clip_gradient: Any  # infinity where nothing is clipped, which changes no bit
-    rho: Any
-    one_minus_rho: Any
-    epsilon: Any
+    rescale_grad: Number
+    clip_gradient: Number  # infinity for no clipping
+    rho: Number
+    one_minus_rho: Number
+    epsilon: Number
 
-    def rounded(self, dtype: Any) -> Scalars:
+    def rounded(self, dtype: DTypeLike) -> Scalars:
         """Round each to `dtype`, once."""
         real = np.dtype(dtype).type
         with np.errstate(over="ignore"):  # a clip beyond the largest float32 clips nothing
@@ -41,7 +64,7 @@ class Scalars(NamedTuple):
 
 
 def checked(name: str, value: Any, allowed: str, *, ok: bool = True) -> float:
-    """Return `value` as a float, or raise a ValueError that says what is allowed."""
+    """Return `value` as a float; raise ValueError unless it is a finite number and `ok`."""
     number = isinstance(value, (Real, np.number)) and not isinstance(value, bool)
     if not number or not ok or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name} is {value!r}; allowed is {allowed}")
@@ -53,7 +76,7 @@ class Hyperparameters:
     """The hyper-parameters of an AdaDelta step, with MXNet 2.0's defaults.
 
     Attributes:
-        learning_rate: factor of the step, any finite number; the paper's method has 1.
+        learning_rate: factor of the step, any finite number; 1 in the paper.
         rho: decay of both accumulators, in [0, 1).
         epsilon: added under both square roots, positive.
         wd: weight decay, added to the gradient as `wd * weight`; any finite number.
@@ -61,7 +84,7 @@ class Hyperparameters:
         clip_gradient: the rescaled gradient is clipped to [-clip, clip]; None for no clipping.
 
     Raises:
-        ValueError: a value is no number, or outside its range.
+        ValueError: a value is no number, or out of range.
     """
 
     learning_rate: float = 1.0
@@ -91,14 +114,14 @@ class Hyperparameters:
         clip = math.inf if self.clip_gradient is None else self.clip_gradient
         return Scalars(self.rescale_grad, clip, self.rho, 1.0 - self.rho, self.epsilon)
 
-    def scalars(self, dtype: Any) -> Scalars:
+    def scalars(self, dtype: DTypeLike) -> Scalars:
         """Round each to `dtype`, once."""
         return self.doubles.rounded(dtype)
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor of a model with all that a step reads and writes.
+    """One tensor of a model: the arrays that a step reads and writes.
 
     Attributes:
         weight: float16, float32 or float64; updated in place.
@@ -106,8 +129,7 @@ class Parameter:
         acc_grad: the accumulated squared gradient, float32 for a float16 weight, else like
             `weight`; updated in place.
         acc_delta: the accumulated squared update, like `acc_grad`; updated in place.
-        master: the float32 copy of a float16 weight that keeps what float16 rounds away;
-            updated in place. None: the weight itself is all there is.
+        master: the float32 copy of a float16 weight, updated in place; None without one.
     """
 
     weight: Any
@@ -118,25 +140,26 @@ class Parameter:
 
     @property
     def arrays(self) -> tuple[Any, ...]:
-        """All of them, in the order of the attributes, without a missing master."""
+        """The arrays in the order of the attributes; without the master if it is None."""
         found = (self.weight, self.grad, self.acc_grad, self.acc_delta, self.master)
         return found if self.master is not None else found[:4]
 
 
+# The dtype of the accumulators, and of master weights, by the dtype of the weights.
+STATE_DTYPES = {"float16": "float32", "float32": "float32", "float64": "float64"}
+# The arrays that a step computes; a `Parameter` may have a master as well.
+RESULTS = ("weight", "acc_grad", "acc_delta")
+
+
 def state_dtype(dtype: str) -> str:
-    """Name the dtype of the accumulators, and of the master weights, beside weights of a dtype."""
-    return "float32" if dtype == "float16" else dtype
+    """Return the dtype of the accumulators, and of master weights, for weights of a dtype."""
+    return STATE_DTYPES.get(dtype, dtype)
 
 
-def preprocess(xp: Any, grad: Any, weight: Any, hyper: Scalars, wd: float) -> Any:
-    """Return the gradient that the accumulators see: rescaled, clipped, with weight decay.
+def preprocess(xp: Any, grad: Array, weight: Array, hyper: Scalars, wd: float) -> Array:
+    """Return the gradient that is accumulated: rescaled, clipped, with weight decay.
 
-    Args:
-        xp: as `update` takes it.
-        grad: any shape, in the dtype of `hyper`.
-        weight: like `grad`.
-        hyper: in that dtype.
-        wd: as `update` takes it.
+    `grad` and `weight` have one shape and the dtype of `hyper`; `xp` and `wd` are as in `update`.
     """
     h, real = hyper, type(hyper.rho)
     grad = grad * h.rescale_grad
@@ -147,12 +170,12 @@ def preprocess(xp: Any, grad: Any, weight: Any, hyper: Scalars, wd: float) -> An
 
 
 def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, wd: float) -> None:
-    """Take one AdaDelta step on one tensor, in place, the gradient left as it was.
+    """Take one AdaDelta step on one tensor in place; the gradient is left unchanged.
 
     Args:
-        xp: the arrays' module, any that speaks NumPy: `numpy`, `mxnet.np`; for CuPy's arrays
-            `kernels.cupy_ieee`, since CuPy's own operators flush subnormals.
-        parameter: the tensor, any shape, zero-dimensional and empty ones too.
+        xp: the arrays' module: `numpy`, `mxnet.np`, or `kernels.cupy_ieee` for CuPy's arrays,
+            since CuPy's own operators flush subnormals.
+        parameter: the tensor, of any shape.
         hyper: `Hyperparameters.scalars` of the accumulators' dtype.
         learning_rate: the product of rate, schedule and multiplier in double; rounded here, once.
         wd: the product of weight decay and multiplier, likewise.
@@ -167,5 +190,5 @@ def update(xp: Any, parameter: Parameter, hyper: Scalars, learning_rate: float, 
     xp.add(p.acc_delta * h.rho, h.one_minus_rho * (delta * delta), out=p.acc_delta)
     xp.subtract(weight, real(learning_rate) * delta, out=weight)
     if weight is not p.weight:
-        every = () if p.weight.ndim == 0 else slice(None)  # MXNet takes no other for no dimension
+        every = () if p.weight.ndim == 0 else slice(None)  # MXNet takes only () here
         p.weight[every] = weight.astype(p.weight.dtype)

@@ -1,4 +1,4 @@
-// What adadelta.cu finds on a GPU, in the words of a host's C++ compiler: put before the source.
+// CUDA's keywords and types for a host's C++ compiler: put before the source of adadelta.cu.
 //
 // A simulation: host_launch runs a kernel block after block and thread after thread. So it is for
 // kernels whose threads do not wait for each other.

@@ -1,8 +1,8 @@
 """Runs CUDA kernels on the host: a simulation, for tests where there is no GPU.
 
-The source itself is compiled by the host's C++ compiler, behind a header that says what a GPU's
-words mean there, and runs block after block and thread after thread on host memory. The interface
-is that of `cupy.RawModule`. What it takes to run says nothing about a GPU.
+The host's C++ compiler compiles the source after a header that defines CUDA's keywords. Blocks and
+threads run one after another on host memory. The interface is that of `cupy.RawModule`. Its run
+time says nothing about a GPU.
 """
 
 from __future__ import annotations

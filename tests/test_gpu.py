@@ -561,7 +561,7 @@ def test_several_cupys_are_told(simulated, monkeypatch):
     assert told.fix.startswith("python -m pip uninstall cupy-cuda11x cupy-cuda12x, then ")
 
 
-@pytest.mark.parametrize(("fix", "name"), [("", "mxnet"), ("use --backend cupy", "cupy")])
+@pytest.mark.parametrize(("fix", "name"), [("", "mxnet"), ("use the cupy backend", "cupy")])
 def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, fix, name):
     """And CuPy elsewhere; no list of GPUs is asked."""
     monkeypatch.setattr(probe, "launches", lambda _number: gpu.GpuCheck(probe.MXNET, "", fix))
@@ -571,7 +571,7 @@ def test_auto_takes_mxnet_where_a_small_launch_works(monkeypatch, fix, name):
 def test_mxnet_without_cuda_is_told(simulated):
     """The wheels of MXNet 2.0.0b1 have none."""
     assert simulated
-    with pytest.raises(UnavailableError, match=r"MXNet on gpu: MXNet's CUDA: .*--backend cupy"):
+    with pytest.raises(UnavailableError, match=r"MXNet on gpu: MXNet's CUDA: .*the cupy backend"):
         array_backends.backend("mxnet", Device("gpu"))
 
 

@@ -1,4 +1,4 @@
-"""The array libraries that hold the tensors, each with what the commands need of it."""
+"""The array libraries that hold the tensors: NumPy, MXNet, CuPy, PyTorch and JAX."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Device:
-    """Where the tensors live: `cpu`, or `gpu` with its number."""
+    """Where the tensors are: `cpu`, or `gpu` with its index."""
 
     kind: str = "cpu"
     number: int = 0
@@ -50,7 +50,7 @@ class NumpyBackend:
     """NumPy's arrays, on a CPU.
 
     Args:
-        device: where they lie, one of the `kinds`.
+        device: where they are; its kind is one of `kinds`.
     """
 
     name = "numpy"
@@ -66,7 +66,7 @@ class NumpyBackend:
 
     def assign(self, array: Any, values: np.ndarray) -> None:
         """Copy values into an array of this library, same shape and dtype."""
-        array[() if values.ndim == 0 else slice(None)] = values  # MXNet takes no other for either
+        array[() if values.ndim == 0 else slice(None)] = values  # MXNet needs these
 
     def numpy(self, array: Any) -> np.ndarray:
         """Copy to NumPy, once whatever is pending is done."""
@@ -77,7 +77,7 @@ class NumpyBackend:
 
 
 class MxnetBackend(NumpyBackend):
-    """MXNet's NumPy-like arrays, on a CPU, or on a GPU where this MXNet can compute there."""
+    """MXNet's NumPy-like arrays, on a CPU, or on a GPU if MXNet has CUDA."""
 
     name = "mxnet"
     kinds = ("cpu", "gpu")
@@ -158,14 +158,14 @@ class TorchBackend(NumpyBackend):
 
 
 class Box:
-    """A place for a JAX array, which never changes: what is assigned to it replaces the array."""
+    """A mutable reference to a JAX array, which itself is immutable."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 class JaxBackend(NumpyBackend):
-    """JAX's arrays, each in a box; float64 and the kind of device are of the whole process."""
+    """JAX's arrays, each in a `Box`; sets float64 and the device for the whole process."""
 
     name = "jax"
 
@@ -192,12 +192,12 @@ class JaxBackend(NumpyBackend):
         return super().numpy(array.value)
 
 
-# The extra of this package that installs a library, and what else to import of it.
+# The extra of this package that installs a library, and what else it must install.
 EXTRAS = {"torch": ("torch", ()), "jax": ("jax", ("optax",))}
 
 
 def missing_library(library: str) -> str:
-    """Say what is missing of an optional library, and how to install it; empty if nothing is."""
+    """Say what an optional library lacks, and how to install it; empty if it is installed."""
     extra, others = EXTRAS[library]
     absent = [name for name in (library, *others) if importlib.util.find_spec(name) is None]
     if not absent:
@@ -218,7 +218,7 @@ def import_library(library: str) -> Any:
         return importlib.import_module(library)
     except (ImportError, OSError) as error:
         raise UnavailableError(
-            f"{library} is installed and does not load: {error}; install it again, or leave it out"
+            f"{library} is installed and does not load: {error}; reinstall it, or leave it out"
         ) from error
 
 
@@ -227,9 +227,9 @@ BACKENDS: dict[str, type[NumpyBackend]] = {
     "mxnet": MxnetBackend,
     "cupy": CupyBackend,
 }
-# Those that hold the tensors of other frameworks' optimizers only; `--backend` does not take them.
+# For the optimizers of other frameworks only: no values of `--backend`.
 FRAMEWORKS: dict[str, type[NumpyBackend]] = {"torch": TorchBackend, "jax": JaxBackend}
-# What `auto` takes on each kind of device.
+# What `auto` means, by kind of device.
 AUTOMATIC: dict[str, Callable[[Device], str]] = {
     "cpu": lambda _device: "mxnet" if runtime.is_installed() else "numpy",
     "gpu": lambda device: "cupy" if probe.launches(device.number).fix else "mxnet",
@@ -237,16 +237,16 @@ AUTOMATIC: dict[str, Callable[[Device], str]] = {
 
 
 def resolve(name: str, device: Device) -> str:
-    """Return the name of the array library that `backend` would take: for `auto`, another."""
+    """Return the name of an array library: for `auto`, the one that is used on the device."""
     return AUTOMATIC[device.kind](device) if name == "auto" else name
 
 
 def backend(name: str = "auto", device: Device = CPU) -> NumpyBackend:
-    """Return the array library that `--backend` and `--ctx` ask for.
+    """Return the array library for `--backend` and `--ctx`.
 
     Args:
-        name: `auto` takes MXNet where it can serve the device, else NumPy or CuPy.
-        device: where its arrays lie.
+        name: `auto` is MXNet if it can compute on the device, else NumPy or CuPy.
+        device: where its arrays are.
 
     Raises:
         UnavailableError: that library or device is not available here.
@@ -258,10 +258,10 @@ def backend(name: str = "auto", device: Device = CPU) -> NumpyBackend:
 
 
 def check_place(name: str, device: Device) -> None:
-    """See that there is such an array library, and that its arrays can lie on a device.
+    """Check that an array library exists and can have arrays on a device.
 
     Raises:
-        UsageError: there is not, or they cannot.
+        UsageError: it does not, or cannot.
     """
     known = BACKENDS | FRAMEWORKS
     if name not in known:
@@ -279,7 +279,7 @@ def check_place(name: str, device: Device) -> None:
 def library(name: str, device: Device) -> str:
     """Name the array library that `backend` would return.
 
-    A GPU is tried in a process of its own, which gives it back when it ends.
+    A GPU is tried in a child process, which releases it when it ends.
 
     Raises:
         UnavailableError, UsageError: as `backend`.
@@ -294,7 +294,7 @@ def library(name: str, device: Device) -> str:
 
 
 def _problem(name: str, device: Device) -> AdadeltaError | None:
-    """Say why an array library is not available; None when it is."""
+    """Return the error if an array library is not available, else None."""
     try:
         backend(name, device)
     except AdadeltaError as error:

@@ -1,4 +1,4 @@
-"""What every implementation of the step offers: the interface that `registry` lists by name."""
+"""The interface of all implementations of the step; `registry` has them by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a step works on.
+    """The inputs of a step.
 
     Attributes:
         parameters: the tensors, in arrays of one library.
@@ -43,12 +43,14 @@ class StepInputs:
 
 
 Bind = Callable[[StepInputs], Step]
-"""Makes a function that takes one step, in place, each time it is called, from whatever the
-gradients hold by then, and that returns when the step is finished."""
+"""Make a function that takes one step in place at each call, with the current gradients, and
+returns when the step is done."""
+MakeOptimizer = Callable[["Hyperparameters", bool], Any]
+"""Make an MXNet optimizer from hyper-parameters, and whether there are float32 masters."""
 
 
 class ToleranceULP(NamedTuple):
-    """How far one step may be from the array update: in ULPs of each tensor's largest operand."""
+    """The largest allowed error of one step, in ULPs of each tensor's largest operand."""
 
     weight: float
     acc_grad: float
@@ -61,28 +63,26 @@ def _supports_all(_hyper: Hyperparameters) -> str:
 
 @dataclass(frozen=True)
 class Implementation:
-    """A way to take a step.
+    """An implementation of the step.
 
     Attributes:
         name: as `--impl` takes it.
-        backend: the name of the array library that holds its tensors, on a CPU where it can.
-        on_gpu: the one that holds them on a GPU; empty for what computes on a CPU only.
+        backend: the name of the array library that holds its tensors, on a CPU if possible.
+        on_gpu: the array library for GPUs; empty for implementations on CPUs only.
         fused: one pass over memory.
         bind: makes the step.
-        unfused: the name of the same backend's unfused step, which a speed-up is measured against.
-        keeps_grad: the gradient is left as it was; MXNet's own optimizer overwrites it.
-        dtypes: those that it can take; MXNet's own optimizer has float32 states for all.
-        sandbox: the group of libraries that it shares a process with; empty for our own.
-        tolerance: how far it may be from the array update; None: not in a bit.
+        unfused: the name of the same backend's unfused step, the baseline of speed-ups.
+        keeps_grad: the gradient is left unchanged; MXNet's own optimizer overwrites it.
+        dtypes: the supported ones; MXNet's own optimizer has float32 states for all.
+        sandbox: implementations with the same text share a process; empty for built-in ones.
+        tolerance: the allowed distance from the array update; None: bit-identical.
         flushes: it flushes subnormals to zero, and is compared accordingly.
-        unsupported_reason: says why it cannot take a step with some hyper-parameters; empty
-            where it can.
-        cases: the cases that it is put to unless others are named; None for all.
-        timed: as `bind`, of the step alone, nothing pre-processed or watched; None: `bind`.
-        timed_on: the kind of arrays that `timed` takes, where it is not the backend's.
-        optimizer: of one that keeps its states in an MXNet Updater, what makes it: from
-            hyper-parameters, and whether there are float32 masters.
-        device: where its tensors lie.
+        unsupported_reason: says why hyper-parameters are not supported; empty if they are.
+        cases: the cases it is checked with by default; None for all.
+        timed: as `bind`, without preprocessing and checks, for `bench`; None: `bind`.
+        timed_on: the arrays that `timed` takes, if they are not the backend's.
+        optimizer: makes the optimizer, for those that keep their states in an MXNet Updater.
+        device: where its tensors are.
     """
 
     name: str
@@ -99,12 +99,12 @@ class Implementation:
     cases: frozenset[str] | None = None
     timed: Bind | None = None
     timed_on: str = ""
-    optimizer: Callable[[Hyperparameters, bool], Any] | None = None
+    optimizer: MakeOptimizer | None = None
     on_gpu: str = ""
     device: Device = CPU
 
     def on(self, device: Device) -> Implementation:
-        """Return it as it is on a device; what computes on a CPU only stays there."""
+        """Return it for a device; implementations on CPUs only are unchanged."""
         if device.kind == "gpu" and self.on_gpu:
             return replace(self, backend=self.on_gpu, device=device)
         return self

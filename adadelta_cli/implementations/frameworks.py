@@ -1,11 +1,10 @@
 """Other frameworks' AdaDelta, each through its own public optimizer, on its own tensors.
 
-They have no rescaling and no clipping, and decay differs; so each gets its gradient pre-processed,
-`clip(g * rescale_grad, clip_gradient) + wd * w`, in the dtype and with the roundings of our own
-update, and its own weight decay is 0. What is compared is then the optimizer alone.
+They have no rescaling or clipping, and their weight decay differs. So each gets a preprocessed
+gradient, `clip(g * rescale_grad, clip_gradient) + wd * w`, computed in the dtype and with the
+roundings of `update.py`, and a weight decay of 0: the optimizer alone is compared.
 
-What is timed is the optimizer's own step, on gradients as they are: the hyper-parameters of `bench`
-leave nothing to pre-process.
+`bench` times the optimizer's own step: its hyper-parameters need no preprocessing.
 """
 
 from __future__ import annotations
@@ -18,37 +17,35 @@ import numpy as np
 from adadelta_cli.implementations import array_backends
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import ReportedError
-from adadelta_cli.update import preprocess
+from adadelta_cli.update import RESULTS, preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from adadelta_cli.implementations.base import Bind, Implementation, Step, StepInputs
+    from adadelta_cli.implementations.base import Implementation, Step, StepInputs
     from adadelta_cli.update import Parameter
 
 
 def _preprocessed(inputs: StepInputs, number: int, grad: Any, weight: Any) -> np.ndarray:
-    """Return the gradient of a tensor as the accumulators see it; NumPy arrays."""
+    """Return a tensor's preprocessed gradient; all are NumPy arrays."""
     scalars = inputs.hyper.scalars(grad.dtype)
     with np.errstate(all="ignore"):
         wd = inputs.weight_decays[number]
         return np.asarray(preprocess(np, grad, weight, scalars, wd))
 
 
-def missing_requirement(peer: Implementation) -> str:
-    """Say what is missing here for a peer, and how to install it; empty if nothing is."""
-    missing = array_backends.missing_library(peer.backend)
-    if missing or peer.name != "torch-compile":
+def missing_requirement(framework: Implementation) -> str:
+    """Say what is missing for a framework, and how to install it; empty if nothing is."""
+    missing = array_backends.missing_library(framework.backend)
+    if missing or framework.name != "torch-compile" or machine.compiler():
         return missing
-    if machine.compiler():
-        return ""
     return "torch.compile needs a C++ compiler, and there is none; install g++, or set CXX"
 
 
 def available(
     among: Iterable[Implementation],
 ) -> tuple[tuple[Implementation, ...], tuple[tuple[Implementation, str], ...]]:
-    """Return those that are installed; and the others, each with what it lacks."""
+    """Return the installed ones, and the others, each with what is missing."""
     found = [(each, missing_requirement(each)) for each in among]
     here = tuple(each for each, missing in found if not missing)
     return here, tuple((each, missing) for each, missing in found if missing)
@@ -57,56 +54,47 @@ def available(
 # --- PyTorch --------------------------------------------------------------------------------------
 
 
-def bind_torch(*, foreach: bool, compiled: bool = False, timed: bool = False) -> Bind:
+def bind_torch(
+    inputs: StepInputs, *, foreach: bool = False, compiled: bool = False, timed: bool = False
+) -> Step:
     """Bind `torch.optim.Adadelta`; a group of parameters for each rate."""
+    torch, parameters = array_backends.import_library("torch"), inputs.parameters
+    optimizer = _torch_optimizer(torch, inputs, foreach=foreach)
+    update = _compiled(torch, optimizer.step) if compiled else optimizer.step
+    if timed:
+        return _given(parameters, update)
 
-    def bind(inputs: StepInputs) -> Step:
-        torch, parameters = array_backends.import_library("torch"), inputs.parameters
-        optimizer = _torch_optimizer(torch, inputs, foreach=foreach)
-        update = _compiled(torch, optimizer.step) if compiled else optimizer.step
-        if timed:
-            return _given(parameters, update)
+    def step() -> None:
+        seen = []
+        for number, p in enumerate(parameters):
+            grad = _preprocessed(inputs, number, p.grad.numpy(), p.weight.numpy())
+            p.weight.grad = torch.from_numpy(grad.copy())
+            seen.append(grad)
+        update()
+        _check_kept([p.weight.grad.numpy() for p in parameters], seen)
 
-        def step() -> None:
-            seen = []
-            for number, p in enumerate(parameters):
-                grad = _preprocessed(inputs, number, p.grad.numpy(), p.weight.numpy())
-                p.weight.grad = torch.from_numpy(grad.copy())
-                seen.append(grad)
-            update()
-            _check_kept([p.weight.grad.numpy() for p in parameters], seen)
-
-        return step
-
-    return bind
+    return step
 
 
 def _given(parameters: Sequence[Parameter], update: Step) -> Step:
-    """Give PyTorch's optimizer the gradients as they are, once for all steps."""
+    """Give PyTorch's optimizer the unprocessed gradients, once for all steps."""
     for p in parameters:
         p.weight.grad = p.grad
     return update
 
 
-def bind_torch_adam() -> Bind:
+def bind_torch_adam(inputs: StepInputs) -> Step:
     """Bind `torch.optim.Adam(fused=True)`, which moves as many bytes as AdaDelta: a yardstick."""
-
-    def bind(inputs: StepInputs) -> Step:
-        torch, parameters = array_backends.import_library("torch"), inputs.parameters
-        weights = [p.weight for p in parameters]
-        optimizer = torch.optim.Adam(
-            weights, ADAM.learning_rate, (ADAM.beta1, ADAM.beta2), ADAM.epsilon, fused=True
-        )
-        for p in parameters:
-            step = torch.tensor(0.0, device=p.weight.device)
-            optimizer.state[p.weight] = {
-                "step": step,
-                "exp_avg": p.acc_delta,
-                "exp_avg_sq": p.acc_grad,
-            }
-        return _given(parameters, optimizer.step)
-
-    return bind
+    torch, parameters = array_backends.import_library("torch"), inputs.parameters
+    weights = [p.weight for p in parameters]
+    optimizer = torch.optim.Adam(
+        weights, ADAM.learning_rate, (ADAM.beta1, ADAM.beta2), ADAM.epsilon, fused=True
+    )
+    for p in parameters:
+        count = torch.tensor(0.0, device=p.weight.device)
+        state = {"step": count, "exp_avg": p.acc_delta, "exp_avg_sq": p.acc_grad}
+        optimizer.state[p.weight] = state
+    return _given(parameters, optimizer.step)
 
 
 class Adam(NamedTuple):
@@ -135,8 +123,8 @@ def adam(p: Parameter) -> None:
 def _compiled(torch: Any, update: Callable[[], Any]) -> Callable[[], Any]:
     from torch._inductor import config
 
-    config.compile_threads = 1  # no worker processes, which would outlive a sandbox that is killed
-    torch._dynamo.reset()  # noqa: SLF001 - else the eighth case is no longer compiled
+    config.compile_threads = 1  # no worker processes: they would outlive a killed sandbox
+    torch._dynamo.reset()  # noqa: SLF001 - else the eighth case is not compiled
     return torch.compile(update)
 
 
@@ -153,12 +141,9 @@ def _torch_optimizer(torch: Any, inputs: StepInputs, *, foreach: bool) -> Any:
         capturable=parameters[0].weight.is_cuda,  # else each step brings a count to the host
     )
     for p in parameters:
-        step = torch.tensor(0.0, device=p.weight.device)
-        optimizer.state[p.weight] = {
-            "step": step,
-            "square_avg": p.acc_grad,
-            "acc_delta": p.acc_delta,
-        }
+        count = torch.tensor(0.0, device=p.weight.device)
+        state = {"step": count, "square_avg": p.acc_grad, "acc_delta": p.acc_delta}
+        optimizer.state[p.weight] = state
     return optimizer
 
 
@@ -171,42 +156,31 @@ def _check_kept(grads: Sequence[np.ndarray], before: Sequence[np.ndarray]) -> No
 # --- JAX ------------------------------------------------------------------------------------------
 
 
-def bind_optax(*, timed: bool = False) -> Bind:
+def bind_optax(inputs: StepInputs, *, timed: bool = False) -> Step:
     """Bind `optax.adadelta` under `jax.jit` with donated buffers; an optimizer for each rate."""
+    parameters, rates, hyper = inputs.parameters, inputs.learning_rates, inputs.hyper
+    groups = [[k for k, each in enumerate(rates) if each == one] for one in dict.fromkeys(rates)]
+    jax = array_backends.import_library("jax")
+    updates = [_optax_update(jax, hyper.rho, hyper.epsilon, rates[group[0]]) for group in groups]
 
-    def bind(inputs: StepInputs) -> Step:
-        parameters, rates, hyper = inputs.parameters, inputs.learning_rates, inputs.hyper
-        groups = [
-            [k for k, each in enumerate(rates) if each == one] for one in dict.fromkeys(rates)
-        ]
-        jax = array_backends.import_library("jax")
-        updates = [
-            _optax_update(jax, hyper.rho, hyper.epsilon, rates[group[0]]) for group in groups
-        ]
+    def grads(group: list[int]) -> list[Any]:
+        if timed:
+            return [parameters[k].grad.value for k in group]
+        return [jax.numpy.array(_preprocessed(inputs, k, *_on_host(parameters[k]))) for k in group]
 
-        def grads(group: list[int]) -> list[Any]:
-            if timed:
-                return [parameters[k].grad.value for k in group]
-            return [
-                jax.numpy.array(_preprocessed(inputs, k, *_on_host(parameters[k]))) for k in group
-            ]
+    def step() -> None:
+        for update, group in zip(updates, groups, strict=True):
+            _replace([parameters[k] for k in group], update, grads(group))
+        if timed:
+            jax.block_until_ready([p.weight.value for p in parameters])
 
-        def step() -> None:
-            for update, group in zip(updates, groups, strict=True):
-                _replace([parameters[k] for k in group], update, grads(group))
-            if timed:
-                jax.block_until_ready([p.weight.value for p in parameters])
-
-        return step
-
-    return bind
+    return step
 
 
 def _replace(chosen: Sequence[Parameter], update: Any, grads: list[Any]) -> None:
-    """Put the new arrays of a functional update into the boxes of the old."""
-    names = ("weight", "acc_grad", "acc_delta")
-    new = update(*([getattr(p, name).value for p in chosen] for name in names), grads)
-    for name, values in zip(names, new, strict=True):
+    """Replace the arrays in the boxes by those that a functional update returns."""
+    new = update(*([getattr(p, name).value for p in chosen] for name in RESULTS), grads)
+    for name, values in zip(RESULTS, new, strict=True):
         for p, value in zip(chosen, values, strict=True):
             getattr(p, name).value = value
 
@@ -215,7 +189,7 @@ def _on_host(p: Parameter) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(p.grad.value), np.asarray(p.weight.value)
 
 
-@cache  # one function, so that it is compiled once for tensors of the same shapes
+@cache  # so that it is compiled once for tensors of the same shapes
 def _optax_update(jax: Any, rho: float, epsilon: float, rate: float) -> Any:
     import optax
 

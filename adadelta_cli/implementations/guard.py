@@ -1,4 +1,4 @@
-"""Arrays between guard zones, in which whatever is written outside of them shows."""
+"""Arrays between guard zones, which show writes outside of an array."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 
 GUARD_BYTES = 4096
-GUARD = 0x3F  # as a float of any size an ordinary positive number, so that an update changes it
+GUARD = 0x3F  # a normal positive number in any float dtype, so an update changes it
 
 
 def poison(count: int, nbytes: int, xp: Any = np) -> None:
-    """Fill memory that `count` new arrays of a size are likely to get, and free it.
+    """Fill and free memory that `count` new arrays of a size are likely to get.
 
-    An element that is left unwritten in a new array then holds `GUARD`, and not by luck the number
-    that an earlier array had there.
+    An unwritten element of a new array then holds `GUARD`, and not the correct result of an earlier
+    call.
     """
     filled = [xp.full(nbytes, GUARD, np.uint8) for _ in range(count)]
     del filled
 
 
 def library(array: Any) -> Any:
-    """Return the module of an array: NumPy, or CuPy."""
+    """Return the module of an array: NumPy or CuPy."""
     if not hasattr(array, "__cuda_array_interface__"):
         return np
     import cupy
@@ -30,7 +30,7 @@ def library(array: Any) -> Any:
 
 
 def address(array: Any) -> int:
-    """Return where a NumPy or CuPy array begins in its memory."""
+    """Return the address of a NumPy or CuPy array."""
     return array.ctypes.data if library(array) is np else array.data.ptr
 
 
@@ -38,8 +38,8 @@ class Guarded:
     """A copy of an array between two guard zones.
 
     Args:
-        values: what is copied, a NumPy or CuPy array.
-        shift: how many elements the copy lies behind a multiple of 64 bytes.
+        values: the NumPy or CuPy array to copy.
+        shift: the copy's offset from a multiple of 64 bytes, in elements.
     """
 
     def __init__(self, values: Any, shift: int) -> None:
@@ -52,7 +52,7 @@ class Guarded:
         self.array[...] = values
 
     def written_outside(self) -> str:
-        """Say what was written outside; empty when nothing was."""
+        """Describe what was written outside; empty if nothing was."""
         zones = {
             "before its start": self._buffer[: self._begin],
             "after its end": self._buffer[self._end :],

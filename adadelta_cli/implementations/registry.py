@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,17 @@ from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, shortened
 from adadelta_cli.implementations import array_backends
 from adadelta_cli.implementations.array_backends import CPU, Device
-from adadelta_cli.implementations.base import Bind, Implementation, Step, StepInputs, ToleranceULP
+from adadelta_cli.implementations.base import (
+    Bind,
+    Implementation,
+    MakeOptimizer,
+    Step,
+    StepInputs,
+    ToleranceULP,
+)
 from adadelta_cli.update import Hyperparameters, Parameter, state_dtype, update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from adadelta_cli.implementations.array_backends import NumpyBackend
 
 
@@ -27,7 +33,7 @@ def _unfused(xp: Any, inputs: StepInputs) -> Step:
     rates, weight_decays = inputs.learning_rates, inputs.weight_decays
 
     def step() -> None:
-        with np.errstate(all="ignore"):  # infinities and NaNs are data here
+        with np.errstate(all="ignore"):  # infinities and NaNs are valid inputs
             for each in zip(inputs.parameters, scalars, rates, weight_decays, strict=True):
                 update(xp, *each)
 
@@ -52,55 +58,47 @@ def _bind_fused(inputs: StepInputs) -> Step:
     return FusedStep(inputs.parameters, **vars(inputs.hyper) | rates)
 
 
-def _finished(bind: Bind) -> Bind:
-    """Wait for the device after each step: a launch returns before its work is done."""
+def _bind_finished(bind: Bind, inputs: StepInputs) -> Step:
+    """Bind a step that waits for the GPU: a launch returns before its work is done."""
+    import cupy
 
-    def finishing(inputs: StepInputs) -> Step:
-        import cupy
+    launch, wait = bind(inputs), cupy.cuda.Device().synchronize
 
-        launch, wait = bind(inputs), cupy.cuda.Device().synchronize
+    def step() -> None:
+        launch()
+        wait()
 
-        def step() -> None:
-            launch()
-            wait()
-
-        return step
-
-    return finishing
+    return step
 
 
 def _bind_optimizer(
-    make: Callable[[Hyperparameters, bool], Any], *, classic: bool = False, waits: bool = True
-) -> Bind:
-    """Bind an MXNet optimizer: `make` builds it, given whether there are float32 masters.
+    make: MakeOptimizer, inputs: StepInputs, *, classic: bool = False, waits: bool = True
+) -> Step:
+    """Bind an MXNet optimizer.
 
-    `classic` hands it `mx.nd` views of the `mx.np` arrays: all that the stock optimizer takes.
-    `waits` is for what hands its work to MXNet's engine; the fused step returns when it is done.
+    `classic` passes `mx.nd` views of the `mx.np` arrays, which the stock optimizer needs. `waits`
+    is for optimizers that push work to MXNet's engine; the fused step is done when it returns.
     """
+    from adadelta_cli.mxnet_bridge import runtime
 
-    def bind(inputs: StepInputs) -> Step:
-        from adadelta_cli.mxnet_bridge import runtime
+    parameters = inputs.parameters
+    optimizer = make(inputs.hyper, any(p.master is not None for p in parameters))
+    optimizer.set_lr_mult(dict(enumerate(inputs.lr_mults)))
+    optimizer.set_wd_mult(dict(enumerate(inputs.wd_mults)))
+    indices = list(range(len(parameters)))
+    if classic:
+        parameters = [Parameter(*(a.as_nd_ndarray() for a in p.arrays)) for p in parameters]
+    weights = [p.weight for p in parameters]
+    grads = [p.grad for p in parameters]
+    states = [state_of(p) for p in parameters]
+    wait = runtime.load_mxnet().nd.waitall
 
-        parameters = inputs.parameters
-        optimizer = make(inputs.hyper, any(p.master is not None for p in parameters))
-        optimizer.set_lr_mult(dict(enumerate(inputs.lr_mults)))
-        optimizer.set_wd_mult(dict(enumerate(inputs.wd_mults)))
-        indices = list(range(len(parameters)))
-        if classic:
-            parameters = [Parameter(*(a.as_nd_ndarray() for a in p.arrays)) for p in parameters]
-        weights = [p.weight for p in parameters]
-        grads = [p.grad for p in parameters]
-        states = [state_of(p) for p in parameters]
-        wait = runtime.load_mxnet().nd.waitall
+    def step() -> None:
+        optimizer.update_multi_precision(indices, weights, grads, states)
+        if waits:
+            wait()
 
-        def step() -> None:
-            optimizer.update_multi_precision(indices, weights, grads, states)
-            if waits:
-                wait()
-
-        return step
-
-    return bind
+    return step
 
 
 def state_of(parameter: Parameter) -> tuple[Any, ...]:
@@ -109,14 +107,11 @@ def state_of(parameter: Parameter) -> tuple[Any, ...]:
     return state if parameter.master is None else (parameter.master, state)
 
 
-def _own_optimizer(*, fused: bool) -> Callable[[Hyperparameters, bool], Any]:
-    def make(hyper: Hyperparameters, multi_precision: bool) -> Any:
-        from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
+def _own_optimizer(hyper: Hyperparameters, multi_precision: bool, *, fused: bool) -> Any:
+    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
 
-        settings = vars(hyper) | {"multi_precision": multi_precision, "use_fused_step": fused}
-        return AdaDelta(**settings)
-
-    return make
+    settings = vars(hyper) | {"multi_precision": multi_precision, "use_fused_step": fused}
+    return AdaDelta(**settings)
 
 
 def _stock_optimizer(hyper: Hyperparameters, multi_precision: bool) -> Any:
@@ -126,8 +121,8 @@ def _stock_optimizer(hyper: Hyperparameters, multi_precision: bool) -> Any:
     return stock(**vars(hyper), multi_precision=multi_precision)
 
 
-def _stock_lacks(hyper: Hyperparameters) -> str:
-    """MXNet reads scalars as double, a clip as float32, and refuses those out of range."""
+def _stock_unsupported(hyper: Hyperparameters) -> str:
+    """MXNet reads scalars as double, a clip as float32, and rejects those out of range."""
     single, clip = np.finfo(np.float32), hyper.clip_gradient
     if clip and not float(single.tiny) <= clip <= float(single.max):
         return "mxnet-stock takes no clip_gradient beyond the range of float32"
@@ -136,133 +131,94 @@ def _stock_lacks(hyper: Hyperparameters) -> str:
     return "mxnet-stock takes no subnormal hyper-parameter" if small else ""
 
 
-_unfused_mxnet = _bind_optimizer(_own_optimizer(fused=False))
-_fused_mxnet = _bind_optimizer(_own_optimizer(fused=True), waits=False)
-_stock_mxnet = _bind_optimizer(_stock_optimizer, classic=True)
-
-
-def _bind_peer(maker: str, **how: bool) -> Bind:
-    """Bind by a function of `frameworks` that makes a bind; imported when it is needed."""
-
-    def bind(inputs: StepInputs) -> Step:
-        from adadelta_cli.implementations import frameworks
-
-        return getattr(frameworks, maker)(**how)(inputs)
-
-    return bind
-
-
-def _torch_lacks(hyper: Hyperparameters) -> str:
+def _torch_unsupported(hyper: Hyperparameters) -> str:
     negative = hyper.learning_rate < 0
     return "torch.optim.Adadelta takes no negative learning_rate" if negative else ""
 
 
-# The bounds are derived in docs/parity.md, which has the largest errors that were measured, too.
-_TORCH = ToleranceULP(weight=12.0, acc_grad=4.0, acc_delta=24.0)
-_OPTAX = ToleranceULP(weight=8.0, acc_grad=2.0, acc_delta=17.0)
-# Compiling takes seconds a case, and what is compiled brings an OpenMP runtime of its own, beside
-# which PyTorch's other steps were seen to hang: so few cases, and a process apart.
-_SLOW = frozenset({"defaults", "odd", "special", "subnormal-odd", "overflow"})
+def _bind_framework(function: str, inputs: StepInputs, **how: bool) -> Step:
+    """Bind by a function of `frameworks`, imported when it is needed."""
+    from adadelta_cli.implementations import frameworks
+
+    return getattr(frameworks, function)(inputs, **how)
 
 
-def _peer(name: str, maker: str, how: dict[str, bool], **more: Any) -> Implementation:
+def _framework(name: str, library: str, bind: Bind, **more: Any) -> Implementation:
+    """Describe an optimizer of another framework, on that framework's arrays."""
+    more.setdefault("fused", False)
+    more.setdefault("sandbox", library)
+    floats = ("float32", "float64")
     return Implementation(
-        name,
-        fused=False,
-        bind=_bind_peer(maker, **how),
-        unfused=name,
-        timed=_bind_peer(maker, **how, timed=True),
-        dtypes=("float32", "float64"),
-        on_gpu=more["backend"],
-        **{"sandbox": more["backend"], **more},
+        name, library, bind=bind, unfused=name, dtypes=floats, on_gpu=library, **more
     )
 
 
-def _torch(name: str, *, foreach: bool, compiled: bool = False, **more: Any) -> Implementation:
-    how = {"foreach": foreach, "compiled": compiled}
-    return _peer(
-        name,
-        "bind_torch",
-        how,
-        backend="torch",
-        tolerance=_TORCH,
-        unsupported_reason=_torch_lacks,
-        **more,
-    )
+def _adadelta(name: str, library: str, function: str, *, how: Any = None, **more: Any) -> Any:
+    bind = partial(_bind_framework, function, **(how or {}))
+    return _framework(name, library, bind, timed=partial(bind, timed=True), **more)
 
 
-FRAMEWORKS = {
-    peer.name: peer
-    for peer in (
-        _torch("torch", foreach=False),
-        _torch("torch-foreach", foreach=True),
-        _torch("torch-compile", foreach=True, compiled=True, cases=_SLOW, sandbox="torch-compile"),
-        _peer("optax", "bind_optax", {}, backend="jax", tolerance=_OPTAX, flushes=True),
-    )
+# The bounds are derived in docs/parity.md, with the largest errors that were measured.
+_TORCH = {
+    "tolerance": ToleranceULP(weight=12.0, acc_grad=4.0, acc_delta=24.0),
+    "unsupported_reason": _torch_unsupported,
 }
-# Optimizers of another formula that moves the same bytes: `bench` times them, for scale.
-YARDSTICKS = {
-    "torch-adam-fused": Implementation(
-        "torch-adam-fused",
-        "torch",
-        fused=True,
-        bind=_bind_peer("bind_torch_adam"),
-        unfused="torch-adam-fused",
-        dtypes=("float32", "float64"),
-        sandbox="torch",
-        on_gpu="torch",
-        tolerance=ToleranceULP(8.0, 8.0, 8.0),
-    )
+_OPTAX = {"tolerance": ToleranceULP(weight=8.0, acc_grad=2.0, acc_delta=17.0), "flushes": True}
+# A few cases, since compiling takes seconds each; in a process of its own, since PyTorch's other
+# steps were seen to hang beside the OpenMP runtime of compiled code.
+_COMPILED = _TORCH | {
+    "cases": frozenset({"defaults", "odd", "special", "subnormal-odd", "overflow"}),
+    "sandbox": "torch-compile",
 }
-IMPLEMENTATIONS = {
-    implementation.name: implementation
-    for implementation in (
-        Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
-        Implementation("numpy-fused", "numpy", True, _bind_fused, "numpy"),
-        Implementation(
-            "cupy", "cupy", False, _finished(_bind_cupy), "cupy", timed=_bind_cupy, on_gpu="cupy"
-        ),
-        Implementation(
-            "cupy-fused",
-            "cupy",
-            True,
-            _finished(_bind_fused),
-            "cupy",
-            timed=_bind_fused,
-            on_gpu="cupy",
-        ),
-        Implementation(
-            "mxnet",
-            "mxnet",
-            False,
-            _unfused_mxnet,
-            "mxnet",
-            optimizer=_own_optimizer(fused=False),
-            on_gpu="mxnet",
-        ),
-        Implementation(
-            "mxnet-fused",
-            "mxnet",
-            True,
-            _fused_mxnet,
-            "mxnet",
-            optimizer=_own_optimizer(fused=True),
-            on_gpu="mxnet",
-        ),
-        Implementation(
-            "mxnet-stock",
-            "mxnet",
-            False,
-            _stock_mxnet,
-            "mxnet",
-            keeps_grad=False,
-            dtypes=("float16", "float32"),
-            unsupported_reason=_stock_lacks,
-            on_gpu="mxnet",
-        ),
-        *FRAMEWORKS.values(),
+_FOREACH, _COMPILE = {"foreach": True}, {"foreach": True, "compiled": True}
+_ADAM = {"fused": True, "tolerance": ToleranceULP(8.0, 8.0, 8.0)}
+
+
+def _cupy(name: str, bind: Bind, *, fused: bool) -> Implementation:
+    finished = partial(_bind_finished, bind)
+    return Implementation(name, "cupy", fused, finished, "cupy", timed=bind, on_gpu="cupy")
+
+
+def _mxnet(name: str, make: MakeOptimizer, *, fused: bool) -> Implementation:
+    bind = partial(_bind_optimizer, make, waits=not fused)
+    return Implementation(name, "mxnet", fused, bind, "mxnet", optimizer=make, on_gpu="mxnet")
+
+
+def _mxnet_stock() -> Implementation:
+    return replace(
+        _mxnet("mxnet-stock", _stock_optimizer, fused=False),
+        bind=partial(_bind_optimizer, _stock_optimizer, classic=True),
+        optimizer=None,
+        keeps_grad=False,
+        dtypes=("float16", "float32"),
+        unsupported_reason=_stock_unsupported,
     )
-}
+
+
+def _by_name(*each: Implementation) -> dict[str, Implementation]:
+    return {implementation.name: implementation for implementation in each}
+
+
+FRAMEWORKS = _by_name(
+    _adadelta("torch", "torch", "bind_torch", **_TORCH),
+    _adadelta("torch-foreach", "torch", "bind_torch", how=_FOREACH, **_TORCH),
+    _adadelta("torch-compile", "torch", "bind_torch", how=_COMPILE, **_COMPILED),
+    _adadelta("optax", "jax", "bind_optax", **_OPTAX),
+)
+# Optimizers with another formula and the same traffic, timed by `bench` for comparison.
+YARDSTICKS = _by_name(
+    _framework("torch-adam-fused", "torch", partial(_bind_framework, "bind_torch_adam"), **_ADAM)
+)
+IMPLEMENTATIONS = _by_name(
+    Implementation("numpy", "numpy", False, _bind_numpy, "numpy"),
+    Implementation("numpy-fused", "numpy", True, _bind_fused, "numpy"),
+    _cupy("cupy", _bind_cupy, fused=False),
+    _cupy("cupy-fused", _bind_fused, fused=True),
+    _mxnet("mxnet", partial(_own_optimizer, fused=False), fused=False),
+    _mxnet("mxnet-fused", partial(_own_optimizer, fused=True), fused=True),
+    _mxnet_stock(),
+    *FRAMEWORKS.values(),
+)
 
 
 def implementation(name: str, device: Device = CPU) -> Implementation:
@@ -270,7 +226,7 @@ def implementation(name: str, device: Device = CPU) -> Implementation:
 
     Args:
         name: as `--impl` takes it.
-        device: what computes on a CPU only stays there.
+        device: where it computes, unless it is for CPUs only.
 
     Raises:
         UsageError: there is none of that name.
@@ -290,15 +246,15 @@ def implementation(name: str, device: Device = CPU) -> Implementation:
 
 
 def is_user_kernel(name: str) -> bool:
-    """Tell whether a name is that of a kernel of the user's own."""
+    """Return whether a name refers to a user's kernel."""
     return name not in IMPLEMENTATIONS and (":" in name or name.endswith(".py"))
 
 
 def check_place(chosen: Implementation, device: Device) -> None:
-    """See that an implementation takes steps on a device.
+    """Check that an implementation can compute on a device.
 
     Raises:
-        UsageError: it does not.
+        UsageError: it cannot.
     """
     if chosen.device != device:
         raise UsageError(
@@ -311,7 +267,7 @@ def check_place(chosen: Implementation, device: Device) -> None:
 
 
 def timeable(name: str, device: Device = CPU) -> Implementation:
-    """Look up what `bench` can time: an implementation, or a yardstick; as it is on a device.
+    """Look up an implementation or a yardstick, for `bench`; as it is on a device.
 
     Raises:
         UsageError: there is none of that name.
@@ -319,8 +275,8 @@ def timeable(name: str, device: Device = CPU) -> Implementation:
     return YARDSTICKS[name].on(device) if name in YARDSTICKS else implementation(name, device)
 
 
-# An implementation reaches another process by its name, and is looked up again there: what it
-# calls are closures, and a kernel of the user's own is imported where it runs.
+# An implementation is pickled as its name and looked up again in the other process, where a user
+# kernel is imported.
 copyreg.pickle(Implementation, lambda each: (timeable, (each.name, each.device)))
 
 
@@ -338,14 +294,14 @@ def parameter(
     *,
     dtype: str = "float32",
 ) -> Parameter:
-    """Put a tensor into a backend's arrays, as the dtype of a command stores it.
+    """Copy a tensor to a backend's arrays.
 
     Args:
         backend: the array library.
         weight: the values, in any real dtype; rounded to `dtype`.
         grad: likewise.
         acc_grad: likewise, rounded to the dtype of the states; zeros by default.
-        acc_delta: likewise.
+        acc_delta: like `acc_grad`.
         dtype: float32, float64, or float16, which means float16 weights and gradients with
             float32 master weights and states.
     """

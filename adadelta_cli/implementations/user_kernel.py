@@ -1,7 +1,7 @@
-"""A user's own kernel: found by its name, called as documented, and watched while it works.
+"""User kernels: import them by name, call them as documented, and check what they write.
 
-The kernel gets copies in buffers of their own, with a guard zone before and after each, aligned to
-an element and not to a vector, as a view of a larger array would be.
+The kernel gets copies in separate buffers with a guard zone before and after each. They are aligned
+to an element and not to a vector, as a view of a larger array may be.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from adadelta_cli.system.sandbox import (
     SandboxError,
     describe_error,
 )
+from adadelta_cli.update import RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,9 +43,8 @@ SIGNATURE = (
     "step(weight, grad, acc_grad, acc_delta, *, learning_rate, rho, epsilon, wd, rescale_grad, "
     "clip_gradient)"
 )
-STATES = ("weight", "acc_grad", "acc_delta")
-IMPORT_S = 120.0  # that the import of a kernel may take
-# For any order of the operations, contracted or not; derived in docs/own-kernels.md.
+IMPORT_S = 120.0  # timeout of a kernel's import
+# For any order of the operations, with or without contraction; derived in docs/own-kernels.md.
 ALLOWED = ToleranceULP(weight=30.0, acc_grad=16.0, acc_delta=60.0)
 
 
@@ -52,12 +52,12 @@ ALLOWED = ToleranceULP(weight=30.0, acc_grad=16.0, acc_delta=60.0)
 
 
 def from_name(name: str) -> Implementation:
-    """Return the implementation that a name stands for; its file is imported when it is bound."""
+    """Return the implementation of a kernel's name; its file is imported when it is bound."""
     return _implementation(name, partial(_bind_named, name), partial(_time_named, name))
 
 
 def from_function(kernel: Callable[..., Any]) -> Implementation:
-    """Return the implementation that a function of this process is; it reaches no other."""
+    """Return the implementation of a function of this process; it cannot be pickled."""
     name = f"{getattr(kernel, '__qualname__', type(kernel).__qualname__)} (in Python)"
     return _implementation(name, partial(_bind, kernel), partial(_time, kernel))
 
@@ -79,15 +79,15 @@ def _implementation(name: str, bind: Bind, timed: Bind) -> Implementation:
 
 
 def check_kernel(name: str, timeout: float | None = IMPORT_S) -> None:
-    """See, in a process of its own, that a kernel can be found.
+    """Check in a child process that a kernel can be imported.
 
     Args:
-        name: as `--impl` has it.
-        timeout: seconds that its import may take.
+        name: as `--impl` takes it.
+        timeout: of the import, in seconds.
 
     Raises:
-        UsageError: there is no such file, module or function, or it cannot be imported.
-        UnavailableError: it imports a library that is not here.
+        UsageError: there is no such file, module or function, or its import fails.
+        UnavailableError: it imports a library that is not installed.
     """
     with Sandbox(timeout) as sandbox:
         try:
@@ -99,7 +99,7 @@ def check_kernel(name: str, timeout: float | None = IMPORT_S) -> None:
 
 
 def _problem(name: str) -> AdadeltaError | None:
-    """Say why a kernel cannot be found; None when it can. Imports it: to be called in a sandbox."""
+    """Import a kernel, in a sandbox; return the error, or None."""
     try:
         load_kernel(name)
     except AdadeltaError as error:
@@ -112,8 +112,8 @@ def load_kernel(name: str) -> Callable[..., Any]:
     """Import a kernel.
 
     Raises:
-        UsageError: there is no such file, module or function, or it cannot be imported.
-        UnavailableError: it imports a library that is not here.
+        UsageError: there is no such file, module or function, or its import fails.
+        UnavailableError: it imports a library that is not installed.
     """
     place, path = _parts(name)
     module = _imported(name, place)
@@ -131,16 +131,16 @@ def load_kernel(name: str) -> Callable[..., Any]:
 
 
 def check_form(name: str) -> None:
-    """See whether a name has its two parts; nothing is imported.
+    """Check that a name has its two parts; import nothing.
 
     Raises:
-        UsageError: it has not.
+        UsageError: a part is missing.
     """
     _parts(name)
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """Cut a name into the file or module, and the function."""
+    """Split a name into the file or module, and the function."""
     place, _, path = name.rpartition(":") if ":" in name else (name, "", "")
     if place and path:
         return place, path
@@ -153,13 +153,13 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _offer(place: str) -> str:
-    """Say which functions a file defines, as far as that is known without importing it."""
+    """Suggest a function that a file defines, without importing it."""
     path = Path(place)
     if not path.is_file():
         return f"and there is no file {path.resolve()}" if place.endswith(".py") else "add it"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as of invalid escapes, which its import tells
+            warnings.simplefilter("ignore")  # invalid escapes and the like: its import reports them
             body = ast.parse(path.read_bytes()).body
     except (OSError, SyntaxError, ValueError) as error:
         return f"and {place} cannot be read as Python: {error}"
@@ -222,7 +222,7 @@ def _time_named(name: str, inputs: StepInputs) -> Step:
 
 
 def _keywords(inputs: StepInputs) -> list[dict[str, Any]]:
-    """Return the keywords that a kernel gets for each tensor."""
+    """Return the keyword arguments for each tensor."""
     return [
         vars(inputs.hyper) | {"learning_rate": learning_rate, "wd": wd}
         for learning_rate, wd in zip(inputs.learning_rates, inputs.weight_decays, strict=True)
@@ -241,7 +241,7 @@ def _bind(kernel: Callable[..., Any], inputs: StepInputs) -> Step:
 
 
 def _time(kernel: Callable[..., Any], inputs: StepInputs) -> Step:
-    """Bind a kernel to arrays in boxes, where what a functional one returns replaces them."""
+    """Bind a kernel to arrays in boxes: returned arrays replace those in the boxes."""
     pairs = list(zip(inputs.parameters, _keywords(inputs), strict=True))
     _check_signature(kernel, vars(inputs.hyper))
 
@@ -255,7 +255,7 @@ def _time(kernel: Callable[..., Any], inputs: StepInputs) -> Step:
 
 
 def _finished(array: Any) -> Any:
-    """Wait for an array that is computed asynchronously, as JAX's are."""
+    """Wait for an array of a library that computes asynchronously, as JAX."""
     wait = getattr(array, "block_until_ready", None)
     return array if wait is None else wait()
 
@@ -264,7 +264,7 @@ def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> No
     try:
         signature = inspect.signature(kernel)
     except (TypeError, ValueError):
-        return  # some functions written in C do not tell
+        return  # some functions written in C have none
     try:
         signature.bind(*range(4), **keywords)
     except TypeError as error:
@@ -274,8 +274,7 @@ def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> No
 
 
 def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], number: int) -> None:
-    # As far off as the array that is copied, for who wants to see the kernel at other alignments.
-    # And each array differently, as views of different arrays would be.
+    # The copied array's offset plus another for each array, as views of different arrays have.
     names = ("weight", "grad", "acc_grad", "acc_delta")
     guarded = {
         name: Guarded(array, shift=(number + k) % 4 + address(array) % 16 // array.itemsize)
@@ -289,7 +288,7 @@ def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], nu
             raise ReportedError(f"wrote outside {name} of shape {list(p.weight.shape)}: {outside}")
     results = {name: each.array for name, each in guarded.items()}
     if returned is not None:
-        new = dict(zip(STATES, _checked(returned, p), strict=True))
+        new = dict(zip(RESULTS, _checked(returned, p), strict=True))
         _check_inputs(p, results, new)
         results |= new
     for name, values in results.items():
@@ -297,7 +296,7 @@ def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], nu
 
 
 def _returned(kernel: Callable[..., Any], arrays: Sequence[Any], keywords: dict[str, Any]) -> Any:
-    """Call a kernel, and wait for what it launched, so that its faults are told as its own."""
+    """Call a kernel and wait for its launches, so that their errors are reported as its own."""
     try:
         returned = kernel(*arrays, **keywords)
         if library(arrays[0]) is not np:
@@ -310,7 +309,7 @@ def _returned(kernel: Callable[..., Any], arrays: Sequence[Any], keywords: dict[
 
 
 def _check_inputs(p: Parameter, after: dict[str, Any], new: dict[str, Any]) -> None:
-    """See that a kernel that returns new arrays left its inputs alone, or put these into them."""
+    """Check that a kernel that returns new arrays wrote nothing else into its inputs."""
     for name, array in new.items():
         kept = after[name].tobytes() in {getattr(p, name).tobytes(), array.tobytes()}
         if not kept:
@@ -318,15 +317,15 @@ def _check_inputs(p: Parameter, after: dict[str, Any], new: dict[str, Any]) -> N
 
 
 def _checked(returned: Any, p: Parameter) -> list[Any]:
-    """Take what a functional kernel returned."""
-    if not isinstance(returned, (tuple, list)) or len(returned) != len(STATES):
+    """Check and convert what a functional kernel returned."""
+    if not isinstance(returned, (tuple, list)) or len(returned) != len(RESULTS):
         what = f"{len(returned)} values" if isinstance(returned, (tuple, list)) else repr(returned)
         raise ReportedError(
             f"returned {what[:200]}; allowed are None, after an update in place, or the new "
             "(weight, acc_grad, acc_delta)"
         )
     arrays = [library(p.weight).asarray(each) for each in returned]
-    for name, array in zip(STATES, arrays, strict=True):
+    for name, array in zip(RESULTS, arrays, strict=True):
         if (array.shape, array.dtype) != (p.weight.shape, p.weight.dtype):
             raise ReportedError(
                 f"returned {name} as {array.dtype}{list(array.shape)}; expected "

@@ -1,19 +1,18 @@
 // The update in one pass over memory on a GPU: the fused step.
 //
-// A launch takes any number of tensors, from a table in device memory. Each is cut into tiles of
-// TILE_ELEMENTS, counted over all of them; block after block takes a tile, so the work is even
-// whatever the mix of sizes. An element's result depends on nothing but that element.
+// A launch updates any number of tensors, from a table in device memory. Each is split into tiles of
+// TILE_ELEMENTS, numbered over all tensors; each block processes one tile after another, so the work
+// is even whatever the mix of sizes. An element's result depends on that element only.
 //
-// The compiler is told TILE_ELEMENTS and THREADS, the threads of a block (kernels/cuda.py).
+// kernels/cuda.py defines TILE_ELEMENTS and THREADS, the threads of a block.
 
 // --- arithmetic ----------------------------------------------------------------------------------
 
-#ifdef __CUDA_ARCH__  // for a host's compiler, tests/host_cuda.h has the same in the host's words
+#ifdef __CUDA_ARCH__  // tests/host_cuda.h has the same for a host's compiler
 
-// A float or a double whose operations each round once, to nearest, and flush nothing: the bits of
-// kernels/cpu.py and update.py. With the language's own operators the compiler's options would
-// choose the instructions, and CuPy adds -ftz=true to whatever it compiles
-// (https://github.com/cupy/cupy/issues/8382).
+// A float or a double with operations that round once, to nearest, and flush nothing, as those of
+// kernels/cpu.py and update.py. With built-in operators the compiler's options would choose the
+// instructions, and CuPy always adds -ftz=true (https://github.com/cupy/cupy/issues/8382).
 template <typename Number>
 struct Real {
     Number value;
@@ -76,14 +75,14 @@ inline __device__ Real<Number> widened(Real<Number> from) {
     return from;
 }
 
-// --- what is done to one element -----------------------------------------------------------------
+// --- the update of one element -------------------------------------------------------------------
 
 // The hyper-parameters of all tensors, in double.
 struct Hyper {
     double rescale_grad, clip, rho, one_minus_rho, epsilon;
 };
 
-// Everything about one element, in the type of the states.
+// One element of each array, in the type of the states.
 template <typename State>
 struct Element {
     State weight, grad, acc_grad, acc_delta;
@@ -124,10 +123,10 @@ struct Update {
     }
 };
 
-// The same traffic with next to no arithmetic: the ceiling that the update is measured against.
+// The same traffic with next to no arithmetic: the memory roof of the update.
 template <typename State>
 struct Traffic {
-    State factor;  // so small that no value changes, in place of rescale_grad
+    State factor;  // passed as rescale_grad; so small that no value changes
 
     __device__ Traffic(const Hyper& hyper, double, double)
         : factor(rounded<State>(hyper.rescale_grad)) {}
@@ -142,9 +141,9 @@ struct Traffic {
 
 // --- the sweep over memory -----------------------------------------------------------------------
 
-// A row of the table; kernels/cuda.py has the same as a NumPy dtype.
+// A row of the table; TENSOR in kernels/cuda.py is the same as a NumPy dtype.
 struct Tensor {
-    void* weight;  // what is updated: the master where there is one
+    void* weight;  // the updated one: the master where there is one
     const void* grad;
     void* acc_grad;
     void* acc_delta;
@@ -157,17 +156,17 @@ struct Tensor {
 
 // The types of a tensor's arrays in memory.
 template <typename WeightType, typename GradType, typename StateType, bool with_half>
-struct Kind {
+struct Layout {
     using Weight = WeightType;
     using Grad = GradType;
     using State = StateType;
     static constexpr bool has_half = with_half;
-    // Elements that a thread takes at once: 16 bytes of a state. A float16 beside it then has 8,
-    // so that the threads of a warp, side by side, fill whole sectors of every array.
+    // Elements that a thread accesses at once: 16 bytes of a state, 8 bytes of float16. So the
+    // threads of a warp access whole sectors of every array.
     static constexpr int width = 16 / sizeof(State);
 };
 
-// So many elements side by side, read and written in one access.
+// Adjacent elements, read and written in one access.
 template <typename Type, int width>
 struct alignas(sizeof(Type) * width) Pack {
     Type lane[width];
@@ -187,7 +186,7 @@ struct alignas(sizeof(Type) * width) Pack {
     }
 };
 
-// Whether all arrays begin where a pack may.
+// Return whether all arrays are aligned to their packs.
 template <typename K>
 inline __device__ bool aligned(const Tensor& tensor) {
     return Pack<typename K::Weight, K::width>::fits(tensor.weight) &&
@@ -197,8 +196,8 @@ inline __device__ bool aligned(const Tensor& tensor) {
            Pack<Half, K::width>::fits(tensor.half);
 }
 
-// Take the i-th pack of a tensor from memory, do the work on each element, and put it back: all is
-// asked for before anything is used.
+// Load the i-th pack of each array, do the work on each element, and store the packs: all loads come
+// before any use.
 template <typename K, int width, typename Work>
 inline __device__ void visit(const Tensor& tensor, long long i, const Work& work) {
     using States = Pack<typename K::State, width>;
@@ -225,8 +224,8 @@ inline __device__ void visit(const Tensor& tensor, long long i, const Work& work
     if constexpr (K::has_half) Pack<Half, width>::at(tensor.half, i) = halves;
 }
 
-// Find the tensor that a tile belongs to: the last that begins with it or before. Of tensors that
-// begin with the same tile, all but the last are empty.
+// Find the tensor of a tile: the last with first_tile <= tile. Of tensors with the same first_tile,
+// all but the last are empty.
 inline __device__ long long owner(const Tensor* table, long long tensors, long long tile) {
     long long low = 0;
     while (tensors - low > 1) {
@@ -250,7 +249,7 @@ inline __device__ void sweep(const Tensor* table, long long tensors, long long t
         const long long left = tensor.size - low;
         const int size = left < TILE_ELEMENTS ? left : TILE_ELEMENTS;
         const int packs = aligned<K>(tensor) ? size / K::width : 0;
-        static_assert(TILE_ELEMENTS % K::width == 0, "a tile begins with a pack");
+        static_assert(TILE_ELEMENTS % K::width == 0, "packs do not cross tiles");
 #pragma unroll 1
         for (int i = threadIdx.x; i < packs; i += THREADS) {
             visit<K, K::width>(tensor, low / K::width + i, work);
@@ -270,7 +269,7 @@ inline __device__ void sweep(const Tensor* table, long long tensors, long long t
          double rescale_grad, double clip, double rho, double one_minus_rho,          \
          double epsilon) {                                                            \
         const Hyper hyper = {rescale_grad, clip, rho, one_minus_rho, epsilon};        \
-        sweep<Kind<__VA_ARGS__>, WORK>(table, tensors, tiles, hyper);                 \
+        sweep<Layout<__VA_ARGS__>, WORK>(table, tensors, tiles, hyper);               \
     }
 
 #define KERNELS(NAME, ...)                     \
@@ -282,9 +281,9 @@ KERNELS(float64, Real<double>, Real<double>, Real<double>, false)
 KERNELS(float16, Half, Half, Real<float>, false)
 KERNELS(float16_master, Real<float>, Half, Real<float>, true)
 
-// --- one operation at a time: the unfused step ---------------------------------------------------
+// --- the unfused step: one operation a kernel ----------------------------------------------------
 
-// An operand is an array, or, where its address is null, one value for all elements.
+// Each side is an array or, if its address is null, one value for all elements.
 #define OPERATION(NAME, NUMBER, RESULT, EXPRESSION)                                            \
     extern "C" __global__ void NAME(RESULT* out, const Real<NUMBER>* lefts,                    \
                                     const Real<NUMBER>* rights, Real<NUMBER> left,             \

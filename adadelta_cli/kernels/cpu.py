@@ -1,12 +1,12 @@
 """The update in one pass over memory on a CPU, compiled by Numba: the fused step.
 
-All tensors of a call are laid end to end in thought, and that line of elements is cut into equal
-parts, so every thread is busy whatever the mix of sizes. An element's result depends on nothing
-but that element, so neither the cuts nor the number of threads can change a bit.
+Tensors are treated as one concatenated range, split into equal chunks, so every thread is busy
+whatever the mix of sizes. An element's result depends on that element only, so neither the chunks
+nor the number of threads change a bit.
 
-Neither `fastmath` nor contraction into fused multiply-adds is allowed: the order of the operations
-is that of `update.py`, and so are the bits. `error_model="numpy"` keeps the division free of a test
-for zero, without which the loop does not vectorise.
+`fastmath` and contraction into fused multiply-adds are off: the operations have the order of
+`update.py`, hence its bits. `error_model="numpy"` omits the test for division by zero, which would
+prevent vectorisation.
 """
 
 from __future__ import annotations
@@ -47,31 +47,31 @@ compiled_parallel = cache.njit(cache=True, nogil=True, error_model="numpy", para
 
 # Below this many elements, waking the other threads costs more than they save.
 SERIAL_ELEMENTS = 4096
-# Memory is asked for 512 elements ahead of its use, in blocks of 64: the processor's own
-# prefetching stops at each page. Measured, float32, two threads, 1e7 elements: 4.85 ms without,
-# 3.43 ms with; blocks of 128 take 3.48, of 256 3.98; 1024 ahead takes 3.53.
+# Software prefetch, 512 elements ahead, in blocks of 64: hardware prefetching stops at each page.
+# Measured, float32, two threads, 1e7 elements: 4.85 ms without, 3.43 ms with it; blocks of 128 take
+# 3.48 ms, of 256 3.98 ms; 1024 elements ahead take 3.53 ms.
 BLOCK_ELEMENTS, AHEAD_ELEMENTS = 64, 512
-LINE_ELEMENTS = 16  # of float32 in a cache line; asking twice for a line of float64 is harmless
+LINE_ELEMENTS = 16  # float32 elements a cache line; a line of float64 is prefetched twice
 FLUSH_TO_ZERO, DENORMALS_ARE_ZERO = 0x8000, 0x0040  # MXCSR, Intel SDM vol. 1, 10.2.3
 ON_X86 = platform.machine() in {"x86_64", "AMD64"}
 
 binding.initialize_native_asmparser()  # for the two instructions that reach MXCSR
 
-# Where things are in a table; see `tabulate`.
-FLUSH, PARTS, CUTS, DOUBLES, HEAD = 0, 1, 2, 3, 8
+# The layout of a table; see `pack_table`.
+FLUSH, CHUNKS, FIXED_CHUNKS, DOUBLES, HEAD = 0, 1, 2, 3, 8
 ADDRESSES, COLUMNS = 5, 8
 
 launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
 
 
-# --- what Numba has no words for -----------------------------------------------------------------
+# --- LLVM intrinsics that Numba lacks -------------------------------------------------------------
 
 
 @intrinsic
-def _pointer(_context: Any, _address: Any, _offset: Any, like: Any) -> Any:
-    """Turn an address into a pointer, `offset` elements of the type of `like` further on."""
+def _pointer(_context, _address, _offset, like):
+    """Make a pointer from an address and an offset in elements of the type of `like`."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(context, builder, signature, args):
         base = builder.inttoptr(args[0], context.get_value_type(signature.return_type))
         return builder.gep(base, [args[1]])
 
@@ -79,16 +79,16 @@ def _pointer(_context: Any, _address: Any, _offset: Any, like: Any) -> Any:
 
 
 @intrinsic
-def _prefetch(_context: Any, _array: Any, _index: Any) -> Any:
-    """Ask for the cache line of an element; one beyond the end is no error, and does nothing."""
+def _prefetch(_context, _array, _index):
+    """Prefetch the cache line of an element; beyond the end, do nothing."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def generate(context, builder, signature, args):
         array = make_array(signature.args[0])(context, builder, args[0])
         bytes_, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [bytes_, number, number, number])
-        prefetch = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        function = ir.FunctionType(ir.VoidType(), [bytes_, number, number, number])
+        prefetch = get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
         address = builder.bitcast(builder.gep(array.data, [args[1]]), bytes_)
-        # To write, into every cache level, data: LLVM language reference, llvm.prefetch.
+        # For a write, into all cache levels, data cache: LLVM language reference, llvm.prefetch.
         builder.call(prefetch, [address, number(1), number(3), number(1)])
         return context.get_dummy_value()
 
@@ -96,42 +96,42 @@ def _prefetch(_context: Any, _array: Any, _index: Any) -> Any:
 
 
 @intrinsic
-def _half_to_single(_context: Any, _bits: Any) -> Any:
+def _half_to_single(_context, _bits):
     """Widen a float16, given as its bits: exact."""
 
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    def generate(_context, builder, _signature, args):
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(types.uint16), generate
 
 
 @intrinsic
-def _single_to_half(_context: Any, _value: Any) -> Any:
-    """Round a float32 to the nearest float16, ties to even, as its bits."""
+def _single_to_half(_context, _value):
+    """Round a float32 to the nearest float16, ties to even; return its bits."""
 
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    def generate(_context, builder, _signature, args):
         return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), generate
 
 
-def _mxcsr_slot(builder: Any) -> tuple[Any, Any]:
+def _mxcsr_slot(builder):
     slot = builder.alloca(ir.IntType(32))
     return slot, builder.bitcast(slot, ir.PointerType(ir.IntType(8)))
 
 
-def _mxcsr_instruction(builder: Any, name: str, slot: Any) -> None:
+def _mxcsr_instruction(builder, name, slot):
     signature = ir.FunctionType(ir.VoidType(), [ir.PointerType(ir.IntType(8))])
-    # "memory" keeps loads and stores, and with them all arithmetic between, on their side.
+    # "memory": no load or store, hence no arithmetic between them, moves across this instruction.
     assembly = ir.InlineAsm(signature, f"{name} ($0)", "r,~{memory}", side_effect=True)
     builder.call(assembly, [slot])
 
 
 @intrinsic
-def read_mxcsr(_context: Any) -> Any:
-    """Read the control register of the vector unit; 0 where the processor has none."""
+def read_mxcsr(_context):  # noqa: ANN201 - Numba's
+    """Read MXCSR, the control register of the vector unit; 0 on processors without it."""
 
-    def generate(_context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+    def generate(_context, builder, _signature, _args):
         if not ON_X86:
             return ir.Constant(ir.IntType(32), 0)
         slot, address = _mxcsr_slot(builder)
@@ -142,10 +142,10 @@ def read_mxcsr(_context: Any) -> Any:
 
 
 @intrinsic
-def write_mxcsr(_context: Any, _value: Any) -> Any:
-    """Write the control register of the vector unit; nothing where the processor has none."""
+def write_mxcsr(_context, _value):  # noqa: ANN201
+    """Write MXCSR; do nothing on processors without it."""
 
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+    def generate(context, builder, _signature, args):
         if ON_X86:
             slot, address = _mxcsr_slot(builder)
             builder.store(args[0], slot)
@@ -158,13 +158,13 @@ def write_mxcsr(_context: Any, _value: Any) -> Any:
 def _load(bits): ...
 def _store(value, like): ...
 def _view(address, offset, size, like): ...
-def _cut(array, low, high): ...
+def _slice(array, low, high): ...
 def _rounded(value, like): ...
 
 
 @overload(_load, inline="always")
 def _load_overload(bits):
-    """Widen what is stored, given by its bits where it is a float16."""
+    """Widen a stored element: a float16, given by its bits, to float32."""
     if bits == types.uint16:
         return lambda bits: _half_to_single(bits)
     return lambda bits: bits
@@ -172,7 +172,7 @@ def _load_overload(bits):
 
 @overload(_store, inline="always")
 def _store_overload(value, like):
-    """Round to what is stored."""
+    """Round to the stored type: that of `like`."""
     if like == types.uint16:
         return lambda value, like: _single_to_half(value)
     return lambda value, like: value
@@ -180,15 +180,15 @@ def _store_overload(value, like):
 
 @overload(_view, inline="always")
 def _view_overload(address, offset, size, like):
-    """Slice a tensor that is known by its address; None where there is no such tensor."""
+    """View `size` elements at an address; None where `like` is None."""
     if isinstance(like, types.NoneType):
         return lambda address, offset, size, like: None
     return lambda address, offset, size, like: carray(_pointer(address, offset, like), (size,))
 
 
-@overload(_cut, inline="always")
-def _cut_overload(array, low, high):
-    """Slice an array; None where there is none."""
+@overload(_slice, inline="always")
+def _slice_overload(array, low, high):
+    """Slice an array; None where it is None."""
     if isinstance(array, types.NoneType):
         return lambda array, low, high: None
     return lambda array, low, high: array[low:high]
@@ -207,7 +207,7 @@ def _rounded_overload(value, like):
 
 @compiled
 def _update(weight, grad, acc_grad, acc_delta, learning_rate, wd, hyper):
-    """Take one step on one element; the scalars have the element's type already."""
+    """Take one step on one element; all scalars have the type of the states."""
     rescale_grad, clip, rho, one_minus_rho, epsilon = hyper
     grad = grad * rescale_grad
     grad = -clip if grad < -clip else grad
@@ -223,7 +223,7 @@ def _update(weight, grad, acc_grad, acc_delta, learning_rate, wd, hyper):
 
 @compiled
 def _update_slice(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hyper):
-    """Step over slices; `half` is the float16 weight whose master is `weight`, else None."""
+    """Take the step on slices; `half` is the float16 weight beside a master `weight`, or None."""
     for i in range(weight.size):
         new, acc_grad[i], acc_delta[i] = _update(
             _load(weight[i]), _load(grad[i]), acc_grad[i], acc_delta[i], learning_rate, wd, hyper
@@ -234,8 +234,8 @@ def _update_slice(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hy
 
 
 @compiled
-def _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high):
-    """Ask for what the block [low, high) will need when it lies `AHEAD_ELEMENTS` further on."""
+def _prefetch_block(weight, grad, acc_grad, acc_delta, half, low, high):
+    """Prefetch the elements `AHEAD_ELEMENTS` after the block [low, high)."""
     for i in range(low + AHEAD_ELEMENTS, high + AHEAD_ELEMENTS, LINE_ELEMENTS):
         _prefetch(weight, i)
         _prefetch(grad, i)
@@ -247,16 +247,16 @@ def _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high):
 
 @compiled
 def _update_stream(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hyper):
-    """Step over long slices in blocks, asking for memory ahead of its use."""
+    """Take the step on long slices, in blocks, with software prefetch."""
     for low in range(0, weight.size, BLOCK_ELEMENTS):
         high = min(low + BLOCK_ELEMENTS, weight.size)
-        _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high)
+        _prefetch_block(weight, grad, acc_grad, acc_delta, half, low, high)
         _update_slice(
             weight[low:high],
             grad[low:high],
             acc_grad[low:high],
             acc_delta[low:high],
-            _cut(half, low, high),
+            _slice(half, low, high),
             learning_rate,
             wd,
             hyper,
@@ -265,7 +265,7 @@ def _update_stream(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, h
 
 @compiled
 def columns(table):  # noqa: ANN201 - Numba's
-    """Cut a table into rates, weight_decays, sizes and addresses."""
+    """View a table's learning rates, weight decays, sizes and addresses."""
     count = (table.size - HEAD) // COLUMNS
     numbers = table.view(np.float64)[HEAD:]
     sizes = table[HEAD + 2 * count : HEAD + 3 * count].view(np.int64)
@@ -275,7 +275,7 @@ def columns(table):  # noqa: ANN201 - Numba's
 
 @compiled
 def _update_range(table, starts, hyper, kind, low, high):
-    """Step over the elements [low, high) of all tensors laid end to end."""
+    """Take the step on the elements [low, high) of the concatenated tensors."""
     weight0, grad0, state0, half0 = kind
     rates, weight_decays, _, addresses = columns(table)
     t = np.searchsorted(starts, low, side="right") - 1
@@ -299,7 +299,7 @@ def _update_range(table, starts, hyper, kind, low, high):
 
 @compiled
 def _update_range_in_mode(table, starts, hyper, kind, low, high):
-    """Set the thread's subnormal mode, step, and put the mode back."""
+    """Take the step in the table's subnormal mode; restore the thread's mode."""
     before = read_mxcsr()
     both = np.uint32(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO)
     write_mxcsr((before | both) if table[FLUSH] else (before & ~both))
@@ -309,7 +309,7 @@ def _update_range_in_mode(table, starts, hyper, kind, low, high):
 
 @compiled
 def _starts(sizes):
-    """Say at which element of the line each tensor begins, and where the line ends."""
+    """Return the first element of each tensor in the concatenated range, and the range's end."""
     starts = np.zeros(sizes.size + 1, np.int64)
     for t in range(sizes.size):
         starts[t + 1] = starts[t] + sizes[t]
@@ -318,7 +318,7 @@ def _starts(sizes):
 
 @compiled
 def _hyper(doubles, like):
-    """Round the hyper-parameters to the element type."""
+    """Round the hyper-parameters to the type of the states."""
     return (
         _rounded(doubles[0], like),
         _rounded(doubles[1], like),
@@ -331,8 +331,8 @@ def _hyper(doubles, like):
 @compiled_parallel
 def _launch(table, kind):
     starts, doubles = _starts(columns(table)[2]), table.view(np.float64)[DOUBLES:HEAD]
-    total, parts, hyper = starts[-1], np.int64(table[PARTS]), _hyper(doubles, kind[2])
-    if parts == 1:  # in this thread, without waking the others
+    total, parts, hyper = starts[-1], np.int64(table[CHUNKS]), _hyper(doubles, kind[2])
+    if parts == 1:  # in this thread: waking the others takes longer
         _update_range_in_mode(table, starts, hyper, kind, 0, total)
     else:
         for part in prange(parts):
@@ -341,13 +341,13 @@ def _launch(table, kind):
 
 
 @functools.cache
-def launcher(kind: DTypeLayout) -> Any:
-    """Compile what steps over a table of tensors of a kind.
+def launcher(layout: DTypeLayout) -> Any:
+    """Compile the step on a table of tensors of one dtype layout.
 
-    The kind is no argument: to a compiled function, each costs 0.1 us, and 1 us where the step
-    before has pushed Python's objects out of the caches.
+    The layout is a constant and not an argument: each argument costs 0.1 us, and 1 us with cold
+    caches.
     """
-    zeros = kind.zeros
+    zeros = layout.zeros
 
     @compiled
     def launch(table):
@@ -361,29 +361,29 @@ def launcher(kind: DTypeLayout) -> Any:
 
 @dataclass(frozen=True)
 class PreparedCpuStep:
-    """A step on tensors that stay where they are, to be taken any number of times.
+    """A step that can be taken any number of times, on tensors at fixed addresses.
 
     Attributes:
-        launches: a compiled launch and its table, for each kind of tensor.
-        owners: the arrays, which have to live as long as their addresses are used.
+        launches: a compiled function and its table, for each dtype layout.
+        owners: the arrays, kept alive as long as their addresses are used.
     """
 
     launches: list[tuple[Any, np.ndarray]]
     owners: tuple[Any, ...] = ()
 
     def __call__(self) -> None:
-        """Take the step; safe from several threads: calls take turns."""
+        """Take the step; thread-safe: calls take turns."""
         with launching:
             for launch, table in self.launches:
                 launch(table)
 
 
 def prepared(
-    tensors: Iterable[TensorRef],
+    refs: Iterable[TensorRef],
     common: Scalars,
     *,
     flush_subnormals: bool = False,
-    parts: int | None = None,
+    chunks: int | None = None,
     owners: Iterable[Parameter] = (),
 ) -> PreparedCpuStep:
     """Prepare a step on all tensors, in place, in one pass over memory.
@@ -391,78 +391,77 @@ def prepared(
     The caller must pass valid addresses.
 
     Args:
-        tensors: those of one dtype layout share a launch.
+        refs: the tensors; those of one dtype layout share a launch.
         common: the hyper-parameters of all tensors, in double.
-        flush_subnormals: compute as MXNet does by default, subnormal operands and results taken
-            as zero; else strict IEEE 754, whatever mode the calling thread is in.
-        parts: into how many chunks the work is split; by default one for each thread. The result
-            does not depend on it.
-        owners: the parameters that own the addresses; the step keeps their arrays.
+        flush_subnormals: treat subnormal operands and results as zero, as MXNet does by default;
+            else strict IEEE 754, whatever the mode of the calling thread.
+        chunks: how many chunks the work is split into; by default one a thread. The result does
+            not depend on it.
+        owners: the parameters that own the addresses; the step keeps their arrays alive.
     """
     launches = []
-    for kind, group in group_by_layout(tensors).items():
+    for layout, group in group_by_layout(refs).items():
         table = pack_table(group, common)
         table[FLUSH] = flush_subnormals
-        table[PARTS] = parts or chunks_for(sum(operand.size for operand in group))
-        launches.append((launcher(kind), table))
+        table[CHUNKS] = chunks or chunks_for(sum(ref.size for ref in group))
+        launches.append((launcher(layout), table))
     return PreparedCpuStep(launches, all_arrays(owners))
 
 
-def pack_table(operands: Sequence[TensorRef], common: Scalars) -> np.ndarray:
-    """Arrange tensors of one kind and their hyper-parameters as the table that the kernel takes.
+def pack_table(refs: Sequence[TensorRef], common: Scalars) -> np.ndarray:
+    """Pack tensors of one dtype layout and their hyper-parameters into the kernel's table.
 
     Returns:
-        uint64[8 + 8 * tensors]. The head: FLUSH (compute with subnormals taken as zero), PARTS
-        (into how many parts the work is cut; 1 here), CUTS (which
-        `mxnet_bridge.ndarray_table` has a use for), and from DOUBLES on the bits of
-        `Hyperparameters.doubles`. Then what `columns` returns: the bits of all learning rates and
-        of all weight_decays, the sizes, and the tensors' addresses.
+        uint64[8 + 8 * tensors]. The head: FLUSH (treat subnormals as zero), CHUNKS (how many; 1
+        here), FIXED_CHUNKS (0 here; used by `mxnet_bridge.ndarray_table`), and from DOUBLES on the
+        bits of `Hyperparameters.doubles`. Then the columns, see `columns`: the bits of all learning
+        rates and of all weight decays, the sizes, the addresses.
     """
-    _, addresses, sizes, rates, weight_decays = zip(*operands, strict=True)
+    _, addresses, sizes, rates, weight_decays = zip(*refs, strict=True)
     values = (*common, *rates, *weight_decays, *sizes, *itertools.chain.from_iterable(addresses))
     packed = bytearray(struct.pack(table_format(len(sizes)), False, 1, 0, *values))
     return np.frombuffer(packed, np.uint64)
 
 
 def table_format(tensors: int, *, whole: bool = True) -> str:
-    """Give the format (Python's `struct`) of a table, or of its head and the numbers only."""
+    """Return the `struct` format of a table, or of its head and the floats only."""
     numbers = f"=3Q5d{2 * tensors}d"
     return numbers + f"{tensors}q{ADDRESSES * tensors}Q" * whole
 
 
 def empty_table(tensors: int) -> np.ndarray:
-    """Make a table of zeros for so many tensors."""
+    """Return a table of zeros."""
     return np.zeros(HEAD + COLUMNS * tensors, np.uint64)
 
 
 def select_rows(table: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Make the table of some of a table's tensors: `which` is bool[tensors]."""
-    few = empty_table(int(which.sum()))
-    few[:HEAD] = table[:HEAD]
-    for column, wanted in zip(columns(few), columns(table), strict=True):
-        column[:] = wanted[which]
-    few[PARTS] = chunks_for(int(columns(few)[2].sum()))
-    return few
+    """Copy some of a table's tensors to a table of their own; `which` is bool[tensors]."""
+    selected = empty_table(int(which.sum()))
+    selected[:HEAD] = table[:HEAD]
+    for to, column in zip(columns(selected), columns(table), strict=True):
+        to[:] = column[which]
+    selected[CHUNKS] = chunks_for(int(columns(selected)[2].sum()))
+    return selected
 
 
 def chunks_for(elements: int) -> int:
-    """Choose into how many parts a step over so many elements is cut."""
+    """Return the number of chunks for a step on so many elements."""
     return 1 if elements < SERIAL_ELEMENTS else n_chunks()
 
 
-fixed_chunks = 0  # what `cutting` says, else 0
+fixed_chunks = 0  # set by `override_chunks`, else 0
 
 
 def n_chunks() -> int:
-    """Say into how many parts long work is cut: one a thread, or as `cutting` says."""
+    """Return the number of chunks for long work: one a thread, unless overridden."""
     return fixed_chunks or numba.get_num_threads()
 
 
 @contextlib.contextmanager
-def override_chunks(parts: int) -> Iterator[None]:
-    """Cut long work into so many parts, whatever the number of threads; no result depends on it."""
-    global fixed_chunks  # noqa: PLW0603 - as numba.set_num_threads, which it stands beside
-    before, fixed_chunks = fixed_chunks, parts
+def override_chunks(chunks: int) -> Iterator[None]:
+    """Split long work into so many chunks, whatever the number of threads; same results."""
+    global fixed_chunks  # noqa: PLW0603 - global as numba.set_num_threads is
+    before, fixed_chunks = fixed_chunks, chunks
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
 """The update in one pass over memory on a GPU, launched through CuPy: the fused step.
 
-The kernels are in `adadelta.cu`, and NVRTC compiles them for the GPU that is there when they are
-first used. One launch takes all tensors of a kind, from a table in device memory. The order of the
-operations is that of `update.py`, and so are the bits.
+NVRTC compiles the kernels, in `adadelta.cu`, for the current GPU on first use. One launch updates
+all tensors of a dtype layout, from a table in device memory. The operations have the order of
+`update.py`, hence its bits.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
     from adadelta_cli.kernels.layout import TensorRef
     from adadelta_cli.update import Parameter, Scalars
 
-# Neither was timed on a GPU. The threads of a block take 16 bytes of each array at once, twice in a
-# tile of float32: small enough that the last blocks end together, and a tile begins on a boundary
-# of 16 bytes wherever its tensor does.
+# Not tuned on a GPU. Each thread accesses 16 bytes of each array at once, twice a tile of float32:
+# small enough that the last blocks end together. A tile is aligned to 16 bytes if its tensor is.
 TILE_ELEMENTS, THREADS = 2048, 256
-# More blocks than any GPU runs at once, many times over: beyond, blocks take several tiles.
+# Many more blocks than any GPU runs at once; with more tiles, blocks process several.
 MOST_BLOCKS = 65_536
-# The kernels name the instructions that round, so that no option can change a bit, CuPy's own
-# -ftz=true neither; -fmad=false says the same of whatever else there is.
+# The kernels name the instructions that round, so no option can change a bit, not even -ftz=true,
+# which CuPy adds; -fmad=false is for any other arithmetic.
 OPTIONS = ("-std=c++17", "-fmad=false", f"-DTILE_ELEMENTS={TILE_ELEMENTS}", f"-DTHREADS={THREADS}")
 # A row of the table, as `struct Tensor` in adadelta.cu.
 TENSOR = np.dtype(
@@ -48,12 +47,12 @@ def source() -> str:
 
 
 class TilePlan(NamedTuple):
-    """How the tensors of one kind are cut into tiles.
+    """How the tensors of one dtype layout are split into tiles.
 
     Attributes:
-        rows: `TENSOR`[tensors], what the kernel is told of each.
-        tiles: how many there are in all.
-        blocks: how many blocks take them, each a tile after another.
+        rows: `TENSOR`[tensors], the kernel's table.
+        tiles: the total number.
+        blocks: the number of blocks, each of which processes tile after tile.
     """
 
     rows: np.ndarray
@@ -62,7 +61,7 @@ class TilePlan(NamedTuple):
 
 
 def plan_tiles(refs: Iterable[TensorRef]) -> TilePlan:
-    """Count the tiles of tensors of one layout, of `TILE_ELEMENTS` but the last of each tensor."""
+    """Split tensors of one layout into tiles of `TILE_ELEMENTS`, the last of each shorter."""
     rows = np.array([(*r.addresses, r.size, 0, r.learning_rate, r.wd) for r in refs], TENSOR)
     tiles = -(-rows["size"] // TILE_ELEMENTS)
     ends = np.cumsum(tiles)
@@ -73,7 +72,7 @@ def plan_tiles(refs: Iterable[TensorRef]) -> TilePlan:
 
 @cache
 def kernel(name: str) -> Any:
-    """Compile and load a kernel; CuPy does so for each GPU, and keeps the result on disk."""
+    """Compile and load a kernel; CuPy does so for each GPU and caches the result on disk."""
     import cupy
 
     return cupy.RawModule(code=source(), options=OPTIONS).get_function(name)
@@ -81,24 +80,24 @@ def kernel(name: str) -> Any:
 
 @dataclass(frozen=True)
 class PreparedGpuStep:
-    """A step on tensors that stay where they are, to be taken any number of times.
+    """A step that can be taken any number of times, on tensors at fixed addresses.
 
     Attributes:
-        launches: kernel, blocks and arguments, once for each kind of tensor.
-        owners: the arrays, which have to live as long as their addresses are used.
+        launches: kernel, blocks and arguments, for each dtype layout.
+        owners: the arrays, kept alive as long as their addresses are used.
     """
 
     launches: list[tuple[Any, int, tuple[Any, ...]]]
     owners: tuple[Any, ...] = ()
 
     def __call__(self) -> None:
-        """Enqueue the step on CuPy's current stream, and return at once."""
+        """Enqueue the step on CuPy's current stream; return at once."""
         for kernel, blocks, arguments in self.launches:
             kernel((blocks,), (THREADS,), arguments)
 
 
 def prepared(
-    operands: Iterable[TensorRef],
+    refs: Iterable[TensorRef],
     common: Scalars,
     *,
     work: str = "update",
@@ -109,14 +108,14 @@ def prepared(
     The caller must pass valid addresses.
 
     Args:
-        operands: the tensors, in the memory of the current GPU; those of one kind share a launch.
+        refs: the tensors, on the current GPU; those of one dtype layout share a launch.
         common: the hyper-parameters of all tensors, in double.
         work: `update`; or `traffic`, which adds the gradient times `rescale_grad` to weight and
-            states: the bytes of an update, and next to no arithmetic.
-        owners: the parameters that own the addresses; the step keeps their arrays.
+            states: the bytes of an update with next to no arithmetic.
+        owners: the parameters that own the addresses; the step keeps their arrays alive.
     """
-    groups = layout.group_by_layout(operands)
-    plans = [(kind.name, plan_tiles(refs)) for kind, refs in groups.items()]
+    groups = layout.group_by_layout(refs)
+    plans = [(each.name, plan_tiles(group)) for each, group in groups.items()]
     launches = [_launch(f"{work}_{name}", each, common) for name, each in plans if each.tiles]
     return PreparedGpuStep(launches, layout.all_arrays(owners))
 
@@ -144,27 +143,26 @@ def prepared_step(
         weight_decays: one for each tensor: weight decay times multiplier, in double.
 
     Raises:
-        TypeError: the dtypes do not go together, or an array is not in a GPU's memory.
-        ValueError: an array is not C-contiguous, has another shape, or lies on another GPU than
-            the current one.
+        TypeError: the combination of dtypes is not supported, or an array is not on a GPU.
+        ValueError: as `layout.tensor_refs`; or an array is on another GPU than the current one.
     """
-    operands = layout.tensor_refs(parameters, learning_rates, weight_decays, layout.CUDA)
+    refs = layout.tensor_refs(parameters, learning_rates, weight_decays, layout.CUDA)
     _check_device(parameters)
-    return prepared(operands, common, owners=parameters)
+    return prepared(refs, common, owners=parameters)
 
 
-def prepared_traffic(line: Parameter) -> PreparedGpuStep:
-    """Prepare the ceiling of a step: a kernel that moves its bytes, with next to no arithmetic.
+def prepared_traffic(workload: Parameter) -> PreparedGpuStep:
+    """Prepare the memory roof of a step: its traffic with next to no arithmetic.
 
     Args:
-        line: all tensors of a workload laid end to end in CuPy arrays. Their values do not change:
-            what is added, times the gradient, is that small, and never a subnormal.
+        workload: its tensors concatenated, in CuPy arrays. Their values do not change: the factor
+            is so small that no sum changes, and the products are normal.
     """
-    factor = float(np.sqrt(np.finfo(line.acc_grad.dtype).tiny))
-    _check_device([line])
+    factor = float(np.sqrt(np.finfo(workload.acc_grad.dtype).tiny))
+    _check_device([workload])
     common = Hyperparameters(rescale_grad=factor).doubles
-    operands = layout.tensor_refs([line], [0.0], [0.0], layout.CUDA)
-    return prepared(operands, common, work="traffic", owners=[line])
+    refs = layout.tensor_refs([workload], [0.0], [0.0], layout.CUDA)
+    return prepared(refs, common, work="traffic", owners=[workload])
 
 
 def _check_device(parameters: Sequence[Parameter]) -> None:
@@ -174,6 +172,6 @@ def _check_device(parameters: Sequence[Parameter]) -> None:
     found = {array.device.id for parameter in parameters for array in parameter.arrays}
     if found - {current}:
         raise ValueError(
-            f"arrays lie on GPU {', '.join(map(str, sorted(found)))}, and the current one is "
+            f"arrays are on GPU {', '.join(map(str, sorted(found)))}, and the current one is "
             f"{current}; take the step under `with cupy.cuda.Device(...)`, on one GPU at a time"
         )

@@ -1,11 +1,10 @@
-"""CuPy arrays whose operators are IEEE 754's to the last bit: `xp` of the unfused step on a GPU.
+"""CuPy arrays with exact IEEE 754 operators: `xp` of the unfused step on a GPU.
 
-CuPy's own operators would do, being one kernel each, so that nothing is contracted or reordered,
-and compiled with correctly rounded division and root; but CuPy compiles them with `-ftz=true`
-(`_compile_with_cache_cuda` in cupy/cuda/compiler.py, CuPy 13 and 14; https://github.com/cupy/cupy/issues/8382),
-so they flush float32 subnormals to zero, which NumPy does not. The operators here are kernels of
-`adadelta.cu`, one operation each. What is left to CuPy is no arithmetic: `where` selects, and a
-conversion between float16 and float32 is exact or rounds once, float16's subnormals included.
+CuPy compiles its own operators with `-ftz=true` (`_compile_with_cache_cuda` in
+cupy/cuda/compiler.py, CuPy 13 and 14; https://github.com/cupy/cupy/issues/8382), so they flush
+float32 subnormals to zero, which NumPy does not. The operators here are kernels of `adadelta.cu`,
+one operation each. CuPy itself only selects (`where`) and converts between float16 and float32,
+which is exact or rounds once, float16's subnormals included.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ class Array:
         values: the CuPy array.
     """
 
-    __array_ufunc__ = None  # a NumPy scalar on the left leaves the operation to this class
+    __array_ufunc__ = None  # a NumPy scalar on the left defers to this class's operators
 
     def __init__(self, values: Any) -> None:
         self.values = values
         self.dtype, self.ndim = values.dtype, values.ndim
 
     def astype(self, dtype: Any) -> Array:
-        """Convert to another dtype; a copy."""
+        """Copy to another dtype."""
         return Array(self.values.astype(dtype))
 
     def __setitem__(self, key: Any, new: Array) -> None:
@@ -72,14 +71,14 @@ def sqrt(array: Array) -> Array:
 
 
 def where(condition: Array, chosen: Any, other: Array) -> Array:
-    """Choose where a condition holds, element by element."""
+    """Select `chosen` where the condition holds, else `other`, element by element."""
     import cupy
 
     return Array(cupy.where(condition.values, chosen, other.values))
 
 
 def _computed(operation: str, left: Any, right: Any, out: Array | None = None) -> Array:
-    """Compute on two arrays of one shape and dtype, or on one and a scalar of its dtype."""
+    """Compute on two arrays of one shape and dtype, or an array and a scalar of its dtype."""
     import cupy
 
     like = left if isinstance(left, Array) else right
@@ -96,7 +95,7 @@ def _computed(operation: str, left: Any, right: Any, out: Array | None = None) -
 
 
 def _operand(operand: Any, real: Any) -> tuple[np.uint64, Any]:
-    """Return the address of an array, or 0 and the value that stands for one."""
+    """Return an array's address and 0, or 0 and a scalar's value."""
     if isinstance(operand, Array):
         return np.uint64(operand.values.data.ptr), real(0)
     return np.uint64(0), real(operand)

@@ -1,4 +1,4 @@
-"""The tensors of a fused step as its kernels see them, on any device: addresses, sizes, kinds."""
+"""The tensors of a fused step as its kernels see them, on any device: addresses, sizes, dtypes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
     from adadelta_cli.update import Parameter
 
-# The attribute by which an array in this memory gives its address: NumPy's array interface, and
-# Numba's CUDA array interface, both version 3.
+# The attribute that has an array's address, by memory: NumPy's array interface and Numba's CUDA
+# array interface, both version 3.
 HOST, CUDA = "__array_interface__", "__cuda_array_interface__"
 
 
-@dataclass(frozen=True, eq=False)  # zeros of all types are equal: a kind is only itself
+@dataclass(frozen=True, eq=False)  # zeros of all dtypes are equal: compare by identity
 class DTypeLayout:
     """The element types of a tensor's arrays, each given by a zero; float16 by its bits.
 
     Attributes:
-        name: what the kernels of this kind are called by.
+        name: the last part of the names of the GPU's kernels.
         zeros: of weight, gradient and states; and of the float16 weight beside a master, else None.
     """
 
@@ -50,25 +50,30 @@ SUPPORTED = {
 
 
 class TensorRef(NamedTuple):
-    """One tensor as the kernel sees it: five addresses, a size, and its own rate and decay.
+    """One tensor as the kernel sees it.
 
-    `addresses` are of the weight that is updated (the master where there is one), the gradient,
-    acc_grad, acc_delta, and the float16 weight of a master, else 0.
+    Attributes:
+        layout: the dtypes of its arrays.
+        addresses: of the updated weight (the master where there is one), the gradient, acc_grad,
+            acc_delta, and the float16 weight beside a master, else 0.
+        size: in elements.
+        learning_rate: rate times multiplier, in double.
+        wd: weight decay times multiplier, in double.
     """
 
-    kind: DTypeLayout
+    layout: DTypeLayout
     addresses: tuple[int, int, int, int, int]
     size: int
     learning_rate: float
     wd: float
 
 
-def group_by_layout(operands: Iterable[TensorRef]) -> dict[DTypeLayout, list[TensorRef]]:
-    """Sort tensors by their kind."""
-    by_kind: dict[DTypeLayout, list[TensorRef]] = defaultdict(list)
-    for operand in operands:
-        by_kind[operand.kind].append(operand)
-    return by_kind
+def group_by_layout(refs: Iterable[TensorRef]) -> dict[DTypeLayout, list[TensorRef]]:
+    """Group tensors by their dtype layout."""
+    groups: dict[DTypeLayout, list[TensorRef]] = defaultdict(list)
+    for ref in refs:
+        groups[ref.layout].append(ref)
+    return groups
 
 
 def tensor_refs(
@@ -77,17 +82,17 @@ def tensor_refs(
     weight_decays: Sequence[float],
     interface: str = HOST,
 ) -> list[TensorRef]:
-    """Describe parameters, each as `operand` does.
+    """Make a `TensorRef` of each parameter.
 
     Raises:
-        TypeError: as `operand`.
-        ValueError: as `operand`; or there are not as many of each.
+        TypeError: as `tensor_ref`.
+        ValueError: as `tensor_ref`; or the numbers of parameters, rates and weight decays differ.
     """
     counts = len(parameters), len(learning_rates), len(weight_decays)
     if len(set(counts)) > 1:
         raise ValueError(
             f"{counts[0]} parameters, {counts[1]} learning rates, {counts[2]} weight decays; "
-            "expected as many of each: one for each tensor"
+            "expected one of each for each tensor"
         )
     return [
         tensor_ref(*each, interface)
@@ -96,31 +101,27 @@ def tensor_refs(
 
 
 def all_arrays(parameters: Iterable[Parameter]) -> tuple[Any, ...]:
-    """List all arrays: what has to live as long as their addresses are used.
-
-    The caller's own list is no substitute: the caller may clear it, or replace an item.
-    """
+    """List all arrays, for a step to keep alive: the caller may change its own list."""
     return tuple(array for parameter in parameters for array in parameter.arrays)
 
 
 def tensor_ref(
     parameter: Parameter, learning_rate: float, wd: float, interface: str = HOST
 ) -> TensorRef:
-    """Describe a parameter that is held in arrays.
+    """Make a `TensorRef` of a parameter.
 
     Args:
-        parameter: the arrays, all of one library.
+        parameter: arrays of one library.
         learning_rate: rate times multiplier, in double.
         wd: weight decay times multiplier, in double.
-        interface: `HOST` or `CUDA`, for the memory that the arrays must lie in.
+        interface: `HOST` or `CUDA`: the memory that the arrays must be in.
 
     Raises:
-        TypeError: the dtypes do not go together, or an array lies in other memory.
-        ValueError: an array is not C-contiguous, has another shape, may not be written, or stands
-            twice.
+        TypeError: the combination of dtypes is not supported, or an array is in other memory.
+        ValueError: an array is not C-contiguous, has another shape, is read-only, or occurs twice.
     """
     p = parameter
-    kind = layout_of(*(array.dtype for array in p.arrays))
+    layout = layout_of(*(array.dtype for array in p.arrays))
     for array in p.arrays:
         if array.shape != p.weight.shape or not array.flags.c_contiguous:
             raise ValueError(
@@ -129,8 +130,8 @@ def tensor_ref(
             )
     addresses = [_address(array, interface, written=array is not p.grad) for array in p.arrays]
     if p.weight.size and len(set(addresses)) < len(addresses):
-        raise ValueError("two of weight, gradient and states are one array; each has its own")
-    return TensorRef(kind, kernel_order(addresses), p.weight.size, learning_rate, wd)
+        raise ValueError("two of weight, gradient and states are one array; pass separate arrays")
+    return TensorRef(layout, kernel_order(addresses), p.weight.size, learning_rate, wd)
 
 
 def _address(array: Any, interface: str, *, written: bool) -> int:
@@ -138,16 +139,16 @@ def _address(array: Any, interface: str, *, written: bool) -> int:
         address, read_only = getattr(array, interface)["data"]
     except AttributeError:
         raise TypeError(
-            f"an array of {type(array).__module__} has no {interface}, so it does not lie in the "
-            "memory that this step works on; give the step arrays of its own device"
+            f"an array of {type(array).__module__} has no {interface}: it is not in the memory of "
+            "this step's device; pass arrays of that device"
         ) from None
     if written and read_only:
-        raise ValueError("a weight or a state may not be written (its memory is read-only)")
+        raise ValueError("a weight or a state is read-only; pass a writable array")
     return address
 
 
 def kernel_order(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
-    """Order the addresses of `Parameter.arrays` as the kernel's table has them."""
+    """Order the addresses of `Parameter.arrays` as `TensorRef.addresses`."""
     weight, grad, acc_grad, acc_delta, *master = addresses
     if master:
         return master[0], grad, acc_grad, acc_delta, weight
@@ -156,13 +157,13 @@ def kernel_order(addresses: Sequence[int]) -> tuple[int, int, int, int, int]:
 
 @cache
 def layout_of(*dtypes: Any) -> DTypeLayout:
-    """Look up the kernel for the dtypes of `Parameter.arrays`.
+    """Look up the layout for the dtypes of `Parameter.arrays`.
 
     Raises:
-        TypeError: there is none.
+        TypeError: no kernel supports them.
     """
-    found = [np.dtype(dtype) for dtype in dtypes]
-    names = tuple(dtype.name if dtype.isnative else dtype.str for dtype in found)
+    given = map(np.dtype, dtypes)
+    names = tuple(dtype.name if dtype.isnative else dtype.str for dtype in given)
     if names not in SUPPORTED:
         raise TypeError(
             f"weight, gradient, acc_grad, acc_delta{', master' * (len(names) > 4)} are "

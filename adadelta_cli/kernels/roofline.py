@@ -1,10 +1,10 @@
 """The two roofs of an AdaDelta step on this machine, timed as kernels.
 
 S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for
-multicore architectures", CACM 52(4), 2009. The memory roof moves AdaDelta's own traffic, four
-arrays read and three written, with almost no arithmetic. The arithmetic roof does AdaDelta's own
-arithmetic for as many elements, on data in the first-level cache. The slower of the two limits a
-step. Both limits are measured with kernels, so a share of 1 includes their noise.
+multicore architectures", CACM 52(4), 2009. The memory roof has AdaDelta's traffic, four arrays
+read and three written, with next to no arithmetic. The arithmetic roof has AdaDelta's arithmetic,
+on as many elements, in the first-level cache. The slower of the two limits a step. Both are
+measured, so a share near 1 has their noise.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numba import prange
 
 from adadelta_cli.kernels.cpu import (
     BLOCK_ELEMENTS,
-    _ask_ahead,
-    _cut,
     _load,
+    _prefetch_block,
+    _slice,
     _store,
     _update_slice,
     chunks_for,
@@ -30,12 +30,12 @@ from adadelta_cli.kernels.cpu import (
 if TYPE_CHECKING:
     from adadelta_cli.update import Hyperparameters, Parameter
 
-# Data of the arithmetic roof in each thread: it must fit the first-level cache, and be long enough
-# that the overhead of each pass is negligible. Measured, float32, two threads, 1e6 elements: 16 KiB
-# 0.304 ms, 32 KiB 0.272 ms, 40 KiB 0.293 ms. A gap of the same length separates the threads' parts;
-# without it, each core prefetches the other's lines: 0.317 ms.
+# The arithmetic roof's data a thread: it fits the first-level cache and is so long that restarting
+# costs next to nothing. Measured, float32, two threads, 1e6 elements: 16 KiB 0.304 ms, 32 KiB
+# 0.272 ms, 40 KiB 0.293 ms. Chunks lie a chunk's length apart, else each core's prefetcher takes
+# cache lines of the other: 0.317 ms.
 CACHED_BYTES = 32 * 1024
-LEAST_ELEMENTS = 1_000_000  # that a call of the arithmetic roof updates
+MIN_ELEMENTS = 1_000_000  # of a call of the arithmetic roof
 
 
 @compiled
@@ -51,49 +51,46 @@ def _traffic_slice(weight, grad, acc_grad, acc_delta, half, factor):
 
 
 @compiled
-def _traffic_stream(weight, grad, acc_grad, acc_delta, half, factor):
-    """Move long slices in blocks, prefetching ahead, as the step does."""
-    for low in range(0, weight.size, BLOCK_ELEMENTS):
-        high = min(low + BLOCK_ELEMENTS, weight.size)
-        _ask_ahead(weight, grad, acc_grad, acc_delta, half, low, high)
+def _traffic_chunk(weight, grad, acc_grad, acc_delta, half, factor, chunk, chunks):
+    """Move one of several chunks, in blocks, with software prefetch, as the step does."""
+    total = weight.size
+    end = total * (chunk + 1) // chunks
+    for low in range(total * chunk // chunks, end, BLOCK_ELEMENTS):
+        high = min(low + BLOCK_ELEMENTS, end)
+        _prefetch_block(weight, grad, acc_grad, acc_delta, half, low, high)
         _traffic_slice(
             weight[low:high],
             grad[low:high],
             acc_grad[low:high],
             acc_delta[low:high],
-            _cut(half, low, high),
+            _slice(half, low, high),
             factor,
         )
 
 
 @compiled_parallel
-def _traffic(weight, grad, acc_grad, acc_delta, half, factor, parts):
-    total = weight.size
-    if parts == 1:  # in this thread only, as the step does
-        _traffic_stream(weight, grad, acc_grad, acc_delta, half, factor)
+def _traffic(weight, grad, acc_grad, acc_delta, half, factor, chunks):
+    if chunks == 1:  # in this thread, as the step does
+        _traffic_chunk(weight, grad, acc_grad, acc_delta, half, factor, 0, 1)
         return
-    for part in prange(parts):
-        low, high = total * part // parts, total * (part + 1) // parts
-        _traffic_stream(
+    for chunk in prange(chunks):
+        _traffic_chunk(weight, grad, acc_grad, acc_delta, half, factor, chunk, chunks)
+
+
+@compiled
+def _arithmetic_chunk(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, chunk, chunks):
+    """Take the step repeatedly on one chunk's data, on its share of `total` elements."""
+    size = weight.size // (2 * chunks)
+    low = 2 * size * chunk
+    elements = total * (chunk + 1) // chunks - total * chunk // chunks
+    while elements > 0:
+        high = low + min(elements, size)
+        _update_slice(
             weight[low:high],
             grad[low:high],
             acc_grad[low:high],
             acc_delta[low:high],
-            _cut(half, low, high),
-            factor,
-        )
-
-
-@compiled
-def _arithmetic_part(weight, grad, acc_grad, acc_delta, half, zero, hyper, elements):
-    while elements > 0:
-        size = min(elements, weight.size)
-        _update_slice(
-            weight[:size],
-            grad[:size],
-            acc_grad[:size],
-            acc_delta[:size],
-            _cut(half, 0, size),
+            _slice(half, low, high),
             zero,
             zero,
             hyper,
@@ -102,81 +99,63 @@ def _arithmetic_part(weight, grad, acc_grad, acc_delta, half, zero, hyper, eleme
 
 
 @compiled_parallel
-def _arithmetic(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, parts):
-    size = weight.size // (2 * parts)
-    if parts == 1:
-        _arithmetic_part(
-            weight[:size],
-            grad[:size],
-            acc_grad[:size],
-            acc_delta[:size],
-            _cut(half, 0, size),
-            zero,
-            hyper,
-            total,
-        )
+def _arithmetic(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, chunks):
+    if chunks == 1:
+        _arithmetic_chunk(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, 0, 1)
         return
-    for part in prange(parts):
-        low, high = 2 * size * part, 2 * size * part + size
-        _arithmetic_part(
-            weight[low:high],
-            grad[low:high],
-            acc_grad[low:high],
-            acc_delta[low:high],
-            _cut(half, low, high),
-            zero,
-            hyper,
-            total * (part + 1) // parts - total * part // parts,
+    for chunk in prange(chunks):
+        _arithmetic_chunk(
+            weight, grad, acc_grad, acc_delta, half, zero, hyper, total, chunk, chunks
         )
 
 
-def cached_elements(line: Parameter) -> int:
-    """Return how many elements fit the first-level caches, given the arrays of a workload."""
-    size = sum(array.itemsize for array in line.arrays)
-    return CACHED_BYTES // size * 2 * chunks_for(line.weight.size)
+def cached_elements(workload: Parameter) -> int:
+    """Return the number of elements of a workload's dtypes for the arithmetic roof's arrays."""
+    size = sum(array.itemsize for array in workload.arrays)
+    return CACHED_BYTES // size * 2 * chunks_for(workload.weight.size)
 
 
 class Roofs:
     """The two roofs of one workload, on the memory that its steps use.
 
     Args:
-        line: all tensors of the workload concatenated, in NumPy arrays of one dimension,
-            float32, float64, or float16 with a float32 master. Their values do not change.
-        cached: likewise, with `cached_elements(line)` elements; their states change.
+        workload: its tensors concatenated, in one-dimensional NumPy arrays of float32, float64, or
+            float16 with a float32 master. Their values do not change.
+        cached: arrays of the same dtypes with `cached_elements(workload)` elements; the states
+            change.
         hyper: the hyper-parameters of the step.
     """
 
-    def __init__(self, line: Parameter, cached: Parameter, hyper: Hyperparameters) -> None:
-        real = line.acc_grad.dtype.type
-        self.parts = chunks_for(line.weight.size)
-        self._line, self._cached = _arrays(line), _arrays(cached)
-        # Times the gradient, it is too small to change any element, and never subnormal.
+    def __init__(self, workload: Parameter, cached: Parameter, hyper: Hyperparameters) -> None:
+        real = workload.acc_grad.dtype.type
+        self.chunks = chunks_for(workload.weight.size)
+        self._workload, self._cached = _arrays(workload), _arrays(cached)
+        # So small that adding it times the gradient changes no element; the product is normal.
         self._factor = np.sqrt(np.finfo(real).tiny)
         self._zero = real(0)
         self._hyper = tuple(hyper.scalars(real))
-        self.steps = -(-LEAST_ELEMENTS // line.weight.size)
+        self.steps = -(-MIN_ELEMENTS // workload.weight.size)
 
     def memory(self) -> None:
         """Move the bytes of one step."""
-        _traffic(*self._line, self._factor, self.parts)
+        _traffic(*self._workload, self._factor, self.chunks)
 
     def arithmetic(self) -> None:
-        """Do the arithmetic of `steps` steps, at a learning rate of 0, so that weights stay.
+        """Do the arithmetic of `steps` steps, with rate 0, so that values change little.
 
-        For small workloads these are several steps, so that the overhead of the call is negligible.
+        Small workloads take several steps a call, so that the call itself does not count.
         """
-        total = self._line[0].size * self.steps
-        _arithmetic(*self._cached, self._zero, self._hyper, total, self.parts)
+        total = self._workload[0].size * self.steps
+        _arithmetic(*self._cached, self._zero, self._hyper, total, self.chunks)
 
 
-def _arrays(line: Parameter) -> tuple[Any, ...]:
-    """Arrange a parameter as the kernels take it, float16 arrays by their bits."""
-    if line.master is None:
-        return line.weight, line.grad, line.acc_grad, line.acc_delta, None
-    weight, grad = line.weight.view(np.uint16), line.grad.view(np.uint16)
-    return line.master, grad, line.acc_grad, line.acc_delta, weight
+def _arrays(p: Parameter) -> tuple[Any, ...]:
+    """Order a parameter's arrays as the kernels take them, float16 as its bits."""
+    if p.master is None:
+        return p.weight, p.grad, p.acc_grad, p.acc_delta, None
+    return p.master, p.grad.view(np.uint16), p.acc_grad, p.acc_delta, p.weight.view(np.uint16)
 
 
 def threading_layer() -> str:
-    """Name the library that runs Numba's threads; it is known after a parallel call."""
+    """Return the name of Numba's threading layer; known after the first parallel call."""
     return numba.threading_layer()

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 class FusedStep:
     """One AdaDelta step on all tensors of a model, in place, in one pass over memory.
 
-    The result has the bits of `update.update`, whatever the number of threads; subnormals are kept.
-    The step is prepared once and called once a training step: it reads what the gradients hold by
-    then. It keeps references to the arrays, so their memory must not be replaced. Make a new one
-    to change a hyper-parameter.
+    The result is bit-identical to that of `update.update`, whatever the number of threads;
+    subnormals are kept. Make the step once and call it once a training step: it reads the current
+    gradients. It keeps references to the arrays, so their memory must not be replaced. Make a new
+    step to change a hyper-parameter.
 
     On NumPy arrays a call returns when the step is done; calls from several threads take turns. On
-    CuPy arrays it is enqueued on CuPy's current stream, as CuPy's own operations are.
+    CuPy arrays a call enqueues the step on CuPy's current stream.
 
     Args:
         parameters: any number of tensors of any shape. Their arrays are C-contiguous, of one shape
@@ -43,9 +43,9 @@ class FusedStep:
 
     Raises:
         ValueError: a hyper-parameter is out of range, there are not as many rates as tensors, or an
-            array is not C-contiguous, has another shape, may not be written, occurs twice, or lies
-            on another GPU.
-        TypeError: dtypes do not go together, or arrays lie in different memories.
+            array is not C-contiguous, has another shape, is read-only, occurs twice, or is on
+            another GPU.
+        TypeError: the combination of dtypes is not supported, or arrays are in different memories.
 
     Example:
         >>> import numpy as np
@@ -83,7 +83,7 @@ class FusedStep:
         self._step = kernel.prepared_step(tensors, common.doubles, rates, weight_decays)
 
     def __call__(self) -> None:
-        """Take one step on what the gradients hold now."""
+        """Take one step with the current gradients."""
         self._step()
 
 
@@ -94,7 +94,7 @@ def _one_each(name: str, value: float | Sequence[float], count: int) -> list[flo
     numbers: list[float] = list(value)  # type: ignore[arg-type] # mypy does not know np.number
     if len(numbers) != count:
         raise ValueError(
-            f"{name} has {len(numbers)} numbers for {count} tensors; expected one number, or one "
-            "for each tensor"
+            f"{name} has {len(numbers)} numbers for {count} tensors; expected one number for all, "
+            "or one for each tensor"
         )
     return [checked(f"{name}[{k}]", each, "a finite number") for k, each in enumerate(numbers)]

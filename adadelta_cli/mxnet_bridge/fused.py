@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @cache
 def _functions() -> np.ndarray:
-    """Find the addresses of the C functions that `ndarray_table.inspect` calls."""
+    """Return the addresses of the C functions that `ndarray_table.query` calls."""
     from adadelta_cli.mxnet_bridge.ndarray_table import FUNCTIONS
 
     library = runtime.load_mxnet().base._LIB  # noqa: SLF001
@@ -27,23 +27,23 @@ def _functions() -> np.ndarray:
 
 
 def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
-    """Collect the handles of the arrays of tensors, as `ndarray_table` takes them."""
+    """Collect the handles of the tensors' arrays, as `ndarray_table` takes them."""
     rows = [[array.handle.value for array in arrays] for arrays in tensors]
     return np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
 
 
 class FusedMxnetStep:
-    """The step on tensors whose arrays stay the same objects from step to step.
+    """The step on tensors whose arrays are the same objects in each step.
 
-    Dtypes, shapes, devices and addresses are asked of MXNet at each step: an operator may move an
-    array to oneDNN's layout, and asking for its address moves it back to the plain one.
+    Each step queries dtypes, shapes, devices and addresses: an operator may have moved an array to
+    oneDNN's layout, and querying its address moves it back to the plain one.
 
     Args:
         tensors: the arrays of each: weight, gradient, acc_grad, acc_delta, and master, if any.
-            Their handles are kept, so the arrays have to live as long as this does.
+            Only their handles are kept: the caller must keep the arrays alive.
 
     Attributes:
-        possible: there is a kernel for each of them.
+        supported: all tensors are on a CPU, and there is a kernel for each.
     """
 
     def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
@@ -53,12 +53,12 @@ class FusedMxnetStep:
         self._cpu, self._check = cpu, runtime.load_mxnet().base.check_call
         self._table = cpu.empty_table(len(tensors))
         self._asked = _functions(), handles_of(tensors), self._table
-        kinds = self._inspect()
-        self.possible = bool(kinds.min() >= 0)
-        self._step = ndarray_table.stepper(max(0, int(kinds[0])))
-        self._other = ndarray_table.OTHER_KIND
-        # The head of the table, and the numbers behind it, in one call: converting sequences to
-        # arrays costs ten times as much where the step before emptied the caches.
+        layouts = self._inspect()
+        self.supported = bool(layouts.min() >= 0)
+        self._step = ndarray_table.stepper(max(0, int(layouts[0])))
+        self._other = ndarray_table.OTHER_LAYOUT
+        # Writes the table's head and floats in one call: with cold caches, converting sequences to
+        # arrays costs ten times as much.
         pack = struct.Struct(cpu.table_format(len(tensors), whole=False)).pack_into
         self._write = functools.partial(pack, self._table.data.cast("B"), 0)
 
@@ -70,49 +70,48 @@ class FusedMxnetStep:
         *,
         flush: bool,
     ) -> None:
-        """Take one, when the engine is quiet; one compiled call, for calls are what costs.
+        """Take one step, in one compiled call; MXNet's engine must be idle.
 
         Args:
             rates: of the tensors.
             weight_decays: likewise.
             common: the hyper-parameters of all tensors, in double.
-            flush: compute with subnormals taken as zero.
+            flush: treat subnormals as zero.
         """
         with self._cpu.launching:
             self._write(flush, 1, self._cpu.fixed_chunks, *common, *rates, *weight_decays)
             code = self._step(*self._asked)
             if code == self._other:
-                self._step_by_kind()
+                self._step_by_layout()
             elif code:
                 self._check(code)
 
     def _inspect(self) -> np.ndarray:
-        """Let the table know sizes and addresses; return the kinds of the tensors."""
+        """Put sizes and addresses into the table; return the tensors' layouts."""
         from adadelta_cli.mxnet_bridge import ndarray_table
 
         functions, array_handles, table = self._asked
-        kinds = np.empty(len(array_handles), np.int64)
-        self._check(ndarray_table.query(functions, array_handles, kinds, table))
-        return kinds
+        layouts = np.empty(len(array_handles), np.int64)
+        self._check(ndarray_table.query(functions, array_handles, layouts, table))
+        return layouts
 
-    def _step_by_kind(self) -> None:
-        """Take a step on tensors of several kinds, a launch for each."""
-        from adadelta_cli.kernels import cpu, layout
+    def _step_by_layout(self) -> None:
+        """Take a step on tensors of several dtype layouts, a launch for each."""
         from adadelta_cli.mxnet_bridge import ndarray_table
 
-        kinds = self._inspect()
-        if kinds.min() < 0:
-            raise TypeError("an array is no longer of the dtype, shape or device that it had")
-        for number in dict.fromkeys(kinds.tolist()):
-            table = cpu.select_rows(self._table, kinds == number)
-            cpu.launcher(layout.LAYOUTS[ndarray_table.KIND_KEYS[number]])(table)
+        layouts = self._inspect()
+        if layouts.min() < 0:
+            raise TypeError("an array has changed its dtype, shape or device since the last step")
+        for number in dict.fromkeys(layouts.tolist()):
+            table = self._cpu.select_rows(self._table, layouts == number)
+            self._cpu.launcher(ndarray_table.LAYOUT_OF[number])(table)
 
 
 class FusedMxnetGpuStep:
     """As `FusedMxnetStep`, on tensors in the memory of a GPU.
 
-    The arrays reach the kernel over DLPack, without a copy, and CuPy launches it. It was not run on
-    a GPU: no MXNet that computes on one was there.
+    CuPy gets the arrays over DLPack, without a copy, and launches the kernel. This was never run on
+    a GPU: no MXNet with CUDA was available.
 
     Args:
         tensors: as `FusedMxnetStep` takes them, all on one GPU.
@@ -134,16 +133,14 @@ class FusedMxnetGpuStep:
         *,
         flush: bool,  # noqa: ARG002 - MXNet flushes on a CPU only
     ) -> None:
-        """Take one, when the engine is quiet, and wait for it: MXNet's next operator may read.
-
-        Arguments as `FusedMxnetStep` takes them.
+        """Take one step and wait for it, before MXNet's next operator reads; else as there.
 
         Raises:
             TypeError, ValueError: as `kernels.cuda.prepared_step`.
         """
         from adadelta_cli.kernels import cuda
 
-        with self._cupy.cuda.Device(self._number):  # others may be the current one meanwhile
+        with self._cupy.cuda.Device(self._number):  # the current one may be another
             parameters = [Parameter(*map(self._cupy.from_dlpack, each)) for each in self._tensors]
             cuda.prepared_step(parameters, common, rates, weight_decays)()
             self._cupy.cuda.get_current_stream().synchronize()

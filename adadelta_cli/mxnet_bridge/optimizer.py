@@ -15,14 +15,17 @@ import numpy as np
 from adadelta_cli.kernels import layout
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.mxnet_bridge.fused import FusedMxnetGpuStep, FusedMxnetStep
-from adadelta_cli.update import Hyperparameters, Parameter, Scalars, checked, update
+from adadelta_cli.update import STATE_DTYPES, Hyperparameters, Parameter, Scalars, checked, update
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-mx = runtime.load_mxnet()
+    State = tuple[Any, ...]
+    Indices = Sequence[int]
+    Arrays = Sequence[Any]
+    States = Sequence[State]
 
-State = tuple[Any, ...]
+mx = runtime.load_mxnet()
 
 
 class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
@@ -36,21 +39,21 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         acc_delta = rho * acc_delta + (1 - rho) * delta * delta
         weight   -= learning_rate * delta
 
-    The fused step makes one pass over memory and gives the same bits as the unfused one. Both leave
-    the gradients as they were, which `mxnet.optimizer.AdaDelta` does not.
+    The fused step makes one pass over memory; its results are bit-identical to the unfused step's.
+    Both leave the gradients unchanged, which `mxnet.optimizer.AdaDelta` does not.
 
     Weights are float16, float32 or float64. A float16 weight has float32 states; with
-    `multi_precision=True` it has a float32 master copy as well, and a step of the fused kernel
-    updates master and weight in the same pass. Gradients are dense and of the weight's dtype.
+    `multi_precision=True` it also has a float32 master copy, which the fused step updates in the
+    same pass. Gradients are dense and have the weight's dtype.
 
-    With the fused step, `aggregate_num` is unlimited unless given, so that `gluon.Trainer` hands
-    over all parameters in one call. MXNet refuses that with `update_on_kvstore=True`: pass
+    With the fused step, `aggregate_num` is unlimited by default, so `gluon.Trainer` passes all
+    parameters in one call. MXNet rejects that with `update_on_kvstore=True`: pass
     `aggregate_num=1` there.
 
     Args:
         learning_rate: factor of the step, a finite number. None: the rate of `lr_scheduler`, or
-            0.01 without one. A given rate, the default too, overwrites the base rate of the
-            scheduler.
+            0.01 without one. Any other value, the default included, overwrites the scheduler's
+            base rate.
         rho: decay of both accumulators, in [0, 1).
         epsilon: added under both square roots, positive.
         use_fused_step: whether `update` calls `fused_step` or `step`.
@@ -58,7 +61,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             `lr_scheduler`, `multi_precision`, `param_dict`, `aggregate_num`, and so on.
 
     Raises:
-        ValueError: a hyper-parameter is outside its range; the message says what is allowed.
+        ValueError: a hyper-parameter is out of range.
 
     Example:
         >>> from adadelta_cli import AdaDelta
@@ -82,26 +85,26 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
         kwargs["aggregate_num"] = _aggregate_num(kwargs.get("aggregate_num"), use_fused_step)
         super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
-        self._forget()
-        self.allow_np_array = True  # both interfaces, whichever was on when it was made
+        self._clear_caches()
+        self.allow_np_array = True  # both interfaces, whichever is active now
         self.rho = rho
         self.epsilon = epsilon
         Hyperparameters(1.0, rho, epsilon, self.wd, self.rescale_grad, self.clip_gradient)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what holds in this process only."""
+        """Leave out the caches: they hold arrays of this process."""
         kept = super().__getstate__()
         return {name: value for name, value in kept.items() if name not in ("_bound", "_common")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a state, of this class or of MXNet's own AdaDelta."""
+        """Set the state of an optimizer of this class, or of MXNet's own AdaDelta."""
         super().__setstate__(state)
-        self._forget()
+        self._clear_caches()
 
-    def _forget(self) -> None:
-        """Begin to learn what steps have in common."""
+    def _clear_caches(self) -> None:
+        """Clear what is cached from step to step."""
         self._bound: dict[int, _Bound] = {}  # by the first index of a step
-        self._common: tuple[tuple[Any, ...], Any] = ((object(),), None)  # the values, and theirs
+        self._common: tuple[tuple[Any, ...], Any] = ((object(),), None)  # values and their Scalars
 
     def create_state(self, index: int, weight: Any) -> State:  # noqa: ARG002 - MXNet's signature
         """Make `(acc_grad, acc_delta)` for a weight: zeros of its shape, on its device.
@@ -112,14 +115,13 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             TypeError: the weight is sparse, or of another dtype.
         """
         _check_dense("weight", weight)
-        dtype = _STATE_DTYPE.get(np.dtype(weight.dtype).name)
-        if dtype is None:
+        dtype = np.dtype(weight.dtype).name
+        if dtype not in STATE_DTYPES:
             raise TypeError(
-                f"a weight is {np.dtype(weight.dtype).name}; AdaDelta takes "
-                f"{', '.join(_STATE_DTYPE)}: cast it"
+                f"a weight is {dtype}; AdaDelta takes {', '.join(STATE_DTYPES)}: cast it"
             )
         with mx.util.np_shape(True):
-            zeros = mx.np.zeros(weight.shape, dtype=dtype, device=weight.device)
+            zeros = mx.np.zeros(weight.shape, dtype=STATE_DTYPES[dtype], device=weight.device)
             states = (zeros, zeros.copy())
         if isinstance(weight, mx.np.ndarray):
             return states
@@ -135,19 +137,13 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             return master, self.create_state(index, master)
         return self.create_state(index, weight)
 
-    def step(
-        self,
-        indices: Sequence[int],
-        weights: Sequence[Any],
-        grads: Sequence[Any],
-        states: Sequence[State],
-    ) -> None:
-        """Take one step, one array operation after the other: the unfused step.
+    def step(self, indices: Indices, weights: Arrays, grads: Arrays, states: States) -> None:
+        """Take one step, one array operation at a time: the unfused step.
 
         Args:
             indices: of the parameters, for their multipliers and counts.
             weights: arrays of float16, float32 or float64, updated in place.
-            grads: arrays like the weights, left as they were.
+            grads: arrays like the weights, left unchanged.
             states: what `create_state` made for each weight, updated in place.
 
         Raises:
@@ -155,39 +151,28 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         """
         self._unfused(indices, _parameters(weights, grads, states, masters=False))
 
-    def fused_step(
-        self,
-        indices: Sequence[int],
-        weights: Sequence[Any],
-        grads: Sequence[Any],
-        states: Sequence[State],
-    ) -> None:
-        """Take one step on all tensors in one pass over memory; the same bits as `step`.
+    def fused_step(self, indices: Indices, weights: Arrays, grads: Arrays, states: States) -> None:
+        """Take one step on all tensors in one pass over memory; bit-identical to `step`.
 
-        It waits until MXNet's engine has nothing left to do, work of other threads included, and
-        computes in the subnormal mode that MXNet is in; on a GPU, which it reaches through CuPy,
-        nothing is flushed. No two tensors may share memory that the
-        step writes. What it learns of the arrays it keeps, and the arrays with it, until it is
-        given others for the same indices. Arguments as in `step`.
+        It waits until MXNet's engine is idle, work of other threads included, and computes in
+        MXNet's subnormal mode. On a GPU, used through CuPy, nothing is flushed. No two tensors may
+        share memory that the step writes. Metadata and references to the arrays are cached until
+        other arrays come for the same indices. Arguments as in `step`.
 
         Raises:
-            TypeError: a gradient or a weight is sparse, or of an unknown dtype; or the arrays of
-                a tensor lie on several devices.
-            UnavailableError: they lie on a GPU that CuPy cannot use.
+            TypeError: a gradient or a weight is sparse, or its dtype is not supported; or the
+                arrays of a tensor are on several devices.
+            UnavailableError: the arrays are on a GPU that CuPy cannot use.
         """
         self._fused(indices, weights, grads, states, masters=False)
 
     def update_multi_precision(
-        self,
-        indices: Sequence[int],
-        weights: Sequence[Any],
-        grads: Sequence[Any],
-        states: Sequence[State],
+        self, indices: Indices, weights: Arrays, grads: Arrays, states: States
     ) -> None:
-        """Take a step as `update` does, on float32 masters where `multi_precision` asks for them.
+        """Take a step as `update` does; with `multi_precision` on float32 masters.
 
-        The fused step reads the float16 gradient and writes master and float16 weight in the same
-        pass; nothing is copied.
+        The fused step reads the float16 gradient and writes master and float16 weight in one pass,
+        without copies.
         """
         if self.use_fused_step:
             self._fused(indices, weights, grads, states, masters=self.multi_precision)
@@ -196,30 +181,30 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             self._unfused(indices, _parameters(weights, grads, states, masters=masters))
 
     def _hyperparameters(self) -> Scalars:
-        """Collect what holds for this step: `Trainer` sets `rescale_grad` anew each time."""
+        """Return the current hyper-parameters: `Trainer` sets `rescale_grad` before each step."""
         values = self.rho, self.epsilon, self.wd, self.rescale_grad, self.clip_gradient
         before, common = self._common
         if all(map(operator.is_, values, before)):
             return common
-        try:  # zeros of either sign are equal, and give other bits
+        try:  # 0.0 and -0.0 are equal as keys of a cache, but give different bits
             signs = math.copysign(1, self.wd), math.copysign(1, self.rescale_grad)
             common = _common(signs, *values)
-        except TypeError:  # one is no number, which is said there
+        except TypeError:  # a value is no number: raise the error for it
             common = _checked(*values)
         self._common = values, common
         return common
 
     def _count(self, index: int) -> tuple[float, float]:
-        """Count an update; return the tensor's own rate and decay.
+        """Count an update; return the tensor's rate and weight decay.
 
-        Index by index, as the stock optimizer does: counting a whole batch first gives other
-        scheduler rates once a parameter was frozen.
+        As in MXNet's own optimizer, one index at a time: counting a whole batch first would give
+        other scheduler rates after a parameter was frozen.
         """
         self._update_count(index)
         return self._get_lr(index), self._get_wd(index)
 
     def _count_all(self, indices: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
-        """Count an update of each; return their rates and weight_decays."""
+        """Count an update of each tensor; return their rates and weight decays."""
         if self.lr_scheduler is not None:
             rates, weight_decays = zip(*map(self._count, indices), strict=True)
             return rates, weight_decays
@@ -228,7 +213,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         return [self.lr * mult for mult, _ in mults], [self.wd * mult for _, mult in mults]
 
     def _mults(self, index: int) -> tuple[float, float]:
-        """Look up a parameter's multipliers of rate and decay, where MXNet does; 1 by default."""
+        """Look up a parameter's multipliers of rate and weight decay as MXNet does."""
         if index in self.param_dict:
             parameter = self.param_dict[index]
             return parameter.lr_mult, parameter.wd_mult
@@ -249,18 +234,12 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
                 update(mx.np, views, common.rounded(views.acc_grad.dtype), learning_rate, wd)
 
     def _fused(
-        self,
-        indices: Sequence[int],
-        weights: Sequence[Any],
-        grads: Sequence[Any],
-        states: Sequence[State],
-        *,
-        masters: bool,
+        self, indices: Indices, weights: Arrays, grads: Arrays, states: States, *, masters: bool
     ) -> None:
         if not len(indices) == len(weights) == len(grads) == len(states):
             raise ValueError(
                 f"{len(indices)} indices, {len(weights)} weights, {len(grads)} gradients and "
-                f"{len(states)} states; expected as many of each"
+                f"{len(states)} states; expected one of each for each tensor"
             )
         if not weights:
             return
@@ -274,34 +253,30 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
 
 class _Bound:
-    """The tensors of a step, as long as they are given as the very same objects.
+    """A step on the tensors of one call, valid for calls with the same objects.
 
-    They are told apart by identity, which costs 0.1 us a tensor; so they have to be kept.
+    Objects are compared by identity, which takes 0.1 us a tensor; so references are kept.
 
     Raises:
-        TypeError: there is no kernel for one of them, or its arrays lie on several devices.
-        ValueError: the arrays of one differ in shape.
-        UnavailableError: they lie on a GPU that CuPy cannot use.
+        TypeError: there is no kernel for a tensor, or its arrays are on several devices.
+        ValueError: the arrays of a tensor differ in shape.
+        UnavailableError: the arrays are on a GPU that CuPy cannot use.
     """
 
-    def __init__(
-        self, weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], masters: bool
-    ) -> None:
-        self._parameters = _parameters(weights, grads, states, masters=masters)  # to keep them
+    def __init__(self, weights: Arrays, grads: Arrays, states: States, masters: bool) -> None:
+        self._parameters = _parameters(weights, grads, states, masters=masters)  # kept alive
         tensors = [parameter.arrays for parameter in self._parameters]
         self.step: FusedMxnetStep | FusedMxnetGpuStep = FusedMxnetStep(tensors)
-        if not self.step.possible:
-            for wrong in filter(None, map(_what_is_wrong, self._parameters)):
-                raise wrong
-            self.step = FusedMxnetGpuStep(tensors)  # nothing is wrong, so that is where they are
-        lasting = all(map(_is_lasting, states))
-        self._given = [*weights, *grads, *states] if lasting else []
+        if not self.step.supported:
+            for error in filter(None, map(_error_of, self._parameters)):
+                raise error
+            self.step = FusedMxnetGpuStep(tensors)  # no error: the arrays are on a GPU
+        cacheable = all(map(_is_immutable, states))
+        self._given = [*weights, *grads, *states] if cacheable else []
         self._masters = masters
 
-    def holds(
-        self, weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], masters: bool
-    ) -> bool:
-        """Tell whether these are the ones."""
+    def holds(self, weights: Arrays, grads: Arrays, states: States, masters: bool) -> bool:
+        """Return whether the step is valid for these objects."""
         given = [*weights, *grads, *states]
         return (
             len(given) == len(self._given)
@@ -310,16 +285,16 @@ class _Bound:
         )
 
 
-def _is_lasting(state: Any) -> bool:
-    """Tell whether a state holds the same arrays as long as it is the same object: tuples do."""
+def _is_immutable(state: Any) -> bool:
+    """Return whether the same object always holds the same arrays: tuples do."""
     return type(state) is tuple and all(
-        isinstance(part, mx.nd.NDArray) or _is_lasting(part) for part in state
+        isinstance(part, mx.nd.NDArray) or _is_immutable(part) for part in state
     )
 
 
 @lru_cache(maxsize=64, typed=True)
 def _common(_signs: Any, *values: Any) -> Scalars:
-    """Check them once, not at each step."""
+    """Check each combination of values once, not at each step."""
     return _checked(*values)
 
 
@@ -328,23 +303,17 @@ def _checked(*values: Any) -> Scalars:
 
 
 def _parameters(
-    weights: Sequence[Any], grads: Sequence[Any], states: Sequence[State], *, masters: bool
+    weights: Arrays, grads: Arrays, states: States, *, masters: bool
 ) -> list[Parameter]:
-    """Put together what a step is given; float16 weights have float32 masters if there are any."""
-    return [
-        _with_master(weight, grad, *state)
-        if masters and weight.dtype == np.float16
-        else Parameter(weight, grad, *state)
-        for weight, grad, state in zip(weights, grads, states, strict=True)
-    ]
-
-
-def _with_master(weight: Any, grad: Any, master: Any, state: State) -> Parameter:
-    acc_grad, acc_delta = state
-    return Parameter(weight, grad, acc_grad, acc_delta, master)
-
-
-_STATE_DTYPE = {"float16": "float32", "float32": "float32", "float64": "float64"}
+    """Make a Parameter of each tensor; with `masters`, the states of float16 weights have one."""
+    parameters = []
+    for weight, grad, state in zip(weights, grads, states, strict=True):
+        if masters and weight.dtype == np.float16:
+            master, (acc_grad, acc_delta) = state
+            parameters.append(Parameter(weight, grad, acc_grad, acc_delta, master))
+        else:
+            parameters.append(Parameter(weight, grad, *state))
+    return parameters
 
 
 def _check_dense(what: str, array: Any) -> None:
@@ -354,13 +323,13 @@ def _check_dense(what: str, array: Any) -> None:
 
 def _sparse_error(what: str, array: Any) -> TypeError:
     return TypeError(
-        f"a {what} is sparse ({array.stype}); AdaDelta takes dense arrays: use "
+        f"a {what} is sparse ({array.stype}); AdaDelta takes dense arrays; use "
         "grad_stype='default', or array.tostype('default')"
     )
 
 
-def _what_is_wrong(parameter: Parameter) -> Exception | None:
-    """Say why there is no kernel for a parameter; None for one that has a kernel."""
+def _error_of(parameter: Parameter) -> Exception | None:
+    """Return the error that says why there is no kernel for a parameter; None if there is one."""
     arrays = parameter.arrays
     sparse = [array for array in arrays if array.stype != "default"]
     if sparse:
@@ -371,9 +340,8 @@ def _what_is_wrong(parameter: Parameter) -> Exception | None:
     devices = {str(array.device) for array in arrays}
     if len(devices) > 1:
         return TypeError(
-            f"weight, gradient and states lie on {', '.join(sorted(devices))}; the fused step "
-            "takes those of one device: copy them there (as_in_context), or pass "
-            "use_fused_step=False"
+            f"weight, gradient and states are on {', '.join(sorted(devices))}; the fused step "
+            "takes arrays on one device: copy them (as_in_context), or pass use_fused_step=False"
         )
     try:
         layout.layout_of(*(array.dtype for array in arrays))
@@ -383,10 +351,10 @@ def _what_is_wrong(parameter: Parameter) -> Exception | None:
 
 
 def _aggregate_num(given: float | None, fused: bool) -> int:
-    """Say how many parameters `Updater` hands over at once.
+    """Return how many parameters `Updater` passes in one call.
 
-    `sys.maxsize` stands for no limit: `numpy.inf`, for which the Updater tests by identity, is
-    another object after pickling.
+    `sys.maxsize` means no limit: the Updater compares with `numpy.inf` by identity, which pickling
+    breaks.
     """
     if given is None:
         return sys.maxsize if fused else 1
@@ -396,7 +364,7 @@ def _aggregate_num(given: float | None, fused: bool) -> int:
 
 
 def _overwrite_base_rate(scheduler: Any, learning_rate: float) -> None:
-    """Let a given rate overwrite the scheduler's, as MXNet does, but without printing to stdout."""
+    """Overwrite the scheduler's base rate as MXNet does; warn instead of printing to stdout."""
     if scheduler is not None and scheduler.base_lr != learning_rate:
         warnings.warn(
             f"the scheduler's base rate {scheduler.base_lr} is overwritten by learning_rate="
@@ -409,10 +377,10 @@ def _overwrite_base_rate(scheduler: Any, learning_rate: float) -> None:
 def load_states(trainer: Any, path: str) -> None:
     """Load optimizer states into a `gluon.Trainer`, keeping the fused step.
 
-    `Trainer.load_states` brings back the class of the optimizer that saved the states. After states
-    that `mxnet.optimizer.AdaDelta` saved, this puts an `AdaDelta` of this package in its place,
-    with the saved hyper-parameters and update counts, and with `use_fused_step` and `aggregate_num`
-    as the trainer's optimizer had them.
+    `Trainer.load_states` restores the class of the optimizer that saved the states. This function
+    replaces it by an `AdaDelta` of this package, with the saved hyper-parameters and update counts,
+    and with `use_fused_step` and `aggregate_num` of the trainer's current optimizer. After an error
+    the trainer is unchanged.
 
     Args:
         trainer: a trainer whose optimizer is this package's `AdaDelta`.
@@ -420,18 +388,16 @@ def load_states(trainer: Any, path: str) -> None:
 
     Raises:
         TypeError: the trainer's optimizer, or the one that saved the states, is no AdaDelta.
-        ValueError: the file is damaged, or holds a hyper-parameter that is out of range.
+        ValueError: the file is damaged, or a hyper-parameter in it is out of range.
         OSError: the file cannot be read.
-
-    After an error the trainer is as it was before.
     """
     before = trainer.optimizer
     if not isinstance(before, AdaDelta):
         raise TypeError(f"the trainer's optimizer is {type(before)}; expected {AdaDelta}")
     content = Path(path).read_bytes()
-    optimizer = _taken_over(_unpickled(content, before, path).optimizer, before, path)
+    optimizer = _converted(_unpickled(content, before, path).optimizer, before, path)
     updaters = _updaters(trainer)
-    # Each gets states of its own. Nothing from here on can fail once all of them are read.
+    # Each updater gets its own copy of the states. Once all are read, nothing below can fail.
     pairs = [(updater, _unpickled(content, before, path)) for updater in updaters]
     optimizer.param_dict = dict(enumerate(trainer._params))  # noqa: SLF001 - as Trainer.load_states
     trainer._optimizer = optimizer  # noqa: SLF001
@@ -441,11 +407,11 @@ def load_states(trainer: Any, path: str) -> None:
 
 
 def _unpickled(content: bytes, before: AdaDelta, path: Any) -> Any:
-    """Read states, and the optimizer that saved them if any, into an updater of their own."""
+    """Read states, and the optimizer that saved them if any, into a new updater."""
     updater = mx.optimizer.Updater(before)
     try:
         updater.set_states(content)
-    except Exception as error:  # unpickling raises many kinds on damaged files
+    except Exception as error:  # unpickling damaged files raises many types
         raise ValueError(
             f"{path} is no file of states ({type(error).__name__}: {error}); expected one that "
             "Trainer.save_states wrote"
@@ -453,15 +419,15 @@ def _unpickled(content: bytes, before: AdaDelta, path: Any) -> Any:
     return updater
 
 
-def _taken_over(loaded: Any, before: AdaDelta, path: Any) -> AdaDelta:
-    """Make an optimizer that goes on as the one that was saved, in the way of the one before."""
+def _converted(loaded: Any, before: AdaDelta, path: Any) -> AdaDelta:
+    """Make an AdaDelta with the state of the loaded optimizer and the options of `before`."""
     if not isinstance(loaded, (AdaDelta, mx.optimizer.adadelta.AdaDelta)):
         raise TypeError(f"{path} was saved by {type(loaded)}; expected an AdaDelta's states")
     optimizer = AdaDelta.__new__(AdaDelta)
     optimizer.__setstate__(loaded.__getstate__())
     optimizer.use_fused_step = before.use_fused_step
     optimizer.aggregate_num = before.aggregate_num
-    optimizer._hyperparameters()  # noqa: SLF001 - a file is input: raises what is out of range
+    optimizer._hyperparameters()  # noqa: SLF001 - a file is input: raises if a value is out of range
     rates = {"learning_rate": optimizer.lr}
     if optimizer.lr_scheduler is not None:
         rates["lr_scheduler.base_lr"] = getattr(optimizer.lr_scheduler, "base_lr", 0.0)
@@ -473,7 +439,7 @@ def _taken_over(loaded: Any, before: AdaDelta, path: Any) -> AdaDelta:
 
 
 def _updaters(trainer: Any) -> list[Any]:
-    """Find what holds a trainer's states, once its key-value store is there."""
+    """Return the updaters that hold a trainer's states; initialize its key-value store first."""
     if not trainer._kv_initialized:  # noqa: SLF001 - as Trainer.load_states does itself
         trainer._init_kvstore()  # noqa: SLF001
     if trainer._params_to_init:  # noqa: SLF001
@@ -482,9 +448,12 @@ def _updaters(trainer: Any) -> list[Any]:
         return list(trainer._updaters)  # noqa: SLF001
     updater = trainer._kvstore._updater  # noqa: SLF001
     if updater is None:
-        raise ValueError("a distributed key-value store keeps its states itself; none are loaded")
+        raise ValueError(
+            "the trainer has a distributed key-value store, which keeps the states itself; "
+            "load_states needs a local one"
+        )
     return [updater]
 
 
-# Assigned, since `Optimizer.register` prints a warning where a name is taken.
+# Assigned: `Optimizer.register` would print a warning that the name exists.
 mx.optimizer.Optimizer.opt_registry["adadelta"] = AdaDelta

@@ -1,4 +1,4 @@
-"""MXNet on a GPU: whether it was built for one, and whether a small launch works."""
+"""Check MXNet on a GPU: was it built with CUDA, and does a small launch work?"""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from adadelta_cli.system import gpu
 from adadelta_cli.system.gpu import GpuCheck
 from adadelta_cli.system.sandbox import Sandbox, SandboxError
 
-MXNET, CUPY = "MXNet's CUDA", "use --backend cupy"
-LAUNCH_S = 120.0  # that MXNet's first launch may take: it may compile kernels for this GPU
+MXNET, CUPY = "MXNet's CUDA", "use the cupy backend"
+LAUNCH_S = 120.0  # timeout of the first launch, which may compile kernels for this GPU
 
 
 def build() -> GpuCheck:
-    """See whether there is an MXNet that was built with CUDA; nothing is launched."""
+    """Check whether MXNet is installed and was built with CUDA; launch nothing."""
     if not runtime.is_installed():
         return GpuCheck(MXNET, "MXNet is not installed", CUPY)
     try:
@@ -23,15 +23,15 @@ def build() -> GpuCheck:
     except UnavailableError as error:
         return GpuCheck(MXNET, str(error), CUPY)
     if with_cuda:
-        return GpuCheck(MXNET, "built with it")
-    return GpuCheck(MXNET, "built without it, as the wheels of 2.0.0b1 are", CUPY)
+        return GpuCheck(MXNET, "built in")
+    return GpuCheck(MXNET, "not built in; the wheels of 2.0.0b1 are without it", CUPY)
 
 
 def launch(number: int) -> GpuCheck:
-    """Try MXNet on a device by a small launch, in this process, which it may end.
+    """Check MXNet on a GPU by a small launch in this process, which it may crash.
 
     Args:
-        number: of the device.
+        number: the device's index.
     """
     found = build()
     if found.fix:
@@ -40,16 +40,16 @@ def launch(number: int) -> GpuCheck:
     try:
         one = mx.nd.ones(1, ctx=mx.gpu(number))
         (one + one).asnumpy()
-    except mx.MXNetError as error:  # its message ends in a page of addresses
+    except mx.MXNetError as error:  # the message ends with a long stack trace
         return GpuCheck(MXNET, in_one_line(error).partition(" Stack trace")[0], CUPY)
     return GpuCheck(MXNET, "a small launch works")
 
 
 @cache
 def launches(number: int) -> GpuCheck:
-    """Try MXNet on a device as `launch` does, in a process of its own."""
+    """Check MXNet on a GPU as `launch` does, in a child process."""
     if gpu.driver().fix:
-        return GpuCheck(MXNET, "not tried, for there is no driver", CUPY)
+        return GpuCheck(MXNET, "not tried: there is no driver", CUPY)
     with Sandbox(LAUNCH_S) as sandbox:
         try:
             return sandbox.call(launch, number)

@@ -1,4 +1,4 @@
-"""MXNet's library and its asynchronous engine: load it, wait for it, learn its subnormal mode."""
+"""MXNet's library and its asynchronous engine: load it, wait for it, query its subnormal mode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def is_installed() -> bool:
-    """Tell whether there is an MXNet to import, without importing it."""
+    """Return whether MXNet is installed, without importing it."""
     return importlib.util.find_spec("mxnet") is not None
 
 
@@ -28,16 +28,16 @@ ENGINES = ("NaiveEngine", "ThreadedEngine", "ThreadedEnginePerDevice")  # src/en
 
 
 def check_environment() -> None:
-    """See that the environment names an engine that MXNet has.
+    """Check that `MXNET_ENGINE_TYPE`, if set, names an engine of MXNet.
 
     Raises:
-        UnavailableError: it names another.
+        UnavailableError: it names none.
     """
     name = os.environ.get("MXNET_ENGINE_TYPE", ENGINES[0])
     if name not in ENGINES:
         raise UnavailableError(
-            f"MXNET_ENGINE_TYPE is {name!r}, and MXNet has no such engine; unset it, or take one "
-            f"of {', '.join(ENGINES)}"
+            f"MXNET_ENGINE_TYPE is {name!r}, which is no engine of MXNet; unset it, or set one of "
+            f"{', '.join(ENGINES)}"
         )
 
 
@@ -45,37 +45,37 @@ def check_environment() -> None:
 def load_mxnet() -> Any:
     """Import MXNet and return it.
 
-    MXNet 2.0.0b1 asks for `numpy.bool`, at import and later, which NumPy dropped in 1.24. Its first
-    allocation prints a line about its storage manager, which is noise: it is made here, unheard.
+    MXNet 2.0.0b1 uses `numpy.bool`, which NumPy 1.24 removed; it is restored here. MXNet's first
+    allocation prints a line about its storage manager: it is made here, with stderr closed.
 
     Raises:
         UnavailableError: MXNet is not installed, or does not load.
     """
     if not is_installed():
         raise UnavailableError(
-            "the mxnet backend needs MXNet, which is not installed here (its wheels are for Linux "
-            "on x86-64 and Python 3.10 to 3.12); use --backend numpy"
+            "MXNet is not installed (its wheels are for Linux on x86-64 and Python 3.10 to 3.12); "
+            "use the numpy backend, or in Python FusedStep on NumPy arrays"
         )
     check_environment()
-    heard_before = "mxnet" in sys.modules
+    imported_before = "mxnet" in sys.modules
     vars(np).setdefault("bool", np.bool_)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of a library that is no longer maintained
+        warnings.simplefilter("ignore")  # MXNet is no longer maintained
         try:
             import mxnet
         except (ImportError, OSError, AttributeError) as error:
             raise UnavailableError(
                 f"MXNet is installed and does not load: {error}. It needs NumPy 1.26.4 (found "
-                f"{np.__version__}) and libgomp1; use --backend numpy, or fix the environment"
+                f"{np.__version__}) and libgomp1; install these, or use the numpy backend"
             ) from error
-        with contextlib.nullcontext() if heard_before else _stderr_closed():
+        with contextlib.nullcontext() if imported_before else _stderr_closed():
             mxnet.nd.zeros(1).wait_to_read()
     return mxnet
 
 
 @contextlib.contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Send what C code writes to stderr nowhere."""
+    """Discard what C code writes to stderr."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -98,7 +98,7 @@ _CPU = _Context(1, 0)
 
 @cache
 def _mode_probe() -> Any:
-    """Compile a function that the engine can call and that stores MXCSR where it is told."""
+    """Compile a function that MXNet's engine can call and that stores MXCSR at an address."""
     from numba import types
 
     from adadelta_cli.kernels.cache import cfunc
@@ -112,12 +112,12 @@ def _mode_probe() -> Any:
 
 
 def wait_and_get_ftz() -> bool:
-    """Wait until MXNet's engine has nothing left to do; return whether it flushes subnormals.
+    """Wait until MXNet's engine is idle; return whether it flushes subnormals.
 
-    After it, memory of MXNet's arrays can be read and written until the next operation is pushed.
-    One wait for all costs less than a wait for each array (0.2 us when nothing is pending), and
-    cannot dead-lock when two arrays are views of one, as `MXEnginePushSyncND` with both named does.
-    Its price: a thread that never lets the engine run dry holds up all others here.
+    Then the memory of MXNet's arrays can be read and written until the next operation is pushed.
+    One wait for all costs less than a wait for each array (0.2 us when nothing is pending). Unlike
+    `MXEnginePushSyncND`, it cannot dead-lock when two arrays are views of one. The drawback: it
+    also waits for operations of other threads, as long as they keep pushing them.
     """
     wait, function, check = _waiting()
     failed = wait(function)
@@ -128,7 +128,10 @@ def wait_and_get_ftz() -> bool:
 
 @cache
 def _waiting() -> tuple[Any, int, Any]:
-    """Find what waits: called by compiled code, which costs half of a call through ctypes."""
+    """Return the wait function, its argument, and the check of its result.
+
+    Compiled code calls MXNet in half the time of ctypes.
+    """
     from adadelta_cli.mxnet_bridge import ndarray_table
 
     base = load_mxnet().base
@@ -142,54 +145,41 @@ def address(function: Any) -> int:
 
 @cache
 def _flushes_subnormals() -> bool:
-    """Learn the engine's subnormal mode, and forget it when it is set anew.
+    """Query the engine's subnormal mode; cached until it is set again.
 
-    The mode has no getter, and belongs to the threads that compute: so a function is sent there to
-    read the control register, which takes 80 us. There is one function that sets it; it is wrapped.
+    MXNet has no getter, and the mode belongs to the computing threads. So the engine runs a
+    function that reads the control register there, which takes 80 us.
     """
     from adadelta_cli.kernels.cpu import FLUSH_TO_ZERO
 
     base = load_mxnet().base
     library, check = base._LIB, base.check_call  # noqa: SLF001
-    _forget_mode_when_set(library)
+    _clear_mode_when_set(library)
     mxcsr = ctypes.c_uint32(0)
-    address = ctypes.c_void_p(_mode_probe().address)
-    check(
-        library.MXEnginePushSyncND(
-            address,
-            ctypes.byref(mxcsr),
-            None,
-            ctypes.byref(_CPU),
-            None,
-            0,
-            None,
-            0,
-            None,
-            0,
-            b"adadelta_mode",
-        )
-    )
+    probe = ctypes.c_void_p(_mode_probe().address)
+    arguments = ctypes.byref(mxcsr), None, ctypes.byref(_CPU), *(None, 0) * 3
+    check(library.MXEnginePushSyncND(probe, *arguments, b"adadelta_mode"))
     check(library.MXNDArrayWaitAll())
     return bool(mxcsr.value & FLUSH_TO_ZERO)
 
 
 @cache
-def _forget_mode_when_set(library: Any) -> None:
-    """Wrap the C function behind `mx.util.set_flush_denorms`, however that was imported."""
+def _clear_mode_when_set(library: Any) -> None:
+    """Clear the cached mode when the C function behind `mx.util.set_flush_denorms` is called."""
     setter = library.MXSetFlushDenorms
 
-    def set_and_forget(*arguments: Any) -> int:
+    def set_and_clear(*arguments: Any) -> int:
         try:
             return setter(*arguments)
         finally:
             _flushes_subnormals.cache_clear()
 
-    library.MXSetFlushDenorms = set_and_forget
+    library.MXSetFlushDenorms = set_and_clear
 
 
 @contextlib.contextmanager
 def flush_subnormals(flush: bool) -> Iterator[None]:
-    """Let MXNet flush subnormals, or not, and put its mode back."""
+    """Set whether MXNet flushes subnormals; restore its mode at the end."""
     set_mode = load_mxnet().util.set_flush_denorms
     before = set_mode(flush)
     try:

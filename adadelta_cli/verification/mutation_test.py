@@ -163,7 +163,7 @@ def _bind_kernel(module: Any) -> Bind:
         elements = sum(p.weight.size for p in parameters)
         parts = 1 if elements < module.SERIAL_ELEMENTS else 3
         refs = module.tensor_refs(parameters, inputs.learning_rates, inputs.weight_decays)
-        return module.prepared(refs, inputs.hyper.doubles, parts=parts, owners=parameters)
+        return module.prepared(refs, inputs.hyper.doubles, chunks=parts, owners=parameters)
 
     return bind
 

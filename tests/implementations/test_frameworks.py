@@ -1,4 +1,4 @@
-"""Other frameworks' AdaDelta is ours within bounds; a wrong one would be seen."""
+"""Other frameworks' AdaDelta agrees within its tolerance; a wrong one is detected."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_torch_compiled_is_within_the_bounds():
 
 
 @pytest.mark.slow
-def test_several_peers_and_ours_share_a_verification():
+def test_frameworks_and_builtin_steps_share_a_verification():
     """Each in the process of its group, in one run."""
     needs("torch")
     needs("optax")
@@ -110,7 +110,7 @@ def test_compiling_is_for_a_few_cases_unless_they_are_named():
 @pytest.mark.parametrize("clip", [0.9, 0.0, None])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_preprocessed_gradient_does_what_the_options_do(dtype, clip):
-    """In every bit: so what is compared with a peer is the peer, and not our preparation of it."""
+    """In every bit: so only the framework itself is compared, not the preprocessing."""
     hyper = Hyperparameters(**{**AWKWARD, "clip_gradient": clip})
     arrays = random_arrays((1000,), dtype)
     arrays[1][:4] = [np.nan, np.inf, -np.inf, -0.0]
@@ -158,7 +158,7 @@ def test_steps_are_taken_from_the_references_states():
 
 @pytest.mark.parametrize("tensor", ["weight", "acc_grad", "acc_delta"])
 def test_an_error_is_measured_in_the_ulps_of_the_largest_operand(tensor):
-    """Four such ULPs more than the reference are told as four, and fail a bound of two."""
+    """Four such ULPs more than the reference are reported as four, and fail a bound of two."""
 
     def change(tensors):
         array = tensors[tensor]
@@ -240,8 +240,8 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     assert all(row.passed is None and "pip install" in row.note for row in work.rows)
     assert len(work.rows) == len(FRAMEWORKS)
     assert work.exit_code is ExitCode.CHECK_FAILED
-    told = verification_skips(work)
-    assert len(told) == len(FRAMEWORKS) + 1 and told[-1].startswith(
+    lines = verification_skips(work)
+    assert len(lines) == len(FRAMEWORKS) + 1 and lines[-1].startswith(
         "Nothing was compared: torch not"
     )
     with pytest.raises(UnavailableError, match=r"no other framework is here.*'adadelta\[jax\]'"):

@@ -247,17 +247,17 @@ def test_fused_update_steps_in_place():
 
 
 def test_arrays_of_the_host_are_refused():
-    """A GPU's kernel would follow an address that is none to it."""
-    with pytest.raises(TypeError, match="does not lie in the memory that this step works on"):
+    """An address in host memory is not valid on a GPU."""
+    with pytest.raises(TypeError, match="__cuda_array_interface__"):
         cuda.prepared_step([Parameter(*random_arrays(3))], HYPER.doubles, [1.0], [0.0])
 
 
 def test_arrays_of_another_gpu_are_refused():
     """A kernel runs on the current GPU, on the memory of that."""
     elsewhere = on_gpu(random_arrays(3), number=1)
-    with pytest.raises(ValueError, match="arrays lie on GPU 1, and the current one is 0"):
+    with pytest.raises(ValueError, match=r"GPU 1\b.*\b0;"):
         take_fused_step([elsewhere], HYPER, [1.0], [0.0])
-    with pytest.raises(ValueError, match="arrays lie on GPU 1"):
+    with pytest.raises(ValueError, match="GPU 1"):
         cuda.prepared_traffic(elsewhere)
 
 

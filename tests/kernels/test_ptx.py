@@ -23,7 +23,7 @@ from conftest import (
 )
 
 from adadelta_cli.kernels import cuda
-from adadelta_cli.kernels.layout import LAYOUTS as KERNEL_KINDS
+from adadelta_cli.kernels.layout import LAYOUTS
 from adadelta_cli.update import Hyperparameters, Parameter
 from adadelta_cli.verification.cases import ODD, Case
 
@@ -42,7 +42,7 @@ CARELESS = {
     "-prec-sqrt=false": "sqrt.approx.f32",
     "-prec-div=false": "div.full.f32",
 }
-NAMES = {f"{work}_{kind.name}" for work in ("update", "traffic") for kind in KERNEL_KINDS.values()}
+NAMES = {f"{work}_{layout.name}" for work in ("update", "traffic") for layout in LAYOUTS.values()}
 
 
 @pytest.mark.parametrize("arch", nvrtc.architectures())

@@ -51,16 +51,16 @@ class TestRoofs:
     def test_arithmetic_roof_is_the_update(self, dtype):
         """Its states become those of the fused step, taken as often as the elements ask for."""
         line, cached, both = roofs(dtype)
-        size = cached.weight.size // 2 // both.parts
+        size = cached.weight.size // 2 // both.chunks
         (expected,) = TensorSet.allocate([(cached.weight.size,)], dtype, seed=0)
         step = FusedStep(expected.parameters, learning_rate=0.0)
-        total = line.weight.size * both.steps // both.parts
+        total = line.weight.size * both.steps // both.chunks
         passes = total // size
         for _ in range(passes):
             step()
         both.arithmetic()
         rest = total - passes * size  # these were stepped over once more
-        for part in range(both.parts):
+        for part in range(both.chunks):
             done = slice(2 * size * part + rest, 2 * size * part + size)
             for mine, right in zip(cached.arrays, expected.line.arrays, strict=True):
                 assert np.array_equal(mine[done], right[done])

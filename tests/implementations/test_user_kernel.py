@@ -1,4 +1,4 @@
-"""Somebody's own kernel is found, checked, and told what it does wrong; `verify` survives it."""
+"""Somebody's own kernel is found, checked, and message what it does wrong; `verify` survives it."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def spoils_the_gradient(weight, grad, acc_grad, acc_delta, **settings):
 
 
 def replaces(weight, grad, acc_grad, acc_delta, **settings):
-    """Bind names to new arrays, which nobody sees."""
+    """Update copies."""
     right(weight.copy(), grad, acc_grad.copy(), acc_delta.copy(), **settings)
 
 
@@ -197,11 +197,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_told_as_what_they_are(name):
+def test_faults_are_reported(name):
     """Each is a row that did not pass, with a note that says what was found."""
-    kernel, told = FAULTS[name]
+    kernel, message = FAULTS[name]
     rows = [row for row in failed(check(kernel, dtypes=("float64",))) if row.check != "drift"]
-    assert rows and all(told in row.note for row in rows)
+    assert rows and all(message in row.note for row in rows)
     if name == "spoiled gradient":
         assert [(row.check, row.tensor) for row in rows] == [("gradient", "grad")]
 
@@ -257,7 +257,7 @@ def step(weight, grad, acc_grad, acc_delta, **settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"),
+    ("name", "kind", "message"),
     [
         ("nonesuch.py:step", UsageError, "there is no file .*nonesuch.py"),
         ("no.such.module:step", UsageError, "there is no module no, looked for in"),
@@ -270,14 +270,14 @@ def step(weight, grad, acc_grad, acc_delta, **settings):
         ("kernel", UsageError, "known are .*FILE.py:FUNCTION"),
     ],
 )
-def test_what_cannot_be_found_is_a_usage_error(name, kind, told):
+def test_what_cannot_be_found_is_a_usage_error(name, kind, message):
     """The message says what was looked for."""
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         user_kernel.load_kernel(registry.implementation(name).name)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "def helper(): pass\ndef step(): pass\n1 / 0",
@@ -289,15 +289,15 @@ def test_what_cannot_be_found_is_a_usage_error(name, kind, told):
         (r"def step(): '\d'", "try --impl"),
     ],
 )
-def test_a_file_without_a_function_is_told_its_functions(tmp_path, text, told):
+def test_a_name_without_a_function_lists_those_of_the_file(tmp_path, text, message):
     """They are read, and the file is not imported."""
     place = write(tmp_path, text).removesuffix(":step")
-    with pytest.raises(UsageError, match=f"FUNCTION is missing.*{told}"):
+    with pytest.raises(UsageError, match=f"FUNCTION is missing.*{message}"):
         registry.implementation(place)
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "told"),
+    ("text", "kind", "message"),
     [
         ("def step(:", UsageError, "importing .* raised SyntaxError"),
         ("1 / 0", UsageError, "importing .* raised ZeroDivisionError"),
@@ -306,9 +306,9 @@ def test_a_file_without_a_function_is_told_its_functions(tmp_path, text, told):
         ("raise ImportError('needs a cc')", UnavailableError, "needs a cc"),
     ],
 )
-def test_what_cannot_be_imported_is_an_error_with_its_reason(tmp_path, text, kind, told):
+def test_what_cannot_be_imported_is_an_error_with_its_reason(tmp_path, text, kind, message):
     """A library that is not here is something unavailable, all else a wrong file."""
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         user_kernel.load_kernel(write(tmp_path, text))
 
 
@@ -321,7 +321,7 @@ def test_a_file_may_import_its_neighbours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("import os; os.kill(os.getpid(), 11)", "crashed: killed by SIGSEGV"),
         ("import os; os._exit(0)", "crashed: exited with 0"),
@@ -329,16 +329,16 @@ def test_a_file_may_import_its_neighbours(tmp_path):
     ],
     ids=["segfault", "_exit", "exit"],
 )
-def test_a_crash_is_a_row_and_the_next_case_is_checked(tmp_path, body, told):
-    """Its process is not ours."""
+def test_a_crash_is_a_row_and_the_next_case_is_checked(tmp_path, body, message):
+    """The kernel runs in a child process."""
     name = write(tmp_path, SHELL.format(f"if weight.size == 17: {body}"))
     chosen = tuple(catalogue.select(("length-17", "length-0")))
     work = Verification(plan_of((name,), chosen, dtypes=("float32",)))
     work.execute()
     (row,) = work.failures
-    assert row.case == "length-17" and row.note == told
+    assert row.case == "length-17" and row.note == message
     (line,) = report.verification_failures(work, most=10)
-    assert line.startswith(f"FAILED step length-17 float32 {name}: {told}\n")
+    assert line.startswith(f"FAILED step length-17 float32 {name}: {message}\n")
     assert any(row.case == "length-0" and row.passed for row in work.rows)
 
 
@@ -388,7 +388,7 @@ def test_the_command_takes_a_file_and_says_what_it_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "code", "told"),
+    ("text", "name", "code", "message"),
     [
         ("pass", "kernel.py:step", 2, "Error: --impl kernel.py:step: there is no step in kernel"),
         ("pass", "other.py:step", 2, "Error: --impl: there is no file"),
@@ -396,12 +396,14 @@ def test_the_command_takes_a_file_and_says_what_it_found(tmp_path):
         ("import os; os.abort()", "kernel.py:step", 2, "importing it crashed: killed by SIGABRT"),
     ],
 )
-def test_the_command_ends_as_documented_where_there_is_no_kernel(tmp_path, text, name, code, told):
+def test_the_command_ends_as_documented_where_there_is_no_kernel(
+    tmp_path, text, name, code, message
+):
     """One `Error:` line, and nothing written."""
     write(tmp_path, text)
     done = adadelta("--impl", name, cwd=tmp_path)
     assert done.returncode == code, done.stderr
-    assert told in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    assert message in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
     assert not (tmp_path / "results").exists()
 
 
