@@ -38,6 +38,10 @@ class HungError(SandboxError):
     """The work took longer than the timeout."""
 
 
+class CrashedError(SandboxError):
+    """The work took its process down."""
+
+
 class ReportedError(Exception):
     """What checked work did wrong; a sandbox reports the message as it is, without where."""
 
@@ -151,7 +155,7 @@ class Sandbox:
         except (EOFError, OSError):
             cause = child.ended()
             self._stop()
-            raise SandboxError(f"crashed: {cause}") from None
+            raise CrashedError(f"crashed: {cause}") from None
         if isinstance(failure, BrokenError):
             raise failure
         if isinstance(failure, FatalReportedError):

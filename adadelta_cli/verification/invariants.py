@@ -28,7 +28,7 @@ from adadelta_cli.implementations.guard import GUARD, GUARD_BYTES, Guarded, pois
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.verification import cases
 from adadelta_cli.verification.execute import step_through
-from adadelta_cli.verification.ulp import Difference
+from adadelta_cli.verification.ulp import Difference, describe_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -220,12 +220,7 @@ def _chunked(parts: int | None) -> Iterator[None]:
 def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> InvariantResult:
     a, b = (np.concatenate(each.tensors[tensor][1:]) for each in (got, wanted))
     difference = Difference.between(a, b, b)
-    note, first, size = "", difference.first, wanted.tensors[tensor][0].size
-    if first is not None:
-        note = (
-            f"first at step {first // size + 1}, element {first % size}: got "
-            f"{float(a[first]).hex()}, expected {float(b[first]).hex()}"
-        )
+    note = describe_first(difference, a, b, wanted.tensors[tensor][0].size)
     return InvariantResult(check, tensor, difference.elements, difference.mismatches, note)
 
 

@@ -22,7 +22,7 @@ from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS, ToleranceULP, timeable
 from adadelta_cli.system import machine
 from adadelta_cli.update import Hyperparameters, Parameter, update
-from adadelta_cli.verification import cases, catalogue, plan, runner, tolerance
+from adadelta_cli.verification import case_check, cases, catalogue, execute, plan, tolerance
 from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.report import verification_skips
 from adadelta_cli.verification.runner import Verification
@@ -87,11 +87,11 @@ def test_several_peers_and_ours_share_a_verification():
 def test_cases_that_a_peer_cannot_express_are_skipped_with_the_reason(name):
     """Found out without the library: nothing is imported for it."""
     peer = registry.implementation(name)
-    reason = runner._skipped(peer, cases.CASES["odd"], "float16")
+    reason = case_check.skip_reason(peer, cases.CASES["odd"], "float16")
     assert reason == f"{name} has no float16 with float32 masters"
-    reason = runner._skipped(peer, cases.CASES["flushed"], "float32")
+    reason = case_check.skip_reason(peer, cases.CASES["flushed"], "float32")
     assert "no mode that flushes" in reason
-    reason = runner._skipped(peer, cases.CASES["learning_rate=-1.0"], "float32")
+    reason = case_check.skip_reason(peer, cases.CASES["learning_rate=-1.0"], "float32")
     assert reason == (
         "torch.optim.Adadelta takes no negative learning_rate" if "torch" in name else ""
     )
@@ -100,10 +100,10 @@ def test_cases_that_a_peer_cannot_express_are_skipped_with_the_reason(name):
 def test_compiling_is_for_a_few_cases_unless_they_are_named():
     """The reason says how to have them all."""
     peer = registry.implementation("torch-compile")
-    skipped = [c for c in cases.DEFAULT if "--full" in runner._skipped(peer, c, "float32")]
+    skipped = [c for c in cases.DEFAULT if "--full" in case_check.skip_reason(peer, c, "float32")]
     assert len(skipped) > len(cases.DEFAULT) - 10
     case = cases.CASES["wd=0.03"]
-    assert runner._skipped(peer, case, "float32", named=True) == ""
+    assert case_check.skip_reason(peer, case, "float32", named=True) == ""
 
 
 @pytest.mark.parametrize("clip", [0.9, 0.0, None])
@@ -141,8 +141,8 @@ TWO = ToleranceULP(2, 2, 2)
 def verdicts(change, name="odd", allowed=TWO, dtype="float32"):
     """Compare the array update with itself, after `change` has spoiled the first step."""
     case = cases.CASES[name]
-    reference = runner.step_through(NUMPY, case, dtype, 0)
-    got = runner.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
+    reference = execute.step_through(NUMPY, case, dtype, 0)
+    got = execute.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
     change({tensor: states[1] for tensor, states in got.items()})
     found = tolerance.verdicts(case, dtype, 0, reference.tensors, got, allowed)
     return {verdict.tensor: verdict for verdict in found}
@@ -180,8 +180,8 @@ def test_an_error_is_measured_in_the_ulps_of_the_largest_operand(tensor):
 def test_an_error_of_acc_grad_within_its_bound_leaves_the_others_within_theirs():
     """What acc_grad may be off by is in the bounds of what is made of it."""
     case, dtype = cases.CASES["defaults"], "float64"
-    reference = runner.step_through(NUMPY, case, dtype, 0)
-    got = runner.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
+    reference = execute.step_through(NUMPY, case, dtype, 0)
+    got = execute.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
     scalars = case.hyper.scalars(dtype)
     start, grad = case.start(dtype, 0)[6], case.grads(dtype, 0, 1)[6]
     size = grad.size  # the last tensor's
