@@ -1,4 +1,4 @@
-"""What `verify` says of how a step behaves, whatever it computes: guard, repeat, saved."""
+"""The invariants of a step, whatever it computes: guard, repeat, saved."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from adadelta_cli.verification import cases, catalogue, invariants, report
 from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.runner import Verification
 
-OURS = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ()))
+BUILTIN = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ()))
 
 
 def rows(name, case="length-4097", dtypes=("float32",)):
     """Verify in this process; return the rows by check and tensor."""
     chosen = tuple(catalogue.select((case,)))
-    work = Verification(plan_of((name,), chosen, dtypes=dtypes, watched=frozenset({case})))
+    work = Verification(plan_of((name,), chosen, dtypes=dtypes, invariant_cases=frozenset({case})))
     work.execute(sandbox=InProcess())
     return {(row.check, row.tensor): row for row in work.rows}
 
@@ -46,9 +46,9 @@ def plant(monkeypatch, name, spoil):
     monkeypatch.setitem(registry.IMPLEMENTATIONS, name, replace(sound, bind=bind))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_ours_behave(name, dtype):
+def test_builtin_implementations_keep_the_invariants(name, dtype):
     """No alarm, in any dtype, and each check was made."""
     found = rows(name, "multipliers", (dtype,))
     assert all(row.passed for row in found.values())
@@ -70,7 +70,7 @@ def address(array):
     return pointer.value
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN)
 @pytest.mark.parametrize("where", [-4, 4097 * 4])
 def test_a_write_outside_is_seen(monkeypatch, name, where):
     """Before the start of acc_delta, or after its end, on arrays of NumPy and of MXNet."""
@@ -94,7 +94,7 @@ def misaligned(parameters):
         parameters[0].weight[0] = 1.0
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN)
 @pytest.mark.parametrize(("spoil", "about"), [(drift, "again: "), (misaligned, "off alignment: ")])
 def test_what_does_not_repeat_is_seen(monkeypatch, name, spoil, about):
     """From run to run, and where the memory is aligned otherwise; the note says which."""
@@ -106,7 +106,7 @@ def test_what_does_not_repeat_is_seen(monkeypatch, name, spoil, about):
     assert row.replay == f"adadelta verify --case length-4097 --impl {name} --dtype float32"
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if "fused" in name])
+@pytest.mark.parametrize("name", [name for name in BUILTIN if "fused" in name])
 def test_what_depends_on_the_cuts_is_seen(monkeypatch, name):
     """A last element of each part that is skipped shows in other cuttings."""
 
@@ -184,7 +184,7 @@ def test_guarded_arrays_lie_where_they_should(size, shift, dtype):
     assert made.array.tolist() == values.tolist() and made.written_outside() == ""
 
 
-def test_cutting_is_undone():
+def test_override_chunks_is_undone():
     """Even where the work in it raises."""
     before = cpu.n_chunks()
     with pytest.raises(ZeroDivisionError), cpu.override_chunks(7):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adadelta_cli.update import Hyperparameters
-from adadelta_cli.verification import cases, oracle, runner
+from adadelta_cli.verification import cases, execute, oracle
 from adadelta_cli.verification.oracle import Constants, Exact, Sample, State
 
 TENSORS = ("weight", "acc_grad", "acc_delta")
@@ -97,7 +97,7 @@ def judged(tensors, name="odd", dtype="float32", question=oracle.one_step, budge
 
 def stepped(name="odd", dtype="float32"):
     """Let the array update take a case's steps."""
-    return runner.step_through(NUMPY, cases.CASES[name], dtype, 0).tensors
+    return execute.step_through(NUMPY, cases.CASES[name], dtype, 0).tensors
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
@@ -155,7 +155,7 @@ def test_a_wrong_formula_breaks_the_bound():
     """1 - rho and rho exchanged in one accumulator."""
     right = cases.CASES["odd"]
     wrong = replace(right, hyper=replace(right.hyper, rho=1 - right.hyper.rho))
-    tensors = runner.step_through(NUMPY, wrong, "float32", 0).tensors
+    tensors = execute.step_through(NUMPY, wrong, "float32", 0).tensors
     assert not any(verdict.passed for verdict in judged(tensors).values())
 
 
