@@ -93,7 +93,7 @@ def _check(name: str, values: Sequence[str], allowed: Sequence[str]) -> None:
     wrong = [value for value in values if value not in allowed]
     if wrong or not values:
         found = repr(wrong[0]) if wrong else "nothing"
-        raise UsageError(f"{name} has {found}; expected {' or '.join(allowed)}")
+        raise UsageError(f"{name} has {found}; allowed are {' and '.join(allowed)}")
 
 
 def assert_correct(step: Callable[..., Any], **options: Any) -> None:

@@ -86,6 +86,7 @@ def step_rows(
             passed=each.passed,
             excused=each.excused,
             note=hint * (unchanged and each.passed is False) + each.note,
+            only_subnormals=each.only_subnormals,
         )
 
 

@@ -129,7 +129,9 @@ def verification_failures(verification: Verification, most: int) -> list[str]:
     lines = [
         f"FAILED {_place(row)}: "
         + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
-        + f"{row.note}\n  repeat it: {row.replay}"
+        + f"{row.note}\n"
+        + "  to allow that: --subnormals flush\n" * row.only_subnormals
+        + f"  repeat it: {row.replay}"
         for row in verification.failures
     ]
     more = len(lines) - most

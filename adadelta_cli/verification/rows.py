@@ -42,6 +42,7 @@ class ComparisonRow:
         passed: None where the case was skipped.
         note: what differs first, or the reason.
         skip_reason: why the case was skipped; part of `note`, and no column.
+        only_subnormals: as in `StepVerdict`; no column.
     """
 
     check: str
@@ -68,6 +69,7 @@ class ComparisonRow:
     excused: int = 0
     subnormals: str = "strict"
     skip_reason: str = ""
+    only_subnormals: bool = False
 
     def of(self, tensor: str, difference: Difference, **more: Any) -> ComparisonRow:
         """Return the row of one tensor, with its errors."""
@@ -118,7 +120,7 @@ class ComparisonRow:
         return shlex.join(["adadelta", "verify", *what, *which, *ctx, *seed])
 
 
-COLUMNS = tuple(f.name for f in fields(ComparisonRow) if f.name != "skip_reason")
+COLUMNS = tuple(field.name for field in fields(ComparisonRow))[:-2]
 
 
 def _own_steps(name: str) -> int | None:

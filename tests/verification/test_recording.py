@@ -93,7 +93,7 @@ def test_the_first_steps_alone(recorded):
     """`--steps` shortens a recording, and cannot lengthen it."""
     path, run = recorded
     assert Recording.read(path, 3).steps == 3
-    with pytest.raises(UsageError, match=f"has {run.training.total} steps"):
+    with pytest.raises(UsageError, match=f"{run.training.total} steps"):
         Recording.read(path, run.training.total + 1)
 
 
@@ -114,7 +114,7 @@ def test_wrong_files_are_usage_errors(recorded, tmp_path):
         rewritten(path, tmp_path, hyperparameters=np.array("{")),
     ]
     for each in wrong:
-        with pytest.raises(UsageError, match=r"; --replay takes a file that adadelta run"):
+        with pytest.raises(UsageError, match="--record-gradients FILE"):
             Recording.read(each)
     for changes in (
         {"dtype": None},
@@ -130,7 +130,7 @@ def test_wrong_files_are_usage_errors(recorded, tmp_path):
 def test_a_recording_beyond_memory_is_refused(recorded, monkeypatch):
     """With how many of its steps would do."""
     monkeypatch.setattr("adadelta_cli.verification.recording.LARGEST_TRAJECTORY", 5000)
-    with pytest.raises(UsageError, match="use --steps 3"):
+    with pytest.raises(UsageError, match="3 steps"):
         Recording.read(recorded[0])
 
 
