@@ -134,7 +134,10 @@ class CaseCheck:
         return {each.tensor: [*starts[each.tensor][:1], *each.kept] for each in verdicts}
 
 
-STRICT = {"numpy": "NumPy", "cupy": "our kernel on CuPy's arrays"}  # whatever a case asks for
+STRICT = {
+    "numpy": "NumPy",
+    "cupy": "the built-in kernel on CuPy's arrays",
+}  # whatever a case asks for
 
 
 def skip_reason(chosen: Implementation, case: Case, dtype: str, *, named: bool = False) -> str:

@@ -16,7 +16,7 @@ def test_names_are_unique():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_numbers_derive_from_name_dtype_and_seed_alone(dtype):
-    """Drawn again they are the same; with another seed or name they are others."""
+    """The same again; others with another seed or name."""
 
     def draw(name, seed):
         case = cases.CASES[name]

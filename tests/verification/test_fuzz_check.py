@@ -70,8 +70,8 @@ def test_builtin_implementations_pass_fuzzed_cases():
     assert all(row.passed and row.elements > 100 and "cases drawn" in row.note for row in rows)
 
 
-def plant(monkeypatch, wrong):
-    """Put a wrong update in the place of the fused one; `wrong` changes a parameter after it."""
+def replace_step(monkeypatch, wrong):
+    """Replace the fused update by a wrong one; `wrong` changes a parameter after it."""
 
     def bind(inputs):
         parameters, hyper = inputs.parameters, inputs.hyper
@@ -85,8 +85,8 @@ def plant(monkeypatch, wrong):
 
         return act
 
-    planted = replace(registry.IMPLEMENTATIONS["numpy-fused"], bind=bind)
-    monkeypatch.setitem(registry.IMPLEMENTATIONS, "numpy-fused", planted)
+    changed = replace(registry.IMPLEMENTATIONS["numpy-fused"], bind=bind)
+    monkeypatch.setitem(registry.IMPLEMENTATIONS, "numpy-fused", changed)
 
 
 def test_what_fails_is_shrunk_and_can_be_repeated(monkeypatch):
@@ -96,7 +96,7 @@ def test_what_fails_is_shrunk_and_can_be_repeated(monkeypatch):
         if p.weight.size >= 10 and hyper.wd:
             p.acc_grad.reshape(-1)[9] += 1
 
-    plant(monkeypatch, wrong)
+    replace_step(monkeypatch, wrong)
     rows = fuzz_rows("numpy-fused", examples=300)
     (row,) = (row for row in rows if row.passed is False and row.tensor == "acc_grad")
     case = fuzz.parse_case(row.case)
@@ -122,7 +122,7 @@ def test_what_raises_is_shrunk_too(monkeypatch):
         if p.weight.ndim == 2:
             raise RuntimeError("no matrices!")
 
-    plant(monkeypatch, wrong)
+    replace_step(monkeypatch, wrong)
     (row,) = fuzz_rows("numpy-fused", examples=200)
     assert row.passed is False and "no matrices!" in row.note
     assert fuzz.parse_case(row.case).shapes == ((0, 0),)
@@ -180,7 +180,7 @@ def test_unsupported_hyperparameters_are_left_out(monkeypatch):
     def wrong(_p, _hyper):
         raise RuntimeError("asked for what it lacks")
 
-    plant(monkeypatch, wrong)
+    replace_step(monkeypatch, wrong)
     lazy = replace(registry.IMPLEMENTATIONS["numpy-fused"], unsupported_reason=lambda _hyper: "all")
     monkeypatch.setitem(registry.IMPLEMENTATIONS, "numpy-fused", lazy)
     (row,) = fuzz_rows("numpy-fused", examples=5)

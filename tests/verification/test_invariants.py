@@ -30,8 +30,8 @@ def rows(name, case="length-4097", dtypes=("float32",)):
     return {(row.check, row.tensor): row for row in work.rows}
 
 
-def plant(monkeypatch, name, spoil):
-    """Let an implementation do something more after each step: `spoil(parameters)`."""
+def replace_step(monkeypatch, name, spoil):
+    """Call `spoil(parameters)` after each step of an implementation."""
     sound = registry.IMPLEMENTATIONS[name]
 
     def bind(inputs):
@@ -74,7 +74,9 @@ def address(array):
 @pytest.mark.parametrize("where", [-4, 4097 * 4])
 def test_a_write_outside_is_seen(monkeypatch, name, where):
     """Before the start of acc_delta, or after its end, on arrays of NumPy and of MXNet."""
-    plant(monkeypatch, name, lambda ps: ctypes.memset(address(ps[0].acc_delta) + where, 0, 4))
+    replace_step(
+        monkeypatch, name, lambda ps: ctypes.memset(address(ps[0].acc_delta) + where, 0, 4)
+    )
     row = rows(name)["guard", "acc_delta"]
     assert row.passed is False and row.mismatches == 1
     side = "before its start" if where < 0 else "after its end"
@@ -99,7 +101,7 @@ def misaligned(parameters):
 def test_what_does_not_repeat_is_seen(monkeypatch, name, spoil, about):
     """From run to run, and where the memory is aligned otherwise; the note says which."""
     drift.runs = 0
-    plant(monkeypatch, name, spoil)
+    replace_step(monkeypatch, name, spoil)
     row = rows(name)["repeat", "weight"]
     assert row.passed is False and row.mismatches > 0
     assert about in row.note and "first at step 1, element" in row.note
@@ -113,7 +115,7 @@ def test_what_depends_on_the_cuts_is_seen(monkeypatch, name):
     def skip(parameters):
         parameters[0].acc_grad[4096 // cpu.n_chunks()] = 0.0
 
-    plant(monkeypatch, name, skip)
+    replace_step(monkeypatch, name, skip)
     row = rows(name)["repeat", "acc_grad"]
     assert row.passed is False and "cut" in row.note
 

@@ -345,7 +345,7 @@ def test_the_naive_engine_is_refused(tmp_path):
         (["--steps", "0"], 2, "--steps"),
         (["nonesuch.yaml"], 2, "nonesuch.yaml"),
         (["--ctx", "gpu", "--peers"], 2, "leave out --ctx"),
-        (["--ctx", "gpu", "--self-test"], 2, "the sources for a CPU"),
+        (["--ctx", "gpu", "--self-test"], 2, "--self-test"),
         (["--ctx", "gpu", "--impl", "numpy"], 2, "cupy-fused"),
         (["--ctx", "gpu", "--backend", "numpy"], 2, "--backend auto, mxnet or cupy"),
         (["--ctx", "tpu"], 2, "gpu:N"),
