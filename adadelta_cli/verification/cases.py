@@ -244,6 +244,7 @@ ODD = Hyperparameters(
 SHAPES: tuple[Shape, ...] = ((3, 4, 5), (10, 4), (7,), (), (2, 0, 3), (64, 3, 3, 3), (1000,))
 RANKS: tuple[Shape, ...] = tuple((2, 3, 1, 4, 2)[:rank] for rank in range(6))
 FEW: tuple[Shape, ...] = ((), (7,), (40, 25))
+MEDIUM, LONG, HUGE = ((5_000,),), ((20_000,),), ((2**24 + 1,),)
 MANY: tuple[Shape, ...] = tuple(
     (n,) for n in [*range(1, 20), 30_000, 5, 70_000, *range(0, 700, 27)]
 )
@@ -268,24 +269,14 @@ def _one_at_a_time() -> list[Case]:
 
 def _grid() -> list[Case]:
     """Combine the values of MXNet's own tests with several rates and values of rho."""
-    grid = itertools.product(
-        (1e-6, 1e-8),
-        (None, 0.4, 0.5),
-        (1.0, 0.14, 0.8),
-        (0.0, 0.03, 0.05, 0.07),
-        (1.0, 0.3),
-        (0.9, 0.99),
-    )
-    return [
-        Case(
-            f"grid-{k:03d}",
-            "a combination of hyper-parameters",
-            FEW,
-            Hyperparameters(rate, rho, epsilon, wd, rescale, clip),
-            3,
-        )
-        for k, (epsilon, clip, rescale, wd, rate, rho) in enumerate(grid)
+    epsilons, clips, rescales = (1e-6, 1e-8), (None, 0.4, 0.5), (1.0, 0.14, 0.8)
+    decays, rates, rhos = (0.0, 0.03, 0.05, 0.07), (1.0, 0.3), (0.9, 0.99)
+    grid = itertools.product(epsilons, clips, rescales, decays, rates, rhos)
+    hypers = [
+        Hyperparameters(rate, rho, epsilon, wd, rescale, clip)
+        for epsilon, clip, rescale, wd, rate, rho in grid
     ]
+    return [Case(f"grid-{k:03d}", "a combination", FEW, each, 3) for k, each in enumerate(hypers)]
 
 
 LENGTH = re.compile(r"length-(0|[1-9][0-9]{0,17})")  # names a case outside of the catalogue
@@ -310,33 +301,13 @@ DEFAULT = (
     Case("zero-gradients", "gradients of zero", SHAPES, ODD, fill="zero", steps=3),
     Case("sparse-gradients", "mostly zeros of both signs", SHAPES, ODD, fill="sparse", steps=3),
     # `excusable`: kernels with another order of the operations need 0.045 and 0.24 at most.
-    Case(
-        "special",
-        "infinities, NaNs, signed zeros, extremes",
-        ((20_000,),),
-        fill="special",
-        excusable=0.08,
-    ),
-    Case(
-        "special-odd",
-        "the same, clipped and decayed",
-        ((20_000,),),
-        ODD,
-        fill="special",
-        excusable=0.08,
-    ),
-    Case(
-        "overflow",
-        "squares beyond the largest number",
-        ((5_000,),),
-        ODD,
-        fill="huge",
-        excusable=0.35,
-    ),
-    Case("subnormal", "strict subnormals", ((5_000,),), fill="tiny"),
-    Case("subnormal-odd", "strict subnormals, odd", ((5_000,),), ODD, fill="tiny"),
-    Case("flushed", "subnormals flushed to zero", ((5_000,),), fill="tiny", flush=True),
-    Case("flushed-odd", "flushed, odd", ((5_000,),), ODD, fill="tiny", flush=True),
+    Case("special", "infinities, NaNs, signed zeros", LONG, fill="special", excusable=0.08),
+    Case("special-odd", "clipped and decayed", LONG, ODD, fill="special", excusable=0.08),
+    Case("overflow", "squares too large", MEDIUM, ODD, fill="huge", excusable=0.35),
+    Case("subnormal", "strict subnormals", MEDIUM, fill="tiny"),
+    Case("subnormal-odd", "strict subnormals, odd", MEDIUM, ODD, fill="tiny"),
+    Case("flushed", "subnormals flushed to zero", MEDIUM, fill="tiny", flush=True),
+    Case("flushed-odd", "flushed, odd", MEDIUM, ODD, fill="tiny", flush=True),
     Case("flushed-usual", "ordinary numbers while flushing", SHAPES, ODD, flush=True),
     Case("long", "100 steps", ((257,),), ODD, steps=100),
 )
@@ -345,14 +316,7 @@ FULL = (
     *(single(length) for length in LENGTHS if length not in {0, 1, 17, 4097}),
     Case("longer", "1000 steps", ((257,),), ODD, steps=1000),
     Case("million", "where one element may be off", ((1_000_003,),), ODD, steps=2),
-    Case(
-        "beyond-2^24",
-        "more elements than float32 can count",
-        ((2**24 + 1,),),
-        ODD,
-        steps=1,
-        fill="repeated",
-    ),
+    Case("beyond-2^24", "more than float32 can count", HUGE, ODD, steps=1, fill="repeated"),
 )
 GRID_NAMES = f"grid-000 to grid-{len(_grid()) - 1:03d}"
 CASES = {case.name: case for case in (*DEFAULT, *FULL)}

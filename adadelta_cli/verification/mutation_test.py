@@ -24,7 +24,7 @@ from importlib import util
 from importlib.abc import InspectLoader
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -230,34 +230,38 @@ def _wanted(case: Case, dtype: str, seed: int) -> Trajectory:
     return _wanted_small(case, dtype, seed)
 
 
-def run_case(chosen: Implementation, case: Case, dtype: str, seed: int) -> tuple[str, int] | None:
-    """Run a case, and compare it as verify does.
+class Catch(NamedTuple):
+    """The case that catches a mutant, and the first tensor that differs; empty where none does."""
 
-    Returns:
-        The first tensor that differs and how many of its numbers do; None where none differs.
-    """
+    case: str = ""
+    dtype: str = ""
+    tensor: str = ""
+    mismatches: int = 0
+
+
+def run_case(chosen: Implementation, case: Case, dtype: str, seed: int) -> Catch:
+    """Run a case, and compare it as verify does."""
     wanted = _wanted(case, dtype, seed)
+    starts = wanted.tensors if chosen.tolerance else None
+    got = execute.step_through(chosen, case, dtype, seed, starts)
+    row = ComparisonRow("step", case.name, chosen.name, "numpy", "numpy", "cpu", dtype)
     if chosen.tolerance:
-        got = execute.step_through(chosen, case, dtype, seed, wanted.tensors)
-        found = tolerance.verdicts(case, dtype, seed, wanted.tensors, got.tensors, chosen.tolerance)
-        failed = next((each for each in found if each.passed is False), None)
-        return (failed.tensor, failed.difference.mismatches) if failed else None
-    got = execute.step_through(chosen, case, dtype, seed)
-    shared = ComparisonRow("step", case.name, chosen.name, "numpy", "numpy", "cpu", dtype)
-    for row in comparison.bitwise_rows(shared, got, wanted):
-        if not row.passed:
-            return row.tensor, row.mismatches or 0
-    return ("grad", got.grad_changes) if got.grad_changes else None
+        grads = tolerance.gradients(case, dtype, seed)
+        states = wanted.tensors, got.tensors
+        verdicts = tolerance.check_steps(case, grads, *states, chosen.tolerance)
+        rows = comparison.step_rows(row, verdicts, unchanged=False)
+    else:
+        rows = comparison.bitwise_rows(row, got, wanted)
+    failed = next((each for each in rows if each.passed is False), None)
+    if failed:
+        return Catch(case.name, dtype, failed.tensor, failed.mismatches or 0)
+    if got.grad_changes and not chosen.tolerance:
+        return Catch(case.name, dtype, "grad", got.grad_changes)
+    return Catch()
 
 
-def check_fuzzed(
-    chosen: Implementation, dtypes: Sequence[str], seed: int
-) -> tuple[str, str, str, int]:
-    """Check a user kernel on fuzzed cases.
-
-    Returns:
-        As `smallest_case`; the case is `drawn`, `drawn:lengths` or `steady`.
-    """
+def check_fuzzed(chosen: Implementation, dtypes: Sequence[str], seed: int) -> Catch:
+    """Check a user kernel on fuzzed cases; the case is `drawn`, `drawn:lengths` or `steady`."""
     plan = VerifyPlan(
         (chosen,),
         (),
@@ -266,30 +270,21 @@ def check_fuzzed(
         fuzz_cases=fuzz.EXAMPLES,
         longest=fuzz.longest_length(full=False),
         steady=True,
-        timeout=None,
     )
     work = runner.Verification(plan)
     work.execute(sandbox=InProcess())
     for row in work.failures:
         listed = f"fill={fuzz.LENGTH_FILL}" in row.case
         case = fuzz.LENGTHS if listed else fuzz.ALL if row.check == "drawn" else row.case
-        return case, row.dtype, row.tensor, row.mismatches or 0
-    return "", "", "", 0
+        return Catch(case, row.dtype, row.tensor, row.mismatches or 0)
+    return Catch()
 
 
-def smallest_case(
-    chosen: Implementation, dtypes: Sequence[str], seed: int
-) -> tuple[str, str, str, int]:
-    """Find the smallest case that catches an implementation.
-
-    Returns:
-        Case, dtype, tensor and number of mismatches; empty and 0 where no case catches it.
-    """
-    for case, dtype in itertools.product(candidates(), dtypes):
-        found = run_case(chosen, case, dtype, seed)
-        if found:
-            return case.name, dtype, *found
-    return "", "", "", 0
+def smallest_case(chosen: Implementation, dtypes: Sequence[str], seed: int) -> Catch:
+    """Find the smallest case that catches an implementation."""
+    pairs = itertools.product(candidates(), dtypes)
+    found = (run_case(chosen, case, dtype, seed) for case, dtype in pairs)
+    return next((each for each in found if each.case), Catch())
 
 
 def run_mutant(mutant: Mutant, seed: int) -> MutantRow:
@@ -302,20 +297,16 @@ def run_mutant(mutant: Mutant, seed: int) -> MutantRow:
             able = chosen.dtypes
             dtypes = [each for each in DTYPES if each in able] if unchanged else [mutant.dtype]
             found = smallest_case(chosen, dtypes, seed)
-            if mutant.part == "user" and not found[0]:
+            if mutant.part == "user" and not found.case:
                 found = check_fuzzed(chosen, dtypes, seed)
-        case, dtype, tensor, mismatches = found
         halves = ("float32", "float16") if "float16" in able else ("float32",)
         by_mxnet, by_pytorch = mxnet_test(bind, seed, halves), pytorch_test(bind, seed)
-    caught = bool(case)
+    caught = bool(found.case)
     return MutantRow(
         fault=mutant.name,
         source=SOURCES[mutant.part],
         about=mutant.about,
-        case=case,
-        dtype=dtype,
-        tensor=tensor,
-        mismatches=mismatches,
+        **found._asdict(),
         caught=caught,
         mxnet_test=by_mxnet,
         pytorch_test=by_pytorch,

@@ -147,22 +147,10 @@ def advance(state: State, grad: Decimal, k: Constants) -> Element:
         max(kept_grad, condition * new_grad),
         max(kept_delta, condition * new_delta),
     )
-    ordinary = k.ordinary(
-        rescaled,
-        decay,
-        x,
-        square,
-        kept_grad,
-        new_grad,
-        acc_grad + k.epsilon,
-        ratio,
-        delta,
-        delta_square,
-        kept_delta,
-        new_delta,
-        acc_delta,
-        move,
-        weight - move,
+    ordinary = (
+        k.ordinary(rescaled, decay, x, square, kept_grad, new_grad, acc_grad + k.epsilon)
+        and k.ordinary(ratio, delta, delta_square, kept_delta, new_delta, acc_delta)
+        and k.ordinary(move, weight - move)
     )
     cancelled = not x and bool(clipped)
     known = ordinary and not cancelled and condition <= k.condition

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.implementations import array_backends, frameworks, registry, user_kernel
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from adadelta_cli.implementations.base import Implementation
     from adadelta_cli.verification.cases import Case
+
+    Implementations = tuple[Implementation, ...]
+    Absent = tuple[tuple[Implementation, str], ...]
 
 # The reference of each: of a fused step the unfused one on the same arrays, of the array update on
 # MXNet or CuPy that on NumPy. So everything is compared with NumPy's, in two steps at most.
@@ -85,7 +88,7 @@ class VerifyPlan:
         fuzz_s: seconds of fuzzing for one user kernel and dtype, at most.
     """
 
-    implementations: tuple[Implementation, ...]
+    implementations: Implementations
     cases: tuple[Case, ...]
     configs: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = DTYPES
@@ -94,9 +97,9 @@ class VerifyPlan:
     seed: int = 0
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
-    oracle_checked: tuple[Implementation, ...] = ()
+    oracle_checked: Implementations = ()
     oracle_budget: int = ORACLE_BUDGET
-    absent: tuple[tuple[Implementation, str], ...] = ()
+    absent: Absent = ()
     named: bool = False
     fuzz_cases: int = 0
     longest: int = 0
@@ -136,14 +139,6 @@ class VerifyPlan:
             seed=self.seed,
             subnormals=SUBNORMALS[self.flushes(chosen)],
         )
-
-
-class Chosen(NamedTuple):
-    """The implementations of a request: see `VerifyPlan`."""
-
-    implementations: tuple[Implementation, ...]
-    oracle_checked: tuple[Implementation, ...] = ()
-    absent: tuple[tuple[Implementation, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,10 +181,13 @@ class Request:
             some, dtypes = self._replayed()
         for reference in self.configs:
             config.load_config(reference)
-        chosen, alone = self._chosen(), self._named or bool(self.configs)
-        user_kernel = any(map(is_user_kernel, chosen.implementations))
+        implementations, oracle_checked, absent = self._implementations()
+        user_kernel = any(map(is_user_kernel, implementations))
+        alone = self._named or bool(self.configs)
         plan = VerifyPlan(
-            **chosen._asdict(),
+            implementations,
+            oracle_checked=oracle_checked,
+            absent=absent,
             cases=tuple(some) if self._named or not self.configs else (),
             configs=self.configs or (() if self._named or self.kernel else tuple(config.shipped())),
             named=full or self._named,
@@ -234,25 +232,20 @@ class Request:
         recording = Recording.read(self.replay, self.steps)
         return [recording], self.dtypes or (recording.recorded,)
 
-    def _chosen(self) -> Chosen:
+    def _implementations(self) -> tuple[Implementations, Implementations, Absent]:
+        """Return those to check, those to compare with the oracle, and the absent frameworks."""
         if self.kernel:
-            return Chosen((self.kernel,))
-        here, absent = self._frameworks()
+            return (self.kernel,), (), ()
+        here, absent = self._frameworks() if self.peers else ((), ())
         if self.peers and not self.names:
-            return Chosen(here, absent=absent)
+            return here, (), absent
         names = (*self.names, *(each.name for each in here))
-        oracle_checked = (
-            registry.implementation(name, self.device) for name in self.names or ("numpy",)
-        )
         chosen = choose(names, self.backend, self.device, self.timeout)
-        return Chosen(chosen, tuple(oracle_checked), absent)
+        named = self.names or ("numpy",)
+        return chosen, tuple(registry.implementation(n, self.device) for n in named), absent
 
-    def _frameworks(
-        self,
-    ) -> tuple[tuple[Implementation, ...], tuple[tuple[Implementation, str], ...]]:
+    def _frameworks(self) -> tuple[Implementations, Absent]:
         """Return the frameworks that are installed, and those that are not, with reasons."""
-        if not self.peers:
-            return (), ()
         _check_on_cpu("--peers", self.device)
         here, absent = frameworks.available(registry.FRAMEWORKS.values())
         if not here and not self.names:
@@ -293,7 +286,7 @@ def check_memory(plan: VerifyPlan) -> None:
 
 def choose(
     names: Sequence[str], backend: str, device: Device, timeout: float | None = None
-) -> tuple[Implementation, ...]:
+) -> Implementations:
     """Choose implementations by name, or all default ones of a backend.
 
     Args:

@@ -67,32 +67,8 @@ class StepVerdict:
     only_subnormals: bool = False
 
 
-def verdicts(
-    case: Case,
-    dtype: str,
-    seed: int,
-    reference: States,
-    got: States,
-    allowed: ToleranceULP,
-    *,
-    flush: bool = False,
-) -> Iterator[StepVerdict]:
-    """Compare single steps of a case, a verdict for each tensor.
-
-    Args:
-        case: its hyper-parameters and gradients.
-        dtype: float32 or float64.
-        seed: of the case.
-        reference: `Trajectory.tensors` of the array update.
-        got: those of the implementation, each step from the reference's state before it.
-        allowed: the bounds.
-        flush: subnormals may be flushed to zero.
-    """
-    return check_steps(case, gradients(case, dtype, seed), reference, got, allowed, flush=flush)
-
-
 def gradients(case: Case, dtype: str, seed: int) -> list[np.ndarray]:
-    """Return the gradients of each step, the elements of all tensors end to end."""
+    """Return a case's gradients of each step, the elements of all tensors end to end."""
     numbers = range(1, case.steps + 1)
     return [np.concatenate([g.ravel() for g in case.grads(dtype, seed, n)]) for n in numbers]
 
@@ -106,15 +82,15 @@ def check_steps(
     *,
     flush: bool = False,
 ) -> Iterator[StepVerdict]:
-    """Compare single steps with these gradients, in place of the case's own.
+    """Compare single steps, a verdict for each tensor.
 
     Args:
         case: its shapes, hyper-parameters and multipliers.
         grads: of each step, the elements of all tensors end to end, float32 or float64.
-        reference: as in `verdicts`.
-        got: as in `verdicts`.
-        allowed: as in `verdicts`.
-        flush: as in `verdicts`.
+        reference: `Trajectory.tensors` of the array update.
+        got: those of the implementation, each step from the reference's state before it.
+        allowed: the bounds.
+        flush: subnormals may be flushed to zero.
     """
     setting = ElementRates.of(case)
     steps = [

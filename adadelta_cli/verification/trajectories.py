@@ -10,6 +10,8 @@ from adadelta_cli.verification.execute import step_through
 from adadelta_cli.verification.plan import reference_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from adadelta_cli.implementations.base import Implementation, ToleranceULP
     from adadelta_cli.system.sandbox import InProcess, Sandbox
     from adadelta_cli.verification.cases import Case
@@ -68,19 +70,19 @@ class Trajectories:
 
     def verdicts(self, chosen: Implementation) -> list[tolerance.StepVerdict]:
         """Compare single steps of third-party code with the reference's, within bounds."""
-        reference, got = self.reference(chosen).tensors, self.restarted(chosen).tensors
-        where = self.case, self.dtype, self.plan.seed
-        flush = self.plan.flushes(chosen)
-        return list(tolerance.verdicts(*where, reference, got, bounds_of(chosen), flush=flush))
+        states = self.reference(chosen).tensors, self.restarted(chosen).tensors
+        flush, allowed = self.plan.flushes(chosen), bounds_of(chosen)
+        return list(tolerance.check_steps(self.case, self._grads, *states, allowed, flush=flush))
 
     def drifts(self, chosen: Implementation) -> list[tolerance.Drift]:
         """Compare whole trajectories of third-party code with the reference's, within bounds."""
-        grads = tolerance.gradients(self.case, self.dtype, self.plan.seed)
-        reference, got = self.reference(chosen).tensors, self.own(chosen).tensors
-        flush = self.plan.flushes(chosen)
-        return list(
-            tolerance.drifts(self.case, grads, reference, got, bounds_of(chosen), flush=flush)
-        )
+        states = self.reference(chosen).tensors, self.own(chosen).tensors
+        flush, allowed = self.plan.flushes(chosen), bounds_of(chosen)
+        return list(tolerance.drifts(self.case, self._grads, *states, allowed, flush=flush))
+
+    @property
+    def _grads(self) -> list[np.ndarray]:
+        return tolerance.gradients(self.case, self.dtype, self.plan.seed)
 
     def _run(self, chosen: Implementation, starts: States | None) -> Trajectory:
         key = chosen.name, starts is not None

@@ -144,7 +144,8 @@ def verdicts(change, name="odd", allowed=TWO, dtype="float32"):
     reference = execute.step_through(NUMPY, case, dtype, 0)
     got = execute.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
     change({tensor: states[1] for tensor, states in got.items()})
-    found = tolerance.verdicts(case, dtype, 0, reference.tensors, got, allowed)
+    grads = tolerance.gradients(case, dtype, 0)
+    found = tolerance.check_steps(case, grads, reference.tensors, got, allowed)
     return {verdict.tensor: verdict for verdict in found}
 
 
@@ -194,7 +195,8 @@ def test_an_error_of_acc_grad_within_its_bound_leaves_the_others_within_theirs()
     )
     got["weight"][1][-size:] = start.weight - delta
     bounds = ToleranceULP(weight=8 + 2, acc_grad=16, acc_delta=16 + 2)
-    found = list(tolerance.verdicts(case, dtype, 0, reference.tensors, got, bounds))
+    grads = tolerance.gradients(case, dtype, 0)
+    found = list(tolerance.check_steps(case, grads, reference.tensors, got, bounds))
     assert all(verdict.passed for verdict in found)
     assert max(verdict.difference.scaled_ulp for verdict in found) > 5
 
