@@ -35,19 +35,17 @@ def _sizes(
     multiple=True,
     metavar="NAME",
     help="Check this implementation, or FILE.py:FUNCTION, a kernel of your own; repeatable. "
-    "Default: all of ours that are here.",
+    "Default: all built-in ones that are available.",
 )
 @click.option("--peers", is_flag=True, help="Check the other frameworks that are installed.")
 @click.option(
     "--replay",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Replay gradients that adadelta run --record-gradients FILE recorded, and nothing else.",
+    help="Only replay gradients that adadelta run --record-gradients FILE recorded.",
 )
 @click.option(
-    "--full",
-    is_flag=True,
-    help="All cases, and trainings to their end in each dtype: some minutes.",
+    "--full", is_flag=True, help="All cases, and complete trainings in each dtype: some minutes."
 )
 @click.option(
     "--case",
@@ -60,13 +58,13 @@ def _sizes(
     "--sizes",
     callback=_sizes,
     metavar="LIST",
-    help="Tensors of these lengths in place of the cases, such as 1e6,4097.",
+    help="Test tensors of these lengths instead of the built-in cases, such as 1e6,4097.",
 )
 @click.option(
     "--steps",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="Steps of each case, in place of its own number.",
+    help="Steps of each case, instead of its own number.",
 )
 @click.option(
     "--dtype",
@@ -81,7 +79,7 @@ def _sizes(
     default=120.0,
     show_default=True,
     metavar="S",
-    help="Seconds that one case of one implementation may take.",
+    help="Time limit of one case of one implementation, in seconds.",
 )
 @click.option(
     "--subnormals",
@@ -93,7 +91,7 @@ def _sizes(
 @click.option(
     "--self-test",
     is_flag=True,
-    help="Plant mistakes that people make into the sources, one by one, and see each one caught.",
+    help="Check that each of many common mistakes in the sources (mutants) is caught.",
 )
 @threads_option
 @shared_options("verify")
@@ -106,14 +104,14 @@ def verify(
     as_json: bool,
     quiet: bool,
     verbose: bool,
-    **asked: Any,
+    **options: Any,
 ) -> None:
     """Check implementations against each other, bit for bit.
 
-    Each takes the steps of a catalogue of cases, and trains the problems (on MXNet, 50 steps, if
-    not --full); weight, states and master weights are compared. CONFIG is a problem to train, a
-    YAML file or one of rosenbrock, logistic_regression, mlp; naming problems, cases or sizes leaves
-    out the rest. Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 if a bit differs.
+    Each takes the steps of a catalogue of cases, and trains the problems (on MXNet, 50 steps unless
+    --full). Weights, states and master weights are compared. CONFIG is a problem to train: a YAML
+    file, or one of rosenbrock, logistic_regression, mlp. Naming problems, cases or sizes leaves out
+    the rest. Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 if a bit differs.
 
     \b
     adadelta verify
@@ -131,14 +129,14 @@ def verify(
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
-        given = names or case_names or any(asked[key] for key in CHOSEN_BY_SELF_TEST)
-        _self_test(screen, out, seed, alone=not given and asked["device"].kind == "cpu")
+        given = names or case_names or any(options[key] for key in CHOSEN_BY_SELF_TEST)
+        _self_test(screen, out, seed, alone=not given and options["device"].kind == "cpu")
     check_pictures()
-    plan = Request(names=names, case_names=case_names, seed=seed, **asked).plan
+    plan = Request(names=names, case_names=case_names, seed=seed, **options).plan
     files.prepare_folder(out, report.FILES)
     work = runner.Verification(plan)
     show = partial(_show_verification, screen, work, most=1000 if verbose else 10)
-    with ExitStack() as finished:  # whatever breaks off: shown first, in case the disk is full
+    with ExitStack() as finished:  # even after an error: shown first, in case the disk is full
         finished.callback(report.write_verification, out, work)
         finished.callback(lambda: work.rows and show())
         with screen.progress("verify") as tick:
@@ -169,8 +167,8 @@ def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
 
     if not alone:
         raise UsageError(
-            "--self-test chooses implementations, cases and dtypes itself, and plants its mistakes "
-            "in the sources for a CPU; leave them and --ctx out, or leave out --self-test"
+            "--self-test chooses implementations, cases and dtypes itself, and changes the sources "
+            "for a CPU only; leave out all other options but --seed and --out"
         )
     files.prepare_folder(out, mutation_report.FILES)
     work = mutation_test.SelfTest(seed=seed)

@@ -50,6 +50,10 @@ class HungError(SandboxError):
     """The work took longer than the timeout."""
 
 
+class CrashedError(SandboxError):
+    """The work took its process down."""
+
+
 class ReportedError(Exception):
     """An error that the work itself found; a sandbox passes on its message without a location.
 
@@ -181,7 +185,7 @@ class Sandbox:
         except (EOFError, OSError):
             cause = child.ended()
             self._stop()
-            raise SandboxError(f"crashed: {cause}", exit_code=child.exit_code) from None
+            raise CrashedError(f"crashed: {cause}", exit_code=child.exit_code) from None
         if isinstance(failure, SandboxError) and failure.fatal:
             self._stop()
         if failure:

@@ -1,4 +1,4 @@
-"""`verify` and `assert_correct`: check a kernel from a test suite of one's own."""
+"""`verify` and `assert_correct`: check a kernel from your own test suite."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations import user_kernel
 from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import catalogue, fuzz, invariants
-from adadelta_cli.verification.plan import SUBNORMALS, VerifyPlan
-from adadelta_cli.verification.rows import ComparisonRow, reasons
+from adadelta_cli.verification.plan import DTYPES, SUBNORMALS, Request
+from adadelta_cli.verification.rows import ComparisonRow, skip_reasons
 from adadelta_cli.verification.runner import Verification
 
 if TYPE_CHECKING:
@@ -29,19 +28,19 @@ def verify(
     ctx: str = "cpu",
     subnormals: str = "strict",
 ) -> list[ComparisonRow]:
-    """Check a kernel of your own, in this process: for your own test suite.
+    """Check a kernel in this process, for your own test suite.
 
-    The kernel is called as `adadelta verify --impl FILE.py:FUNCTION` calls it, and what it does
-    wrong is told in the rows; only what would take the process down or never end is not contained.
+    The kernel is called as `adadelta verify --impl FILE.py:FUNCTION` calls it. The rows report what
+    it does wrong, exceptions included; only crashes and endless loops are not contained.
 
     Args:
         step: the kernel: updates weight, acc_grad and acc_delta in place and returns None, or
-            returns the new (weight, acc_grad, acc_delta); leaves grad as it is.
+            returns the new (weight, acc_grad, acc_delta); leaves grad unchanged.
         dtypes: of float32 and float64.
-        cases: names of cases, and no others; the default set, drawn cases and tensors of every
-            length where there is none.
+        cases: names of the only cases; none for the default set, fuzzed cases and tensors of every
+            length.
         seed: everything random derives from it.
-        steps: take so many steps in each case, in place of its own number.
+        steps: steps of each case, in place of its own number.
         full: the whole catalogue of cases: minutes.
         ctx: the device: on `gpu` or `gpu:N` the kernel gets CuPy arrays.
         subnormals: `strict`, or `flush` where the kernel may flush subnormals to zero.
@@ -51,9 +50,9 @@ def verify(
         what.
 
     Raises:
-        UsageError: there is no such case, dtype or kind of device, or the kernel is no function.
-        UnavailableError: there is no such device here.
-        BrokenError: the device failed, by no fault of the kernel.
+        UsageError: a case, dtype or kind of device is unknown, or the kernel is no function.
+        UnavailableError: the device is not available, or the memory that the cases need.
+        BrokenError: the device failed for a reason other than the kernel.
 
     Examples:
         >>> from adadelta_cli import verify
@@ -61,51 +60,51 @@ def verify(
         >>> [row for row in verify(step, cases=["odd"]) if row.passed is False]
         []
     """
-    wrong = [dtype for dtype in dtypes if dtype not in {"float32", "float64"}]
-    if wrong:
-        raise UsageError(f"dtypes has {wrong[0]!r}; allowed are float32 and float64")
+    _check("dtypes", dtypes, DTYPES[:2])
+    _check("subnormals", [subnormals], SUBNORMALS)
     if not callable(step):
         raise UsageError(f"step is {step!r}; expected a function {user_kernel.SIGNATURE}")
-    if subnormals not in SUBNORMALS:
-        allowed = " and ".join(SUBNORMALS)
-        raise UsageError(f"subnormals is {subnormals!r}; allowed are {allowed}")
-    if isinstance(cases, str) or seed < 0 or (steps is not None and steps < 1):
+    if isinstance(cases, str):
+        raise UsageError(f"cases is {cases!r}; expected a list of names")
+    if seed < 0 or (steps is not None and steps < 1):
         raise UsageError(
-            f"cases is {cases!r}, seed {seed!r} and steps {steps!r}; expected a list of names, a "
-            "number from 0 on, and None or a number from 1 on"
+            f"seed is {seed!r} and steps {steps!r}; expected seed >= 0, and steps >= 1 or None"
         )
-    fixed = tuple(name for name in cases if name not in fuzz.COLLECTIVE)
-    chosen = tuple(catalogue.select(fixed, full=full, steps=steps)) if fixed or not cases else ()
-    kernel = user_kernel.from_function(step).on(Device.parse(ctx))
+    device = Device.parse(ctx)
+    kernel = user_kernel.from_function(step).on(device)
     with warnings.catch_warnings():
         kernel.arrays()
-        plan = VerifyPlan(
-            (kernel,),
-            chosen,
+        request = Request(
+            kernel=kernel,
+            case_names=tuple(cases),
+            full=full,
+            steps=steps,
             dtypes=tuple(dtypes),
-            seed=seed,
             device=kernel.device,
-            watched=frozenset(cases or (invariants.FULL if full else invariants.CASES)),
-            drawn=fuzz.example_count(tuple(cases), full=full, alone=bool(cases)),
-            lengths=fuzz.longest_length(full=full) * (not cases or fuzz.LENGTHS in cases),
-            steady=not cases or fuzz.STEADY in cases,
-            flush=subnormals == "flush",
-            seconds=fuzz.time_limit_s(full=full),
+            seed=seed,
+            subnormals=subnormals,
         )
-        work = Verification(plan)
+        work = Verification(request.plan)
         work.execute(sandbox=InProcess())
     return work.rows
 
 
-def assert_correct(step: Callable[..., Any], **how: Any) -> None:
-    """Assert that a kernel is right, for your own test suite.
+def _check(name: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+    wrong = [value for value in values if value not in allowed]
+    if wrong or not values:
+        found = repr(wrong[0]) if wrong else "nothing"
+        raise UsageError(f"{name} has {found}; allowed are {' and '.join(allowed)}")
+
+
+def assert_correct(step: Callable[..., Any], **options: Any) -> None:
+    """Assert that a kernel is correct, for your own test suite.
 
     Args:
         step: the kernel, as in `verify`.
-        how: the other arguments of `verify`.
+        options: the other arguments of `verify`.
 
     Raises:
-        AssertionError: rows failed, which the message lists; or nothing was compared.
+        AssertionError: rows failed, listed in the message; or nothing was compared.
         UsageError: as in `verify`.
         UnavailableError: as in `verify`.
         BrokenError: as in `verify`.
@@ -115,10 +114,10 @@ def assert_correct(step: Callable[..., Any], **how: Any) -> None:
         >>> from examples.numpy_kernel import step
         >>> assert_correct(step, cases=["odd"])
     """
-    rows = verify(step, **how)
+    rows = verify(step, **options)
     failed = [row for row in rows if row.passed is False]
     if failed:
         lines = [f"{row.check} {row.case} {row.dtype} {row.tensor}: {row.note}" for row in failed]
         raise AssertionError(f"{len(failed)} of {len(rows)} rows failed:\n" + "\n".join(lines))
     if not any(row.passed is not None and row.is_comparison for row in rows):
-        raise AssertionError(f"nothing was compared: {'; '.join(reasons(rows))}")
+        raise AssertionError(f"nothing was compared: {'; '.join(skip_reasons(rows))}")

@@ -1,9 +1,9 @@
-"""The cases that `verify` puts to every implementation, each with a name that never changes.
+"""The cases that `verify` runs, each with a name that never changes.
 
 A case is tensors, hyper-parameters and a number of steps; its numbers derive from its name, the
-dtype and the seed alone, so `adadelta verify --case NAME` repeats it, in any process. AdaDelta
-needs strong inputs: fresh accumulators, positive gradients or one step hide wrong formulas, so both
-signs, many magnitudes and accumulators that are not zero are the rule here.
+dtype and the seed alone, so `adadelta verify --case NAME` repeats it. AdaDelta needs strong inputs:
+zero accumulators, positive gradients or a single step hide wrong formulas. So both signs, many
+magnitudes and nonzero accumulators are the rule here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULTS = Hyperparameters()
 
 
 class Values(NamedTuple):
-    """Where a tensor starts: float arrays of one shape, in the dtype of the states."""
+    """The start of a tensor: float arrays of one shape, in the dtype of the states."""
 
     weight: np.ndarray
     acc_grad: np.ndarray
@@ -37,19 +37,19 @@ class Values(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of an implementation.
+    """Some steps for an implementation to take.
 
     Attributes:
         name: as `--case` takes it.
-        about: what it can find out, in a few words.
+        about: what it tests, in a few words.
         shapes: of the tensors.
-        hyper: the hyper-parameters of all.
-        steps: how many are taken, each with gradients of its own.
-        fill: which numbers, a key of `FILLS`.
+        hyper: the hyper-parameters of all tensors.
+        steps: number of steps, each with gradients of its own.
+        fill: the distribution of the numbers, a key of `FILLS`.
         varied: each tensor has a rate and a decay multiplier of its own.
         flush: subnormals are flushed to zero, as MXNet does by default; only for its backend.
-        excusable: largest share of the results that may be right in another range only (`parity`):
-            another order of the operations overflows elsewhere.
+        excusable: largest share of the results that `tolerance` may excuse because another order of
+            the operations overflows elsewhere.
     """
 
     name: str
@@ -62,16 +62,16 @@ class Case:
     flush: bool = False
     excusable: float = 0.0
 
-    check: ClassVar[str] = "step"  # what `Row.check` calls it
+    check: ClassVar[str] = "step"  # in `ComparisonRow.check`
 
     @property
     def key(self) -> str:
-        """From which its numbers derive, with dtype and seed."""
+        """The text that its numbers derive from, with dtype and seed."""
         return self.name
 
     @property
     def elements(self) -> int:
-        """Count the elements of all tensors."""
+        """The number of elements of all tensors."""
         return sum(map(math.prod, self.shapes))
 
     @property
@@ -86,13 +86,13 @@ class Case:
 
     @lru_cache(maxsize=4)  # noqa: B019 - a case is a value; several implementations ask in turn
     def start(self, dtype: str, seed: int) -> list[Values]:
-        """Draw the tensors' weights and states, in the dtype of the states; only to be read."""
+        """Return the tensors' weights and states, in the dtype of the states; read-only."""
         rng, draw = self._generator(dtype, seed, 0), FILLS[self.fill]
         return [draw.start(rng, shape, state_dtype(dtype)) for shape in self.shapes]
 
     @lru_cache(maxsize=16)  # noqa: B019
     def grads(self, dtype: str, seed: int, step: int) -> list[np.ndarray]:
-        """Draw the gradients of a step, counted from 1, in `dtype`; only to be read."""
+        """Return the gradients of a step, counted from 1, in `dtype`; read-only."""
         rng, draw = self._generator(dtype, seed, step), FILLS[self.fill]
         with np.errstate(over="ignore"):
             return [
@@ -104,11 +104,11 @@ class Case:
         return np.random.default_rng([seed, zlib.crc32(f"{self.key} {dtype}".encode()), step])
 
 
-# --- which numbers --------------------------------------------------------------------------------
+# --- distributions of numbers ---------------------------------------------------------------------
 
 
 class Fill(NamedTuple):
-    """How the numbers of a case are drawn, given a generator, a shape and the states' dtype."""
+    """How to draw the numbers of a case, given a generator, a shape and the states' dtype."""
 
     start: Callable[[np.random.Generator, Shape, str], Values]
     grad: Callable[[np.random.Generator, Shape, str], np.ndarray]
@@ -117,7 +117,7 @@ class Fill(NamedTuple):
 def _spread(
     rng: np.random.Generator, shape: Shape, low: float, high: float, dtype: str
 ) -> np.ndarray:
-    """Draw numbers of both signs whose magnitudes are even between 10^low and 10^high."""
+    """Draw numbers of both signs, log-uniform between 10^low and 10^high."""
     signs = rng.choice([-1.0, 1.0], size=shape)
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(signs * 10.0 ** rng.uniform(low, high, size=shape)).astype(dtype)
@@ -139,14 +139,14 @@ def _start(
 
 
 def _fresh(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
-    """Start as a training does, half of the weights at zero, as biases do."""
+    """Start with zero accumulators, as a training does, and half of the weights at zero."""
     zeros = np.zeros(shape, dtype)
     weight = _spread(rng, shape, -3, 1, dtype)
     return Values(np.where(rng.random(shape) < 0.5, zeros, weight), zeros, zeros.copy())
 
 
 def _sparse_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
-    """Start midway, some of the weights at zero."""
+    """Start with nonzero accumulators, and some of the weights at zero."""
     weight, *states = _start((-3, 1), (-8, 3), (-9, -1))(rng, shape, dtype)
     return Values(np.where(rng.random(shape) < 0.3, np.zeros_like(weight), weight), *states)
 
@@ -156,7 +156,7 @@ def _grad(low: float, high: float) -> Callable[[np.random.Generator, Shape, str]
 
 
 def _sparse(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
-    """Leave one gradient in four, zeros of both signs elsewhere."""
+    """Keep one gradient in four; the others are zeros of both signs."""
     grad = _spread(rng, shape, -4, 1, dtype)
     return np.where(rng.random(shape) < 0.25, grad, np.copysign(0, grad)).astype(dtype)
 
@@ -166,7 +166,7 @@ def _zero(_rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
 
 
 def _tiny(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
-    """Reach from where squares are subnormal down to subnormal gradients."""
+    """Draw from gradients with subnormal squares down to subnormal gradients."""
     least = float(np.log10(np.finfo(dtype).smallest_subnormal))
     return _spread(rng, shape, least, least * 0.4, dtype)
 
@@ -177,7 +177,7 @@ def _tiny_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
 
 
 def _huge(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
-    """Reach from ordinary gradients to those whose squares overflow."""
+    """Draw from ordinary gradients up to those with squares that overflow."""
     most = float(np.log10(np.finfo(dtype).max))
     return _spread(rng, shape, 0, most, dtype)
 
@@ -188,7 +188,7 @@ def _huge_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
 
 
 def specials(dtype: str) -> np.ndarray:
-    """List the values that arithmetic treats apart, of both signs."""
+    """List the values that arithmetic treats specially, of both signs."""
     info = np.finfo(dtype)
     tiny, least = float(info.tiny), float(info.smallest_subnormal)
     some = [0.0, 1.0, 1.5, float(info.max), tiny, tiny / 3, least, np.inf, np.nan]
@@ -204,7 +204,7 @@ def _special_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values
 
 
 def _repeating(count: int) -> Fill:
-    """Repeat `count` numbers, since drawing many takes longer than all that is done with them."""
+    """Repeat `count` numbers: drawing many takes longer than the check."""
 
     def start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
         return Values(*(np.resize(v, shape) for v in FILLS["usual"].start(rng, (count,), dtype)))
@@ -224,48 +224,19 @@ FILLS = {
     "huge": Fill(_huge_start, _huge),
     "special": Fill(_special_start, _special),
 }
-DRAWN_FILLS = tuple(FILLS)
-# Primes, so that no part of a tensor that threads take begins alike.
+FUZZ_FILLS = tuple(FILLS)
+# Prime periods, so that the chunks of two threads differ.
 FILLS |= {"repeated": _repeating(1_000_003), "tiled": _repeating(1_009)}
 
 # --- the cases ------------------------------------------------------------------------------------
 
-# One less and one more than each width of a vector, of an unrolled loop, and of the size from which
-# on several threads are used; and what two, three or four threads divide unevenly.
+# Around the width of vectors and unrolled loops, and around the size from which several threads are
+# used; and lengths that two, three or four threads divide unevenly.
 LENGTHS = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    7,
-    8,
-    9,
-    15,
-    16,
-    17,
-    31,
-    32,
-    33,
-    63,
-    64,
-    65,
-    127,
-    128,
-    129,
-    255,
-    257,
-    511,
-    513,
-    1023,
-    1025,
-    4095,
-    4096,
-    4097,
-    8191,
-    8193,
-    65_537,
+    *range(6),
+    *(2**k + d for k in range(3, 8) for d in (-1, 0, 1)),
+    *(2**k + d for k in (8, 9, 10) for d in (-1, 1)),
+    *(4095, 4096, 4097, 8191, 8193, 65_537),
 )
 ODD = Hyperparameters(
     learning_rate=0.7, rho=0.95, epsilon=1e-5, wd=0.013, rescale_grad=0.37, clip_gradient=0.9
@@ -273,13 +244,14 @@ ODD = Hyperparameters(
 SHAPES: tuple[Shape, ...] = ((3, 4, 5), (10, 4), (7,), (), (2, 0, 3), (64, 3, 3, 3), (1000,))
 RANKS: tuple[Shape, ...] = tuple((2, 3, 1, 4, 2)[:rank] for rank in range(6))
 FEW: tuple[Shape, ...] = ((), (7,), (40, 25))
+MEDIUM, LONG, HUGE = ((5_000,),), ((20_000,),), ((2**24 + 1,),)
 MANY: tuple[Shape, ...] = tuple(
     (n,) for n in [*range(1, 20), 30_000, 5, 70_000, *range(0, 700, 27)]
 )
 
 
 def _one_at_a_time() -> list[Case]:
-    """Move each hyper-parameter alone, to an odd value and to the ends of its range."""
+    """Vary each hyper-parameter alone: to an odd value and to the ends of its range."""
     values = {
         "learning_rate": (0.3, 0.0, -1.0, 1e3),
         "rho": (0.95, 0.0, 0.9999999),
@@ -296,32 +268,22 @@ def _one_at_a_time() -> list[Case]:
 
 
 def _grid() -> list[Case]:
-    """Combine the values that MXNet's own tests combine, with several rates and values of rho."""
-    grid = itertools.product(
-        (1e-6, 1e-8),
-        (None, 0.4, 0.5),
-        (1.0, 0.14, 0.8),
-        (0.0, 0.03, 0.05, 0.07),
-        (1.0, 0.3),
-        (0.9, 0.99),
-    )
-    return [
-        Case(
-            f"grid-{k:03d}",
-            "a combination of hyper-parameters",
-            FEW,
-            Hyperparameters(rate, rho, epsilon, wd, rescale, clip),
-            3,
-        )
-        for k, (epsilon, clip, rescale, wd, rate, rho) in enumerate(grid)
+    """Combine the values of MXNet's own tests with several rates and values of rho."""
+    epsilons, clips, rescales = (1e-6, 1e-8), (None, 0.4, 0.5), (1.0, 0.14, 0.8)
+    decays, rates, rhos = (0.0, 0.03, 0.05, 0.07), (1.0, 0.3), (0.9, 0.99)
+    grid = itertools.product(epsilons, clips, rescales, decays, rates, rhos)
+    hypers = [
+        Hyperparameters(rate, rho, epsilon, wd, rescale, clip)
+        for epsilon, clip, rescale, wd, rate, rho in grid
     ]
+    return [Case(f"grid-{k:03d}", "a combination", FEW, each, 3) for k, each in enumerate(hypers)]
 
 
-LENGTH = re.compile(r"length-(0|[1-9][0-9]{0,17})")  # any length is a case, in no catalogue
+LENGTH = re.compile(r"length-(0|[1-9][0-9]{0,17})")  # names a case outside of the catalogue
 
 
 def single(length: int) -> Case:
-    """Make the case of one tensor of a length."""
+    """Return the case of a single tensor of a length."""
     return Case(f"length-{length}", "a tensor alone", ((length,),), ODD, steps=3)
 
 
@@ -338,34 +300,14 @@ DEFAULT = (
     Case("large", "more than the caches near the cores hold", ((300_007,),), ODD, steps=2),
     Case("zero-gradients", "gradients of zero", SHAPES, ODD, fill="zero", steps=3),
     Case("sparse-gradients", "mostly zeros of both signs", SHAPES, ODD, fill="sparse", steps=3),
-    # Of those that are right in another order, 0.045 and 0.24 were measured at most: `excusable`.
-    Case(
-        "special",
-        "infinities, NaNs, signed zeros, extremes",
-        ((20_000,),),
-        fill="special",
-        excusable=0.08,
-    ),
-    Case(
-        "special-odd",
-        "the same, clipped and decayed",
-        ((20_000,),),
-        ODD,
-        fill="special",
-        excusable=0.08,
-    ),
-    Case(
-        "overflow",
-        "squares beyond the largest number",
-        ((5_000,),),
-        ODD,
-        fill="huge",
-        excusable=0.35,
-    ),
-    Case("subnormal", "strict subnormals", ((5_000,),), fill="tiny"),
-    Case("subnormal-odd", "strict subnormals, odd", ((5_000,),), ODD, fill="tiny"),
-    Case("flushed", "subnormals flushed to zero", ((5_000,),), fill="tiny", flush=True),
-    Case("flushed-odd", "flushed, odd", ((5_000,),), ODD, fill="tiny", flush=True),
+    # `excusable`: kernels with another order of the operations need 0.045 and 0.24 at most.
+    Case("special", "infinities, NaNs, signed zeros", LONG, fill="special", excusable=0.08),
+    Case("special-odd", "clipped and decayed", LONG, ODD, fill="special", excusable=0.08),
+    Case("overflow", "squares too large", MEDIUM, ODD, fill="huge", excusable=0.35),
+    Case("subnormal", "strict subnormals", MEDIUM, fill="tiny"),
+    Case("subnormal-odd", "strict subnormals, odd", MEDIUM, ODD, fill="tiny"),
+    Case("flushed", "subnormals flushed to zero", MEDIUM, fill="tiny", flush=True),
+    Case("flushed-odd", "flushed, odd", MEDIUM, ODD, fill="tiny", flush=True),
     Case("flushed-usual", "ordinary numbers while flushing", SHAPES, ODD, flush=True),
     Case("long", "100 steps", ((257,),), ODD, steps=100),
 )
@@ -374,14 +316,7 @@ FULL = (
     *(single(length) for length in LENGTHS if length not in {0, 1, 17, 4097}),
     Case("longer", "1000 steps", ((257,),), ODD, steps=1000),
     Case("million", "where one element may be off", ((1_000_003,),), ODD, steps=2),
-    Case(
-        "beyond-2^24",
-        "more elements than float32 can count",
-        ((2**24 + 1,),),
-        ODD,
-        steps=1,
-        fill="repeated",
-    ),
+    Case("beyond-2^24", "more than float32 can count", HUGE, ODD, steps=1, fill="repeated"),
 )
 GRID_NAMES = f"grid-000 to grid-{len(_grid()) - 1:03d}"
 CASES = {case.name: case for case in (*DEFAULT, *FULL)}

@@ -1,4 +1,4 @@
-"""The cases that names stand for: those of `cases`, and those that `fuzz` reads."""
+"""Cases by name: those of `cases`, any length, and the fuzzed ones that `fuzz` parses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def select(
     """Choose the cases of a run.
 
     Args:
-        names: these only, in this order.
-        full: the whole catalogue, not only the default set.
-        steps: take so many steps in each, in place of each case's own number.
-        sizes: one tensor of each of these lengths, in place of the catalogue.
+        names: of the only cases, in this order.
+        full: the whole catalogue, in place of the default set.
+        steps: steps of each case, in place of its own number.
+        sizes: lengths of single tensors, in place of the catalogue.
 
     Raises:
-        UsageError: there is no case of a name.
+        UsageError: a name is unknown, or there are both names and sizes.
     """
     known = CASES | {name: fuzz.parse_case(name) for name in names if name.startswith(fuzz.PREFIX)}
     known |= {m[0]: single(int(m[1])) for m in map(LENGTH.fullmatch, names) if m}
@@ -36,11 +36,11 @@ def select(
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         listed = [name for name in CASES if not name.startswith("grid-")]
         raise UsageError(
-            f"--case is {shortened(unknown[0])!r}, and there is no case of that name{meant}; known "
-            f"are {', '.join((*listed, 'length-N', GRID_NAMES, fuzz.ALL))}"
+            f"case is {shortened(unknown[0])!r}, which is no case{meant}; known are "
+            f"{', '.join((*listed, 'length-N', GRID_NAMES, fuzz.ALL))}"
         )
     if names and sizes:
-        raise UsageError("--sizes takes the place of the cases; leave out --case or --sizes")
+        raise UsageError("sizes replace the cases; leave out either the sizes or the cases")
     if sizes:
         chosen = [single(size) for size in sizes]
     elif names:

@@ -1,7 +1,4 @@
-"""What an implementation makes of a case or a training: run here, compared elsewhere.
-
-These functions are what a sandbox is asked to call.
-"""
+"""Run an implementation on a case or a training, for sandboxes to call."""
 
 from __future__ import annotations
 
@@ -27,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What an implementation made of a case or a training.
+    """The results of an implementation on a case or a training.
 
     Attributes:
         tensors: for weight, acc_grad, acc_delta, and master where there is one: the elements of all
             tensors end to end, an array for the start and for each recorded step.
-        grad_changes: elements of the gradients that a step changed.
+        grad_changes: elements of the gradients that the steps changed.
         losses: (step, loss) at each recorded step; of a training only.
     """
 
@@ -42,7 +39,7 @@ class Trajectory:
 
 
 def make_ready(backend: str, device: Device) -> None:
-    """Import what steps on a backend need."""
+    """Import a backend's library."""
     array_backends.backend(backend, device)
 
 
@@ -56,15 +53,15 @@ def step_through(
     backend: NumpyBackend | None = None,
     bind: Bind | None = None,
 ) -> Trajectory:
-    """Let an implementation take a case's steps.
+    """Take a case's steps with an implementation.
 
     Args:
-        implementation: which, as it is on its device.
-        case: what to put to it.
-        dtype: in which element type.
-        seed: from which the case draws its numbers.
-        starts: a trajectory's tensors; each step is taken from its state before that step, and not
-            from where the last step led.
+        implementation: on its device.
+        case: the steps to take.
+        dtype: the element type.
+        seed: of the case's numbers.
+        starts: a trajectory's tensors; each step starts from its state before that step, in place
+            of the result of the step before.
         backend: makes the arrays, in place of the implementation's own.
         bind: makes the step, in place of the implementation's own.
     """
@@ -112,7 +109,7 @@ def train(
     seed: int,
     steps: int | None,
 ) -> Trajectory:
-    """Train a config with an implementation, `steps` at most; keep every recorded step."""
+    """Train a config with an implementation for at most `steps`; keep every recorded step."""
     from adadelta_cli.run import config, trainer
 
     backend = implementation.arrays()

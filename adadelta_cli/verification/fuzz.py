@@ -1,6 +1,6 @@
-"""Fresh cases drawn from the seed; Hypothesis shrinks what fails.
+"""Fuzzed cases: generated from the seed, and shrunk by Hypothesis where they fail.
 
-A drawn case is named by what it is, as in `drawn:shapes=3x4+7,fill=tiny,rho=0.95`, so that
+The name of a fuzzed case describes it, as in `drawn:shapes=3x4+7,fill=tiny,rho=0.95`, so that
 `adadelta verify --case NAME` repeats it without Hypothesis.
 """
 
@@ -14,20 +14,19 @@ import numpy as np
 
 from adadelta_cli.errors import UsageError
 from adadelta_cli.update import Hyperparameters
-from adadelta_cli.verification.cases import DRAWN_FILLS, FILLS, Case, Shape
+from adadelta_cli.verification.cases import FILLS, FUZZ_FILLS, Case, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
     from hypothesis.strategies import SearchStrategy
 
-ALL = "drawn"  # the name by which `--case` asks for the drawing itself
-LENGTHS = "drawn:lengths"  # likewise for tensors of every length
-STEADY = "steady"  # and for one step taken hundreds of times over (`conduct.steady`)
-COLLECTIVE = (ALL, LENGTHS, STEADY)  # names that `--case` takes, and that stand for no single case
+# Names for `--case` that stand for many cases: fuzzed ones, tensors of every length, and one step
+# taken hundreds of times (`invariants.check_repeated`).
+ALL, LENGTHS, STEADY = COLLECTIVE = ("drawn", "drawn:lengths", "steady")
 EXAMPLES, FULL_EXAMPLES = 12, 300  # for each implementation and dtype
-OF_USERS = 25  # times as many for a kernel of the user's own, whose bounds hide more
-# For each dtype of such a kernel: some compile each case. Lengths take twice as long.
+USER_FACTOR = 25  # times as many for a user kernel, since bounds hide more than equal bits
+# For each dtype of a user kernel: some compile each case. Lengths get twice as long.
 SECONDS, FULL_SECONDS = 10.0, 40.0
 PREFIX = f"{ALL}:"
 SCALAR = "scalar"
@@ -45,14 +44,14 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class FuzzedCase(Case):
-    """A case that is named by what it is.
+    """A case with a name that describes it.
 
     Attributes:
-        draw: which numbers; they do not depend on the rest, so that shrinking keeps to them.
+        draw: seeds its numbers; these depend on nothing else, so that shrinking keeps them.
     """
 
     draw: int = 0
-    excusable: float = 1.0  # of a few elements any number may be near the ends of the range
+    excusable: float = 1.0  # all of a few elements may be near the ends of the range
     check: ClassVar[str] = "drawn"
 
     @property
@@ -62,7 +61,7 @@ class FuzzedCase(Case):
 
 
 def fuzzed(shapes: tuple[Shape, ...], hyper: Hyperparameters, **more: Any) -> FuzzedCase:
-    """Make a case, and its name of what is not as usual."""
+    """Make a case; its name has the values that are not the usual ones."""
     parts = {"shapes": "+".join("x".join(map(str, shape)) or SCALAR for shape in shapes)}
     usual = {"fill": "usual", "steps": 1, "varied": False, "draw": 0} | vars(Hyperparameters())
     given = {"steps": 1} | more
@@ -70,14 +69,14 @@ def fuzzed(shapes: tuple[Shape, ...], hyper: Hyperparameters, **more: Any) -> Fu
         if value != usual[key]:
             parts[key] = str(int(value)) if isinstance(value, bool) else str(value)
     name = PREFIX + ",".join(f"{key}={value}" for key, value in parts.items())
-    return FuzzedCase(name, "drawn from the seed", shapes, hyper, **given)
+    return FuzzedCase(name, "fuzzed", shapes, hyper, **given)
 
 
 def parse_case(name: str) -> FuzzedCase:
-    """Make the case of a name.
+    """Parse the name of a fuzzed case.
 
     Raises:
-        UsageError: it names none.
+        UsageError: it is no such name.
     """
     try:
         pairs = [part.split("=", 1) for part in name.removeprefix(PREFIX).split(",")]
@@ -86,7 +85,7 @@ def parse_case(name: str) -> FuzzedCase:
         return fuzzed(found.pop("shapes"), Hyperparameters(**rates), **found)
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"--case is {name!r}: {error}; expected {FORM}, as verify wrote it"
+            f"case is {name!r}: {error}; expected {FORM}, as verify wrote it"
         ) from None
 
 
@@ -104,37 +103,36 @@ def _shape(text: str) -> Shape:
 
 
 def example_count(names: tuple[str, ...], *, full: bool, alone: bool) -> int:
-    """Choose how many cases to draw: of a run that names cases, or something else `alone`."""
+    """Return the number of fuzzed cases of a run; `alone`: it names cases or anything else."""
     if ALL in names or (full and not alone):
         return FULL_EXAMPLES
     return 0 if alone else EXAMPLES
 
 
 def longest_length(*, full: bool) -> int:
-    """Say up to which length tensors are put to a kernel of the user's own."""
+    """Return the length of the longest tensor that user kernels get."""
     return FULL_MOST if full else MOST
 
 
 def time_limit_s(*, full: bool) -> float:
-    """Say for how long cases are drawn for such a kernel, at most."""
+    """Return the time limit of fuzzing one user kernel."""
     return FULL_SECONDS if full else SECONDS
 
 
-# --- drawing --------------------------------------------------------------------------------------
+# --- generating -----------------------------------------------------------------------------------
 
-
-RANKS = 8  # dimensions of a shape that is drawn for a kernel of the user's own, at most
-OWN_RANKS = 5  # likewise for this package's, since MXNet's operators broadcast no more
+RANKS = 8  # most dimensions of a tensor for user kernels
+BUILTIN_RANKS = 5  # and for built-in implementations, since MXNet's operators broadcast no more
 
 
 class _Range(NamedTuple):
-    """How a hyper-parameter is drawn from a number that is even in [0, 1).
+    """The distribution of a hyper-parameter.
 
     Attributes:
         usual: its value in `share` of the cases.
-        share: likewise.
+        share: a fraction.
         edge: its value in one case of twenty.
-        spread: makes the value of the others, of another such number.
+        spread: maps [0, 1) to the values of the other cases.
     """
 
     usual: float | None
@@ -143,7 +141,7 @@ class _Range(NamedTuple):
     spread: Callable[[float], float]
 
     def at(self, u: float) -> float | None:
-        """Take the value at a place in [0, 1)."""
+        """Return the value at a place in [0, 1)."""
         if u < self.share:
             return self.usual
         if u < self.share + 0.05:
@@ -152,43 +150,43 @@ class _Range(NamedTuple):
 
 
 def _log(low: float, high: float) -> Callable[[float], float]:
-    """Spread numbers evenly in the logarithm, between these powers of ten."""
+    """Map [0, 1) to numbers with a uniform logarithm, between these powers of ten."""
     return lambda u: 10 ** (low + (high - low) * u)
 
 
 def _signed(low: float, high: float) -> Callable[[float], float]:
-    """Spread numbers of both signs, their magnitudes as `_log` does."""
+    """Map [0, 1) to numbers of both signs, with magnitudes as of `_log`."""
     return lambda u: _log(low, high)(2 * u) if u < 0.5 else -_log(low, high)(2 * u - 1)
 
 
 def _halves(*parts: Callable[[float], float]) -> Callable[[float], float]:
-    """Spread half of the numbers in one way and half in the other."""
+    """Map each half of [0, 1) in its own way."""
     return lambda u: parts[int(2 * u)](2 * u % 1)
 
 
-RANGES = {  # whole ranges: even in the logarithm; rho also even, and near 1
+RANGES = {  # uniform in the logarithm; rho also uniform, and near 1
     "learning_rate": _Range(1.0, 0.2, 0.0, _signed(-6, 6)),
     "rho": _Range(0.9, 0.1, 0.0, _halves(lambda u: u, lambda u: 1 - _log(-7, 0)(u))),
     "epsilon": _Range(1e-6, 0.3, 1.0, _log(-30, 6)),
     "wd": _Range(0.0, 0.3, 0.0, _signed(-8, 4)),
     "rescale_grad": _Range(1.0, 0.3, 0.0, _signed(-10, 10)),
-    # Near the gradients, where it matters, and far from them.
+    # Near the gradients, and far from them.
     "clip_gradient": _Range(None, 0.3, 0.0, _halves(_log(-6, 4), _log(-37, 38))),
 }
 
 
 def fuzzed_cases(seed: int, count: int, ranks: int = RANKS) -> Iterator[FuzzedCase]:
-    """Draw `count` cases of up to `ranks` dimensions, a Latin hypercube of hyper-parameters.
+    """Generate `count` cases of up to `ranks` dimensions, a Latin hypercube of hyper-parameters.
 
-    Each of `count` equal parts of each range is met once (M. D. McKay, R. J. Beckman, W. J.
+    Each of `count` equal parts of each range occurs once (M. D. McKay, R. J. Beckman, W. J.
     Conover, "A comparison of three methods for selecting values of input variables", 1979).
     """
     rng = np.random.default_rng([seed, count])
     places = {name: (rng.permutation(count) + rng.random(count)) / count for name in RANGES}
-    fills = sorted(DRAWN_FILLS)
+    fills = sorted(FUZZ_FILLS)
     for k in range(count):
         hyper = {name: each.at(places[name][k]) for name, each in RANGES.items()}
-        shapes = tuple(_drawn_shape(rng, ranks) for _ in range(rng.integers(1, 4)))
+        shapes = tuple(_random_shape(rng, ranks) for _ in range(rng.integers(1, 4)))
         yield fuzzed(
             shapes,
             Hyperparameters(**hyper),  # type: ignore[arg-type] # only a clip is None
@@ -199,8 +197,8 @@ def fuzzed_cases(seed: int, count: int, ranks: int = RANKS) -> Iterator[FuzzedCa
         )
 
 
-def _drawn_shape(rng: np.random.Generator, ranks: int) -> Shape:
-    """Draw a shape of any rank, some hundred elements at most, or a length up to 10,000."""
+def _random_shape(rng: np.random.Generator, ranks: int) -> Shape:
+    """Generate a shape of any rank with some hundred elements, or a length up to 10,000."""
     if rng.random() < 0.3:
         return (int(10 ** rng.uniform(0, 4)),)
     rank = int(rng.integers(0, ranks + 1))
@@ -208,12 +206,12 @@ def _drawn_shape(rng: np.random.Generator, ranks: int) -> Shape:
     return tuple(int(n) for n in rng.integers(rank < 4, most + 1, rank)) if rank else ()
 
 
-def shrink(case: FuzzedCase, wrong: Callable[[FuzzedCase], bool]) -> FuzzedCase:
-    """Find a simpler case that is wrong: fewer and smaller tensors, plain settings.
+def shrink(case: FuzzedCase, fails: Callable[[FuzzedCase], bool]) -> FuzzedCase:
+    """Find a simpler case that fails: fewer and smaller tensors, plain settings.
 
     Args:
-        case: one that is wrong.
-        wrong: tells whether a case is.
+        case: one that fails.
+        fails: tells whether a case fails.
     """
     import random
 
@@ -227,7 +225,7 @@ def shrink(case: FuzzedCase, wrong: Callable[[FuzzedCase], bool]) -> FuzzedCase:
 
     def same_answer_again(each: FuzzedCase) -> bool:  # Hypothesis repeats what it ends with
         if each.name not in known:
-            known[each.name] = wrong(each)
+            known[each.name] = fails(each)
         return known[each.name]
 
     try:
@@ -237,15 +235,15 @@ def shrink(case: FuzzedCase, wrong: Callable[[FuzzedCase], bool]) -> FuzzedCase:
         return case
 
 
-SHRINKS = 100  # cases in which something simpler is looked for
+SHRINKS = 100  # cases that are tried
 
 
 def _simpler(case: FuzzedCase) -> SearchStrategy[FuzzedCase]:
-    """Draw parts of a case: some of its tensors, cut shorter; its settings, or plain ones."""
+    """Generate parts of a case: some of its tensors, cut shorter; its settings, or plain ones."""
     from hypothesis import strategies as st
 
     def cut(shape: Shape) -> SearchStrategy[Shape]:
-        # Uncut in half of the draws: what is wrong may need all of it.
+        # Uncut in half of the cases: the failure may need the whole tensor.
         return st.tuples(*(st.integers(0, 2 * n).map(partial(min, n)) for n in shape))
 
     def either(*values: Any) -> SearchStrategy[Any]:
@@ -275,26 +273,27 @@ def _simpler(case: FuzzedCase) -> SearchStrategy[FuzzedCase]:
 
 # --- every length ---------------------------------------------------------------------------------
 
-GROWTH = 1.06  # from one length to the next: a fault in a window of lengths of 6 % is met
+GROWTH = 1.06  # from one length to the next: finds a failure in any window of 6 %
 MOST, FULL_MOST = 1_150_000, 4_400_000  # beyond 2^20; with --full beyond 2^22
+LENGTH_FILL = "tiled"
 HYPER = Hyperparameters(0.7, 0.95, 1e-5, 0.013, 0.37, 0.9)
 
 
 def length_cases(most: int) -> list[FuzzedCase]:
-    """Return a tensor of each of many lengths up to `most`, odd and even in turn; and large shapes.
+    """Return single tensors of many lengths up to `most`, odd and even in turn; and large shapes.
 
-    In an order in which any first part of them is spread over all lengths, since time may run out.
+    They are shuffled, so that those run before the time limit cover all lengths.
     """
     found = _lengths(most)
     shapes: list[Shape] = [(n,) for n in found]
     shapes += [(2**k,) for k in range(5, most.bit_length()) if 2**k not in found]
     shapes += [shape for k in range(3, 10) for shape in _folded(4**k)]
     order = np.random.default_rng(0).permutation(len(shapes))
-    return [fuzzed((shapes[k],), HYPER, fill="tiled", steps=1, draw=int(k)) for k in order]
+    return [fuzzed((shapes[k],), HYPER, fill=LENGTH_FILL, steps=1, draw=int(k)) for k in order]
 
 
 def _folded(size: int) -> Iterator[Shape]:
-    """Yield shapes of about so many elements, as matrices, kernels and stacks of them have."""
+    """Yield shapes of about `size` elements: matrices, convolution kernels and stacks of them."""
     side = int(size**0.5)
     yield from ((side + 1, side - 1), (3, size // 3 + 1), (size // 5 + 1, 5), (side, side))
     yield from ((side // 3 + 1, side // 3, 3, 3), (5, side // 5 + 1, side), (2, side // 4, 2, side))

@@ -1,16 +1,14 @@
-"""How an implementation behaves, whatever numbers it computes: where it writes, what it depends on.
+"""Check the invariants of an implementation, whatever numbers it computes.
 
-Three questions, each answered in a sandbox with small rows:
-
-* guard: does it write outside its tensors? Each buffer lies between guard zones, on a GPU too, and
-  on MXNet, whose arrays are made on memory of ours.
-* repeat: does a step give the same bits again, at other memory alignments, on one thread, in other
-  cuttings? A kernel of the user's own also takes one step hundreds of times over, since a race is
-  seldom lost. An element that is left unwritten in a new array shows here too, for the memory that
-  new arrays are likely to get is poisoned with another number before each run; one left unwritten
-  in place keeps its old number, which the comparison with the reference sees.
-* saved: do the states survive an MXNet `Updater`'s `get_states` and `set_states` midway, with the
-  optimizer in them, into arrays that were poisoned meanwhile?
+* guard: it does not write outside its tensors. Each buffer is between guard zones, on a GPU too,
+  and on MXNet, which gets arrays on such memory.
+* repeat: a step gives the same bits again, at other memory alignments, on one thread, and in other
+  chunks. A user kernel also takes one step hundreds of times, since races are rare. This finds
+  elements of new arrays that the kernel leaves unwritten, too: before each run, the memory that new
+  arrays are likely to get is poisoned. An element left unwritten in place keeps its old number,
+  which the comparison with the reference finds.
+* saved: the states survive `get_states` and `set_states` of an MXNet `Updater` midway, with the
+  optimizer in them, into arrays that are poisoned meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from adadelta_cli.implementations.guard import GUARD, GUARD_BYTES, Guarded, pois
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.verification import cases
 from adadelta_cli.verification.execute import step_through
-from adadelta_cli.verification.ulp import Difference
+from adadelta_cli.verification.ulp import Difference, describe_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,22 +37,22 @@ if TYPE_CHECKING:
     from adadelta_cli.verification.cases import Case
     from adadelta_cli.verification.execute import Trajectory
 
-CASES = frozenset({"length-4097"})  # the default: cheap, and long enough to be cut
-FULL = frozenset(case.name for case in cases.DEFAULT)  # and with --full
+CASES = frozenset({"length-4097"})  # by default: cheap, and long enough for several chunks
+FULL = frozenset(case.name for case in cases.DEFAULT)  # with --full
 CHECKS = ("guard", "repeat", "saved")
 BUFFERS = ("weight", "grad", "acc_grad", "acc_delta", "master")
 
 
 @dataclass(frozen=True)
 class InvariantResult:
-    """What was found of one tensor.
+    """The check of one invariant on one tensor.
 
     Attributes:
-        check: `guard`, `repeat` or `saved`.
-        tensor: as in `verification.Row`.
-        elements: how many numbers were compared; of `guard`, how many bytes were watched.
-        mismatches: how many of them are not what they were.
-        note: where, if any.
+        check: one of `CHECKS`.
+        tensor: as in `ComparisonRow`.
+        elements: compared numbers; of `guard`, the bytes of the zones.
+        mismatches: how many of them changed.
+        note: the place of the first.
     """
 
     check: str
@@ -64,15 +62,15 @@ class InvariantResult:
     note: str = ""
 
 
-# --- memory of ours -------------------------------------------------------------------------------
+# --- guarded memory -------------------------------------------------------------------------------
 
 
 class GuardedBackend:
-    """A backend whose arrays lie between guard zones.
+    """A backend that makes arrays between guard zones.
 
     Args:
         backend: the array library, `numpy`, `mxnet` or `cupy`.
-        shift: how many elements each array lies behind a multiple of 64 bytes.
+        shift: offset of each array from a multiple of 64 bytes, in elements.
     """
 
     def __init__(self, backend: NumpyBackend, shift: int) -> None:
@@ -90,7 +88,7 @@ class GuardedBackend:
         return _VIEWS[self._backend.name](self.guarded[-1].array)
 
     def written_outside(self, tensors: int) -> Iterator[InvariantResult]:
-        """Say what was written outside of each buffer of so many tensors, made in turn."""
+        """Report writes outside of each buffer, given the number of tensors."""
         each = len(self.guarded) // tensors
         for k, name in enumerate(BUFFERS[:each]):
             zones = self.guarded[k::each]
@@ -116,7 +114,7 @@ _VIEWS: dict[str, Callable[[Any], Any]] = {
 
 
 class Variation(NamedTuple):
-    """A way to run a case again that may change no bit."""
+    """A way to repeat a case that must not change a bit."""
 
     about: str
     shift: int = 0
@@ -138,31 +136,31 @@ CHUNKED = (
 def check_determinism(
     chosen: Implementation, case: Case, dtype: str, seed: int
 ) -> list[InvariantResult]:
-    """Run a case in guarded memory several times, for the results of `guard` and `repeat`.
+    """Run a case in guarded memory several times, for `guard` and `repeat`.
 
-    Third-party code may copy these arrays, so its own memory is guarded where it is called
+    Third-party code may copy these arrays, so its buffers are guarded where it is called
     (`implementations.user_kernel`), and it has no results of `guard` here.
     """
     memory: Any = GuardedBackend(chosen.arrays(), 0)
     wanted = step_through(chosen, case, dtype, seed, backend=memory)
     outside = [] if chosen.tolerance else list(memory.written_outside(len(case.shapes)))
     repeats = {tensor: InvariantResult("repeat", tensor, 0) for tensor in wanted.tensors}
-    cut = chosen.fused and chosen.device.kind == "cpu"  # a GPU's blocks are cut one way
-    for variation in AGAIN + CHUNKED if cut else AGAIN:
+    chunked = chosen.fused and chosen.device.kind == "cpu"
+    for variation in AGAIN + CHUNKED if chunked else AGAIN:
         got = _varied(variation, chosen, case, dtype, seed)
         for tensor, before in repeats.items():
             found = _compared("repeat", tensor, got, wanted)
-            repeats[tensor] = _together(before, found, f"{variation.about}: ")
+            repeats[tensor] = _merged(before, found, f"{variation.about}: ")
     return outside + list(repeats.values())
 
 
-# Elements, and how often a step on them is repeated: small for many times, large for many threads.
+# Elements, and repetitions of a step on them: few elements for many times, many for many threads.
 REPEATED = ((4_099, 2_000), (100_003, 300))
-REPEATED_S = 2.0  # for each of these, at most
+REPEATED_S = 2.0  # time limit of each
 
 
 def check_repeated(chosen: Implementation, dtype: str, seed: int) -> list[InvariantResult]:
-    """Take the same step hundreds of times over, and compare the bits."""
+    """Take the same step hundreds of times, and compare the bits."""
     return [
         finding
         for elements, times in REPEATED
@@ -207,7 +205,7 @@ def _varied(
 
 @contextlib.contextmanager
 def _chunked(parts: int | None) -> Iterator[None]:
-    """Cut long work into parts; one part is one thread."""
+    """Split the work into chunks; one chunk is one thread."""
     if parts is None:
         yield
         return
@@ -220,16 +218,11 @@ def _chunked(parts: int | None) -> Iterator[None]:
 def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> InvariantResult:
     a, b = (np.concatenate(each.tensors[tensor][1:]) for each in (got, wanted))
     difference = Difference.between(a, b, b)
-    note, first, size = "", difference.first, wanted.tensors[tensor][0].size
-    if first is not None:
-        note = (
-            f"first at step {first // size + 1}, element {first % size}: got "
-            f"{float(a[first]).hex()}, expected {float(b[first]).hex()}"
-        )
+    note = describe_first(difference, a, b, wanted.tensors[tensor][0].size)
     return InvariantResult(check, tensor, difference.elements, difference.mismatches, note)
 
 
-def _together(before: InvariantResult, found: InvariantResult, prefix: str) -> InvariantResult:
+def _merged(before: InvariantResult, found: InvariantResult, prefix: str) -> InvariantResult:
     return InvariantResult(
         found.check,
         found.tensor,
@@ -245,7 +238,7 @@ def _together(before: InvariantResult, found: InvariantResult, prefix: str) -> I
 def checkpoint_roundtrip(
     chosen: Implementation, case: Case, dtype: str, seed: int
 ) -> list[InvariantResult]:
-    """Run a case with a stop midway, at which the states are saved and loaded; and without."""
+    """Compare a case with and without saving and loading the states midway."""
     wanted = step_through(chosen, case, dtype, seed)
     bind = _stopping(chosen.optimizer, case.steps // 2)
     got = step_through(chosen, case, dtype, seed, bind=bind)
@@ -253,7 +246,7 @@ def checkpoint_roundtrip(
 
 
 def _stopping(make: Any, halfway: int) -> Bind:
-    """Bind an optimizer by its MXNet Updater, saved and loaded after `halfway` steps."""
+    """Bind an optimizer by its MXNet Updater, which is saved and loaded after `halfway` steps."""
 
     def bind(inputs: StepInputs) -> Step:
         mx, parameters = runtime.load_mxnet(), inputs.parameters
@@ -288,7 +281,7 @@ def _updater(mx: Any, optimizer: Any, parameters: Sequence[Parameter]) -> Any:
 
 
 def _reloaded(mx: Any, updater: Any, parameters: Sequence[Parameter]) -> Any:
-    """Save the states, poison them in memory, and load them into an updater of its own."""
+    """Save the states, poison them in memory, and load them into a new updater."""
     content = updater.get_states(dump_optimizer=True)
     for parameter in parameters:
         for array in parameter.arrays[2:]:
@@ -302,7 +295,7 @@ def _reloaded(mx: Any, updater: Any, parameters: Sequence[Parameter]) -> Any:
 
 
 def _flat(state: Any) -> list[Any]:
-    """Order a state as `Parameter.arrays` has it: acc_grad, acc_delta, master."""
+    """Order a state as in `Parameter.arrays`: acc_grad, acc_delta, master."""
     if state is None:
         return []
     first, second = state

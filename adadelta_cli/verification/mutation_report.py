@@ -1,4 +1,4 @@
-"""What `verify --self-test` writes: the planted faults, and what caught them."""
+"""Write selftest.csv and self-test.md: the mutants, and what caught them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from adadelta_cli.verification import mutation_test
 
 
-SELF_TEST_PAGE = """# Planted faults
+SELF_TEST_PAGE = """# Mutants
 
-`adadelta verify --self-test` plants each of these mistakes into the one source that it belongs to:
-the array update, the scalar kernel, or a kernel as a user would write it, which is checked through
-`--impl`. It sees to it that `verify` catches each. It wrote this page.
+`adadelta verify --self-test` makes each of these mistakes in the one source that it belongs to: the
+array update, the scalar kernel, or a user kernel, which is checked through `--impl`. `verify` must
+catch each of these mutants. The command wrote this page.
 
-The case is the smallest of `verify`'s own that catches the fault; `adadelta verify --case` puts it
-to any implementation. The last two columns say whether the test procedure of MXNet or of PyTorch,
-as its repository has it, would have caught the same mistake, with the right update as reference:
+The case is the smallest of `verify`'s own that catches the mutant; `adadelta verify --case` runs it
+on any implementation. The last two columns say whether the test procedure of MXNet or of PyTorch,
+as in its repository, would have caught the same mistake, with the array update as reference:
 
 * MXNet's: one step from zero accumulators on three small tensors, uniform in [0, 1); relative
   tolerance 1e-4, absolute 1e-5, over a grid of hyper-parameters, float32 and float16.
 * PyTorch's: seven steps of two small linear layers in float64, a relative and absolute tolerance
-  of 1e-7, over rates, weight_decays and rho. It has neither rescaling nor clipping to go wrong.
+  of 1e-7, over rates, weight decays and rho. It covers neither rescaling nor clipping.
 
 {counts}
 
-| fault | what it is | source | smallest case | MXNet's test | PyTorch's test |
+| mutant | mistake | source | smallest case | MXNet's test | PyTorch's test |
 |---|---|---|---|---|---|
 {lines}
 """
@@ -53,28 +53,25 @@ def self_test_document(rows: Sequence[mutation_test.MutantRow]) -> dict[str, Any
     return {"passed": all(row.passed for row in rows), "rows": jsonable(list(rows))}
 
 
-def _planted(rows: Sequence[mutation_test.MutantRow]) -> list[mutation_test.MutantRow]:
-    return [row for row in rows if row.fault != "unchanged"]
-
-
 def _self_test_counts(rows: Sequence[mutation_test.MutantRow]) -> str:
-    faults = _planted(rows)
+    mutants = [row for row in rows if row.is_mutant]
     caught, mxnet, pytorch = (
-        sum(getattr(row, name) for row in faults)
+        sum(getattr(row, name) for row in mutants)
         for name in ("caught", "mxnet_test", "pytorch_test")
     )
     return (
-        f"Of {len(faults)} faults, `verify` catches {caught}, MXNet's test {mxnet}, "
+        f"Of {len(mutants)} mutants, `verify` catches {caught}, MXNet's test {mxnet}, "
         f"PyTorch's {pytorch}."
     )
 
 
 def self_test_page(rows: Sequence[mutation_test.MutantRow]) -> str:
-    """Write the page of the documentation that lists the faults."""
+    """Write the page of the documentation that lists the mutants."""
     lines = [
         f"| `{row.fault}` | {row.about} | `{row.source}` | `{row.case}` {row.dtype} | "
         f"{_caught(row.mxnet_test)} | {_caught(row.pytorch_test)} |"
-        for row in _planted(rows)
+        for row in rows
+        if row.is_mutant
     ]
     return SELF_TEST_PAGE.format(counts=_self_test_counts(rows), lines="\n".join(lines))
 
@@ -84,29 +81,19 @@ def _caught(caught: bool) -> str:
 
 
 def self_test_table(rows: Sequence[mutation_test.MutantRow]) -> Table:
-    """Lay out what caught each fault."""
+    """Lay out what caught each mutant."""
     from rich.table import Table
 
     table = Table(
-        title="adadelta verify --self-test: is every planted fault caught?",
+        title="adadelta verify --self-test: is every mutant caught?",
         title_justify="left",
         caption=_self_test_counts(rows).replace("`", ""),
         caption_justify="left",
     )
-    for name in (
-        "fault",
-        "what it is",
-        "smallest case that catches it",
-        "shows in",
-        "MXNet's test",
-        "PyTorch's test",
-        "verdict",
-    ):
+    names = ("mutant", "mistake", "smallest case", "tensor", "MXNet's", "PyTorch's", "verdict")
+    for name in names:
         table.add_column(name)
     for row in rows:
-        verdict = {True: "caught", False: "SLIPPED THROUGH"}
-        if row.fault == "unchanged":
-            verdict = {True: "no false alarm", False: "FALSE ALARM"}
         table.add_row(
             row.fault,
             row.about,
@@ -114,6 +101,6 @@ def self_test_table(rows: Sequence[mutation_test.MutantRow]) -> Table:
             row.tensor,
             _caught(row.mxnet_test),
             _caught(row.pytorch_test),
-            f"[{'green' if row.passed else 'red'}]{verdict[row.passed]}[/]",
+            f"[{'green' if row.passed else 'red'}]{row.verdict.value}[/]",
         )
     return table

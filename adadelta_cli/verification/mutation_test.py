@@ -1,13 +1,12 @@
-"""`verify --self-test`: plant mistakes that people make, one by one, and see each one caught.
+"""`verify --self-test`: put each mutant to `verify`, which must catch it.
 
-A fault is a small change of the text of the one source, the array update or the scalar kernel,
-which is loaded as a module of its own. So a change of the formula reaches every fault, and a fault
-whose text is no longer there is an error. The faulty module takes the steps of verify's own cases,
-the smallest first, until verify's own comparison sees it; the unchanged sources, loaded in the same
-way, must pass all of them.
+A mutant is a small change of the text of one source, which is loaded as a module of its own. So a
+change of the formula reaches every mutant, and a mutant with a text that is gone is an error. The
+module takes the steps of verify's own cases, the smallest first, until verify's own comparison
+fails. The unchanged sources, loaded in the same way, must pass all of them.
 
-Each fault is also put to the test procedures of MXNet and of PyTorch, with the right array update
-as their reference, to see what these would have let through.
+Each mutant also runs in the test procedures of MXNet and of PyTorch, with the array update as their
+reference, to show what these would let through.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ import tempfile
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from importlib import util
 from importlib.abc import InspectLoader
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -35,9 +35,10 @@ from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import InProcess, Sandbox, SandboxError
 from adadelta_cli.update import Hyperparameters, Parameter
-from adadelta_cli.verification import cases, execute, fuzz, runner, tolerance
+from adadelta_cli.verification import cases, comparison, execute, fuzz, runner, tolerance
 from adadelta_cli.verification.mutants import MUTANTS, SOURCES, Mutant
 from adadelta_cli.verification.plan import VerifyPlan
+from adadelta_cli.verification.rows import ComparisonRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,25 +49,34 @@ if TYPE_CHECKING:
 
 ARRAY_UPDATE = registry.IMPLEMENTATIONS["numpy"]
 DTYPES = ("float32", "float64", "float16")
-TIMEOUT_S = 600.0  # of one fault: some seconds, more on a busy machine
+TIMEOUT_S = 600.0  # of one mutant: some seconds, more on a busy machine
+
+
+class MutantVerdict(Enum):
+    """How the self-test of one source ended."""
+
+    CAUGHT = "caught"
+    MISSED = "SLIPPED THROUGH"
+    NO_ALARM = "no false alarm"
+    FALSE_ALARM = "FALSE ALARM"
 
 
 @dataclass(frozen=True)
 class MutantRow:
-    """A row of selftest.csv: a planted fault, or a source left as it is.
+    """A row of selftest.csv: a mutant, or an unchanged source.
 
     Attributes:
-        fault: its name, or `unchanged`.
-        source: the file that it is planted in.
+        fault: the mutant's name, or `UNCHANGED`.
+        source: the changed file.
         about: the mistake, in a few words.
         case: the smallest case that catches it; empty where none does.
-        dtype: in which that case is put.
-        tensor: where it shows: weight, acc_grad, acc_delta, master, or grad that was changed.
+        dtype: the dtype of that case.
+        tensor: the first tensor that differs: weight, acc_grad, acc_delta, master or grad.
         mismatches: how many numbers of that tensor differ.
-        caught: the comparison saw it.
-        mxnet_test: MXNet's own test procedure would have caught it.
+        caught: verify's comparison failed.
+        mxnet_test: MXNet's own test procedure would have failed.
         pytorch_test: PyTorch's would.
-        passed: a fault was caught, an unchanged source was not.
+        passed: a mutant was caught, an unchanged source was not.
     """
 
     fault: str
@@ -81,12 +91,24 @@ class MutantRow:
     pytorch_test: bool
     passed: bool
 
+    @property
+    def is_mutant(self) -> bool:
+        """Whether the source was changed."""
+        return self.fault != UNCHANGED
 
-# --- planting -------------------------------------------------------------------------------------
+    @property
+    def verdict(self) -> MutantVerdict:
+        """How the self-test of this source ended."""
+        if self.is_mutant:
+            return MutantVerdict.CAUGHT if self.passed else MutantVerdict.MISSED
+        return MutantVerdict.NO_ALARM if self.passed else MutantVerdict.FALSE_ALARM
+
+
+# --- loading --------------------------------------------------------------------------------------
 
 
 class _Text(InspectLoader):
-    """Loads a module from a text."""
+    """Load a module from a text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -97,41 +119,41 @@ class _Text(InspectLoader):
 
 @lru_cache
 def source(part: str) -> str:
-    """Read the source that faults are planted in; `part` is a key of `SOURCES`."""
+    """Read a source; `part` is a key of `SOURCES`."""
     return (Path(__file__).parents[1] / SOURCES[part]).read_text(encoding="utf-8")
 
 
-def mutated_text(fault: Mutant) -> str:
-    """Change the source.
+def mutated_text(mutant: Mutant) -> str:
+    """Return the changed source.
 
     Raises:
-        BrokenError: the text to change is not there exactly once.
+        BrokenError: the source does not have the text to change exactly once.
     """
-    text = source(fault.part)
-    count = text.count(fault.old)
-    if fault.old and count != 1:
+    text = source(mutant.part)
+    count = text.count(mutant.old)
+    if mutant.old and count != 1:
         raise BrokenError(
-            f"the fault {fault.name!r} changes a text that stands {count} times in "
-            f"adadelta_cli/{SOURCES[fault.part]}, and must stand there once: {fault.old!r}; bring "
-            "the fault up to date with the source"
+            f"the mutant {mutant.name!r} changes a text that occurs {count} times in "
+            f"adadelta_cli/{SOURCES[mutant.part]}; expected 1: {mutant.old!r}; bring the mutant up "
+            "to date with the source"
         )
-    return text.replace(fault.old, fault.new) if fault.old else text
+    return text.replace(mutant.old, mutant.new) if mutant.old else text
 
 
 @contextlib.contextmanager
-def load_mutant(fault: Mutant) -> Iterator[ModuleType]:
+def load_mutant(mutant: Mutant) -> Iterator[ModuleType]:
     """Load the changed source as a module of its own.
 
     Raises:
-        BrokenError: as `planted_text`.
+        BrokenError: as `mutated_text`.
     """
-    # Numba's cache would look for the text's file, and find the right kernel in it. Without threads
-    # the parts of a step come one after another: the same fault gives the same bits each time.
-    text = mutated_text(fault).replace("cache=True", "cache=False").replace(", parallel=True", "")
-    name = f"adadelta_cli._planted_{fault.name.replace('-', '_')}"
+    # Numba's cache would find the unchanged kernel. Without threads the parts of a step run in
+    # order, so a mutant gives the same bits each time.
+    text = mutated_text(mutant).replace("cache=True", "cache=False").replace(", parallel=True", "")
+    name = f"adadelta_cli._mutant_{mutant.name.replace('-', '_')}"
     spec = util.spec_from_loader(name, _Text(text))
     if spec is None or spec.loader is None:
-        raise BrokenError(f"no module could be made of the fault {fault.name!r}")
+        raise BrokenError(f"the mutant {mutant.name!r} cannot be loaded as a module")
     module = util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
@@ -159,7 +181,7 @@ def _bind_update(module: Any) -> Bind:
 def _bind_kernel(module: Any) -> Bind:
     def bind(inputs: StepInputs) -> Step:
         parameters = inputs.parameters
-        # Cut as it would be for three threads, on whatever machine.
+        # As many chunks as for three threads, on any machine.
         elements = sum(p.weight.size for p in parameters)
         parts = 1 if elements < module.SERIAL_ELEMENTS else 3
         refs = module.tensor_refs(parameters, inputs.learning_rates, inputs.weight_decays)
@@ -169,7 +191,7 @@ def _bind_kernel(module: Any) -> Bind:
 
 
 def _bind_user(module: Any) -> Bind:
-    """Bind a kernel through the same door as a user's own."""
+    """Bind a kernel as a user kernel."""
     return user_kernel.from_function(module.step).bind
 
 
@@ -177,27 +199,27 @@ BINDERS = {"update": _bind_update, "kernel": _bind_kernel, "user": _bind_user}
 
 
 @contextlib.contextmanager
-def as_implementation(fault: Mutant, bind: Bind) -> Iterator[Implementation]:
-    """Make a mutant an implementation; a user's kernel by its file, as `--impl` names it."""
-    if fault.part == "user":
+def as_implementation(mutant: Mutant, bind: Bind) -> Iterator[Implementation]:
+    """Make a mutant an implementation; a user kernel by its file, as `--impl` names it."""
+    if mutant.part == "user":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "kernel.py")
-            path.write_text(mutated_text(fault), encoding="utf-8")
+            path.write_text(mutated_text(mutant), encoding="utf-8")
             yield registry.implementation(f"{path}:step")
     else:
-        yield Implementation("planted", "numpy", False, bind, "numpy")
+        yield Implementation("mutant", "numpy", False, bind, "numpy")
 
 
 # --- catching -------------------------------------------------------------------------------------
 
 
 def candidates() -> list[Case]:
-    """List the cases to try, the smallest first: the default ones, and one larger, of `--full`."""
+    """List the cases to try, the smallest first: the default ones, and a large one of `--full`."""
     able = [case for case in (*cases.DEFAULT, cases.CASES["million"]) if not case.flush]
     return sorted(able, key=lambda case: (case.elements * case.steps, case.name))
 
 
-@lru_cache(maxsize=128)  # the small ones, which every fault is put to
+@lru_cache(maxsize=128)  # the small ones, which every mutant runs
 def _wanted_small(case: Case, dtype: str, seed: int) -> Trajectory:
     return execute.step_through(ARRAY_UPDATE, case, dtype, seed)
 
@@ -208,102 +230,83 @@ def _wanted(case: Case, dtype: str, seed: int) -> Trajectory:
     return _wanted_small(case, dtype, seed)
 
 
-def run_case(chosen: Implementation, case: Case, dtype: str, seed: int) -> tuple[str, int] | None:
-    """Put a case to an implementation, and compare it as verify does.
+class Catch(NamedTuple):
+    """The case that catches a mutant, and the first tensor that differs; empty where none does."""
 
-    Returns:
-        The tensor where it shows first and how many numbers of it differ; None where none does.
-    """
+    case: str = ""
+    dtype: str = ""
+    tensor: str = ""
+    mismatches: int = 0
+
+
+def run_case(chosen: Implementation, case: Case, dtype: str, seed: int) -> Catch:
+    """Run a case, and compare it as verify does."""
     wanted = _wanted(case, dtype, seed)
+    starts = wanted.tensors if chosen.tolerance else None
+    got = execute.step_through(chosen, case, dtype, seed, starts)
+    row = ComparisonRow("step", case.name, chosen.name, "numpy", "numpy", "cpu", dtype)
     if chosen.tolerance:
-        got = execute.step_through(chosen, case, dtype, seed, wanted.tensors)
-        found = tolerance.verdicts(case, dtype, seed, wanted.tensors, got.tensors, chosen.tolerance)
-        failed = next((each for each in found if each.passed is False), None)
-        return (failed.tensor, failed.difference.mismatches) if failed else None
-    got = execute.step_through(chosen, case, dtype, seed)
-    subject = {
-        "check": "step",
-        "case": case.name,
-        "implementation": chosen.name,
-        "reference": "numpy",
-        "backend": "numpy",
-        "ctx": "cpu",
-        "dtype": dtype,
-        "steps": case.steps,
-    }
-    for row in runner.compare(subject, got, wanted):
-        if not row.passed:
-            return row.tensor, row.mismatches or 0
-    return ("grad", got.grad_changes) if got.grad_changes else None
+        grads = tolerance.gradients(case, dtype, seed)
+        states = wanted.tensors, got.tensors
+        verdicts = tolerance.check_steps(case, grads, *states, chosen.tolerance)
+        rows = comparison.step_rows(row, verdicts, unchanged=False)
+    else:
+        rows = comparison.bitwise_rows(row, got, wanted)
+    failed = next((each for each in rows if each.passed is False), None)
+    if failed:
+        return Catch(case.name, dtype, failed.tensor, failed.mismatches or 0)
+    if got.grad_changes and not chosen.tolerance:
+        return Catch(case.name, dtype, "grad", got.grad_changes)
+    return Catch()
 
 
-def check_fuzzed(
-    chosen: Implementation, dtypes: Sequence[str], seed: int
-) -> tuple[str, str, str, int]:
-    """Check a kernel of the user's own by what is drawn, not listed.
-
-    Returns:
-        As `smallest`; the case is `drawn`, `drawn:lengths` or `steady`.
-    """
-    lengths, examples = fuzz.longest_length(full=False), fuzz.EXAMPLES
+def check_fuzzed(chosen: Implementation, dtypes: Sequence[str], seed: int) -> Catch:
+    """Check a user kernel on fuzzed cases; the case is `drawn`, `drawn:lengths` or `steady`."""
     plan = VerifyPlan(
         (chosen,),
         (),
         dtypes=tuple(dtypes),
         seed=seed,
-        drawn=examples,
-        lengths=lengths,
+        fuzz_cases=fuzz.EXAMPLES,
+        longest=fuzz.longest_length(full=False),
         steady=True,
-        timeout=None,
     )
     work = runner.Verification(plan)
     work.execute(sandbox=InProcess())
     for row in work.failures:
-        listed = "fill=tiled" in row.case
+        listed = f"fill={fuzz.LENGTH_FILL}" in row.case
         case = fuzz.LENGTHS if listed else fuzz.ALL if row.check == "drawn" else row.case
-        return case, row.dtype, row.tensor, row.mismatches or 0
-    return "", "", "", 0
+        return Catch(case, row.dtype, row.tensor, row.mismatches or 0)
+    return Catch()
 
 
-def smallest_case(
-    chosen: Implementation, dtypes: Sequence[str], seed: int
-) -> tuple[str, str, str, int]:
-    """Find the smallest case that catches an implementation.
-
-    Returns:
-        Case, dtype, tensor, and how many numbers differ; empty and 0 where nothing catches it.
-    """
-    for case, dtype in itertools.product(candidates(), dtypes):
-        found = run_case(chosen, case, dtype, seed)
-        if found:
-            return case.name, dtype, *found
-    return "", "", "", 0
+def smallest_case(chosen: Implementation, dtypes: Sequence[str], seed: int) -> Catch:
+    """Find the smallest case that catches an implementation."""
+    pairs = itertools.product(candidates(), dtypes)
+    found = (run_case(chosen, case, dtype, seed) for case, dtype in pairs)
+    return next((each for each in found if each.case), Catch())
 
 
-def run_mutant(fault: Mutant, seed: int) -> MutantRow:
-    """Plant a fault, and see what catches it."""
-    warnings.simplefilter("ignore")  # those of faulty arithmetic
-    unchanged = not fault.old
-    with load_mutant(fault) as module:
-        bind = BINDERS[fault.part](module)
-        with as_implementation(fault, bind) as chosen:
+def run_mutant(mutant: Mutant, seed: int) -> MutantRow:
+    """Find out what catches a mutant."""
+    warnings.simplefilter("ignore")  # those of wrong arithmetic
+    unchanged = not mutant.old
+    with load_mutant(mutant) as module:
+        bind = BINDERS[mutant.part](module)
+        with as_implementation(mutant, bind) as chosen:
             able = chosen.dtypes
-            dtypes = [each for each in DTYPES if each in able] if unchanged else [fault.dtype]
+            dtypes = [each for each in DTYPES if each in able] if unchanged else [mutant.dtype]
             found = smallest_case(chosen, dtypes, seed)
-            if fault.part == "user" and not found[0]:
+            if mutant.part == "user" and not found.case:
                 found = check_fuzzed(chosen, dtypes, seed)
-        case, dtype, tensor, mismatches = found
         halves = ("float32", "float16") if "float16" in able else ("float32",)
         by_mxnet, by_pytorch = mxnet_test(bind, seed, halves), pytorch_test(bind, seed)
-    caught = bool(case)
+    caught = bool(found.case)
     return MutantRow(
-        fault=fault.name,
-        source=SOURCES[fault.part],
-        about=fault.about,
-        case=case,
-        dtype=dtype,
-        tensor=tensor,
-        mismatches=mismatches,
+        fault=mutant.name,
+        source=SOURCES[mutant.part],
+        about=mutant.about,
+        **found._asdict(),
         caught=caught,
         mxnet_test=by_mxnet,
         pytorch_test=by_pytorch,
@@ -311,7 +314,7 @@ def run_mutant(fault: Mutant, seed: int) -> MutantRow:
     )
 
 
-# --- how others test ------------------------------------------------------------------------------
+# --- the tests of MXNet and PyTorch ---------------------------------------------------------------
 
 
 def _agree(
@@ -328,7 +331,7 @@ def _agree(
 
 
 def mxnet_test(bind: Bind, seed: int, dtypes: Sequence[str] = ("float32", "float16")) -> bool:
-    """Tell whether MXNet's test would catch an implementation, in those of its dtypes.
+    """Tell whether MXNet's test would catch an implementation, in these dtypes.
 
     tests/python/unittest/test_optimizer.py, test_adadelta: one step from zero accumulators on three
     tensors of uniform numbers in [0, 1), one at a time and all together; relative tolerance 1e-4,
@@ -413,44 +416,41 @@ def _backward(layers: Sequence[Parameter]) -> None:
         layers[2 * k + 1].grad[...] = error.sum(axis=0)
 
 
-# --- the whole ------------------------------------------------------------------------------------
+# --- all mutants ----------------------------------------------------------------------------------
 
-UNCHANGED = tuple(
-    Mutant("unchanged", part, f"{SOURCES[part]} as it is", "", "", "") for part in SOURCES
+UNCHANGED = "unchanged"
+CONTROLS = tuple(
+    Mutant(UNCHANGED, part, f"{SOURCES[part]} as it is", "", "", "") for part in SOURCES
 )
 
 
 class SelfTest:
-    """Plant every fault, and the unchanged sources beside them.
+    """Run the unchanged sources and every mutant."""
 
-    Attributes:
-        rows: those finished so far, in the order of `FAULTS`.
-    """
-
-    def __init__(self, faults: Sequence[Mutant] = MUTANTS, seed: int = 0) -> None:
-        self.faults, self.seed = (*UNCHANGED, *faults), seed
+    def __init__(self, mutants: Sequence[Mutant] = MUTANTS, seed: int = 0) -> None:
+        self.mutants, self.seed = (*CONTROLS, *mutants), seed
         self._rows: dict[int, MutantRow] = {}
 
     @property
     def rows(self) -> list[MutantRow]:
-        """The rows so far."""
+        """The rows so far, in the order of the mutants."""
         return [self._rows[k] for k in sorted(self._rows)]
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 where a fault slipped through or an unchanged source was suspected."""
+        """1 where a mutant slipped through, or an unchanged source failed."""
         return ExitCode.OK if all(row.passed for row in self.rows) else ExitCode.CHECK_FAILED
 
     def execute(self, tick: Tick = no_tick) -> None:
-        """Do all of it, in two processes at a time where there are two cores.
+        """Run all of them, in two processes where there are two cores.
 
         Raises:
-            BrokenError: a fault's text is no longer in the source.
+            BrokenError: a mutant does not apply to its source, or gave no result.
         """
-        for fault in self.faults:
-            mutated_text(fault)
-        # What takes longest comes first: compiling a kernel.
-        order = sorted(range(len(self.faults)), key=lambda k: self.faults[k].part != "kernel")
+        for mutant in self.mutants:
+            mutated_text(mutant)
+        # Compiling a kernel takes longest, so kernels come first.
+        order = sorted(range(len(self.mutants)), key=lambda k: self.mutants[k].part != "kernel")
         workers = min(2, machine.available_cores())
         places: SimpleQueue[Sandbox] = SimpleQueue()
         sandboxes = [Sandbox(TIMEOUT_S) for _ in range(workers)]
@@ -458,7 +458,7 @@ class SelfTest:
             places.put(sandbox)
         pool = ThreadPoolExecutor(workers)
         try:
-            jobs = {pool.submit(self._examine, self.faults[k], places): k for k in order}
+            jobs = {pool.submit(self._run, self.mutants[k], places): k for k in order}
             self._collect(jobs, tick)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -470,14 +470,14 @@ class SelfTest:
             self._rows[jobs[job]] = job.result()
             tick(done + 1, len(jobs), job.result().fault)
 
-    def _examine(self, fault: Mutant, places: SimpleQueue[Sandbox]) -> MutantRow:
+    def _run(self, mutant: Mutant, places: SimpleQueue[Sandbox]) -> MutantRow:
         sandbox = places.get()
         try:
-            return sandbox.call(run_mutant, fault, self.seed)
+            return sandbox.call(run_mutant, mutant, self.seed)
         except SandboxError as error:
             raise BrokenError(
-                f"the fault {fault.name!r} gave no verdict, it {error}; a fault has to compute, "
-                "wrongly: fix it in mutants.py"
+                f"the mutant {mutant.name!r} gave no verdict: it {error}; a mutant must compute "
+                "wrong results: fix it in mutants.py"
             ) from error
         finally:
             places.put(sandbox)

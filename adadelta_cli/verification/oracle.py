@@ -1,29 +1,28 @@
-"""The update in 60 decimal digits: how far a step is from the exact result, and how far it drifts.
+"""The oracle: the update in 60 decimal digits, and the distance of steps and trajectories from it.
 
-Written from the formula in MXNet 2.0's documentation, and on purpose not from this package's own
-update: nothing here is shared with `update.py` or the kernels, nor is the rounding of the
-hyper-parameters. What a step is given is taken as exact: weight, gradient and accumulators as the
-dtype holds them, each hyper-parameter rounded to it, `1 - rho` taken in double before.
+It follows the formula in MXNet 2.0's documentation and shares nothing with `update.py` or the
+kernels, not even the rounding of the hyper-parameters. The inputs of a step count as exact: weight,
+gradient and accumulators in the dtype, each hyper-parameter rounded to it, `1 - rho` computed in
+double before.
 
-Why `decimal`: Python's own module is libmpdec, a C library with correctly rounded +, -, *, /
-and square root at any precision, and with exponents that neither overflow nor underflow here. An
-element takes about 20 microseconds. mpmath computes the same some ten times slower and would be one
-more dependency. Double-double arithmetic in NumPy would be faster, but its error terms underflow
-where float64 does not, and its 104 bits leave no more than the 51 needed to judge float64's last
-bit once the errors of a dozen of its operations are proved. 60 digits are 199 bits: float64's 53,
-and 146 to spare.
+Why `decimal`: Python's module is libmpdec, a C library with correctly rounded +, -, *, / and
+square root at any precision, and with exponents that neither overflow nor underflow here. An
+element takes about 20 microseconds. mpmath is some ten times slower and would be one more
+dependency. Double-double arithmetic in NumPy would be faster, but its error terms underflow where
+float64 does not, and its 104 bits leave too little margin for float64's last bit after a dozen
+operations. 60 digits are 199 bits, 146 more than float64's.
 
-Two questions, answered apart:
+Two comparisons:
 
 *   `one_step`: each step restarted from the implementation's own inputs. The distance from the
     exact result has a bound, proved in docs/accuracy.md, in units in the last place (ULPs) of the
-    largest operand of the last addition: `Bound`.
-*   `drift`: the exact trajectory from the same start beside the implementation's.
+    largest operand of the last addition: `BOUNDS`.
+*   `drift_verdicts`: the exact trajectory from the same start beside the implementation's.
 
 Left out, and compared bit for bit elsewhere: elements with an infinity or a NaN among the inputs,
-with an intermediate result beyond the largest or below the least normal number of the dtype (the
-theory of rounding ends there), and, where weight decay is used, those whose decayed gradient
-cancels all but its last ten bits.
+or with an intermediate result beyond the largest or below the least normal number of the dtype,
+where the theory of rounding ends; and, with weight decay, those where the decayed gradient cancels
+all but its last ten bits.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ DRIFT_BOUND = 1e-12 / 2.0**-52
 
 
 class State(NamedTuple):
-    """What a step updates of one element, or a magnitude for each."""
+    """The updated numbers of one element, or a magnitude for each."""
 
     weight: Decimal
     acc_grad: Decimal
@@ -68,7 +67,7 @@ class State(NamedTuple):
 
 
 class Element(NamedTuple):
-    """What a step makes of one element.
+    """The result of a step on one element.
 
     Attributes:
         state: the exact results, to 60 digits.
@@ -84,7 +83,7 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True)
 class Constants:
-    """The hyper-parameters of one tensor as its dtype holds them, and that dtype's range."""
+    """The hyper-parameters of one tensor, rounded to its dtype, and the range of that dtype."""
 
     learning_rate: Decimal
     rho: Decimal
@@ -148,22 +147,10 @@ def advance(state: State, grad: Decimal, k: Constants) -> Element:
         max(kept_grad, condition * new_grad),
         max(kept_delta, condition * new_delta),
     )
-    ordinary = k.ordinary(
-        rescaled,
-        decay,
-        x,
-        square,
-        kept_grad,
-        new_grad,
-        acc_grad + k.epsilon,
-        ratio,
-        delta,
-        delta_square,
-        kept_delta,
-        new_delta,
-        acc_delta,
-        move,
-        weight - move,
+    ordinary = (
+        k.ordinary(rescaled, decay, x, square, kept_grad, new_grad, acc_grad + k.epsilon)
+        and k.ordinary(ratio, delta, delta_square, kept_delta, new_delta, acc_delta)
+        and k.ordinary(move, weight - move)
     )
     cancelled = not x and bool(clipped)
     known = ordinary and not cancelled and condition <= k.condition
@@ -179,7 +166,7 @@ class Exact:
 
     Attributes:
         nearest: the nearest float64 of each.
-        rest: what is missing to the exact one: together, 106 bits.
+        rest: the exact result minus `nearest`: together, 106 bits.
         scale: the magnitudes in whose ULPs the error is bounded, float64.
         ordinary: where the bound applies.
     """
@@ -205,8 +192,8 @@ class Exact:
     def rounded(self, dtype: np.dtype) -> np.ndarray:
         """Round each to the nearest, ties to even, once.
 
-        A narrower dtype is reached by rounding to odd first, which leaves no false tie behind (S.
-        Boldo, G. Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+        Rounding to odd first avoids false ties in a narrower dtype (S. Boldo, G. Melquiond,
+        "Emulation of FMA and correctly rounded sums", 2008).
         """
         if dtype == np.float64:
             return self.nearest
@@ -219,7 +206,7 @@ class Exact:
     def difference(self, got: np.ndarray) -> Difference:
         """Measure computed numbers against these, where the bound applies.
 
-        All is relative to the correctly rounded result, but for `scaled_ulp`: to the exact one.
+        `scaled_ulp` is relative to the exact result, all else to the correctly rounded one.
         """
         within = self.ordinary & (np.abs(self.nearest) <= float(np.finfo(got.dtype).max))
         exact = Exact(*(each[within] for each in vars(self).values()))
@@ -244,7 +231,7 @@ class Exact:
 
 
 class OracleVerdict(NamedTuple):
-    """What the oracle says of one tensor: `worst` names the element with the largest error."""
+    """The oracle's verdict on one tensor; `worst` names the element with the largest error."""
 
     tensor: str
     difference: Difference
@@ -254,7 +241,7 @@ class OracleVerdict(NamedTuple):
 
     @property
     def passed(self) -> bool | None:
-        """Tell whether the largest error is within the bound; None where there was nothing left."""
+        """Whether the largest error is within the bound; None where everything is left out."""
         if not self.difference.elements:
             return None
         return self.allowed_ulp is None or self.difference.scaled_ulp <= self.allowed_ulp
@@ -264,15 +251,15 @@ class Sample:
     """Some elements of a case, the same at each step, evenly spread over all its tensors.
 
     Args:
-        case: which numbers.
-        dtype: float32, float64 or float16, as the case takes it.
-        seed: likewise.
-        budget: how many steps of an element to compute, all together; at least 8 elements.
+        case: the steps.
+        dtype: float32, float64 or float16.
+        seed: of the case's numbers.
+        budget: steps of an element to compute in all; at least 8 elements are computed.
     """
 
     def __init__(self, case: Case, dtype: str, seed: int, budget: int) -> None:
         self.case, self.dtype, self.seed = case, dtype, seed
-        # Said here again: the oracle shares no code with what it judges.
+        # Repeated here: the oracle shares no code with what it checks.
         self.real = "float32" if dtype == "float16" else dtype
         count = min(case.elements, max(8, budget // case.steps))
         self.indices = np.unique(np.linspace(0, max(case.elements - 1, 0), count).astype(int))
@@ -293,7 +280,7 @@ class Sample:
         return self.of(np.concatenate([grad.ravel() for grad in grads]))
 
     def of(self, flat: np.ndarray) -> np.ndarray:
-        """Take these elements out of all."""
+        """Select the sample from all elements."""
         return flat[self.indices]
 
     def name(self, place: int, tensors: dict[str, list[np.ndarray]]) -> str:
@@ -311,16 +298,15 @@ def one_step(
     outputs: dict[str, list[np.ndarray]] | None = None,
     more_ulp: Mapping[str, float] | None = None,
 ) -> Iterator[OracleVerdict]:
-    """Judge each step of a trajectory by itself, given the inputs to it.
+    """Compare each step of a trajectory with the exact one from the same inputs.
 
     Args:
         sample: the elements to compute.
         tensors: `Trajectory.tensors` of the case: the elements of all tensors, at the start and
             after each step.
-        outputs: the results to judge of steps that began at `tensors`; by default the steps that
-            led from each of `tensors` to the next.
-        more_ulp: by tensor, how far a result may be from one of this package's own; the triangle
-            inequality gives the bound.
+        outputs: the results of steps from each of `tensors`; by default the next of `tensors`.
+        more_ulp: by tensor, the tolerance from the array update, which is added to the array
+            update's own bound.
     """
     elements = [
         element
@@ -334,15 +320,14 @@ def one_step(
 
 
 def drift_verdicts(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[OracleVerdict]:
-    """Judge a trajectory beside the exact one from the same start, at every step.
+    """Compare a trajectory with the exact one from the same start, at every step.
 
-    The scale of each error is the largest that the element's trajectory has met so far, for that
-    is where the errors it carries on were made. float64 is held to 1e-12; a float32 trajectory is
-    reported, and not judged.
+    Errors are scaled by the largest magnitude in the element's trajectory so far, where the carried
+    errors arose. float64 must be within 1e-12; the error of a float32 trajectory is only reported.
 
     Args:
-        sample: as for `one_step`.
-        tensors: likewise.
+        sample: as in `one_step`.
+        tensors: as in `one_step`.
     """
     elements = list(_trajectory(sample, tensors))
     allowed = DRIFT_BOUND if sample.dtype == "float64" else None
@@ -355,7 +340,7 @@ def _step_bounds(tensors: Iterable[str]) -> dict[str, float | None]:
 
 
 def _states(sample: Sample, tensors: dict[str, list[np.ndarray]], step: int) -> list[State | None]:
-    """Take the inputs of a step; None where they are outside what the formula speaks of."""
+    """Return the inputs of a step; None where the formula does not apply."""
     weight = tensors.get("master", tensors["weight"])[step]
     arrays = (weight, tensors["acc_grad"][step], tensors["acc_delta"][step])
     each = zip(*(sample.of(array).tolist() for array in arrays), strict=True)
@@ -383,7 +368,7 @@ def _each(states: Sequence[State | None], grads: np.ndarray, sample: Sample) -> 
 
 
 def _trajectory(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[Element]:
-    """Follow each element from the start on, an element after another, a step after another."""
+    """Yield the exact trajectory: all elements of the first step, then of the next."""
     states = _states(sample, tensors, 0)
     scales = [State(ZERO, ZERO, ZERO)] * len(states)
     for step in range(1, sample.case.steps + 1):

@@ -1,6 +1,6 @@
-"""A kernel as a user would write it: `verify --self-test` plants faults in its text.
+"""A kernel as a user would write it, from which `verify --self-test` makes mutants.
 
-It is written to a file of its own and checked as `adadelta verify --impl FILE.py:step` checks any.
+Each is written to a file and checked as `adadelta verify --impl FILE.py:step` checks any kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def step(
     acc_delta: np.ndarray,
     **settings: Any,
 ) -> None:
-    """Update weight, acc_grad and acc_delta in place; leave grad as it is."""
+    """Update weight, acc_grad and acc_delta in place; leave grad unchanged."""
     real = weight.dtype.type
     with np.errstate(all="ignore"):
         finite = np.isfinite(weight) & np.isfinite(grad) & np.isfinite(acc_grad + acc_delta)

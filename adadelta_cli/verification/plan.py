@@ -1,4 +1,4 @@
-"""What a command line of `verify` asks for: implementations, cases and problems, as a plan."""
+"""The plan of a verification: implementations, cases and problems."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from adadelta_cli.run import config
 from adadelta_cli.system import machine
 from adadelta_cli.verification import catalogue, fuzz, invariants
 from adadelta_cli.verification.recording import Recording
+from adadelta_cli.verification.rows import ComparisonRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from adadelta_cli.implementations.base import Implementation
     from adadelta_cli.verification.cases import Case
 
-# What each is compared with: fused with unfused on the same arrays, and the array update on MXNet
-# with that on NumPy, so that by two steps everything is compared with the NumPy one.
+    Implementations = tuple[Implementation, ...]
+    Absent = tuple[tuple[Implementation, str], ...]
+
+# The reference of each: of a fused step the unfused one on the same arrays, of the array update on
+# MXNet or CuPy that on NumPy. So everything is compared with NumPy's, in two steps at most.
 REFERENCES = {
     "numpy": "numpy-fused",
     "numpy-fused": "numpy",
@@ -40,12 +44,17 @@ def reference_of(chosen: Implementation) -> Implementation:
     return registry.IMPLEMENTATIONS[REFERENCES.get(chosen.name, "numpy")].on(chosen.device)
 
 
+def is_user_kernel(chosen: Implementation) -> bool:
+    """Tell whether an implementation is neither built in nor another framework's."""
+    return chosen.tolerance is not None and chosen.name not in registry.FRAMEWORKS
+
+
 DTYPES = ("float32", "float64", "float16")
 SUBNORMALS = ("strict", "flush")
-# Of a training on MXNet in the default set, for its small operators take a millisecond a step; on
+# Of a training on MXNet in the default set, since its small operators take a millisecond a step. On
 # NumPy, and with `--full` on both, a training goes to its end.
 TRAINING_STEPS = 50
-ORACLE_BUDGET = 150  # see `VerifyPlan.oracle_budget`; with --full, 500
+ORACLE_BUDGET, FULL_ORACLE_BUDGET = 150, 500  # see `VerifyPlan.oracle_budget`
 DEFAULT = ("numpy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 ON_GPU = ("cupy", "cupy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 
@@ -55,35 +64,31 @@ class VerifyPlan:
     """What one `verify` does.
 
     Attributes:
-        implementations: which to check.
+        implementations: those to check.
         cases: the synthetic cases.
-        configs: the problems to train, as `config.load` takes them.
-        dtypes: each case is put in each of these.
+        configs: the problems to train, as `config.load_config` takes them.
+        dtypes: each case runs in each of these.
         training_dtypes: each problem is trained in each of these.
-        training_steps: a training on MXNet is stopped after so many steps; None: it goes to its
-            end, as those on NumPy always do.
+        training_steps: steps after which a training on MXNet stops; None: at its end.
         seed: everything random derives from it.
         timeout: seconds that one case of one implementation may take.
         overrides: `key=value` settings for the configs.
-        judged: the implementations to put before the oracle; what differs from one of them in no
-            bit needs no judgement of its own.
-        oracle_budget: steps of an element that the oracle computes of each case; it takes some 20
-            microseconds for one.
-        absent: frameworks that are not installed here, each with the reason.
-        named: the cases were asked for, so each is put to all implementations that can take it.
-        drawn: how many cases to draw from the seed for each implementation that is compared to the
-            bit, of those that are not fused only when `named`; for a kernel of the user's own,
-            `fuzz.OF_USERS` times as many.
-        lengths: put tensors of every length to a kernel of the user's own, up to this one; see
-            `fuzz.length_cases`.
-        steady: take one step of such a kernel hundreds of times over.
-        watched: the names of the cases that are put again to see how an implementation behaves.
-        device: where the tensors of an implementation lie that computes there.
+        oracle_checked: the implementations to compare with the oracle. Others are covered by the
+            comparison with one of these.
+        oracle_budget: steps of an element that the oracle computes in each case, 20 us each.
+        absent: frameworks that are not installed, each with the reason.
+        named: the user named the cases, so all implementations that can run them do.
+        fuzz_cases: number of fuzzed cases for each implementation that is compared bit for bit
+            (unfused ones only when `named`), and `fuzz.USER_FACTOR` times as many for user kernels.
+        longest: user kernels get tensors of every length up to this one (`fuzz.length_cases`).
+        steady: user kernels take one step hundreds of times.
+        invariant_cases: names of the cases in which invariants are checked.
+        device: where the tensors are, for the implementations that compute there.
         flush: third-party code may flush subnormals to zero.
-        seconds: how long cases are drawn for one kernel and dtype, at most.
+        fuzz_s: seconds of fuzzing for one user kernel and dtype, at most.
     """
 
-    implementations: tuple[Implementation, ...]
+    implementations: Implementations
     cases: tuple[Case, ...]
     configs: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = DTYPES
@@ -92,33 +97,59 @@ class VerifyPlan:
     seed: int = 0
     timeout: float | None = 120.0
     overrides: tuple[str, ...] = ()
-    judged: tuple[Implementation, ...] = ()
+    oracle_checked: Implementations = ()
     oracle_budget: int = ORACLE_BUDGET
-    absent: tuple[tuple[Implementation, str], ...] = ()
+    absent: Absent = ()
     named: bool = False
-    drawn: int = 0
-    lengths: int = 0
+    fuzz_cases: int = 0
+    longest: int = 0
     steady: bool = False
-    watched: frozenset[str] = invariants.CASES
+    invariant_cases: frozenset[str] = invariants.CASES
     device: Device = CPU
     flush: bool = False
-    seconds: float = fuzz.SECONDS
+    fuzz_s: float = fuzz.SECONDS
+
+    @property
+    def is_fuzzed(self) -> bool:
+        """Whether there are fuzzed cases of any kind."""
+        return bool(self.fuzz_cases or self.longest or self.steady)
 
     @property
     def only_trains(self) -> bool:
-        """Whether nothing but trainings was asked for."""
-        return not (self.cases or self.drawn or self.lengths or self.steady)
+        """Whether nothing but trainings was requested."""
+        return not (self.cases or self.is_fuzzed)
 
     def flushes(self, chosen: Implementation) -> bool:
-        """Say whether an implementation may flush subnormals to zero."""
+        """Tell whether an implementation may flush subnormals to zero."""
         return self.flush or chosen.flushes
+
+    def row(
+        self, check: str, case: str, chosen: Implementation, dtype: str, steps: int
+    ) -> ComparisonRow:
+        """Return what the rows of one check share; tensor, errors and verdict are missing."""
+        return ComparisonRow(
+            check,
+            case,
+            implementation=chosen.name,
+            reference=reference_of(chosen).name,
+            backend=chosen.backend,
+            ctx=str(chosen.device),
+            dtype=dtype,
+            steps=steps,
+            seed=self.seed,
+            subnormals=SUBNORMALS[self.flushes(chosen)],
+        )
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the options of `verify` say; docs/cli.md tells their meaning.
+    """What the options of `verify` say (docs/cli.md), or the arguments of the Python function.
 
     Naming problems, cases, sizes or a recording leaves out the rest.
+
+    Attributes:
+        kernel: check this kernel, a function of this process, on cases only; `names`, `peers` and
+            `backend` have no meaning then.
     """
 
     configs: tuple[str, ...] = ()
@@ -135,101 +166,102 @@ class Request:
     seed: int = 0
     timeout: float | None = None
     subnormals: str = "strict"
+    kernel: Implementation | None = None
 
     @property
     def plan(self) -> VerifyPlan:
         """What is to be done.
 
         Raises:
-            UsageError: something of it is unknown, or goes not together.
-            UnavailableError: something of it is not available here.
+            UsageError: something of it is unknown, or does not go together.
+            UnavailableError: something of it is not available here, memory included.
         """
-        named = bool(self.case_names or self.sizes or self.replay)
-        some, dtypes = self._cases(), self.dtypes
+        full, dtypes, some = self.full, self.dtypes, self._cases()
         if self.replay:
             some, dtypes = self._replayed()
         for reference in self.configs:
             config.load_config(reference)
-        here, absent = self._others()
+        implementations, oracle_checked, absent = self._implementations()
+        user_kernel = any(map(is_user_kernel, implementations))
+        alone = self._named or bool(self.configs)
         plan = VerifyPlan(
-            implementations=self._implementations(here),
+            implementations,
+            oracle_checked=oracle_checked,
             absent=absent,
-            cases=tuple(some) if named or not self.configs else (),
-            configs=tuple(self.configs or (() if named else config.shipped())),
-            named=self.full or named,
-            drawn=fuzz.example_count(
-                self.case_names, full=self.full, alone=named or bool(self.configs)
-            ),
-            lengths=fuzz.longest_length(full=self.full) * self._of_users(fuzz.LENGTHS, named=named),
-            steady=self._of_users(fuzz.STEADY, named=named),
-            watched=frozenset(
-                self.case_names or (invariants.FULL if self.full else invariants.CASES)
+            cases=tuple(some) if self._named or not self.configs else (),
+            configs=self.configs or (() if self._named or self.kernel else tuple(config.shipped())),
+            named=full or self._named,
+            fuzz_cases=fuzz.example_count(self.case_names, full=full, alone=alone),
+            longest=fuzz.longest_length(full=full) * (user_kernel and self._wants(fuzz.LENGTHS)),
+            steady=user_kernel and self._wants(fuzz.STEADY),
+            invariant_cases=frozenset(
+                self.case_names or (invariants.FULL if full else invariants.CASES)
             ),
             dtypes=dtypes or DTYPES,
-            training_dtypes=dtypes or (DTYPES if self.full else ("float32",)),
-            training_steps=None if self.full else TRAINING_STEPS,
+            training_dtypes=dtypes or (DTYPES if full else ("float32",)),
+            training_steps=None if full else TRAINING_STEPS,
             seed=self.seed,
             timeout=self.timeout,
-            judged=self._judged(),
-            oracle_budget=500 if self.full else ORACLE_BUDGET,
+            oracle_budget=FULL_ORACLE_BUDGET if full else ORACLE_BUDGET,
             device=self.device,
             flush=self.subnormals == "flush",
-            seconds=fuzz.time_limit_s(full=self.full),
+            fuzz_s=fuzz.time_limit_s(full=full),
         )
         check_memory(plan)
         return plan
 
-    def _of_users(self, name: str, *, named: bool) -> bool:
-        """Tell whether a kernel of the user's own gets cases that only such a kernel gets."""
-        asked = name in self.case_names or not (named or self.configs)
-        return asked and any(map(registry.is_user_kernel, self.names))
+    @property
+    def _named(self) -> bool:
+        return bool(self.case_names or self.sizes or self.replay)
+
+    def _wants(self, name: str) -> bool:
+        """Tell whether the cases that `name` stands for are wanted."""
+        return name in self.case_names or not (self._named or self.configs)
 
     def _cases(self) -> list[Case]:
         fixed = tuple(name for name in self.case_names if name not in fuzz.COLLECTIVE)
-        chosen: list[Case] = catalogue.select(
-            fixed, full=self.full, steps=self.steps, sizes=self.sizes
-        )
-        return chosen if fixed or not self.case_names else []
+        if self.case_names and not fixed:
+            return []
+        return catalogue.select(fixed, full=self.full, steps=self.steps, sizes=self.sizes)
 
     def _replayed(self) -> tuple[list[Case], tuple[str, ...]]:
         if self.configs or self.case_names or self.sizes or self.full or not self.replay:
             raise UsageError(
-                "--replay goes with no CONFIG, --case, --sizes or --full; leave them out"
+                "--replay cannot be combined with CONFIG, --case, --sizes or --full; leave them out"
             )
         recording = Recording.read(self.replay, self.steps)
         return [recording], self.dtypes or (recording.recorded,)
 
-    def _judged(self) -> tuple[Implementation, ...]:
-        names = self.names or (() if self.peers else ("numpy",))
-        return tuple(registry.implementation(name, self.device) for name in names)
+    def _implementations(self) -> tuple[Implementations, Implementations, Absent]:
+        """Return those to check, those to compare with the oracle, and the absent frameworks."""
+        if self.kernel:
+            return (self.kernel,), (), ()
+        here, absent = self._frameworks() if self.peers else ((), ())
+        if self.peers and not self.names:
+            return here, (), absent
+        names = (*self.names, *(each.name for each in here))
+        chosen = choose(names, self.backend, self.device, self.timeout)
+        named = self.names or ("numpy",)
+        return chosen, tuple(registry.implementation(n, self.device) for n in named), absent
 
-    def _others(self) -> tuple[tuple[Implementation, ...], tuple[tuple[Implementation, str], ...]]:
-        """Return the frameworks that `--peers` finds, and those that it does not, with reasons."""
-        if not self.peers:
-            return (), ()
+    def _frameworks(self) -> tuple[Implementations, Absent]:
+        """Return the frameworks that are installed, and those that are not, with reasons."""
         _check_on_cpu("--peers", self.device)
         here, absent = frameworks.available(registry.FRAMEWORKS.values())
         if not here and not self.names:
             reasons = "; ".join(f"{each.name}: {reason}" for each, reason in absent)
-            raise UnavailableError(f"--peers: no other framework is here to check: {reasons}")
+            raise UnavailableError(f"--peers: no other framework is installed: {reasons}")
         return here, absent
 
-    def _implementations(self, here: tuple[Implementation, ...]) -> tuple[Implementation, ...]:
-        if self.peers and not self.names:
-            return here
-        names = (*self.names, *(each.name for each in here))
-        return choose(names, self.backend, self.device, self.timeout)
 
-
-# Copies of a trajectory on the way from the process that computed it, and what is computed of it.
-# With this, what was measured at 1e7 elements, of one and of all implementations, is 0.84 to 1.08
-# times what is reckoned.
+# Copies of a trajectory while it is received and compared. With this, the memory measured at 1e7
+# elements, with one and with all implementations, is 0.84 to 1.08 times the estimate.
 PASSING_COPIES = 4
 STATE_BYTES = {"float32": 3 * 4, "float64": 3 * 8, "float16": 3 * 4 + 2}  # of an element
 
 
 def needed_bytes(plan: VerifyPlan, case: Case, dtype: str) -> int:
-    """Reckon what comparing implementations on a case takes: all states of all steps are kept."""
+    """Estimate the memory of comparing implementations on a case, which keeps all states."""
     names = {each.name for one in plan.implementations for each in (one, reference_of(one))}
     trajectory = case.elements * (case.steps + 1) * STATE_BYTES[dtype]
     return trajectory * (len(names) + PASSING_COPIES)
@@ -247,24 +279,24 @@ def check_memory(plan: VerifyPlan) -> None:
     if case and available is not None and needed > available:
         raise UnavailableError(
             f"{case.name} in {dtype} with {case.steps} steps needs {needed / 1e9:.3g} GB ({needed} "
-            f"bytes) and {available / 1e9:.3g} GB ({available} bytes) are available; ask for a "
-            "smaller --sizes or --case, fewer --steps, or one --impl only"
+            f"bytes) and {available / 1e9:.3g} GB ({available} bytes) are available; choose "
+            "smaller sizes or cases, fewer steps, or fewer implementations"
         )
 
 
 def choose(
     names: Sequence[str], backend: str, device: Device, timeout: float | None = None
-) -> tuple[Implementation, ...]:
-    """Choose the implementations: those named, or all that the backend asked for has.
+) -> Implementations:
+    """Choose implementations by name, or all default ones of a backend.
 
     Args:
-        names: of implementations.
-        backend: the array library of those that are not named.
+        names: of implementations; none for the default ones.
+        backend: the array library of the default ones.
         device: where they compute.
-        timeout: seconds that the import of a user's kernel may take.
+        timeout: seconds that the import of a user kernel may take.
 
     Raises:
-        UsageError: one of them is not known.
+        UsageError: a name is not known.
         UnavailableError: the device, the backend or an implementation is not available here.
     """
     given = {name: registry.implementation(name, device) for name in names}
@@ -273,13 +305,13 @@ def choose(
         if each.name in registry.FRAMEWORKS:
             _check_on_cpu(f"--impl {each.name}", device)
     on_gpu = device.kind == "gpu"
-    # Else a kernel of the user's own would wait for MXNet's import.
+    # Else a user kernel would wait for MXNet's import.
     needed = not names or backend != "auto" or on_gpu
     chosen_backend = array_backends.library(backend, device) if needed else ""
     if os.environ.get("MXNET_ENGINE_TYPE") == "NaiveEngine" and backend not in {"numpy", "cupy"}:
         raise UnavailableError(
-            "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes this very thread flush "
-            "subnormals, and NumPy, the reference, with it; unset it, or use --backend numpy"
+            "MXNET_ENGINE_TYPE is NaiveEngine, with which MXNet makes the main thread flush "
+            "subnormals, and so NumPy, the reference; unset it, or use --backend numpy"
         )
     if names:
         for each in given.values():
@@ -294,12 +326,12 @@ def choose(
 def _check_on_cpu(what: str, device: Device) -> None:
     if device.kind == "gpu":
         raise UsageError(
-            f"{what} --ctx {device}: verify checks other frameworks on the CPU; leave out --ctx"
+            f"{what} --ctx {device}: verify runs other frameworks on the CPU only; leave out --ctx"
         )
 
 
 def _check_available(chosen: Implementation, timeout: float | None) -> None:
-    if chosen.name in registry.FRAMEWORKS:  # not imported here, where it would disturb others
+    if chosen.name in registry.FRAMEWORKS:  # an import here would disturb other libraries
         lack = frameworks.missing_requirement(chosen)
         if lack:
             raise UnavailableError(f"--impl {chosen.name}: {lack}")

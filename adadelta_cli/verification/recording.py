@@ -1,4 +1,4 @@
-"""Gradients that `adadelta run --record-gradients` wrote, as a case to put to implementations."""
+"""Gradients that `adadelta run --record-gradients` wrote, as a case."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 LARGEST_TRAJECTORY = 100_000_000  # elements of all steps together: 1.2 GB of float32 states
 NO_RECORDING = "is no recording"
 DTYPES = ("float32", "float64", "float16")
-EXPECTED = "--replay takes a file that adadelta run CONFIG --record-gradients FILE wrote"
+EXPECTED = "expected a file that adadelta run CONFIG --record-gradients FILE wrote"
 
 
 @dataclass(frozen=True)
 class Recording(Case):
     """A recorded training: its start, its hyper-parameters, and the gradient of each step.
 
-    The states start at zero, as they do in a training. Put in another dtype than it was recorded
-    in, weights and gradients are rounded to that.
+    The states start at zero, as in a training. In another dtype than the training's, weights and
+    gradients are rounded.
 
     Attributes:
         recorded: the dtype of the training.
@@ -47,13 +47,13 @@ class Recording(Case):
             steps: how many of its steps to replay; None for all.
 
         Raises:
-            UsageError: it is no recording, has fewer steps, or is too large to be replayed at once.
+            UsageError: it is no recording, has fewer steps, or is too large.
         """
         content = _checked(path)
         weights, grads = content["weight"], content["grad"]
         found = len(next(iter(grads.values())))
         if steps and steps > found:
-            raise UsageError(f"--steps is {steps}; {path} has {found} steps: ask for no more")
+            raise UsageError(f"steps is {steps}; expected at most the {found} steps of {path}")
         recording = cls(
             name=str(path),
             about="recorded gradients",
@@ -65,18 +65,18 @@ class Recording(Case):
         size = recording.elements * recording.steps
         if size > LARGEST_TRAJECTORY:
             raise UsageError(
-                f"{path} has {recording.elements} elements and {recording.steps} steps; allowed "
-                f"are {LARGEST_TRAJECTORY} elements of all steps together; use --steps "
-                f"{max(1, LARGEST_TRAJECTORY // recording.elements)}"
+                f"{path} has {recording.elements} elements and {recording.steps} steps; expected "
+                f"at most {LARGEST_TRAJECTORY} elements of all steps together; replay "
+                f"{max(1, LARGEST_TRAJECTORY // recording.elements)} steps"
             )
         return recording
 
-    def start(  # type: ignore[override] # it need not be kept
+    def start(  # type: ignore[override] # the case's is cached
         self,
         dtype: str,
-        seed: int,  # noqa: ARG002 - nothing is drawn
+        seed: int,  # noqa: ARG002 - nothing is random
     ) -> list[Values]:
-        """Return the tensors as they were before the first step, in the dtype of the states."""
+        """Return the tensors before the first step, in the dtype of the states."""
         state = state_dtype(dtype)
         weights = [each.astype(dtype).astype(state) for each in _content(self.name)[0]]
         return [Values(each, np.zeros_like(each), np.zeros_like(each)) for each in weights]
@@ -84,7 +84,7 @@ class Recording(Case):
     def grads(  # type: ignore[override]
         self,
         dtype: str,
-        seed: int,  # noqa: ARG002 - nothing is drawn
+        seed: int,  # noqa: ARG002 - nothing is random
         step: int,
     ) -> list[np.ndarray]:
         """Return the gradients of a step, counted from 1, in `dtype`."""
@@ -94,13 +94,13 @@ class Recording(Case):
 
 @lru_cache(maxsize=1)
 def _content(path: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Read weights and gradients, once in each process that replays them."""
+    """Read weights and gradients, once in each process."""
     content = _checked(Path(path))
     return list(content["weight"].values()), list(content["grad"].values())
 
 
 def _checked(path: Path) -> dict[str, Any]:
-    """Read what tells a recording from another file, and check that its parts fit each other."""
+    """Read a recording, and check that its parts are complete and consistent."""
     file = npz.load_arrays(path, NO_RECORDING, EXPECTED)
     try:
         return _parts(file)
@@ -126,8 +126,8 @@ def _parts(file: Mapping[str, np.ndarray]) -> dict[str, Any]:
         raise ValueError(f"its dtype is {content['dtype']!r}, and its arrays are {listed}")
     steps = {each.shape[:1] for each in grads.values()}
     if not weights or list(weights) != list(grads) or len(steps) != 1 or steps & {(), (0,)}:
-        raise ValueError("it has not one gradient of each tensor for each step")
+        raise ValueError("expected one gradient of each tensor for each step")
     for name, weight in weights.items():
         if grads[name].shape[1:] != weight.shape:
-            raise ValueError(f"the gradients of {name} have not the shape of its weights")
+            raise ValueError(f"the gradients of {name} differ in shape from its weights")
     return content

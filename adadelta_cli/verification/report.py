@@ -1,15 +1,14 @@
-"""What `verify` writes: rows, verdicts, failures, pictures of errors and drift."""
+"""Write verify.csv, verify.json and verify.png, and lay out the verdicts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields
 from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
-from adadelta_cli.verification.rows import ComparisonRow, reasons, summaries
+from adadelta_cli.verification.rows import COLUMNS, Status, Verdict, skip_reasons, summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-    from adadelta_cli.verification.rows import DriftTrace, Summary, TrainingTrace
+    from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, Summary, TrainingTrace
     from adadelta_cli.verification.runner import Verification
 
 
@@ -30,22 +29,29 @@ CHECKS = {
     "replay": "recorded steps",
     "oracle": "single steps",
     "drift": "trajectories",
-    "drawn": "drawn cases",
+    "drawn": "fuzzed cases",
     "guard": "guard zones",
     "repeat": "run again",
     "saved": "saved states",
 }
-COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks that have no distances
-DRAWN = {"step", "training", "replay"}  # the checks that the picture shows
-
+COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks without distances
+PLOTTED = {"step", "training", "replay"}  # the checks in the picture
+VERDICTS = {Verdict.FAILED: "[red]{} FAILED[/]", Verdict.PASSED: "[green]passed[/]"}
+# Names in verify.json, where they are not those of `VerifyPlan`.
+PLAN_KEYS = {
+    "oracle_checked": "judged",
+    "fuzz_cases": "drawn",
+    "longest": "lengths",
+    "invariant_cases": "watched",
+    "fuzz_s": "seconds",
+}
 
 FILES = ("verify.csv", "verify.json", "verify.png")
 
 
 def write_verification(folder: Path, verification: Verification, *, plot: bool = True) -> None:
     """Write verify.csv, verify.json and verify.png."""
-    columns = [field.name for field in fields(ComparisonRow)]
-    write_csv(folder / "verify.csv", verification.rows, columns)
+    write_csv(folder / "verify.csv", verification.rows, COLUMNS)
     write_json(folder / "verify.json", verification_document(verification, rows=True))
     if plot and any(row.passed is not None for row in verification.rows):
         write_plot(folder / "verify.png", verification_figure(verification))
@@ -54,18 +60,19 @@ def write_verification(folder: Path, verification: Verification, *, plot: bool =
 def verification_document(verification: Verification, *, rows: bool = False) -> dict[str, Any]:
     """Arrange a verification for verify.json (with all rows) or `--json` (with the failures)."""
     chosen = verification.rows if rows else verification.failures
-    plan = vars(verification.plan) | {
-        "implementations": [each.name for each in verification.plan.implementations],
-        "judged": [each.name for each in verification.plan.judged],
-        "absent": [(each.name, reason) for each, reason in verification.plan.absent],
-        "cases": [case.name for case in verification.plan.cases],
-        "ctx": str(verification.plan.device),
+    plan = verification.plan
+    names = {
+        "implementations": [each.name for each in plan.implementations],
+        "oracle_checked": [each.name for each in plan.oracle_checked],
+        "absent": [(each.name, reason) for each, reason in plan.absent],
+        "cases": [case.name for case in plan.cases],
+        "ctx": str(plan.device),
     }
     document = {
         "passed": not verification.failures,
-        "plan": plan,
+        "plan": {PLAN_KEYS.get(key, key): value for key, value in (vars(plan) | names).items()},
         "summaries": summaries(verification.rows),
-        "rows" if rows else "failures": [vars(row) | {"replay": row.replay} for row in chosen],
+        "rows" if rows else "failures": [row.columns | {"replay": row.replay} for row in chosen],
     }
     return jsonable(document)
 
@@ -77,23 +84,15 @@ def verification_table(verification: Verification) -> Table:
     from rich.table import Table
 
     table = Table(
-        title="adadelta verify: do the bits agree?",
+        title="adadelta verify: bitwise comparison",
         title_justify="left",
-        caption="cases: each in every dtype (n/a: not put there)   numbers: over all steps"
+        caption="cases: counted once per dtype (n/a: not applicable)   numbers: over all steps"
         "\nULP: largest error in units in the last place of the largest operand",
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
-    for name in (
-        "implementation",
-        "against",
-        "over",
-        "cases",
-        "numbers",
-        "differ",
-        "ULP",
-        "verdict",
-    ):
+    names = ("implementation", "against", "over", "cases", "numbers", "differ", "ULP", "verdict")
+    for name in names:
         right = name in {"cases", "numbers", "differ", "ULP"}
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     before = ""
@@ -106,18 +105,10 @@ def verification_table(verification: Verification) -> Table:
             f"{each.elements:,}",
             f"{each.mismatches:,}",
             f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
-            _verdict(each),
+            VERDICTS.get(each.verdict, each.verdict.value).format(each.failed),
         )
         before = each.implementation
     return table
-
-
-def _verdict(summary: Summary) -> str:
-    if summary.failed:
-        return f"[red]{summary.failed} FAILED[/]"
-    if summary.skipped == summary.cases:
-        return "skipped"
-    return "[green]passed[/]" if summary.bounded else "reported"
 
 
 def _case_count(summary: Summary) -> str:
@@ -126,19 +117,21 @@ def _case_count(summary: Summary) -> str:
 
 
 def verification_skips(verification: Verification) -> list[str]:
-    """Say which implementations are not here; and why nothing was compared, if nothing was."""
-    lines = [f"Skipped {each.name}: {lack}" for each, lack in verification.plan.absent]
+    """Name the frameworks that are not installed, and the reason if nothing was compared."""
+    lines = [f"Skipped {each.name}: {reason}" for each, reason in verification.plan.absent]
     if verification.is_empty:
-        lines.append(f"Nothing was compared: {'; '.join(reasons(verification.rows))}")
+        lines.append(f"Nothing was compared: {'; '.join(skip_reasons(verification.rows))}")
     return lines
 
 
 def verification_failures(verification: Verification, most: int) -> list[str]:
-    """Describe each failure with the command that repeats it, the first `most` of them."""
+    """Describe the first `most` failures, each with the command that repeats it."""
     lines = [
         f"FAILED {_place(row)}: "
         + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
-        + f"{row.note}\n  repeat it: {row.replay}"
+        + f"{row.note}\n"
+        + "  to allow that: --subnormals flush\n" * row.only_subnormals
+        + f"  repeat it: {row.replay}"
         for row in verification.failures
     ]
     more = len(lines) - most
@@ -146,16 +139,16 @@ def verification_failures(verification: Verification, most: int) -> list[str]:
 
 
 def _place(row: ComparisonRow) -> str:
-    """Say where a row failed; a row of a case that gave no result has no tensor."""
+    """Name the comparison that failed; without a result it has no tensor."""
     parts = (row.check, row.case, row.dtype, row.implementation, row.tensor)
     return " ".join(filter(None, parts))
 
 
 def verification_figure(verification: Verification) -> Figure:
-    """Draw the verdict on each case, errors and drift of what may have some, and the trainings."""
+    """Plot the verdict on each case, errors and drift of third-party code, and the trainings."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in verification.rows if row.check in DRAWN and row.reference != "oracle"]
+    rows = [row for row in verification.rows if row.check in PLOTTED and row.reference != "oracle"]
     cases = list(dict.fromkeys((row.check, row.case) for row in rows))
     lines = list(dict.fromkeys((row.implementation, row.dtype) for row in rows))
     panels: list[tuple[float, Callable[[Any], None]]] = []
@@ -183,14 +176,14 @@ def verification_figure(verification: Verification) -> Figure:
 
 
 def _traces(verification: Verification) -> list[TrainingTrace]:
-    """Choose one training of each problem, the longest."""
+    """Choose the longest training of each problem."""
     traces = [trace for trace in verification.traces if trace.dtype == "float32"]
     longest = sorted(traces, key=lambda trace: len(trace.fused))
     return list({trace.problem: trace for trace in longest}.values())
 
 
 def _longest(drifts: Sequence[DriftTrace]) -> list[DriftTrace]:
-    """Choose the case of the most steps of each implementation and tensor, in its first dtype."""
+    """Choose the case with the most steps for each implementation and tensor, in one dtype."""
     dtype = {d.implementation: d.dtype for d in reversed(drifts)}
     some = [d for d in drifts if d.dtype == dtype[d.implementation] and len(d.relative_l2) > 1]
     ordered = sorted(some, key=lambda d: len(d.relative_l2))
@@ -202,7 +195,7 @@ DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
 
 
 def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
-    """Draw each tensor's largest error by case, and its bound."""
+    """Plot each tensor's largest error by case, and its bound."""
     panel: Axes = part.subplots()
     cases = list(dict.fromkeys(row.case for row in rows))
     for k, (tensor, color) in enumerate(TENSOR_COLORS.items()):
@@ -232,7 +225,7 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
 
 
 def _plot_drifts(part: Any, drifts: Sequence[DriftTrace]) -> None:
-    """Draw how the errors of all steps add up, a panel for each implementation."""
+    """Plot how the errors add up over the steps, a panel for each implementation."""
     names = list(dict.fromkeys(drift.implementation for drift in drifts))
     for panel, name in zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for drift in (each for each in drifts if each.implementation == name):
@@ -259,7 +252,7 @@ def _plot_verdicts(
     cases: list[tuple[str, str]],
     lines: list[tuple[str, str]],
 ) -> None:
-    """Draw a square for each case and implementation: green, red with the largest ULP, or none."""
+    """Plot a square for each case and implementation: green, red with a cross, or white."""
     from matplotlib.colors import ListedColormap
 
     verdicts = [[float("nan")] * len(cases) for _ in lines]
@@ -283,26 +276,26 @@ def _plot_verdicts(
     panel.tick_params(which="both", length=0)
     panel.set_title(
         f"{_outcome(rows)}\n"
-        "green: all bits equal, or within the bounds of what is not ours   red: not so   "
-        "white: not put there",
+        "green: all bits equal, or third-party code within its bounds   red: failed   "
+        "white: not applicable",
         fontsize=10,
     )
 
 
 def _outcome(rows: Sequence[ComparisonRow]) -> str:
-    """Say how many numbers differ, and what happened where there are none to compare."""
+    """Count the numbers that differ, and the cases without a result."""
     compared = sum(row.elements for row in rows)
     differing = sum(row.mismatches or 0 for row in rows)
     lines = []
     if compared:
         lines.append(f"{differing:,} of {compared:,} numbers differ from the reference in a bit")
-    broken = Counter(row.note for row in rows if row.passed is False and row.mismatches is None)
+    broken = Counter(row.note for row in rows if row.status is Status.NO_RESULT)
     if broken:
         (note, _), *others = broken.most_common()
         more = f", and {len(others)} more kinds of failure" if others else ""
-        told = shorten(note, 90, placeholder=" ...") + more
         count = sum(broken.values())
-        lines.append(f"no result of {count} case{'s' * (count > 1)}: {told}")
+        reason = shorten(note, 90, placeholder=" ...") + more
+        lines.append(f"no result of {count} case{'s' * (count > 1)}: {reason}")
     return "\n".join(lines or ["nothing was compared: all were skipped"])
 
 

@@ -1,12 +1,13 @@
-"""What `verify` found, as rows, and what rows say together."""
+"""The rows of verify.csv, and their summaries."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import UsageError
 from adadelta_cli.verification import catalogue, fuzz, invariants
@@ -14,19 +15,34 @@ from adadelta_cli.verification import catalogue, fuzz, invariants
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from adadelta_cli.verification.ulp import Difference
+
+
+class Status(Enum):
+    """How the comparison behind a row ended."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NO_RESULT = "no result"  # the implementation raised, hung or crashed
+    SKIPPED = "skipped"  # or nothing was left to compare
+
 
 @dataclass(frozen=True)
 class ComparisonRow:
     """A row of verify.csv: one tensor of one case, all steps together.
 
-    `check` is `step` (synthetic inputs), `training` (a whole training, at every recorded step),
-    `gradient` (it was left alone), `replay` (recorded gradients), `oracle` (each step against the
-    exact result, given the same inputs), `drift` (all steps, against the exact trajectory, or that
-    of the array update for one that is not ours), or how it behaves, compared with itself: `guard`,
-    `repeat`, `saved` (`conduct`); or `drawn`, of all cases that `draw` drew from the seed, or of
-    the smallest that failed. The errors are those of `Difference`; None where there was nothing to
-    compare. `excused` counts elements outside the bound for a reason that counts (`parity`).
-    `passed` is None where the case was skipped; `note` says why.
+    The errors are those of `Difference`; None where there was nothing to compare.
+
+    Attributes:
+        check: `step` (synthetic inputs), `training` (at every recorded step), `replay` (recorded
+            gradients), `gradient` (left unchanged), `oracle` (each step against the exact result),
+            `drift` (whole trajectories), `drawn` (fuzzed cases, or the smallest that failed), or
+            one of `invariants.CHECKS`.
+        excused: elements outside the bound for a reason that `tolerance` counts.
+        passed: None where the case was skipped.
+        note: what differs first, or the reason.
+        skip_reason: why the case was skipped; part of `note`, and no column.
+        only_subnormals: as in `StepVerdict`; no column.
     """
 
     check: str
@@ -36,9 +52,9 @@ class ComparisonRow:
     backend: str
     ctx: str
     dtype: str
-    tensor: str
-    elements: int
-    steps: int
+    tensor: str = ""
+    elements: int = 0
+    steps: int = 0
     mismatches: int | None = None
     max_abs: float | None = None
     max_rel: float | None = None
@@ -52,10 +68,36 @@ class ComparisonRow:
     seed: int = 0
     excused: int = 0
     subnormals: str = "strict"
+    skip_reason: str = ""
+    only_subnormals: bool = False
+
+    def of(self, tensor: str, difference: Difference, **more: Any) -> ComparisonRow:
+        """Return the row of one tensor, with its errors."""
+        errors = {name: value for name, value in vars(difference).items() if name != "first"}
+        return replace(self, tensor=tensor, **errors, **more)
+
+    def skipped(self, reason: str) -> ComparisonRow:
+        """Return the row of a case that was not run."""
+        note = f"skipped: {reason}"
+        return replace(self, allowed_ulp=None, note=note, skip_reason=reason)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The values by column of verify.csv."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    @property
+    def status(self) -> Status:
+        """How the comparison ended."""
+        if self.passed is None:
+            return Status.SKIPPED
+        if self.passed:
+            return Status.PASSED
+        return Status.NO_RESULT if self.mismatches is None else Status.FAILED
 
     @property
     def is_comparison(self) -> bool:
-        """Whether results were compared with those of another, or there was none to compare."""
+        """Whether results were compared with another's, or should have been."""
         with_itself = self.check in {"gradient", *invariants.CHECKS}
         return not with_itself and (self.elements > 0 or self.passed is False)
 
@@ -67,7 +109,7 @@ class ComparisonRow:
             what = [self.case]
         elif self.case in fuzz.COLLECTIVE:
             what = ["--case", self.case]
-        elif own is None:  # a recording
+        elif own is None:  # the file of a recording
             what = ["--replay", self.case, *steps]
         else:
             what = ["--case", self.case, *(steps if self.steps not in (0, own) else [])]
@@ -78,8 +120,12 @@ class ComparisonRow:
         return shlex.join(["adadelta", "verify", *what, *which, *ctx, *seed])
 
 
+NO_COLUMNS = {"skip_reason", "only_subnormals"}
+COLUMNS = tuple(f.name for f in fields(ComparisonRow) if f.name not in NO_COLUMNS)
+
+
 def _own_steps(name: str) -> int | None:
-    """Say how many steps a case takes where no number is asked for; None for what is no case."""
+    """Return the default number of steps of a case; None where no case has that name."""
     with contextlib.suppress(UsageError):
         return catalogue.select((name,))[0].steps
     return None
@@ -87,7 +133,7 @@ def _own_steps(name: str) -> int | None:
 
 @dataclass(frozen=True)
 class TrainingTrace:
-    """The losses of one training with the fused and with the unfused step, for the picture."""
+    """The (step, loss) pairs of a training with the fused and with the unfused step."""
 
     problem: str
     backend: str
@@ -98,7 +144,7 @@ class TrainingTrace:
 
 @dataclass(frozen=True)
 class DriftTrace:
-    """How far a tensor of a case is from the reference's after each step, for the picture."""
+    """The relative 2-norm of a tensor's error after each step of a case."""
 
     implementation: str
     case: str
@@ -107,21 +153,28 @@ class DriftTrace:
     relative_l2: list[float]
 
 
+class Verdict(Enum):
+    """What the rows of one check say together."""
+
+    FAILED = "FAILED"
+    SKIPPED = "skipped"
+    PASSED = "passed"
+    REPORTED = "reported"  # errors have no bound
+
+
 @dataclass(frozen=True)
 class Summary:
-    """What all rows of one implementation say together.
+    """The rows of one check of one implementation, summed up.
 
     Attributes:
-        implementation, reference: who was compared with whom.
-        check: as in `ComparisonRow`.
-        cases: how many cases, each in its dtypes.
-        skipped: how many of them could not be put to it.
-        failed: how many did not pass.
-        elements: how many numbers were compared.
+        implementation, reference, check: as in `ComparisonRow`.
+        cases: number of cases, counted once per dtype.
+        skipped, failed: how many of them were skipped, and failed.
+        elements: compared numbers.
         mismatches: how many of them differ in a bit.
         max_ulp: the largest distance.
         scaled_ulp: the largest error in ULPs of the largest operand of the final addition.
-        bounded: an error of some size would have failed.
+        bounded: whether a large error would have failed.
     """
 
     implementation: str
@@ -135,6 +188,15 @@ class Summary:
     max_ulp: float
     scaled_ulp: float
     bounded: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst outcome."""
+        if self.failed:
+            return Verdict.FAILED
+        if self.skipped == self.cases:
+            return Verdict.SKIPPED
+        return Verdict.PASSED if self.bounded else Verdict.REPORTED
 
 
 def summaries(rows: Sequence[ComparisonRow]) -> list[Summary]:
@@ -151,9 +213,9 @@ def _summary(rows: Sequence[ComparisonRow]) -> Summary:
         return len({(row.case, row.dtype) for row in chosen})
 
     return Summary(
-        implementation=rows[0].implementation,
-        reference=rows[0].reference,
-        check=rows[0].check,
+        rows[0].implementation,
+        rows[0].reference,
+        rows[0].check,
         cases=cases(rows),
         skipped=cases(row for row in rows if row.passed is None),
         failed=cases(row for row in rows if row.passed is False),
@@ -165,7 +227,7 @@ def _summary(rows: Sequence[ComparisonRow]) -> Summary:
     )
 
 
-def reasons(rows: Sequence[ComparisonRow]) -> list[str]:
+def skip_reasons(rows: Sequence[ComparisonRow]) -> list[str]:
     """Say why nothing was compared."""
-    notes = [row.note.removeprefix("skipped: ") for row in rows if row.passed is None]
+    notes = [row.skip_reason or row.note for row in rows if row.passed is None]
     return list(dict.fromkeys(filter(None, notes))) or ["there was no element to compare"]

@@ -5,12 +5,12 @@ is in units in the last place (ULPs) of the largest operand of the addition that
 from. Each step is compared by itself, from the array update's own states. docs/own-kernels.md
 derives the bounds, docs/parity.md those of other frameworks.
 
-Whether a result may lie outside its bound is decided from the inputs and from the formula in a
-wider range (`Exact`), never from the result under test. Two things qualify, and both are counted:
+A result may be outside its bound for two reasons. Both are decided from the inputs and the formula
+in a wider range (`WideStep`), never from the result under test, and both are counted:
 
-* Range: the result is right in another order of the operations, one that leaves the range of the
-  dtype elsewhere than the array update does. A case states how many of these it allows.
-* Subnormals flushed to zero, where the caller allows that (`--subnormals flush`).
+* Range: the result is right in another order of the operations, which leaves the range of the dtype
+  elsewhere than the array update does. A case states how many of these it allows.
+* Subnormals are flushed to zero, where the caller allows that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adadelta_cli.update import Parameter, Scalars, update
-from adadelta_cli.verification.ulp import Difference
+from adadelta_cli.verification.ulp import Difference, differing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,13 +33,12 @@ States = dict[str, list[np.ndarray]]
 Tensors = dict[str, np.ndarray]
 TENSORS = ("acc_grad", "acc_delta", "weight")
 WIDE = np.longdouble
-# Another order of the operations may overflow where a product comes this near to the largest
-# number: no factor that the orders move about (1 - rho, a root, a rate) is counted twice.
+# Another order of the operations may overflow where a product is within this factor of the largest
+# number: no factor that the orders move (1 - rho, a root, a rate) is counted twice.
 NEAR = 16
-FLUSHES = "flushes subnormals"
 STRICT_HINT = (
     "differs only where subnormal numbers are involved; expected strict IEEE 754; if the kernel "
-    "flushes subnormals to zero on purpose, add --subnormals flush"
+    "flushes subnormals to zero on purpose, set subnormals to flush"
 )
 
 
@@ -50,11 +49,12 @@ class StepVerdict:
     Attributes:
         tensor: `weight`, `acc_grad` or `acc_delta`.
         difference: from the reference, excused elements apart; `scaled_ulp` is what is bounded.
-        excused: how many elements are outside the bound for a reason that counts.
+        excused: number of elements outside the bound for one of the two reasons.
         allowed_ulp: the bound.
-        passed: whether it held; None where every element was excused, so nothing was compared.
-        note: what was excused; where it failed, the worst element with its inputs.
+        passed: whether it held; None where every element is excused.
+        note: what is excused; after a failure, the worst element with its inputs.
         kept: the results of each step, the excused ones replaced by the reference's.
+        only_subnormals: it failed, and would not if subnormals might be flushed to zero.
     """
 
     tensor: str
@@ -64,35 +64,11 @@ class StepVerdict:
     passed: bool | None
     note: str
     kept: Sequence[np.ndarray] = field(repr=False, default=())
-
-
-def verdicts(
-    case: Case,
-    dtype: str,
-    seed: int,
-    reference: States,
-    got: States,
-    allowed: ToleranceULP,
-    *,
-    flush: bool = False,
-) -> Iterator[StepVerdict]:
-    """Compare single steps of a case, a verdict for each tensor.
-
-    Args:
-        case: its hyper-parameters and gradients.
-        dtype: float32 or float64.
-        seed: of the case.
-        reference: the array update's trajectory; for each tensor the elements of all tensors end to
-            end, an array for the start and for each step.
-        got: the same of the implementation, each step taken from the reference's state before it.
-        allowed: the bounds.
-        flush: subnormals may be flushed to zero.
-    """
-    return check_steps(case, gradients(case, dtype, seed), reference, got, allowed, flush=flush)
+    only_subnormals: bool = False
 
 
 def gradients(case: Case, dtype: str, seed: int) -> list[np.ndarray]:
-    """Return the gradients of each step, the elements of all tensors end to end."""
+    """Return a case's gradients of each step, the elements of all tensors end to end."""
     numbers = range(1, case.steps + 1)
     return [np.concatenate([g.ravel() for g in case.grads(dtype, seed, n)]) for n in numbers]
 
@@ -106,19 +82,19 @@ def check_steps(
     *,
     flush: bool = False,
 ) -> Iterator[StepVerdict]:
-    """Compare single steps that were taken with these gradients, in place of the case's own.
+    """Compare single steps, a verdict for each tensor.
 
     Args:
         case: its shapes, hyper-parameters and multipliers.
         grads: of each step, the elements of all tensors end to end, float32 or float64.
-        reference: as in `verdicts`.
-        got: as in `verdicts`.
-        allowed: as in `verdicts`.
-        flush: as in `verdicts`.
+        reference: `Trajectory.tensors` of the array update.
+        got: those of the implementation, each step from the reference's state before it.
+        allowed: the bounds.
+        flush: subnormals may be flushed to zero.
     """
     setting = ElementRates.of(case)
     steps = [
-        _compared(setting, number, grad, reference, got, allowed)
+        _compared(setting, number, grad, reference, got, allowed, flush=flush)
         for number, grad in enumerate(grads, 1)
     ]
     for tensor in TENSORS:
@@ -130,7 +106,7 @@ def check_steps(
 
 
 class ElementRates(NamedTuple):
-    """A case's hyper-parameters, with the rate and the decay of each element, float64."""
+    """A case, with the learning rate and the weight decay of each element, float64."""
 
     case: Case
     rate: np.ndarray
@@ -138,19 +114,19 @@ class ElementRates(NamedTuple):
 
     @classmethod
     def of(cls, case: Case) -> ElementRates:
-        """Spread the multipliers of the tensors over their elements."""
+        """Repeat the rate and the decay of each tensor for its elements."""
         sizes = [int(np.prod(shape)) for shape in case.shapes]
         rate = np.repeat([case.hyper.learning_rate * mult for mult in case.lr_mults], sizes)
         return cls(case, rate, np.repeat([case.hyper.wd * mult for mult in case.wd_mults], sizes))
 
-    def exact(self, before: Tensors, grad: np.ndarray, at: np.ndarray) -> Exact:
+    def wide_step(self, before: Tensors, grad: np.ndarray, at: np.ndarray) -> WideStep:
         """Take a step in a wider range on the elements at these places."""
         some = {name: array[at] for name, array in before.items()}
         scalars = self.case.hyper.scalars(grad.dtype)
-        return Exact.of(scalars, some, grad[at], self.rate[at], self.wd[at])
+        return WideStep.of(scalars, some, grad[at], self.rate[at], self.wd[at])
 
-    def slack(self, exact: Exact, unit: float) -> Tensors:
-        """Bound what is lost below the normal numbers: `unit` in each operation.
+    def slack(self, exact: WideStep, unit: float) -> Tensors:
+        """Bound the error of each result where each operation may lose `unit`.
 
         Args:
             exact: the step.
@@ -161,14 +137,14 @@ class ElementRates(NamedTuple):
         of_x = each * (1 + abs(hyper.rescale_grad) + abs(self.largest_decay))
         # The factors of an update may be multiplied in any order.
         of_delta = of_x * (1 + e.ratio + e.root + e.inverse)
-        # Or one root taken of a quotient, which underflows sooner, and is zero at worst.
+        # Or the root of a quotient, which underflows sooner, and is zero at worst.
         of_delta += np.minimum(e.x * each / (e.ratio + np.sqrt(each)), e.delta)
         lost = {
             "acc_grad": each + of_x * (of_x + e.x),
             "acc_delta": each + of_delta * (of_delta + e.delta),
             "weight": each + of_delta * (1 + e.rate),
         }
-        # An infinite factor makes something else of a zero than of what was rounded to zero.
+        # An infinite factor gives another product with zero than with a number rounded to zero.
         infinite = np.where(e.x <= of_x, np.inf, 0)
         return {name: np.where(np.isfinite(v), v, infinite) for name, v in lost.items()}
 
@@ -178,19 +154,19 @@ class ElementRates(NamedTuple):
         return float(np.abs(self.wd).max(initial=0.0))
 
 
-class Exact(NamedTuple):
-    """A step in a wider range, and how large its terms are; flat arrays of `WIDE`.
+class WideStep(NamedTuple):
+    """A step in a wider range, and the size of its terms; flat arrays of `WIDE`.
 
     Attributes:
         after: the results, by tensor.
-        scales: by tensor, the magnitude of the largest operand of the addition that it comes from,
-            had the gradient's own sum not cancelled.
+        scales: by tensor, the magnitude of the largest operand of the last addition, without
+            cancellation in the gradient's own sum.
         rate: the magnitude of the learning rate.
         x: the magnitudes of the two parts of the pre-processed gradient, added up.
         root: sqrt(acc_delta + epsilon).
         inverse: 1 / sqrt(acc_grad + epsilon), with the new acc_grad.
-        ratio: root / sqrt(acc_grad + epsilon), likewise.
-        negative: one of these roots is that of a negative number, or of the rounding errors of one.
+        ratio: root / sqrt(acc_grad + epsilon), with the new acc_grad.
+        negative: the argument of a root is negative, or may be so by rounding errors.
         still: the results of an update of zero, by tensor.
     """
 
@@ -206,13 +182,19 @@ class Exact(NamedTuple):
 
     @property
     def delta(self) -> np.ndarray:
-        """How large the update could be."""
+        """The largest possible update."""
         return self.ratio * self.x
+
+    def ulp(self, tensor: str, dtype: np.dtype) -> np.ndarray:
+        """Return the unit in the last place of the scale of each result."""
+        largest = WIDE(np.finfo(dtype).max) / 2
+        scale = np.nan_to_num(np.minimum(self.scales[tensor], largest), nan=1.0)
+        return np.spacing(scale.astype(dtype))
 
     @classmethod
     def of(
         cls, scalars: Scalars, before: Tensors, grad: np.ndarray, rate: np.ndarray, wd: np.ndarray
-    ) -> Exact:
+    ) -> WideStep:
         """Take a step.
 
         Args:
@@ -255,7 +237,7 @@ class Exact(NamedTuple):
 
 
 class _Compared(NamedTuple):
-    """One tensor after one step: all results, and more of those that differ from the reference.
+    """One tensor after one step: all results, and details of those that differ from the reference.
 
     The arrays from `error` on have an element for each place in `at`.
     """
@@ -266,10 +248,20 @@ class _Compared(NamedTuple):
     inputs: Tensors
     at: np.ndarray  # where a bit differs
     error: np.ndarray  # in ULPs of the scale
-    scale: np.ndarray
     beyond: np.ndarray  # outside the bound
-    ranged: np.ndarray  # beyond, and right in another range
-    flushed: np.ndarray  # beyond, and explained by subnormals that are flushed
+    flushed: np.ndarray  # outside, and explained by flushed subnormals
+    ranged: np.ndarray  # outside, and right in another order of the operations
+    excused: np.ndarray  # outside for a reason that is allowed
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The results, the excused ones replaced by the reference's."""
+        excused = self.at[self.excused]
+        if not excused.size:
+            return self.got
+        kept = self.got.copy()
+        kept[excused] = self.wanted[excused]
+        return kept
 
 
 def _compared(
@@ -279,68 +271,50 @@ def _compared(
     reference: States,
     got: States,
     allowed: ToleranceULP,
+    *,
+    flush: bool,
 ) -> dict[str, _Compared]:
     before = {name: reference[name][number - 1] for name in TENSORS}
-    places = {name: differing(got[name][number], reference[name][number]) for name in TENSORS}
-    at = np.unique(np.concatenate(list(places.values())))
-    info = np.finfo(grad.dtype)
+    after = {name: (got[name][number], reference[name][number]) for name in TENSORS}
+    at = np.unique(np.concatenate([differing(*pair) for pair in after.values()]))
+    info, found = np.finfo(grad.dtype), {}
     with np.errstate(all="ignore"):
-        exact = setting.exact(before, grad, at)
+        exact = setting.wide_step(before, grad, at)
         units = (info.smallest_subnormal, info.tiny)
         slacks = [setting.slack(exact, float(unit)) for unit in units]
-        return {
-            name: _placed(
-                _Compared(
-                    number,
-                    got[name][number],
-                    reference[name][number],
-                    {**before, "grad": grad},
-                    *[at] * 6,
-                ),
-                name,
-                exact,
-                getattr(allowed, name),
-                [each[name] for each in slacks],
-            )
-            for name in TENSORS
-        }
+        for name, (own, wanted) in after.items():
+            bound, lost = getattr(allowed, name), [each[name] for each in slacks]
+            kinds = _classify(name, exact, own[at], wanted[at], bound, lost)
+            excused = kinds[-1] | kinds[-2] if flush else kinds[-1]
+            inputs = {**before, "grad": grad}
+            found[name] = _Compared(number, own, wanted, inputs, at, *kinds, excused)
+    return found
 
 
-def differing(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Find the places of two flat arrays where a bit differs, NaNs apart."""
-    bits = f"u{got.itemsize}"
-    differ = (got.view(bits) != wanted.view(bits)) & ~(np.isnan(got) & np.isnan(wanted))
-    return np.flatnonzero(differ)
-
-
-def _placed(
-    whole: _Compared, tensor: str, exact: Exact, allowed: float, slacks: Sequence[np.ndarray]
-) -> _Compared:
-    """Judge the results that differ: inside the bound, or outside for which reason."""
-    got, wanted, info = whole.got[whole.at], whole.wanted[whole.at], np.finfo(whole.got.dtype)
-    scale = np.nan_to_num(np.minimum(exact.scales[tensor], WIDE(info.max) / 2), nan=1.0)
-    ulp = np.spacing(scale.astype(got.dtype)).astype(WIDE)
-    error = np.where(slacks[0] < np.inf, np.maximum(_distance(got, wanted) - slacks[0], 0), 0)
-    # No order makes an accumulator negative that is a sum of squares, however small. One that
-    # began negative stays so where an overflow leaves no update: then in the reference, too.
+def _classify(
+    tensor: str,
+    exact: WideStep,
+    got: np.ndarray,
+    wanted: np.ndarray,
+    allowed: float,
+    slacks: Sequence[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return `error`, `beyond`, `flushed` and `ranged` of `_Compared`."""
+    ulp, distance = exact.ulp(tensor, got.dtype).astype(WIDE), _absolute_error(got, wanted)
+    error = np.where(slacks[0] < np.inf, np.maximum(distance - slacks[0], 0), 0)
+    # In no order is a sum of squares negative. An accumulator that began negative stays so where
+    # an overflow leaves no update: then in the reference, too.
     negative = (got < 0) & (exact.after[tensor] > 0) & (tensor != "weight")
     error = np.where(negative & ~(wanted < 0), np.inf, error)
     beyond = ~(error <= allowed * ulp)
-    tolerance = allowed * ulp + slacks[0]
-    ranged = beyond & ~negative
-    ranged &= _right_in_another_range(tensor, exact, got, wanted, tolerance)
-    flushed = beyond & ~negative & (_distance(got, wanted) <= allowed * ulp + slacks[1])
-    return whole._replace(
-        error=(error / ulp).astype(np.float64),
-        scale=scale.astype(got.dtype),
-        beyond=beyond,
-        ranged=ranged,
-        flushed=flushed,
-    )
+    within = [distance <= allowed * ulp + slacks[1]]
+    within += [_right_in_another_range(tensor, exact, got, wanted, allowed * ulp + slacks[0])]
+    flushed, ranged = (beyond & ~negative & each for each in within)
+    return (error / ulp).astype(np.float64), beyond, flushed, ranged
 
 
-def _distance(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return absolute errors; infinite where a NaN stands against a number."""
+def _absolute_error(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return absolute errors; infinite for a NaN against a number."""
     got, wanted = got.astype(WIDE), wanted.astype(WIDE)
     same = (got == wanted) | (np.isnan(got) & np.isnan(wanted))
     error = np.where(same, 0, abs(got - wanted))
@@ -348,14 +322,14 @@ def _distance(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _right_in_another_range(
-    tensor: str, exact: Exact, got: np.ndarray, wanted: np.ndarray, tolerance: np.ndarray
+    tensor: str, exact: WideStep, got: np.ndarray, wanted: np.ndarray, tolerance: np.ndarray
 ) -> np.ndarray:
-    """Find what another order of the operations makes of the same inputs.
+    """Find the results that another order of the operations may give.
 
-    That is the exact result, rounded; or a finite one between this and the reference's; or that of
-    an update of zero, since an acc_grad that overflows divides it away; or the
-    infinity or NaN of a product that overflows in that order; or anything, where the formula takes
-    the root of a negative number, which no sum of squares is.
+    These are: the exact result, rounded; a finite one between this and the reference's; that of an
+    update of zero, since an acc_grad that overflows divides it away; the infinity or NaN of a
+    product that overflows in that order; anything where the formula takes the root of a negative
+    number, which no sum of squares is.
     """
     overflows, undefined = _overflows(tensor, exact, np.finfo(got.dtype))
     limit = np.finfo(got.dtype).max / NEAR
@@ -366,17 +340,17 @@ def _right_in_another_range(
     between &= np.isfinite(low) & np.isfinite(high)
     exactly = (got == rounded) | (np.isnan(got) & np.isnan(rounded))
     exactly |= abs(got - rounded) <= tolerance
-    apart = ~(abs(rounded - wanted) <= tolerance)  # else it is no matter of the range
+    apart = ~(abs(rounded - wanted) <= tolerance)  # else the range is not the reason
     infinite = np.isinf(got) if tensor == "weight" else np.isposinf(got)
     if tensor != "acc_grad":
-        # An acc_grad that overflows leaves an update of zero, whatever else is wider.
+        # An acc_grad that overflows gives an update of zero in any order.
         exactly |= (exact.x**2 >= WIDE(limit)) & (abs(got - exact.still[tensor]) <= tolerance)
     invalid = exact.negative & (tensor != "acc_grad")
     return invalid | apart & (exactly | between) | overflows & infinite | undefined & np.isnan(got)
 
 
-def _overflows(tensor: str, exact: Exact, info: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Find where some order of the operations gives an infinity, and where a NaN."""
+def _overflows(tensor: str, exact: WideStep, info: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Find where some order of the operations may give an infinity, and where a NaN."""
     e, limit = exact, WIDE(info.max) / NEAR
     square = e.x * e.x >= limit
     if tensor == "acc_grad":
@@ -396,21 +370,24 @@ def _verdict(
     tensor: str, steps: Sequence[_Compared], allowed: float, excusable: float, *, flush: bool
 ) -> StepVerdict:
     flushed = int(sum(step.flushed.sum() for step in steps)) if flush else 0
-    excused = int(sum(_excused(step, flush=flush).sum() for step in steps))
-    kept = [_kept(step, flush=flush) for step in steps]
+    excused = int(sum(step.excused.sum() for step in steps))
+    kept = [step.kept for step in steps]
     wanted = np.concatenate([step.wanted for step in steps])
-    difference = _difference(steps, np.concatenate(kept), wanted, flush=flush)
+    errors = np.concatenate([np.where(step.excused, 0, step.error) for step in steps])
+    worst = float(errors.max(initial=0.0))
+    difference = replace(Difference.between(np.concatenate(kept), wanted, wanted), scaled_ulp=worst)
     ranged, limit = excused - flushed, excusable * wanted.size
-    passed: bool | None = difference.scaled_ulp <= allowed and ranged <= limit
-    notes = list(_reasons(ranged, limit, flushed))
+    passed: bool | None = worst <= allowed and ranged <= limit
+    notes, strict = list(_reasons(ranged, limit, flushed)), False
     if passed and excused == wanted.size > 0:
         passed, notes = None, ["nothing was compared: every element is excused", *notes]
     elif passed and not difference.mismatches:
         notes.insert(0, "else equal in every bit" if excused else "equal in every bit")
-    if difference.scaled_ulp > allowed:
-        notes.insert(0, _worst(steps, flush=flush))
-        notes = [STRICT_HINT] * _only_flushed(steps) + notes
-    return StepVerdict(tensor, difference, excused, allowed, passed, "; ".join(notes), kept)
+    if worst > allowed:
+        strict = all((~step.beyond | step.ranged | step.flushed).all() for step in steps)
+        notes = [STRICT_HINT] * strict + [_worst(steps), *notes]
+    note = "; ".join(notes)
+    return StepVerdict(tensor, difference, excused, allowed, passed, note, kept, strict)
 
 
 def _reasons(ranged: int, limit: float, flushed: int) -> Iterator[str]:
@@ -418,38 +395,12 @@ def _reasons(ranged: int, limit: float, flushed: int) -> Iterator[str]:
         more = f", more than the {int(limit)} that the case allows" if ranged > limit else ""
         yield f"{ranged} excused: another order of the operations leaves the range{more}"
     if flushed:
-        yield f"{flushed} excused: {FLUSHES}"
+        yield f"{flushed} excused: flushes subnormals"
 
 
-def _only_flushed(steps: Sequence[_Compared]) -> bool:
-    return all((~step.beyond | step.ranged | step.flushed).all() for step in steps)
-
-
-def _excused(step: _Compared, *, flush: bool) -> np.ndarray:
-    return step.ranged | step.flushed if flush else step.ranged
-
-
-def _kept(step: _Compared, *, flush: bool) -> np.ndarray:
-    """Return the results, those excused replaced by the reference's."""
-    excused = step.at[_excused(step, flush=flush)]
-    if not excused.size:
-        return step.got
-    kept = step.got.copy()
-    kept[excused] = step.wanted[excused]
-    return kept
-
-
-def _difference(
-    steps: Sequence[_Compared], got: np.ndarray, wanted: np.ndarray, *, flush: bool
-) -> Difference:
-    errors = [np.where(_excused(step, flush=flush), 0, step.error) for step in steps]
-    worst = float(np.concatenate(errors).max(initial=0.0))
-    return replace(Difference.between(got, wanted, wanted), scaled_ulp=worst)
-
-
-def _worst(steps: Sequence[_Compared], *, flush: bool) -> str:
-    """Name the worst element, with all that is needed to compute it again."""
-    errors = [np.where(_excused(step, flush=flush), -1, step.error) for step in steps]
+def _worst(steps: Sequence[_Compared]) -> str:
+    """Describe the worst element, with its inputs."""
+    errors = [np.where(step.excused, -1, step.error) for step in steps]
     step, error = max(
         zip(steps, errors, strict=True), key=lambda pair: float(pair[1].max(initial=-1.0))
     )
@@ -465,13 +416,13 @@ def _worst(steps: Sequence[_Compared], *, flush: bool) -> str:
 
 
 class Drift(NamedTuple):
-    """How far one tensor of a trajectory is from the reference's, at every step.
+    """The distance of one tensor of a trajectory from the reference's, at every step.
 
     Attributes:
-        tensor: as in `Verdict`.
-        difference: elements that left the theory of rounding apart; `scaled_ulp` is the largest
-            error, in units of which the running bound is `allowed_ulp`.
-        left_out: how many elements of all steps are outside the theory of rounding.
+        tensor: as in `StepVerdict`.
+        difference: without the elements that are left out; `scaled_ulp` is the largest error, in
+            units in which the running bound is `allowed_ulp`.
+        left_out: elements of all steps to which the theory of rounding does not apply.
         allowed_ulp: the bound of one step.
         worst: names the element with the largest error.
     """
@@ -490,7 +441,7 @@ class Drift(NamedTuple):
         return self.difference.scaled_ulp <= self.allowed_ulp
 
 
-ROOM = 0.25  # relative error of a root's argument up to which `_carried` bounds what comes of it
+ROOM = 0.25  # largest relative error of a root's argument for which `_carried` holds
 
 
 def drifts(
@@ -506,17 +457,16 @@ def drifts(
 
     The bound is computed along the reference alone (N. J. Higham, "Accuracy and Stability of
     Numerical Algorithms", 2002, section 3.3): each step carries on the errors of the step before by
-    the derivatives of the formula, and adds the bound of one step. An element is left out from
-    the step on in which the reference comes near the largest number, or the bound outgrows a root's
-    argument.
+    the derivatives of the formula, and adds the bound of one step. An element is left out as soon
+    as the reference is near the largest number, or the bound exceeds `ROOM` of a root's argument.
 
     Args:
-        case: as in `judged`.
-        grads: as in `judged`.
-        reference: as in `judged`.
+        case: as in `check_steps`.
+        grads: as in `check_steps`.
+        reference: as in `check_steps`.
         got: the implementation's own trajectory.
         allowed: the bounds of one step.
-        flush: as in `judged`.
+        flush: as in `check_steps`.
     """
     at = _differing_anywhere(reference, got)
     ratios: dict[str, list[np.ndarray]] = {name: [] for name in TENSORS}
@@ -528,7 +478,7 @@ def drifts(
             left_out += int((~alive).sum())
             for name in TENSORS:
                 wanted, own = reference[name][number], kept[name][number - 1]
-                error = _distance(own[at], wanted[at]) / bound[name]
+                error = _absolute_error(own[at], wanted[at]) / bound[name]
                 ratios[name].append(np.where(alive, error, 0).astype(np.float64))
                 own[at[~alive]] = wanted[at[~alive]]
     for name in TENSORS:
@@ -569,30 +519,29 @@ def _running_bounds(
     *,
     flush: bool,
 ) -> Iterator[tuple[Tensors, np.ndarray]]:
-    """Yield, after each step, the bound of each tensor's error and which elements it holds for."""
+    """Yield, after each step, the bound of each tensor's error and the elements it holds for."""
     setting, info = ElementRates.of(case), np.finfo(grads[0].dtype)
     unit = float(info.tiny if flush else info.smallest_subnormal)
     errors = {name: np.zeros(at.size, WIDE) for name in TENSORS}
     alive = np.ones(at.size, bool)
     for number, grad in enumerate(grads, 1):
         before = {name: reference[name][number - 1] for name in TENSORS}
-        exact = setting.exact(before, grad, at)
+        exact = setting.wide_step(before, grad, at)
         some = {name: array[at].astype(WIDE) for name, array in before.items()}
         carried, within = _carried(setting, exact, some, errors, at)
         alive = alive & within & _ordinary(exact, [*some.values(), grad[at]], info)
         slacks = setting.slack(exact, unit)
         for name in TENSORS:
-            scale = np.nan_to_num(np.minimum(exact.scales[name], WIDE(info.max) / 2), nan=1.0)
-            step = getattr(allowed, name) * np.spacing(scale.astype(info.dtype))
-            # The step of the other trajectory is taken from, and scaled by, its own numbers.
+            step = getattr(allowed, name) * exact.ulp(name, info.dtype)
+            # The step of the other trajectory starts from, and is scaled by, its own numbers.
             errors[name] = carried[name] + step.astype(WIDE) * (1 + ROOM) ** 2 + slacks[name]
         yield dict(errors), alive
 
 
 def _carried(
-    setting: ElementRates, exact: Exact, before: Tensors, errors: Tensors, at: np.ndarray
+    setting: ElementRates, exact: WideStep, before: Tensors, errors: Tensors, at: np.ndarray
 ) -> tuple[Tensors, np.ndarray]:
-    """Bound what a step makes of errors in its inputs, and say where that bound holds."""
+    """Bound the effect of a step on errors in its inputs, and tell where that bound holds."""
     hyper, e = setting.case.hyper, exact
     share, epsilon = WIDE(1.0 - hyper.rho), WIDE(hyper.epsilon)
     of_x = abs(setting.wd[at]).astype(WIDE) * errors["weight"]
@@ -608,8 +557,8 @@ def _carried(
     return carried, (below <= ROOM) & (above <= ROOM)
 
 
-def _ordinary(exact: Exact, inputs: Sequence[np.ndarray], info: Any) -> np.ndarray:
-    """Find where no order of the operations comes near the largest number."""
+def _ordinary(exact: WideStep, inputs: Sequence[np.ndarray], info: Any) -> np.ndarray:
+    """Find where no order of the operations is near the largest number."""
     limit = WIDE(info.max) / NEAR
     near = np.logical_or.reduce([_overflows(name, exact, info)[0] for name in TENSORS])
     small = np.logical_and.reduce([abs(each.astype(WIDE)) < limit for each in inputs])

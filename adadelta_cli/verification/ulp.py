@@ -1,9 +1,9 @@
-"""How two arrays of floats differ: bits, ULPs, and errors relative to several things.
+"""Compare two arrays of floats: bits, ULPs, absolute and relative errors.
 
-The rules: two numbers agree when all their bits do, so zeros of different sign do not. All NaNs
-are one number, since IEEE 754 leaves their sign and payload open. A NaN against a number, or
-infinity against a finite number, is a mismatch with an infinite distance in ULPs. Subnormals are
-numbers like any other.
+Two numbers agree when all their bits do, so zeros of different sign do not. All NaNs are one
+number, since IEEE 754 leaves their sign and payload open. A NaN against a number, or infinity
+against a finite number, is a mismatch with an infinite distance in ULPs. Subnormals are compared
+like any number.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ class Difference:
         max_abs: largest absolute error.
         max_rel: largest error relative to the reference's element.
         relative_l2: 2-norm of the errors over that of the reference.
-        p999_ulp: 99.9th percentile of the distance in units in the last place: how many floats
-            lie between.
+        p999_ulp: 99.9th percentile of the distance in units in the last place (ULPs).
         max_ulp: largest distance, likewise.
         scaled_ulp: largest error in ULPs of `scale`, which cancellation does not inflate.
         first: flat index of the first mismatch; None where there is none.
@@ -42,7 +41,7 @@ class Difference:
 
     @classmethod
     def between(cls, got: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> Difference:
-        """Compare.
+        """Compare two arrays.
 
         Args:
             got: computed numbers, float16, float32 or float64.
@@ -57,11 +56,10 @@ class Difference:
             raise ValueError(
                 f"got {got.dtype}{list(got.shape)}, expected {wanted.dtype}{list(wanted.shape)}"
             )
-        both_nan = np.isnan(got) & np.isnan(wanted)
-        differ = (_bits(got) != _bits(wanted)) & ~both_nan
-        if not differ.any():  # nearly always, and quick
+        where = differing(got, wanted)
+        if not where.size:
             return cls(elements=got.size)
-        return cls._of_mismatches(got, wanted, scale, np.flatnonzero(differ))
+        return cls._of_mismatches(got, wanted, scale, where)
 
     @classmethod
     def _of_mismatches(
@@ -92,12 +90,36 @@ class Difference:
         )
 
 
+def differing(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the flat indices at which two arrays of one dtype and shape differ in a bit."""
+    both_nan = np.isnan(got) & np.isnan(wanted)
+    return np.flatnonzero((_bits(got) != _bits(wanted)) & ~both_nan)
+
+
+def describe_first(
+    difference: Difference, got: np.ndarray, wanted: np.ndarray, elements: int
+) -> str:
+    """Name the first mismatch of several steps; empty where there is none.
+
+    Args:
+        difference: of the two arrays.
+        got: the computed numbers of all steps, end to end.
+        wanted: the reference.
+        elements: of one step.
+    """
+    if difference.first is None:
+        return ""
+    step, element = divmod(difference.first, elements)
+    values = (float(each[difference.first]).hex() for each in (got, wanted))
+    return "first at step {}, element {}: got {}, expected {}".format(step + 1, element, *values)
+
+
 def _bits(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).view(f"u{array.itemsize}").reshape(array.shape)
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Count the steps from one float to the next between two; both zeros are one float."""
+    """Count the floats from one number to another; both zeros are one float."""
 
     def ordinal(array: np.ndarray) -> np.ndarray:
         """Map floats to unsigned integers in the same order."""

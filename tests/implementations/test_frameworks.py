@@ -23,7 +23,7 @@ from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS, ToleranceULP, timeable
 from adadelta_cli.system import machine
 from adadelta_cli.update import Hyperparameters, Parameter, update
-from adadelta_cli.verification import cases, catalogue, plan, runner, tolerance
+from adadelta_cli.verification import case_check, cases, catalogue, execute, plan, tolerance
 from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.report import verification_skips
 from adadelta_cli.verification.runner import Verification
@@ -88,11 +88,11 @@ def test_frameworks_and_builtin_steps_share_a_verification():
 def test_cases_that_a_peer_cannot_express_are_skipped_with_the_reason(name):
     """Found out without the library: nothing is imported for it."""
     peer = registry.implementation(name)
-    reason = runner._skipped(peer, cases.CASES["odd"], "float16")
+    reason = case_check.skip_reason(peer, cases.CASES["odd"], "float16")
     assert reason == f"{name} has no float16 with float32 masters"
-    reason = runner._skipped(peer, cases.CASES["flushed"], "float32")
+    reason = case_check.skip_reason(peer, cases.CASES["flushed"], "float32")
     assert "no mode that flushes" in reason
-    reason = runner._skipped(peer, cases.CASES["learning_rate=-1.0"], "float32")
+    reason = case_check.skip_reason(peer, cases.CASES["learning_rate=-1.0"], "float32")
     assert reason == (
         "torch.optim.Adadelta takes no negative learning_rate" if "torch" in name else ""
     )
@@ -101,10 +101,10 @@ def test_cases_that_a_peer_cannot_express_are_skipped_with_the_reason(name):
 def test_compiling_is_for_a_few_cases_unless_they_are_named():
     """The reason says how to have them all."""
     peer = registry.implementation("torch-compile")
-    skipped = [c for c in cases.DEFAULT if "--full" in runner._skipped(peer, c, "float32")]
+    skipped = [c for c in cases.DEFAULT if "--full" in case_check.skip_reason(peer, c, "float32")]
     assert len(skipped) > len(cases.DEFAULT) - 10
     case = cases.CASES["wd=0.03"]
-    assert runner._skipped(peer, case, "float32", named=True) == ""
+    assert case_check.skip_reason(peer, case, "float32", named=True) == ""
 
 
 @pytest.mark.parametrize("clip", [0.9, 0.0, None])
@@ -142,10 +142,11 @@ TWO = ToleranceULP(2, 2, 2)
 def verdicts(change, name="odd", allowed=TWO, dtype="float32"):
     """Compare the array update with itself, after `change` has spoiled the first step."""
     case = cases.CASES[name]
-    reference = runner.step_through(NUMPY, case, dtype, 0)
-    got = runner.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
+    reference = execute.step_through(NUMPY, case, dtype, 0)
+    got = execute.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
     change({tensor: states[1] for tensor, states in got.items()})
-    found = tolerance.verdicts(case, dtype, 0, reference.tensors, got, allowed)
+    grads = tolerance.gradients(case, dtype, 0)
+    found = tolerance.check_steps(case, grads, reference.tensors, got, allowed)
     return {verdict.tensor: verdict for verdict in found}
 
 
@@ -181,8 +182,8 @@ def test_an_error_is_measured_in_the_ulps_of_the_largest_operand(tensor):
 def test_an_error_of_acc_grad_within_its_bound_leaves_the_others_within_theirs():
     """What acc_grad may be off by is in the bounds of what is made of it."""
     case, dtype = cases.CASES["defaults"], "float64"
-    reference = runner.step_through(NUMPY, case, dtype, 0)
-    got = runner.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
+    reference = execute.step_through(NUMPY, case, dtype, 0)
+    got = execute.step_through(NUMPY, case, dtype, 0, reference.tensors).tensors
     scalars = case.hyper.scalars(dtype)
     start, grad = case.start(dtype, 0)[6], case.grads(dtype, 0, 1)[6]
     size = grad.size  # the last tensor's
@@ -195,7 +196,8 @@ def test_an_error_of_acc_grad_within_its_bound_leaves_the_others_within_theirs()
     )
     got["weight"][1][-size:] = start.weight - delta
     bounds = ToleranceULP(weight=8 + 2, acc_grad=16, acc_delta=16 + 2)
-    found = list(tolerance.verdicts(case, dtype, 0, reference.tensors, got, bounds))
+    grads = tolerance.gradients(case, dtype, 0)
+    found = list(tolerance.check_steps(case, grads, reference.tensors, got, bounds))
     assert all(verdict.passed for verdict in found)
     assert max(verdict.difference.scaled_ulp for verdict in found) > 5
 
@@ -244,7 +246,7 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     assert len(lines) == len(FRAMEWORKS) + 1 and lines[-1].startswith(
         "Nothing was compared: torch not"
     )
-    with pytest.raises(UnavailableError, match=r"no other framework is here.*'adadelta\[jax\]'"):
+    with pytest.raises(UnavailableError, match=r"--peers.*'adadelta\[jax\]'"):
         _ = plan.Request(peers=True).plan
 
 

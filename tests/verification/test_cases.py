@@ -16,7 +16,7 @@ def test_names_are_unique():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_numbers_derive_from_name_dtype_and_seed_alone(dtype):
-    """Drawn again they are the same; with another seed or name they are others."""
+    """The same again; others with another seed or name."""
 
     def draw(name, seed):
         case = cases.CASES[name]
@@ -79,5 +79,5 @@ def test_a_length_is_the_name_of_a_case():
     (sized,), (named,) = catalogue.select(sizes=(12_345,)), catalogue.select(("length-12345",))
     assert named == sized and named.elements == 12_345
     for name in ("length-", "length-1e3", "length--1", "length-01", f"length-{'9' * 400}"):
-        with pytest.raises(UsageError, match="no case of that name"):
+        with pytest.raises(UsageError, match=r"case is .*length-N"):
             catalogue.select((name,))

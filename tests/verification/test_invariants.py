@@ -1,4 +1,4 @@
-"""What `verify` says of how a step behaves, whatever it computes: guard, repeat, saved."""
+"""The invariants of a step, whatever it computes: guard, repeat, saved."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from adadelta_cli.verification import cases, catalogue, invariants, report
 from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.runner import Verification
 
-OURS = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ()))
+BUILTIN = ("numpy", "numpy-fused", *(("mxnet", "mxnet-fused") if HAS_MXNET else ()))
 
 
 def rows(name, case="length-4097", dtypes=("float32",)):
     """Verify in this process; return the rows by check and tensor."""
     chosen = tuple(catalogue.select((case,)))
-    work = Verification(plan_of((name,), chosen, dtypes=dtypes, watched=frozenset({case})))
+    work = Verification(plan_of((name,), chosen, dtypes=dtypes, invariant_cases=frozenset({case})))
     work.execute(sandbox=InProcess())
     return {(row.check, row.tensor): row for row in work.rows}
 
 
-def plant(monkeypatch, name, spoil):
-    """Let an implementation do something more after each step: `spoil(parameters)`."""
+def replace_step(monkeypatch, name, spoil):
+    """Call `spoil(parameters)` after each step of an implementation."""
     sound = registry.IMPLEMENTATIONS[name]
 
     def bind(inputs):
@@ -46,9 +46,9 @@ def plant(monkeypatch, name, spoil):
     monkeypatch.setitem(registry.IMPLEMENTATIONS, name, replace(sound, bind=bind))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_ours_behave(name, dtype):
+def test_builtin_implementations_keep_the_invariants(name, dtype):
     """No alarm, in any dtype, and each check was made."""
     found = rows(name, "multipliers", (dtype,))
     assert all(row.passed for row in found.values())
@@ -70,11 +70,13 @@ def address(array):
     return pointer.value
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN)
 @pytest.mark.parametrize("where", [-4, 4097 * 4])
 def test_a_write_outside_is_seen(monkeypatch, name, where):
     """Before the start of acc_delta, or after its end, on arrays of NumPy and of MXNet."""
-    plant(monkeypatch, name, lambda ps: ctypes.memset(address(ps[0].acc_delta) + where, 0, 4))
+    replace_step(
+        monkeypatch, name, lambda ps: ctypes.memset(address(ps[0].acc_delta) + where, 0, 4)
+    )
     row = rows(name)["guard", "acc_delta"]
     assert row.passed is False and row.mismatches == 1
     side = "before its start" if where < 0 else "after its end"
@@ -94,26 +96,26 @@ def misaligned(parameters):
         parameters[0].weight[0] = 1.0
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILTIN)
 @pytest.mark.parametrize(("spoil", "about"), [(drift, "again: "), (misaligned, "off alignment: ")])
 def test_what_does_not_repeat_is_seen(monkeypatch, name, spoil, about):
     """From run to run, and where the memory is aligned otherwise; the note says which."""
     drift.runs = 0
-    plant(monkeypatch, name, spoil)
+    replace_step(monkeypatch, name, spoil)
     row = rows(name)["repeat", "weight"]
     assert row.passed is False and row.mismatches > 0
     assert about in row.note and "first at step 1, element" in row.note
     assert row.replay == f"adadelta verify --case length-4097 --impl {name} --dtype float32"
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if "fused" in name])
+@pytest.mark.parametrize("name", [name for name in BUILTIN if "fused" in name])
 def test_what_depends_on_the_cuts_is_seen(monkeypatch, name):
     """A last element of each part that is skipped shows in other cuttings."""
 
     def skip(parameters):
         parameters[0].acc_grad[4096 // cpu.n_chunks()] = 0.0
 
-    plant(monkeypatch, name, skip)
+    replace_step(monkeypatch, name, skip)
     row = rows(name)["repeat", "acc_grad"]
     assert row.passed is False and "cut" in row.note
 
@@ -184,7 +186,7 @@ def test_guarded_arrays_lie_where_they_should(size, shift, dtype):
     assert made.array.tolist() == values.tolist() and made.written_outside() == ""
 
 
-def test_cutting_is_undone():
+def test_override_chunks_is_undone():
     """Even where the work in it raises."""
     before = cpu.n_chunks()
     with pytest.raises(ZeroDivisionError), cpu.override_chunks(7):

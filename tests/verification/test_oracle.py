@@ -1,4 +1,4 @@
-"""The oracle knows the exact result, and judges by bounds that hold and that bite."""
+"""The oracle knows the exact result; its bounds hold, and are tight enough to fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adadelta_cli.update import Hyperparameters
-from adadelta_cli.verification import cases, oracle, runner
+from adadelta_cli.verification import cases, execute, oracle
 from adadelta_cli.verification.oracle import Constants, Exact, Sample, State
 
 TENSORS = ("weight", "acc_grad", "acc_delta")
@@ -89,15 +89,15 @@ def test_a_tie_that_is_none_is_not_rounded_to_even():
     assert replace(exact, rest=-exact.rest).rounded(np.dtype("float32")) == 1
 
 
-def judged(tensors, name="odd", dtype="float32", question=oracle.one_step, budget=20_000):
-    """Put a trajectory before the oracle; return the verdicts by tensor."""
+def verdicts_of(tensors, name="odd", dtype="float32", question=oracle.one_step, budget=20_000):
+    """Compare a trajectory with the oracle; return the verdicts by tensor."""
     sample = Sample(cases.CASES[name], dtype, 0, budget)
     return {verdict.tensor: verdict for verdict in question(sample, tensors)}
 
 
 def stepped(name="odd", dtype="float32"):
     """Let the array update take a case's steps."""
-    return runner.step_through(NUMPY, cases.CASES[name], dtype, 0).tensors
+    return execute.step_through(NUMPY, cases.CASES[name], dtype, 0).tensors
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
@@ -107,7 +107,7 @@ def stepped(name="odd", dtype="float32"):
 def test_the_array_update_keeps_the_bounds(name, dtype):
     """In every dtype, also where magnitudes go to the ends of its range."""
     tensors = stepped(name, dtype)
-    verdicts = judged(tensors, name, dtype, budget=3000)
+    verdicts = verdicts_of(tensors, name, dtype, budget=3000)
     assert set(verdicts) == set(tensors)
     for verdict in verdicts.values():
         assert verdict.passed, verdict
@@ -124,29 +124,31 @@ def test_an_error_just_above_the_bound_is_seen(tensor):
     at = sample.indices[np.argmax(np.abs(values[sample.indices]))]
     too_many = oracle.BOUNDS[tensor] + 5
     values[at] += np.float32(too_many * np.spacing(max(abs(values[at]), abs(before[at]))))
-    verdict = judged(tensors, budget=1000)[tensor]
+    verdict = verdicts_of(tensors, budget=1000)[tensor]
     assert verdict.passed is False
     assert f"step 10, element {at}:" in verdict.worst
-    assert all(judged(tensors, budget=1000)[other].passed for other in TENSORS if other != tensor)
+    assert all(
+        verdicts_of(tensors, budget=1000)[other].passed for other in TENSORS if other != tensor
+    )
 
 
 def test_the_worst_element_is_named_with_its_inputs():
     """In hexadecimal floats, from which one step repeats it."""
     tensors = {name: [state.copy() for state in states] for name, states in stepped().items()}
     tensors["acc_grad"][3][0] *= 2
-    told = judged(tensors)["acc_grad"].worst
-    assert told.startswith("worst at step 3, element 0: weight ")
-    assert f"acc_grad {float(tensors['acc_grad'][2][0]).hex()}" in told
-    assert f"grad {float(cases.CASES['odd'].grads('float32', 0, 3)[0].ravel()[0]).hex()}" in told
+    worst = verdicts_of(tensors)["acc_grad"].worst
+    assert worst.startswith("worst at step 3, element 0: weight ")
+    assert f"acc_grad {float(tensors['acc_grad'][2][0]).hex()}" in worst
+    assert f"grad {float(cases.CASES['odd'].grads('float32', 0, 3)[0].ravel()[0]).hex()}" in worst
 
 
 def test_a_nan_where_a_number_belongs_fails():
-    """It is an infinite error, and the following steps, which cannot be judged, are left out."""
+    """It is an infinite error, and the following steps, which have no verdict, are left out."""
     tensors = {name: [state.copy() for state in states] for name, states in stepped().items()}
     for states in tensors.values():
         for state in states[2:]:
             state[0] = np.nan
-    for verdict in judged(tensors).values():
+    for verdict in verdicts_of(tensors).values():
         assert verdict.difference.scaled_ulp == np.inf and verdict.passed is False
         assert verdict.left_out == 8
 
@@ -155,14 +157,14 @@ def test_a_wrong_formula_breaks_the_bound():
     """1 - rho and rho exchanged in one accumulator."""
     right = cases.CASES["odd"]
     wrong = replace(right, hyper=replace(right.hyper, rho=1 - right.hyper.rho))
-    tensors = runner.step_through(NUMPY, wrong, "float32", 0).tensors
-    assert not any(verdict.passed for verdict in judged(tensors).values())
+    tensors = execute.step_through(NUMPY, wrong, "float32", 0).tensors
+    assert not any(verdict.passed for verdict in verdicts_of(tensors).values())
 
 
 def test_drift_in_double_stays_within_1e_12():
-    """Over 100 steps, relative to the largest operand so far; in single it is only told."""
-    double = judged(stepped("long", "float64"), "long", "float64", oracle.drift_verdicts, 2000)
-    single = judged(stepped("long"), "long", "float32", oracle.drift_verdicts, 2000)
+    """Over 100 steps, relative to the largest operand so far; in float32 it is only reported."""
+    double = verdicts_of(stepped("long", "float64"), "long", "float64", oracle.drift_verdicts, 2000)
+    single = verdicts_of(stepped("long"), "long", "float32", oracle.drift_verdicts, 2000)
     for tensor in TENSORS:
         assert double[tensor].passed and double[tensor].allowed_ulp < 5000
         assert 0 < double[tensor].difference.scaled_ulp < 1000
@@ -177,7 +179,7 @@ def test_drift_is_of_the_whole_trajectory():
     }
     for state in tensors["weight"][1:]:
         state[...] *= 1 + 1e-9
-    assert judged(tensors, "odd", "float64", oracle.drift_verdicts)["weight"].passed is False
+    assert verdicts_of(tensors, "odd", "float64", oracle.drift_verdicts)["weight"].passed is False
 
 
 def test_where_everything_is_left_out_there_is_no_verdict():

@@ -14,7 +14,7 @@ from conftest import NUMPY, plan_of
 from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations import array_backends
 from adadelta_cli.run import config, training
-from adadelta_cli.verification import runner
+from adadelta_cli.verification import execute
 from adadelta_cli.verification.recording import Recording
 from adadelta_cli.verification.runner import Verification
 
@@ -52,7 +52,7 @@ def test_a_replay_ends_where_the_training_ended(recorded):
     path, run = recorded
     recording = Recording.read(path)
     assert recording.steps == run.trainer.total and recording.hyper.rho == 0.95
-    end = runner.step_through(NUMPY, recording, "float32", 0).tensors
+    end = execute.step_through(NUMPY, recording, "float32", 0).tensors
     for part in ("weight", "acc_grad", "acc_delta"):
         arrays = [getattr(p, part).ravel() for p in run.trainer.parameters.values()]
         assert end[part][-1].tobytes() == np.concatenate(arrays).tobytes()
@@ -83,7 +83,7 @@ def test_a_change_of_one_recorded_gradient_changes_the_replay(recorded, tmp_path
     grads[-1].reshape(-1)[0] += 1
     other = Recording.read(rewritten(path, tmp_path, **{name: grads}))
     ends = [
-        runner.step_through(NUMPY, each, "float32", 0).tensors["acc_grad"][-1]
+        execute.step_through(NUMPY, each, "float32", 0).tensors["acc_grad"][-1]
         for each in (Recording.read(path), other)
     ]
     assert np.flatnonzero(ends[0] != ends[1]).size == 1
@@ -93,7 +93,7 @@ def test_the_first_steps_alone(recorded):
     """`--steps` shortens a recording, and cannot lengthen it."""
     path, run = recorded
     assert Recording.read(path, 3).steps == 3
-    with pytest.raises(UsageError, match=f"has {run.trainer.total} steps"):
+    with pytest.raises(UsageError, match=f"{run.trainer.total} steps"):
         Recording.read(path, run.trainer.total + 1)
 
 
@@ -114,7 +114,7 @@ def test_wrong_files_are_usage_errors(recorded, tmp_path):
         rewritten(path, tmp_path, hyperparameters=np.array("{")),
     ]
     for each in wrong:
-        with pytest.raises(UsageError, match=r"; --replay takes a file that adadelta run"):
+        with pytest.raises(UsageError, match="--record-gradients FILE"):
             Recording.read(each)
     for changes in (
         {"dtype": None},
@@ -130,7 +130,7 @@ def test_wrong_files_are_usage_errors(recorded, tmp_path):
 def test_a_recording_beyond_memory_is_refused(recorded, monkeypatch):
     """With how many of its steps would do."""
     monkeypatch.setattr("adadelta_cli.verification.recording.LARGEST_TRAJECTORY", 5000)
-    with pytest.raises(UsageError, match="use --steps 3"):
+    with pytest.raises(UsageError, match="3 steps"):
         Recording.read(recorded[0])
 
 
@@ -187,5 +187,5 @@ def test_a_replay_goes_with_nothing_else(recorded, tmp_path, args):
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and "--replay goes with no CONFIG" in done.stderr
+    assert done.returncode == 2 and "--replay" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -153,7 +153,7 @@ def test_what_no_order_makes_fails_where_some_overflow(tmp_path, tensor, value):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["garbage", "nan", "infinity", "garbage-where-finite"])
 def test_garbage_fails_before_the_oracle(tmp_path, fault):
-    """Its steps are judged from the reference's inputs, within a bound."""
+    """Its steps are compared from the reference's inputs, within a bound."""
     name = write(tmp_path, FAULTS[fault])
     done = adadelta("verify", "--impl", name, "--case", "odd", "--dtype", "float64", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr

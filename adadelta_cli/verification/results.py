@@ -1,0 +1,54 @@
+"""The rows and traces that a verification has collected so far."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from adadelta_cli.errors import ExitCode
+from adadelta_cli.system.sandbox import HungError, SandboxError
+
+if TYPE_CHECKING:
+    from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
+
+
+class Results:
+    """Collects what the checks find.
+
+    Attributes:
+        rows: the rows so far.
+        traces: the losses of the trainings so far.
+        drifts: the drift of third-party code in each case so far.
+        hung: by implementation, the case in which it hung; it gets no other.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[ComparisonRow] = []
+        self.traces: list[TrainingTrace] = []
+        self.drifts: list[DriftTrace] = []
+        self.hung: dict[str, str] = {}
+
+    @property
+    def failures(self) -> list[ComparisonRow]:
+        """The rows that did not pass."""
+        return [row for row in self.rows if row.passed is False]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was compared: no row, or all skipped, or without an element."""
+        return not any(row.passed is not None and row.is_comparison for row in self.rows)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The command's exit code: 1 when a row did not pass, or nothing was compared."""
+        return ExitCode.CHECK_FAILED if self.failures or self.is_empty else ExitCode.OK
+
+    def skip(self, row: ComparisonRow, reason: str) -> None:
+        """Add the row of a case that is not run."""
+        self.rows.append(row.skipped(reason))
+
+    def fail(self, row: ComparisonRow, error: SandboxError) -> None:
+        """Add the row of a case that gave no result."""
+        self.rows.append(replace(row, passed=False, note=str(error)))
+        if isinstance(error, HungError):
+            self.hung[row.implementation] = row.case
