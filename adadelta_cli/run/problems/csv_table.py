@@ -52,7 +52,8 @@ def read_csv(path: Path) -> CsvTable:
         UsageError: it is no such file, a column has no name or that of another, a row has more or
             fewer fields than the header, or a NUL is in a cell.
     """
-    lines, rows = [], []
+    lines: list[int] = []
+    rows: list[list[str]] = []
     for line, row in _rows(path, _text(path)):
         if rows and len(row) != len(rows[0]):
             raise UsageError(

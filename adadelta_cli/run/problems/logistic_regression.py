@@ -8,10 +8,10 @@ import sys
 import warnings
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from adadelta_cli.errors import UsageError, in_one_line, shortened
 from adadelta_cli.run.problems.csv_table import read_csv
@@ -28,14 +28,24 @@ NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NARROW = 2.0**-20
 
 
+def _check_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")  # noqa: TRY004 - pydantic's way
+    return value
+
+
+# Pydantic's own str has no bytes that are not UTF-8, which a file's name may have.
+FileName = Annotated[Any, AfterValidator(_check_text), WithJsonSchema({"type": "string"})]
+
+
 class LogisticRegressionSettings(Section):
     """Two classes, a linear model, L2 on its weights and none on its bias."""
 
     name: Literal["logistic_regression"]
     l2: float = Field(1e-3, gt=0)
     """Factor of half the squared norm of the weights, added to the mean loss of a sample."""
-    csv: str | None = None
-    """A CSV file with a header, relative to this file; null for the breast-cancer data."""
+    csv: FileName | None = None
+    """A CSV file with a header, relative to this file's folder; null for the breast-cancer data."""
     label: str = "label"
     """The CSV column with the two classes; all other columns are features."""
 
