@@ -93,7 +93,9 @@ def run_table(results: Sequence[RunResult]) -> Table:
                 metric,
                 f"{start[metric]:.4g}",
                 f"{end[metric]:.4g}",
-                ", ".join(check.words for check in checks),
+                ", ".join(check.words for check in checks)
+                if result.checks or not head
+                else "nothing",
                 _verdict(result, checks, first=bool(head)),
             )
             head = ()
@@ -110,8 +112,7 @@ def _verdict(result: RunResult, checks: Sequence[Expectation], *, first: bool) -
         outcome = RunOutcome.PASSED if passed else RunOutcome.MISSED
     else:
         return ""
-    words = "finished, nothing expected" if outcome is RunOutcome.FINISHED else outcome.value
-    return f"[{COLORS[outcome]}]{words}[/]"
+    return f"[{COLORS[outcome]}]{outcome.value}[/]"
 
 
 def run_remarks(results: Sequence[RunResult], out: Path) -> list[str]:
