@@ -10,6 +10,7 @@ import math
 import os
 import stat
 import tempfile
+import warnings
 from dataclasses import asdict, fields
 from enum import Enum
 from types import NoneType
@@ -150,7 +151,12 @@ def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] | None = N
     writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="raise")
     writer.writeheader()
     writer.writerows({name: _cell(record[name]) for name in names} for record in records)
-    return write_bytes(path, text.getvalue().encode())
+    return write_bytes(path, to_utf8(text.getvalue()))
+
+
+def to_utf8(text: str) -> bytes:
+    """Encode a text; what UTF-8 lacks (a name's bytes that are not UTF-8) becomes an escape."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _cell(value: Any) -> Any:
@@ -176,12 +182,14 @@ def jsonable(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):
-        return {str(key): jsonable(each) for key, each in value.items()}
+        return {jsonable(str(key)): jsonable(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [jsonable(each) for each in value]
     if isinstance(value, Enum):
         value = value.value
-    plain = isinstance(value, (str, int, bool, NoneType))
+    if isinstance(value, str):
+        return to_utf8(value).decode()
+    plain = isinstance(value, (int, bool, NoneType))
     finite = isinstance(value, float) and math.isfinite(value)
     return value if plain or finite else str(value)
 
@@ -189,7 +197,9 @@ def jsonable(value: Any) -> Any:
 def write_plot(path: Path, figure: Figure) -> Path:
     """Write a figure as PNG."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in another script
+        figure.savefig(picture, format="png", dpi=120)
     return write_bytes(path, picture.getvalue())
 
 

@@ -80,6 +80,14 @@ def mutated(content: bytes, random: Random) -> bytes:
     return bytes(data)
 
 
+def flipped(content: bytes, random: Random) -> bytes:
+    """Change one to three bytes."""
+    data = bytearray(content)
+    for _ in range(random.integers(1, 4)):
+        data[random.integers(len(data))] ^= random.integers(1, 256)
+    return bytes(data)
+
+
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """List the paths of everything in a tree of lists and dicts."""
     if not isinstance(tree, (dict, list)):
@@ -212,6 +220,24 @@ class Readers:
         path.write_bytes(archive(self.checkpoint, random))
         longer = config.load_config("mlp", [*SHORT, "problem.hidden=[3]", "training.steps=5"])
         self._run(longer, "resumed", resume=True)
+
+    def _resume(self, content: bytes) -> None:
+        shutil.rmtree(self.folder / "resumed", ignore_errors=True)
+        (self.folder / "resumed").mkdir()
+        (self.folder / "resumed" / "checkpoint.npz").write_bytes(content)
+        longer = config.load_config("mlp", [*SHORT, "problem.hidden=[3]", "training.steps=5"])
+        training.Run("it", longer, self.folder / "resumed", self.numpy, resume=True)
+
+    def checkpoint_bytes(self, random: Random) -> None:
+        """A checkpoint with one to three changed bytes."""
+        self._resume(flipped((self.folder / "whole" / "checkpoint.npz").read_bytes(), random))
+
+    def recording_bytes(self, random: Random) -> None:
+        """A recording with one to three changed bytes."""
+        path = self.folder / "recording.npz"
+        path.write_bytes(flipped((self.folder / "grads.npz").read_bytes(), random))
+        recording = Recording.read(path)
+        recording.grads("float32", 0, recording.steps)
 
     def recording_npz(self, random: Random) -> None:
         """A recording, to replay."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 import fuzz
 import pytest
 
-COUNTS = {"config": 15, "set": 15, "checkpoint_npz": 25, "csv": 40}  # others are quick
+COUNTS = {
+    "config": 15,
+    "set": 15,
+    "checkpoint_npz": 25,
+    "checkpoint_bytes": 60,
+    "csv": 40,
+}  # others are quick
 
 
 @pytest.mark.parametrize("name", fuzz.READERS)

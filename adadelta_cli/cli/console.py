@@ -78,7 +78,12 @@ def _bar(title: str) -> Iterator[Tick]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     what = TextColumn("{task.fields[what]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), what)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        what,
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=None, what="")
         yield lambda done, total, what: progress.update(

@@ -34,7 +34,11 @@ if TYPE_CHECKING:
     help="Override a value of the configs, such as optimizer.rho=0.95; repeatable.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, where there is one.")
-@click.option("--force", is_flag=True, help="Begin anew, even where that loses an unfinished run.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Begin anew, even where that loses an unfinished run or one with other settings.",
+)
 @click.option(
     "--record-gradients",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -93,13 +93,8 @@ class Checkpoint(BaseModel):
         Raises:
             UsageError: it would not; the message names the differences.
         """
-        if self.identity != start.identity:
-            differing = "; ".join(
-                f"{shortened(key)} was {shortened(repr(self.identity.get(key)))} and is "
-                f"{start.identity.get(key)!r}"
-                for key in sorted({*self.identity, *start.identity})
-                if self.identity.get(key) != start.identity.get(key)
-            )
+        differing = _differences(self.identity, start.identity)
+        if differing:
             raise UsageError(
                 f"--resume: {path} is of another run: {differing}. Only the number of steps may "
                 "grow; repeat the options of that run, or use --force instead of --resume"
@@ -112,6 +107,20 @@ class Checkpoint(BaseModel):
         damage = next(self._damages(start), "")
         if damage:
             raise UsageError(f"--resume: {path} is damaged: {damage}; {REMEDY}")
+
+    def check_repeated(self, path: Path, start: Checkpoint) -> None:
+        """Check that the run that begins with `start` repeats this finished one.
+
+        Raises:
+            UsageError: it would replace the files of another run.
+        """
+        steps = ({"steps": each.total} for each in (self, start))
+        differing = _differences(*map(dict.__or__, (self.identity, start.identity), steps))
+        if differing:
+            raise UsageError(
+                f"{path.parent} holds a finished run with other settings: {differing}; use --force "
+                "to replace it, another --out to keep both, or --resume if only the steps grow"
+            )
 
     def _damages(self, start: Checkpoint) -> Iterator[str]:
         """Yield what does not fit the run."""
@@ -126,6 +135,15 @@ class Checkpoint(BaseModel):
             if set(row.cells) != set(columns):
                 listed = shortened(", ".join(row.cells))
                 yield f"row {number} of its history has {listed}; expected {', '.join(columns)}"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name the keys that differ, with both values; empty if none does."""
+    return "; ".join(
+        f"{shortened(key)} was {shortened(repr(old.get(key)))} and is {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    )
 
 
 def _layouts(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

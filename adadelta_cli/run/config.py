@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 LARGEST_BYTES = 100_000  # a config takes one; a file named by mistake may be huge
 MOST_ERRORS = 10  # that a message lists
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+SECTIONS = {
+    "OptimizerSettings": "optimizer",
+    "TrainingSettings": "training",
+    "Expect": "expect",
+    "RosenbrockSettings": "problem",
+    "LogisticRegressionSettings": "problem",
+    "MlpSettings": "problem",
+}
 EXPECTED_SHAPE = "a config is a mapping with the keys problem, optimizer, training and expect"
 
 # The range that a plot can show: see run.report.LARGEST_DRAWN.
@@ -199,7 +207,7 @@ class _Source:
         if not isinstance(self.root, dict):
             got = "empty" if self.root is None else f"a {type(self.root).__name__}"
             raise UsageError(f"{path}, line 1: the file is {got}; {EXPECTED_SHAPE}")
-        self._anchor_csv(path.absolute().parent)
+        self._anchor_csv(path.resolve().parent)
 
     def place(self, key: Key) -> str:
         """Return the place of a key, or of its nearest ancestor that is set."""
@@ -242,6 +250,71 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+ALIASES = {  # what other frameworks, and users, call a key or an option
+    "learning_rate": "lr eta step_size stepsize base_lr rate alpha",
+    "rho": "decay decay_rate gamma beta beta2 momentum_decay momentum smoothing forget",
+    "epsilon": "eps",
+    "wd": "weight_decay weightdecay decay_weights l2_penalty weight_decay_rate",
+    "rescale_grad": "rescale grad_scale loss_scale rescale_gradient",
+    "clip_gradient": "clip clip_grad clip_gradients clipvalue clip_value grad_clip gradient_clip "
+    "gradient_clipping max_grad clip_norm max_grad_norm",
+    "steps": "num_steps n_steps max_steps iterations iters max_iter n_iter num_iterations step",
+    "epochs": "epoch num_epochs n_epochs max_epochs num_epoch",
+    "batch_size": "batch bs batchsize minibatch mini_batch minibatch_size",
+    "record_every": "log_every log_interval eval_every log_frequency record",
+    "checkpoint_every": "save_every checkpoint save_interval checkpoint_interval save_steps",
+    "hidden": "layers hidden_sizes hidden_layers hidden_layer_sizes units width widths hidden_dim",
+    "activation": "act nonlinearity activation_function",
+    "held_out": "test_size validation_split val_split valid_fraction test_split holdout heldout",
+    "l2": "l2_reg reg regularization regularisation penalty lambda lam l2_regularization",
+    "csv": "data file path dataset filename train data_file",
+    "label": "target class y label_column target_column labels",
+    "dimension": "dim dims n ndim dimensions d",
+    "max_loss": "loss",
+    "max_distance": "distance",
+    "max_gap": "gap",
+    "min_accuracy": "accuracy acc min_acc",
+    "name": "problem type kind model",
+    "optimizer": "optim optimiser solver",
+    "training": "trainer train fit",
+    "expect": "expected expectations success",
+    "--seed": "seed random_seed random_state rng_seed manual_seed",
+    "--dtype": "dtype precision float_type data_type",
+    "--ctx": "ctx device context gpu cuda accelerator",
+    "--backend": "backend framework library",
+    "--threads": "threads num_threads n_threads n_jobs workers num_workers",
+    "--out": "out output output_dir out_dir outdir save_dir logdir",
+    "--fused": "fused use_fused_step fused_step foreach",
+    "--resume": "resume resume_from",
+    "--force": "force overwrite",
+    "--record-gradients": "record_gradients",
+}
+
+
+def _meant(location: Key, known: Sequence[str]) -> str:
+    """Suggest the key, of this section or another, or the option that an unknown key stands for."""
+    given = str(location[-1]).lower().replace("-", "_")
+    names = [name for name, others in ALIASES.items() if given in {name, *others.split()}]
+    options = [name for name in names if name.startswith("--")]
+    here = [name for name in names if name in known]
+    close = difflib.get_close_matches(given, known, n=1)
+    elsewhere = [key for name in names for key in _keys(name)]
+    if here or (close and not options and not elsewhere):
+        return f" (did you mean {(here or close)[0]}?)"
+    if options:
+        return f" (did you mean the option {options[0]} of the command?)"
+    return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else ""
+
+
+def _keys(name: str) -> Iterator[str]:
+    """Yield the dotted keys of a name, in any section."""
+    if name in schema()["properties"]:
+        yield name
+    for definition, section in SECTIONS.items():
+        if name in schema()["$defs"][definition]["properties"]:
+            yield f"{section}.{name}"
+
+
 def _deepest(errors: Sequence[Any]) -> list[Any]:
     """Leave out an error of a list that only repeats one of its items."""
     above = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
@@ -264,7 +337,7 @@ def _explain(error: Any) -> tuple[Key, str]:
         allowed = ", ".join(PROBLEMS)
     elif kind == "extra_forbidden":
         known = list(_section(location[:-1])["properties"])
-        got, allowed = f"unknown{_did_you_mean(str(key[-1]), known)}", ", ".join(known)
+        got, allowed = f"unknown{_meant(location, known)}", ", ".join(known)
     else:
         allowed = _allowed(_section(location))
     return key, f"{dotted(key)} is {got}; allowed: {allowed}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.files import jsonable, write_bytes, write_csv, write_json, write_plot
+from adadelta_cli.errors import shortened
+from adadelta_cli.files import jsonable, to_utf8, write_bytes, write_csv, write_json, write_plot
 from adadelta_cli.run.result import RunOutcome
 
 if TYPE_CHECKING:
@@ -26,10 +29,18 @@ def write_run(folder: Path, result: RunResult, config: Config, *, plot: bool = T
     """Write history.csv, summary.json, config.yaml and loss.png of a run."""
     write_csv(folder / "history.csv", [row.cells for row in result.history])
     write_json(folder / "summary.json", run_summary(result))
-    head = f"# adadelta run {folder / 'config.yaml'} {_run_options(result)}\n"
-    write_bytes(folder / "config.yaml", (head + config.to_yaml()).encode())
+    head = f"# adadelta run {_quoted(folder / 'config.yaml')} {_run_options(result)}\n"
+    write_bytes(folder / "config.yaml", to_utf8(head + config.to_yaml()))
     if plot:
         write_plot(folder / "loss.png", run_figure(result))
+
+
+def _quoted(path: Path) -> str:
+    """Quote a path for a shell; in bash's $'...' if a character is not printable."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"
 
 
 def _run_options(result: RunResult) -> str:
@@ -50,6 +61,7 @@ def run_summary(result: RunResult) -> dict[str, Any]:
 
 COLORS = {
     RunOutcome.PASSED: "green",
+    RunOutcome.FINISHED: "default",
     RunOutcome.MISSED: "red",
     RunOutcome.DIVERGED: "red",
     RunOutcome.INTERRUPTED: "yellow",
@@ -61,26 +73,32 @@ RUN_COLUMNS = ("config", "steps", "time", "metric", "start", "end", "expected", 
 def run_table(results: Sequence[RunResult]) -> Table:
     """Lay out the results, one row a metric."""
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="adadelta run: does it train?", title_justify="left", box=SIMPLE_HEAD)
     for name in RUN_COLUMNS:
         table.add_column(name, justify="right" if name in NUMERIC else "left", no_wrap=True)
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
-        head = (escape(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s")
+        head: tuple[str | Text, ...] = (  # a Text has no markup
+            Text(result.name),
+            f"{result.steps:,}",
+            f"{result.seconds:.1f} s",
+        )
         for metric in result.labels:
             checks = [check for check in result.checks if check.metric == metric]
             table.add_row(
-                *head,
+                *(head or ("", "", "")),
                 metric,
                 f"{start[metric]:.4g}",
                 f"{end[metric]:.4g}",
-                ", ".join(check.words for check in checks),
-                _verdict(result, checks, first=any(head)),
+                ", ".join(check.words for check in checks)
+                if result.checks or not head
+                else "nothing",
+                _verdict(result, checks, first=bool(head)),
             )
-            head = ("", "", "")
+            head = ()
         table.add_section()
     return table
 
@@ -140,7 +158,8 @@ def run_figure(result: RunResult) -> Figure:
             panel.legend(loc="best", framealpha=0.9)
     panels[-1].set_xlabel("step")
     step = "fused" if result.fused else "unfused"
-    figure.suptitle(f"{result.name}: AdaDelta, {step} step, {result.backend}, {result.dtype}")
+    title = f"{shortened(result.name, 60)}: AdaDelta, {step} step, {result.backend}, {result.dtype}"
+    figure.suptitle(title, parse_math=False)  # a $ in a name is no formula
     return figure
 
 

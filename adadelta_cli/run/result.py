@@ -74,7 +74,8 @@ class Expectation:
 class RunOutcome(Enum):
     """How a run ended."""
 
-    PASSED = "passed"
+    PASSED = "passed"  # met all that its config expects
+    FINISHED = "finished"  # without anything to expect
     MISSED = "missed"  # finished without meeting what its config expects
     DIVERGED = "diverged"  # stopped at a loss that is not finite
     INTERRUPTED = "interrupted"

@@ -39,15 +39,15 @@ class Run:
         folder: the folder of the files.
         backend, fused, dtype, seed: as in `Trainer`.
         resume: continue from the folder's checkpoint, if there is one.
-        force: discard an unfinished run's checkpoint.
+        force: discard an unfinished run, or a finished one with other settings.
         record_gradients: the file for the gradient of each step.
 
     Attributes:
         result: the result, set before the files are written; None until then.
 
     Raises:
-        UsageError: the data are invalid, the checkpoint is of another run, an unfinished run would
-            be lost, or an output path is not a regular file.
+        UsageError: the data are invalid, the checkpoint is of another run, an unfinished run or
+            one with other settings would be lost, or an output path is not a regular file.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Run:
         self._check_files(record_gradients)
         self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed)
         self.result: RunResult | None = None
-        self.name = name
+        self.name = inputs.displayed(name)
         self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
         self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
         self._every = config.training.record_every or self.trainer.steps_per_epoch
@@ -118,6 +118,8 @@ class Run:
                 f"{self._checkpoint_path} holds an unfinished run, at step {found.step} of "
                 f"{found.total}; use --resume to finish it, or --force to start over"
             )
+        elif found:
+            found.check_repeated(self._checkpoint_path, self._checkpoint())
 
     def _restore(self, found: Checkpoint) -> None:
         self.trainer.restore(found.step, found.arrays)
@@ -218,6 +220,8 @@ class Run:
     def _outcome(self) -> RunOutcome:
         if not self._is_finite():
             return RunOutcome.DIVERGED
+        if not self._checks():
+            return RunOutcome.FINISHED
         passed = all(each.passed for each in self._checks())
         return RunOutcome.PASSED if passed else RunOutcome.MISSED
 
@@ -259,11 +263,12 @@ def runs(
         UsageError: a config or its data are invalid, or two would write the same files.
     """
     references = references or configs.shipped()
-    names = [configs.locate(reference).stem for reference in references]
+    names = [_name(configs.locate(reference)) for reference in references]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(
-            f"two configs are named {twice[0]}: both would write to {out / twice[0]}; rename one"
+            f"two configs are named {inputs.displayed(twice[0])}: both would write to "
+            f"{inputs.displayed(str(out / twice[0]))}; rename one"
         )
     if record_gradients and len(names) > 1:
         raise UsageError(
@@ -276,7 +281,13 @@ def runs(
     ]
 
 
+def _name(path: Path) -> str:
+    """Return a config's name: its file's without the ending, unless only dots were left."""
+    return path.stem if path.stem.strip(".") else path.name
+
+
 def exit_code(results: Sequence[RunResult]) -> ExitCode:
     """Return the exit code of a command with these results."""
-    passed = all(result.outcome is RunOutcome.PASSED for result in results)
+    good = {RunOutcome.PASSED, RunOutcome.FINISHED}
+    passed = all(result.outcome in good for result in results)
     return ExitCode.OK if passed else ExitCode.CHECK_FAILED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from adadelta_cli import __main__
+from adadelta_cli import __main__, inputs
 from adadelta_cli.run import config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -114,6 +115,80 @@ def test_the_resolved_config_runs_to_the_same_history(adadelta, tmp_path):
     assert adadelta(*command, "--out", "again")[0] == 0
     again = tmp_path / "again/config/history.csv"
     assert again.read_bytes() == (folder / "history.csv").read_bytes()
+
+
+NAMES = [
+    os.fsdecode(b"caf\xe9"),
+    "größe",
+    "exp[lr=0.1]",
+    "[red]",
+    ":smile:",
+    "cost_$5_vs_$10",
+    "$",
+    r"$\frac{$",
+    "two\nlines",
+    "\x1b[31mred",
+    "日本語",
+    "{0} %s",
+    "-q",
+    'it\'s a "name"',
+    ".",
+    "a" * 250,
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_no_work_is_lost_for_a_name(adadelta, tmp_path, monkeypatch, name, encoding):
+    """Every file is written; the name is shown as it is, escaped where the stream lacks it."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    (tmp_path / f"{name}.yaml").write_text(
+        "problem: {name: rosenbrock}\ntraining: {steps: 3}\nexpect: {max_loss: 100}\n"
+    )
+    code, _out, err = adadelta("run", "--backend", "numpy", "--out", "o", f"./{name}.yaml")
+    assert code == 0, err
+    (folder,) = (tmp_path / "o").iterdir()
+    assert {path.name for path in folder.iterdir()} == FILES
+    screen.flush()
+    shown = screen.buffer.getvalue().decode(encoding)
+    assert (
+        inputs.displayed(name).encode(encoding, "backslashreplace").decode(encoding)[:40] in shown
+    )
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    assert summary["name"].encode() == inputs.displayed(folder.name).encode()
+    first = (folder / "config.yaml").read_text("utf-8").splitlines()[0]
+    quoted = first.removeprefix("# adadelta run ")
+    found = subprocess.run(
+        ["bash", "-c", f"printf %s {quoted.split(' --backend')[0]}"],  # noqa: S607 - any bash
+        capture_output=True,
+        check=True,
+    )
+    assert os.fsdecode(found.stdout) == f"o/{folder.name}/config.yaml"
+    assert config.load_config(str(folder / "config.yaml")).training.steps == 3
+
+
+def test_a_run_that_expects_nothing_does_not_say_passed(adadelta, tmp_path):
+    """The table and the document say that it finished."""
+    code, out, _err = adadelta("run", "rosenbrock", *QUICK)
+    assert (code, "passed" in out) == (0, False)
+    assert re.search(r"24\.2 .* nothing +finished", out)
+    summary = json.loads((tmp_path / "results/run/rosenbrock/summary.json").read_text())
+    assert summary["outcome"] == "finished"
+
+
+def test_a_finished_run_is_not_replaced_by_another(adadelta, tmp_path):
+    """Other settings need --force or another --out; the same ones may be repeated."""
+    other = (*QUICK, "--set", "optimizer.rho=0.5")
+    assert adadelta("run", "rosenbrock", *QUICK)[0] == 0
+    history = tmp_path / "results/run/rosenbrock/history.csv"
+    before = history.read_bytes()
+    code, out, err = adadelta("run", "rosenbrock", *other)
+    assert (code, out, history.read_bytes()) == (2, "", before)
+    assert re.search(r"^Error: .*finished run .*optimizer\.rho was .* is 0\.5.*--force", err)
+    assert adadelta("run", "rosenbrock", *QUICK)[0] == 0
+    assert adadelta("run", "rosenbrock", *other, "--force")[0] == 0
+    assert history.read_bytes() != before
 
 
 def test_the_picture_is_a_png_of_readable_size(adadelta, tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from adadelta_cli.cli.run import run
 from adadelta_cli.errors import UsageError
 from adadelta_cli.run import config
+from adadelta_cli.run.problems import problem
 from adadelta_cli.update import Hyperparameters
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
@@ -75,6 +78,60 @@ def test_a_fault_is_refused_with_file_line_key_and_what_is_allowed(write, append
         config.load_config(path)
     assert str(caught.value).startswith(f"{path}, line {line}: ")
     assert re.search(message, str(caught.value)), caught.value
+
+
+KEYS = {  # section, key, what the message suggests
+    "lr": ("optimizer", "lr", r"did you mean learning_rate\?"),
+    "Keras": ("optimizer", "learningRate", r"did you mean learning_rate\?"),
+    "eps": ("optimizer", "eps", r"did you mean epsilon\?"),
+    "weight_decay": ("optimizer", "weight_decay", r"did you mean wd\?"),
+    "weight-decay": ("optimizer", "weight-decay", r"did you mean wd\?"),
+    "momentum": ("optimizer", "momentum", r"did you mean rho\?"),
+    "clip": ("optimizer", "max_grad_norm", r"did you mean clip_gradient\?"),
+    "iterations": ("training", "iterations", r"did you mean steps\?"),
+    "n_epochs": ("training", "n_epochs", r"did you mean epochs\?"),
+    "batch": ("training", "batch", r"did you mean batch_size\?"),
+    "accuracy": ("expect", "accuracy", r"did you mean min_accuracy\?"),
+    "another section's": ("training", "learning_rate", r"did you mean optimizer\.learning_rate\?"),
+    "another section's alias": ("training", "lr", r"did you mean optimizer\.learning_rate\?"),
+    "seed": ("training", "seed", r"did you mean the option --seed"),
+    "random_state": ("problem", "random_state", r"did you mean the option --seed"),
+    "dtype": ("optimizer", "dtype", r"did you mean the option --dtype"),
+    "device": ("training", "device", r"did you mean the option --ctx"),
+    "dim": ("problem", "dim", r"did you mean dimension\?"),
+    "a stranger": ("optimizer", "zzz", r"zzz is unknown; allowed: learning_rate"),
+}
+
+
+@pytest.mark.parametrize(("section", "key", "message"), KEYS.values(), ids=KEYS)
+def test_another_name_of_a_key_is_understood(section, key, message):
+    """Names of other frameworks, keys of other sections, and options suggest the right one."""
+    with pytest.raises(UsageError, match=message):
+        config.load_config("rosenbrock", [f"{section}.{key}=1"])
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("seed", r"did you mean the option --seed"),
+        ("lr", r"did you mean optimizer\.learning_rate\?"),
+        ("epochs", r"did you mean training\.epochs\?"),
+        ("optim", r"did you mean optimizer\?"),
+    ],
+)
+def test_a_key_without_its_section_is_understood(key, message):
+    """At the top of the file, too."""
+    with pytest.raises(UsageError, match=message):
+        config.load_config("mlp", [f"{key}=1"])
+
+
+def test_every_alias_stands_for_something():
+    """A key of a section, or an option of the command."""
+    options = {option for each in run.params for option in each.opts}
+    for name in config.ALIASES:
+        assert name in options or list(config._keys(name)), name
+    definitions = set(config.schema()["$defs"])
+    assert definitions == set(config.SECTIONS)
 
 
 WHOLE = {
@@ -151,6 +208,31 @@ def test_a_csv_file_is_relative_to_the_config_that_names_it(write, tmp_path, mon
     monkeypatch.chdir("/")
     assert config.load_config(path).problem.csv == str(tmp_path / "a.csv")
     assert config.load_config(path, ["problem.csv=b.csv"]).problem.csv == "/b.csv"
+
+
+def test_a_linked_config_finds_its_csv_beside_the_file_itself(write, tmp_path):
+    """A link elsewhere does not move the data; the message says where it looked."""
+    path = write("problem: {name: logistic_regression, csv: a.csv}\ntraining: {steps: 1}\n")
+    link = tmp_path / "elsewhere" / "link.yaml"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    loaded = config.load_config(str(link))
+    assert loaded.problem.csv == str(tmp_path / "a.csv")
+    with pytest.raises(UsageError, match=rf"{tmp_path}/a\.csv, which .*folder of that file"):
+        problem(loaded.problem)
+
+
+def test_a_csv_file_in_a_folder_that_is_not_utf_8(tmp_path):
+    """Its name goes to the resolved config and back."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "a.csv").write_text("a,label\n1,0\n2,1\n")
+    text = "problem: {name: logistic_regression, csv: a.csv}\ntraining: {steps: 1}\n"
+    (folder / "my.yaml").write_text(text)
+    loaded = config.load_config(str(folder / "my.yaml"))
+    assert problem(loaded.problem).data[1].tolist() == [-1, 1]
+    (tmp_path / "resolved.yaml").write_bytes(loaded.to_yaml().encode())
+    assert config.load_config(str(tmp_path / "resolved.yaml")) == loaded
 
 
 def test_set_overrides_reaches_what_the_file_leaves_out():

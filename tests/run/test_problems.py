@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+
 import numpy as np
 import pytest
 from conftest import needs_mxnet
@@ -229,36 +235,154 @@ def test_a_csv_file_gives_features_and_classes(tmp_path):
     assert labels.tolist() == [1, -1, 1]
 
 
+def test_columns_of_any_magnitude_are_standardised(tmp_path):
+    """As their multiples are: none is zeroed, and none overflows."""
+    cells = [3, -1, 4, 1, -5, 9]
+    expected = (np.array(cells) - np.mean(cells)) / np.std(cells)
+    for exponent in (-320, -200, -5, 0, 100, 160, 200, 307):
+        rows = [f"{cell}e{exponent},{k % 2}\n" for k, cell in enumerate(cells)]
+        found = from_csv(tmp_path, "a,label\n" + "".join(rows)).data[0][:, 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-3 if exponent == -320 else 1e-12)
+
+
+@pytest.mark.parametrize("rows", [3, 40, 1000])
+@pytest.mark.parametrize(
+    "cell", ["14.62", "0.1", "-1e-9", "100", "0", "1e308", "-1.7976931348623157e308", "5e-324"]
+)
+def test_a_constant_column_becomes_zero(tmp_path, cell, rows):
+    """Whatever its value: the rounding of its mean is no deviation."""
+    text = "c,label\n" + "".join(f"{cell},{k % 2}\n" for k in range(rows))
+    assert not from_csv(tmp_path, text).data[0].any()
+
+
+def test_a_column_that_hardly_varies_is_standardised(tmp_path):
+    """By one unit in the last place, which a rounded mean would hide."""
+    text = "a,label\n" + "".join(
+        f"{[14.62, 14.620000000000001][k % 2]!r},{k % 2}\n" for k in range(99)
+    )
+    found = from_csv(tmp_path, text).data[0]
+    assert found.mean() == pytest.approx(0, abs=1e-12)
+    assert found.std() == pytest.approx(1)
+
+
+HALF = "1,0\n2,1\n"  # enough rows for two classes
+CLASSES = {
+    "names that pandas takes for missing": ("a,label\n1,None\n2,NA\n3,None\n", [1, -1, 1]),
+    "null and nan": ("a,label\n1,null\n2,nan\n", [1, -1]),
+    "N/A and -": ("a,label\n1,N/A\n2,-\n", [1, -1]),
+    "a number and a text": ("a,label\n1,x\n2,1\n", [1, -1]),
+    "numbers in their order": ("a,label\n1,10\n2,9\n", [1, -1]),
+    "one number, written in two ways": ("a,label\n1,1\n2,1.0\n3,0\n", [1, 1, -1]),
+    "integers beyond float64": (f"a,label\n1,{2**53}\n2,{2**53 + 1}\n", [-1, 1]),
+    "exponents beyond Decimal": ("a,label\n1,1e9999999999999999999\n2,2\n", [-1, 1]),
+    "booleans": ("a,label\n1,True\n2,False\n", [1, -1]),
+    "a byte order mark": ("\ufeffa,label\n" + HALF, [-1, 1]),
+    "blank lines and spaces": ("\n  \na , label\r\n\r\n 1 , 0 \n\n2,1\n\n", [-1, 1]),
+    "old Mac lines": ("a,label\r1,0\r2,1\r", [-1, 1]),
+    "quotes": ('"a","label"\n1,"x ""y"", z"\n"2",w\n', [1, -1]),
+    "no break at the end": ("a,label\n1,0\n2,1", [-1, 1]),
+}
+
+
+@pytest.mark.parametrize(("text", "labels"), CLASSES.values(), ids=CLASSES)
+def test_classes_are_what_the_file_says(tmp_path, text, labels):
+    """No text is missing, and the second class in order is the positive one."""
+    assert from_csv(tmp_path, text).data[1].tolist() == labels
+
+
+def test_a_class_may_change_its_kind_late_in_the_file(tmp_path):
+    """A number in most of the rows, and a text in the last."""
+    text = "a,label\n" + "1,0\n" * 200_000 + "2,disease\n"
+    assert (from_csv(tmp_path, text).data[1] == 1).sum() == 1
+
+
 WRONG = {
     "text": ("a,label\n1,0\nx,1\n", r"my\.csv, line 3: a is 'x'; features must be finite numbers"),
-    "NaN": ("a,label\n1,0\n,1\n", r"line 3: a is nan"),
-    "infinite": ("a,label\ninf,0\n1,1\n", r"line 2: a is inf"),
-    "huge": ("a,label\n1e151,0\n1,1\n", r"line 2: a is 1e\+151; .* at most 1e\+150"),
-    "400 digits": (f"a,label\n{'9' * 400},0\n1,1\n", r"too large"),
+    "NaN": ("a,label\n1,0\nnan,1\n", r"line 3: a is 'nan'"),
+    "no cell": ("a,label\n1,0\n,1\n", r"line 3: a is empty"),
+    "infinite": ("a,label\ninf,0\n1,1\n", r"line 2: a is 'inf'"),
+    "huge": ("a,label\n1e309,0\n1,1\n", r"line 2: a is '1e309'; .* at most 1\.798e\+308"),
+    "400 digits": (f"a,label\n{'9' * 400},0\n1,1\n", r"line 2: a is '9+\.\.\."),
+    "a number of Python's": ("a,label\n1_000,0\n1,1\n", r"line 2: a is '1_000'"),
+    "digits of another script": ("a,label\n\u0661,0\n1,1\n", r"line 2: a is"),
+    "a boolean": ("a,label\nTrue,0\n1,1\n", r"line 2: a is 'True'"),
     "no label": (
         "a,b\n1,0\n2,1\n",
         r"no column is named 'label'; problem\.label must be one of a, b",
     ),
+    "semicolons": ("a;label\n1;0\n2;1\n", r"must be one of a;label \(commas separate"),
     "empty label": ("a,label\n1,0\n2,\n3,1\n", r"line 3: label is empty"),
     "one class": ("a,label\n1,0\n2,0\n", r"label holds 1 classes \(0\); .* needs 2"),
     "three classes": ("a,label\n1,0\n2,1\n3,2\n", r"holds 3 classes \(0, 1, 2\)"),
     "no rows": ("a,label\n", r"holds 0 classes"),
     "no features": ("label\n1\n0\n", r"no column besides the label"),
-    "empty": ("", r"cannot be read: .*must be a CSV file in UTF-8 with a header"),
-    "no UTF-8": (b"a,label\n\xff,1\n", r"cannot be read"),
-    "ragged": ("a,label\n1,0\n1,2,3,4\n", r"cannot be read"),
-    "mixed classes": ("a,label\n1,x\n2,1\n", None),
+    "empty": ("", r"my\.csv is empty; it must be a CSV file with a header"),
+    "blank": ("\n \n", r"my\.csv is empty"),
+    "no UTF-8": (b"a,label\n\xff,1\n", r"line 2: byte 0xff is not UTF-8"),
+    "no UTF-8, old Mac lines": (b"a,label\r1,0\r\xff,1\r", r"line 3: byte 0xff is not UTF-8"),
+    "UTF-16": ("a,label\n1,0\n".encode("utf-16"), r"line 1: byte 0xff is not UTF-8"),
+    "one field more": ("a,label\n1,5,0\n2,6,1\n", r"line 2: 3 fields, but the header has 2: a"),
+    "one field more, late": ("a,label\n" + HALF + "1,2,3,4\n", r"line 4: 4 fields, .* has 2"),
+    "commas at the ends": ("a,label\n1,0,\n2,1,\n", r"line 2: 3 fields, but the header has 2"),
+    "a field missing": ("a,b,label\n1,2,0\n1,1\n", r"line 3: 2 fields, but the header has 3"),
+    "two labels": ("label,a,label\n0,1,0\n", r"line 1: two columns are named 'label'"),
+    "two columns of a name": ("a, a,label\n1,1,0\n", r"line 1: two columns are named 'a'"),
+    "no name": (",a,label\n0,1,0\n1,2,1\n", r"line 1: column 1 has no name; name each"),
+    "NUL": ("a,label\n0\x00.5,0\n1,1\n", r"line 2.*NUL"),
+    "NUL in a class": ("a,label\n0,0\n1,1\x00\n", r"line 3.*NUL"),
+    "NUL in the header": ("a\x00,label\n0,0\n1,1\n", r"line 1.*NUL"),
+    "line after blank ones": ("\na,label\n\n\n1,0\n\nbad,1\n", r"line 7: a is 'bad'"),
+    "line after breaks in quotes": ('a,label\n1,"0\n\n"\nbad,1\n', r"line 5: a is 'bad'"),
+    "line of a row over several": ('a,label\n1,0\nbad,"1\n\n"\n', r"line 3: a is 'bad'"),
+    "line with old Mac breaks": ("a,label\r\r1,0\rbad,1\r", r"line 4: a is 'bad'"),
+    "an open quote": ('a,label\n1,"0\n2,1\n', r"line 2: a quote is not closed"),
+    "more after a quote": ('a,label\n1,"0"x\n2,1\n', r"line 2: ',' expected after"),
+    "an endless field": (f"a,label\n1,{'x' * 200_000}\n", r"line 2: field larger than"),
 }
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
 def test_a_csv_file_that_is_no_data_is_refused(tmp_path, text, message):
     """The message names the file, the line where there is one, and what is wanted."""
-    if message is None:
-        assert from_csv(tmp_path, text).data[1].tolist() == [1, -1]
-        return
     with pytest.raises(UsageError, match=message):
         from_csv(tmp_path, text)
+
+
+def zipped(content):
+    """Make a zip archive of two files."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("a.csv", content)
+        archive.writestr("__MACOSX/._a.csv", "x")
+    return whole.getvalue()
+
+
+PLAIN = b"a,label\n1,0\n2,1\n"
+COMPRESSED = {
+    "gzip": gzip.compress(PLAIN),
+    "truncated": gzip.compress(PLAIN)[:20],
+    "xz": lzma.compress(PLAIN),
+    "bzip2": bz2.compress(PLAIN),
+    "zip": zipped(PLAIN),
+}
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.csv.zip"])
+def test_a_compressed_file_is_refused_whatever_its_name(tmp_path, name, kind):
+    """The content decides, and the message says what it is."""
+    (tmp_path / name).write_bytes(COMPRESSED[kind])
+    word = "gzip" if kind == "truncated" else kind
+    with pytest.raises(UsageError, match=rf"cannot be read: it is .*{word}.*; extract"):
+        build(name="logistic_regression", csv=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.csv.xz", "a.gz", "a.zip", "a.bz2", "a.tar", "BZh.zst"])
+def test_a_text_is_read_whatever_its_name(tmp_path, name):
+    """The name of a file is no hint at its content."""
+    (tmp_path / name).write_bytes(PLAIN.replace(b"a", b"BZh", 1))
+    built = build(name="logistic_regression", csv=str(tmp_path / name))
+    assert built.data[1].tolist() == [-1, 1]
 
 
 def test_a_missing_csv_file_is_refused(tmp_path):

@@ -105,7 +105,7 @@ def test_files_of_an_earlier_run_do_not_outlive_the_next_ones_start(run):
     made = run(short("rosenbrock"))
     made.execute()
     (made.folder / "loss.png").write_bytes(b"old")
-    interrupt(run(short("rosenbrock", "optimizer.rho=0.5")), 30)
+    interrupt(run(short("rosenbrock", "optimizer.rho=0.5"), force=True), 30)
     assert not (made.folder / "loss.png").exists()
 
 
@@ -185,6 +185,8 @@ def test_other_expectations_are_no_other_run(run):
     interrupt(run(short("rosenbrock")), 20)
     changed = short("rosenbrock", "expect.max_loss=1e9", "training.checkpoint_every=3")
     assert run(changed, resume=True).execute().outcome is RunOutcome.PASSED
+    repeated = short("rosenbrock", "expect.max_loss=2e9", "training.checkpoint_every=4")
+    assert run(repeated).execute().outcome is RunOutcome.PASSED
 
 
 def test_changed_data_are_another_run(run, tmp_path):
@@ -199,7 +201,7 @@ def test_changed_data_are_another_run(run, tmp_path):
 
 
 def test_an_unfinished_run_is_not_lost_by_mistake(run):
-    """Starting over needs --force; a finished run is simply overwritten."""
+    """Starting over needs --force; a finished run is simply repeated."""
     interrupt(run(short("rosenbrock")), 20)
     with pytest.raises(
         UsageError, match=r"unfinished run, at step 20 of 50; use --resume .*--force"
@@ -207,6 +209,31 @@ def test_an_unfinished_run_is_not_lost_by_mistake(run):
         run(short("rosenbrock"))
     run(short("rosenbrock"), force=True).execute()
     run(short("rosenbrock")).execute()
+
+
+REPLACING = {
+    "optimizer.rho was 0.99999 and is 0.5": {"overrides": ["optimizer.rho=0.5"]},
+    "seed was 0 and is 1": {"seed": 1},
+    "dtype was 'float32' and is 'float16'": {"dtype": "float16"},
+    "fused was True and is False": {"fused": False},
+    "steps was 50 and is 51": {"overrides": ["training.steps=51"]},
+    "steps was 50 and is 3": {"overrides": ["training.steps=3"]},
+}
+
+
+@pytest.mark.parametrize(("message", "change"), REPLACING.items())
+def test_a_finished_run_with_other_settings_is_not_replaced(run, message, change):
+    """The message says what differs and advises --force, which replaces it."""
+    made = run(short("rosenbrock"))
+    made.execute()
+    before = {path: path.read_bytes() for path in made.folder.iterdir()}
+    how = dict(change)
+    settings = short("rosenbrock", *how.pop("overrides", []))
+    with pytest.raises(UsageError, match=rf"finished run .*{message}; .*--force"):
+        run(settings, **how)
+    assert {path: path.read_bytes() for path in made.folder.iterdir()} == before
+    run(settings, force=True, **how).execute()
+    assert run(settings, **how).execute().outcome is RunOutcome.FINISHED
 
 
 # --- how it ends ----------------------------------------------------------------------------------
@@ -222,6 +249,13 @@ def test_a_missed_expectation_is_reported(run):
     ]
     assert result.checks[0].got == result.history[-1].loss
     assert exit_code([result]) is ExitCode.CHECK_FAILED
+
+
+def test_a_run_that_expects_nothing_is_finished(run):
+    """It passed no check, and its exit code is 0."""
+    result = run(short("rosenbrock")).execute()
+    assert result.outcome is RunOutcome.FINISHED
+    assert exit_code([result]) is ExitCode.OK
 
 
 def test_a_run_that_diverges_stops_and_says_so(run, backend):

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 import warnings
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
-from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, in_one_line, shortened
+from adadelta_cli.run.problems.csv_table import read_csv
 from adadelta_cli.run.problems.problem import Problem, Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adadelta_cli.run.problems.csv_table import CsvTable
+
 # Below this margin, exp(-margin) is not computed: log(1 + exp(30)) is 30 to 14 digits.
 LEAST_MARGIN = -30
-LARGEST_FEATURE = 1e150  # of which the square, and the sum of many, is a float64
+NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+NARROW = 2.0**-20
+
+
+def _check_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")  # noqa: TRY004 - pydantic's way
+    return value
+
+
+# Pydantic's own str has no bytes that are not UTF-8, which a file's name may have.
+FileName = Annotated[Any, AfterValidator(_check_text), WithJsonSchema({"type": "string"})]
 
 
 class LogisticRegressionSettings(Section):
@@ -28,8 +44,8 @@ class LogisticRegressionSettings(Section):
     name: Literal["logistic_regression"]
     l2: float = Field(1e-3, gt=0)
     """Factor of half the squared norm of the weights, added to the mean loss of a sample."""
-    csv: str | None = None
-    """A CSV file with a header, relative to this file; null for the breast-cancer data."""
+    csv: FileName | None = None
+    """A CSV file with a header, relative to this file's folder; null for the breast-cancer data."""
     label: str = "label"
     """The CSV column with the two classes; all other columns are features."""
 
@@ -122,9 +138,22 @@ class LogisticRegression(Problem):
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
-    """Give each column mean 0 and standard deviation 1; a constant column becomes 0."""
-    spread = features.std(axis=0)
-    return (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    """Give each column mean 0 and standard deviation 1; a constant column becomes 0.
+
+    A column that varies by less than NARROW of its magnitude loses its least value first: the
+    difference is exact where the rounding error of a mean would be as large as the spread.
+    """
+    scaled = _scaled(features)
+    least, largest = scaled.min(axis=0), scaled.max(axis=0)
+    scaled = _scaled(np.where(largest - least < NARROW, scaled - least, scaled))
+    spread = scaled.std(axis=0)
+    return (scaled - scaled.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+
+
+def _scaled(features: np.ndarray) -> np.ndarray:
+    """Scale each column by a power of two to magnitudes up to 1, of which squares are in range."""
+    _, exponents = np.frexp(np.abs(features).max(axis=0))
+    return np.ldexp(features, -exponents)
 
 
 def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
@@ -134,60 +163,59 @@ def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
         UsageError: the file is not a CSV file, the label is missing or has not two classes, or a
             feature is not a finite number.
     """
-    table = _table(path)
-    if label not in table.columns:
+    table = read_csv(path)
+    names = list(table.columns)
+    if label not in names:
         raise UsageError(
             f"{path}: no column is named {shortened(label)!r}; problem.label must be one of "
-            f"{shortened(', '.join(map(str, table.columns)))}"
+            f"{shortened(', '.join(names))} (commas separate the columns)"
         )
-    return _features(path, table.drop(columns=label)), _second_class(path, table[label])
+    if len(names) == 1:
+        raise UsageError(f"{path}: there is no column besides the label; add columns of features")
+    return _features(table, label), _second_class(table, label)
 
 
-def _table(path: Path) -> Any:
-    import pandas as pd
-
-    reason = inputs.unreadable_reason(path)
-    if not reason:
-        try:  # all of a column at once, so that its cells are of one type
-            return pd.read_csv(path, skipinitialspace=True, compression=None, low_memory=False)
-        except (OSError, ValueError, OverflowError) as error:  # pandas' own are ValueErrors
-            reason = in_one_line(error)
-    raise UsageError(
-        f"problem.csv is {shortened(path)}, which cannot be read: {reason}; it must be a CSV file "
-        "in UTF-8 with a header"
-    )
-
-
-def _second_class(path: Path, labels: Any) -> np.ndarray:
-    if labels.isna().any():
-        line = int(labels.isna().to_numpy().argmax()) + 2
-        name = shortened(labels.name)
-        raise UsageError(f"{path}, line {line}: {name} is empty; every sample needs a class")
-    classes = sorted(labels.unique())
+def _second_class(table: CsvTable, label: str) -> np.ndarray:
+    cells, name = table.columns[label], shortened(label)
+    if "" in cells:
+        where = table.place(cells.index(""))
+        raise UsageError(f"{where}: {name} is empty; every sample needs a class")
+    keys = _class_keys(set(cells))
+    classes = sorted(set(keys.values()))
     if len(classes) != 2:
         listed = ", ".join(map(shortened, classes[:5])) + ", ..." * (len(classes) > 5)
         raise UsageError(
-            f"{path}: the column {shortened(labels.name)} holds {len(classes)} classes ({listed}); "
+            f"{table.path}: the column {name} holds {len(classes)} classes ({listed}); "
             "logistic regression needs 2"
         )
-    return (labels == classes[1]).to_numpy()
+    return np.array([keys[cell] == classes[1] for cell in cells])
 
 
-def _features(path: Path, table: Any) -> np.ndarray:
-    import pandas as pd
+def _class_keys(names: set[str]) -> dict[str, Any]:
+    """Map each class to what it is ordered by: a number if all are numbers, else its text."""
+    if all(map(NUMBER.fullmatch, names)):
+        try:
+            return {name: Decimal(name) for name in names}  # exact: 1 and 1.0 are one class
+        except ArithmeticError:  # an exponent of many digits
+            pass
+    return {name: name for name in names}
 
-    expected = f"features must be finite numbers, at most {LARGEST_FEATURE:g} in magnitude"
-    if not len(table.columns):
-        raise UsageError(f"{path}: there is no column besides the label; add columns of features")
-    try:
-        numbers = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    except OverflowError as error:  # of an integer of hundreds of digits
-        raise UsageError(f"{path}: a feature is too large; {expected}") from error
-    wrong = np.argwhere(~(np.abs(numbers) <= LARGEST_FEATURE))
+
+def _features(table: CsvTable, label: str) -> np.ndarray:
+    names = [name for name in table.columns if name != label]
+    numbers = np.array([list(map(_number, table.columns[name])) for name in names]).T
+    wrong = np.argwhere(~np.isfinite(numbers))
     if len(wrong):
         row, column = wrong[0]
-        cell = table.iloc[row, column]
-        got = shortened(repr(cell if isinstance(cell, str) else float(cell)))
-        name = shortened(table.columns[column])
-        raise UsageError(f"{path}, line {row + 2}: {name} is {got}; {expected}")
+        name = names[column]
+        got = shortened(repr(table.columns[name][row])) if table.columns[name][row] else "empty"
+        raise UsageError(
+            f"{table.place(row)}: {shortened(name)} is {got}; features must be finite numbers, at "
+            f"most {sys.float_info.max:.4g} in magnitude"
+        )
     return numbers
+
+
+def _number(cell: str) -> float:
+    """Convert a cell; to NaN what is no decimal number, such as Python's 1_000."""
+    return float(cell) if NUMBER.fullmatch(cell) else math.nan
