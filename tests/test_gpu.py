@@ -471,7 +471,7 @@ def test_a_gpu_that_is_lost_is_no_verdict_on_a_step(tmp_path):
         environment = {f"SIMULATED_GPU_{name}": value for name, value in fault.items()}
         done = adadelta("bench", "--ctx", "gpu", *where, **environment)
         assert done.returncode == 4, done.stdout + done.stderr
-        told = "memory of the GPU ran out" if "MEMORY" in fault else "the GPU failed during the"
+        told = "GPU ran out of memory" if "MEMORY" in fault else "the GPU failed during the"
         assert re.search(f"^Error: {told}", done.stderr, re.MULTILINE), done.stderr
         assert "Traceback" not in done.stderr
 
@@ -712,4 +712,4 @@ def test_memory_that_runs_out_on_a_gpu_is_told(device):
     with pytest.raises(cupy.cuda.memory.OutOfMemoryError) as raised:
         cupy.empty(2**50, np.uint8)
     told = errors.of_device(raised.value)
-    assert told and "memory of the GPU ran out" in str(told)
+    assert told and "GPU ran out of memory" in str(told)
