@@ -224,8 +224,8 @@ inline __device__ void visit(const Tensor& tensor, long long i, const Work& work
     if constexpr (K::has_half) Pack<Half, width>::at(tensor.half, i) = halves;
 }
 
-// Find the tensor of a tile: the last that begins with it or before. Of tensors that begin with the same tile,
-// all but the last are empty.
+// Find the tensor of a tile: the last that begins with it or before. Of tensors that begin with the
+// same tile, all but the last are empty.
 inline __device__ long long owner(const Tensor* table, long long tensors, long long tile) {
     long long low = 0;
     while (tensors - low > 1) {
