@@ -196,7 +196,7 @@ from adadelta_cli.update import Hyperparameters, Parameter, update
 def step(*arrays, **settings):
     rate, wd = settings["learning_rate"], settings["wd"]
     scalars = Hyperparameters(**settings).scalars(arrays[0].dtype)
-    update(cupy_ieee, Parameter(*map(cupy_ieee.Array, arrays)), scalars, rate, wd)
+    update(cupy_ieee, Parameter(*map(cupy_ieee.IeeeArray, arrays)), scalars, rate, wd)
     {}
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from adadelta_cli.bench.buffers import cold_copies, held_bytes
 from adadelta_cli.bench.device import DeviceSurvey, survey
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.results import Group
 from adadelta_cli.bench.worker_pool import WorkerSpec
 from adadelta_cli.errors import UnavailableError, UsageError
@@ -90,13 +90,13 @@ class BenchPlan:
         own = [spec for spec in specs if not spec.foreign]
         return specs + [replace(spec, side=OLD, python=self.against) for spec in own]
 
-    def problem(self, chosen: Implementation, group: Group) -> Problem | None:
+    def problem(self, chosen: Implementation, group: Group) -> TimingProblem | None:
         """Return why an implementation does not support a group."""
         if group.dtype not in chosen.dtypes:
-            return Problem(Outcome.SKIPPED, f"{chosen.name} has no {group.dtype}")
+            return TimingProblem(Outcome.SKIPPED, f"{chosen.name} has no {group.dtype}")
         if chosen.name == "torch-compile" and self.copies(group)[0] > COMPILED_COPIES:
             reason = "it would be compiled once for each copy of the tensors"
-            return Problem(Outcome.SKIPPED, reason)
+            return TimingProblem(Outcome.SKIPPED, reason)
         return None
 
     def able(self, group: Group) -> list[Implementation]:

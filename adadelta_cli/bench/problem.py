@@ -15,7 +15,7 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
-class Problem:
+class TimingProblem:
     """An outcome, and its reason."""
 
     outcome: Outcome
@@ -30,7 +30,7 @@ class Problem:
         return self.outcome is not Outcome.SKIPPED
 
     @classmethod
-    def parse(cls, text: str) -> Problem | None:
+    def parse(cls, text: str) -> TimingProblem | None:
         """Read what `str` wrote to a file or sent from a worker; None for any other text.
 
         >>> Problem.parse("wrong: it changed the gradient")

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from adadelta_cli import inputs
 from adadelta_cli.bench import significance, worker
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.significance import LogRatio, Verdict
 from adadelta_cli.errors import ExitCode, UsageError, shortened
 from adadelta_cli.system import machine
@@ -81,7 +81,7 @@ class RecordedTiming(MeasurementKey):
     @property
     def wrong(self) -> bool:
         """Whether its step is incorrect, so that its time means nothing: read from the note."""
-        problem = Problem.parse(self.note)
+        problem = TimingProblem.parse(self.note)
         trained_wrong = f", {Outcome.WRONG.value}: " in self.note
         return trained_wrong or bool(problem and problem.is_failure)
 

@@ -21,7 +21,7 @@ from adadelta_cli.bench.measurement_warnings import (
     medians,
     spread,
 )
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.implementations.array_backends import CPU, FRAMEWORKS, Device
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Timings:
     """
 
     samples: Samples
-    problems: Mapping[str, Problem] = field(default_factory=dict)
+    problems: Mapping[str, TimingProblem] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Measurement:
     row: BenchRow
     samples_s: list[list[float]] = field(default_factory=list)
     by_process: dict[str, list[float]] = field(default_factory=dict)
-    problem: Problem | None = None
+    problem: TimingProblem | None = None
     check_failed: bool = False
 
 
@@ -153,8 +153,8 @@ class Pair:
     old_s: list[float]
     new_s: list[float]
     ratios: list[float]
-    problem: Problem | None = None
-    old_problem: Problem | None = None
+    problem: TimingProblem | None = None
+    old_problem: TimingProblem | None = None
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def _training_measurement(
     own, whole = samples[name], measured(samples[name]["step"])
     share = median_ci(ratio(own["update"], own["step"])).median
     correct = losses[name] == losses[reference]
-    problem = None if correct else Problem(Outcome.WRONG, f"not that of {reference}")
+    problem = None if correct else TimingProblem(Outcome.WRONG, f"not that of {reference}")
     verdict = problem or f"identical to {reference}"
     note = (
         f"the update is {share:.0%} of it; loss {losses[name][-1]!r}, {verdict}, the speed-up's "

@@ -19,7 +19,7 @@ import numpy as np
 
 from adadelta_cli.bench.measurement_warnings import Samples, format_warnings
 from adadelta_cli.bench.plan import OLD, check_train, largest_group
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.results import (
     BenchRow,
     Group,
@@ -133,9 +133,9 @@ class _Passes:
 
     def __init__(self) -> None:
         self.samples: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
-        self._problems: dict[str, dict[str, Problem]] = defaultdict(dict)
+        self._problems: dict[str, dict[str, TimingProblem]] = defaultdict(dict)
 
-    def add(self, columns: Columns, problems: dict[EntryKey, Problem]) -> None:
+    def add(self, columns: Columns, problems: dict[EntryKey, TimingProblem]) -> None:
         """Add what fresh processes found."""
         for (side, name), problem in problems.items():
             self._problems[side][name] = problem
@@ -181,7 +181,7 @@ def measure(plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick) -
 def _result(plan: BenchPlan, group: Group, passes: _Passes, peaks: Peaks) -> GroupResult:
     problems = {each.name: plan.problem(each, group) for each in plan.implementations}
     known = {name: problem for name, problem in problems.items() if problem}
-    absent = {each.name: Problem(Outcome.SKIPPED, reason) for each, reason in plan.absent}
+    absent = {each.name: TimingProblem(Outcome.SKIPPED, reason) for each, reason in plan.absent}
     everyone = (*plan.implementations, *(each for each, _ in plan.absent))
     timings = passes.timings()
     timings = replace(timings, problems={**known, **absent, **timings.problems})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.errors import of_device
 from adadelta_cli.implementations.array_backends import Box
 from adadelta_cli.implementations.base import StepInputs
@@ -67,7 +67,7 @@ class BenchTarget:
 # --- is it correct? -------------------------------------------------------------------------------
 
 
-def check_correct(chosen: Implementation, target: BenchTarget) -> Problem | None:
+def check_correct(chosen: Implementation, target: BenchTarget) -> TimingProblem | None:
     """Take one step and compare it with the array update; return what is wrong, if anything.
 
     Of each tensor some thousand elements are compared, spread over all of it: in every bit, or
@@ -92,15 +92,15 @@ def check_correct(chosen: Implementation, target: BenchTarget) -> Problem | None
     return _excess(chosen, before, after)
 
 
-def _wrong(reason: str) -> Problem:
-    return Problem(Outcome.WRONG, reason)
+def _wrong(reason: str) -> TimingProblem:
+    return TimingProblem(Outcome.WRONG, reason)
 
 
 def _layouts(target: BenchTarget) -> list[list[tuple[Any, Any]]]:
     return [[(a.dtype, a.shape) for a in p.arrays] for p in target.values]
 
 
-def describe_exception(error: Exception) -> Problem:
+def describe_exception(error: Exception) -> TimingProblem:
     """Return what an exception of a step means, in one line.
 
     Raises:
@@ -110,7 +110,7 @@ def describe_exception(error: Exception) -> Problem:
     if broken:
         raise broken from error
     text = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
-    return Problem(Outcome.FAILED, text)
+    return TimingProblem(Outcome.FAILED, text)
 
 
 ENDS = 64  # elements at either end of a tensor, all of which are compared
@@ -135,7 +135,7 @@ def _copies(target: BenchTarget, chunks: Sequence[list[slice]]) -> list[Paramete
     ]
 
 
-def _difference(before: Sequence[Parameter], after: Sequence[Parameter]) -> Problem | None:
+def _difference(before: Sequence[Parameter], after: Sequence[Parameter]) -> TimingProblem | None:
     """Compare every bit with the array update, which is taken on `before`."""
     for each in before:
         update(np, each, HYPER.scalars(each.acc_grad.dtype), HYPER.learning_rate, HYPER.wd)
@@ -156,7 +156,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 def _excess(
     chosen: Implementation, before: Sequence[Parameter], after: Sequence[Parameter]
-) -> Problem | None:
+) -> TimingProblem | None:
     """Compare within the tolerance."""
     then, now = (
         {name: np.concatenate([getattr(p, name) for p in each]) for name in _FLOATS}

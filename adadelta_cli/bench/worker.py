@@ -32,7 +32,7 @@ from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import leave_if_forked
 
 if TYPE_CHECKING:
-    from adadelta_cli.bench.problem import Problem
+    from adadelta_cli.bench.problem import TimingProblem
 
 PROTOCOL = 1
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution
@@ -139,7 +139,7 @@ class TimingTask:
         self._tensors = TensorSet.allocate(shapes, dtype, seed, copies, self._processor.region)
         self._evict = self._processor.evictor(other) if other else None
         self._cursor = Cursor()
-        self.problems: dict[str, Problem | None] = {}
+        self.problems: dict[str, TimingProblem | None] = {}
         self.entries: dict[str, TimedEntry] = {}
         for name in spec["implementations"]:
             self._add(name)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.worker import PROTOCOL
 from adadelta_cli.errors import (
     KERNEL_FAULTS,
@@ -320,8 +320,8 @@ class WorkerPool:
         self._random = np.random.default_rng(seed)
         self._entries: dict[EntryKey, WorkerSpec] = {}
         self._able: Container[Implementation] = ()
-        self._lost: dict[WorkerSpec, Problem] = {}
-        self.problems: dict[EntryKey, Problem] = {}
+        self._lost: dict[WorkerSpec, TimingProblem] = {}
+        self.problems: dict[EntryKey, TimingProblem] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -357,7 +357,7 @@ class WorkerPool:
         answer = self._ask(spec, **order | own) if names or spec.roofs else {}
         for name, text in answer.get("faults", {}).items():
             if text:  # an older version may have other words for a failure
-                problem = Problem.parse(text) or Problem(Outcome.FAILED, text)
+                problem = TimingProblem.parse(text) or TimingProblem(Outcome.FAILED, text)
                 self.problems[spec.key(name)] = problem
         self._entries |= {spec.key(name): spec for name in answer.get("entries", ())}
         return answer
@@ -372,7 +372,7 @@ class WorkerPool:
         except BrokenError as error:
             if not spec.foreign or _is_gpu_failure(error):
                 raise
-            self._lost[spec] = Problem(Outcome.WRONG, str(error))
+            self._lost[spec] = TimingProblem(Outcome.WRONG, str(error))
             self._mark_lost(spec)
             return {}
         finally:

@@ -47,7 +47,7 @@ def _bind_numpy(inputs: StepInputs) -> Step:
 def _bind_cupy(inputs: StepInputs) -> Step:
     from adadelta_cli.kernels import cupy_ieee
 
-    arrays = [Parameter(*map(cupy_ieee.Array, p.arrays)) for p in inputs.parameters]
+    arrays = [Parameter(*map(cupy_ieee.IeeeArray, p.arrays)) for p in inputs.parameters]
     return _unfused(cupy_ieee, replace(inputs, parameters=arrays))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from adadelta_cli.kernels import cuda
 
 
-class Array:
+class IeeeArray:
     """A CuPy array, float32 or float64, C-contiguous, with the operators that `update` uses.
 
     Attributes:
@@ -29,62 +29,62 @@ class Array:
         self.values = values
         self.dtype, self.ndim = values.dtype, values.ndim
 
-    def astype(self, dtype: Any) -> Array:
+    def astype(self, dtype: Any) -> IeeeArray:
         """Copy to another dtype."""
-        return Array(self.values.astype(dtype))
+        return IeeeArray(self.values.astype(dtype))
 
-    def __setitem__(self, key: Any, new: Array) -> None:
+    def __setitem__(self, key: Any, new: IeeeArray) -> None:
         self.values[key] = new.values
 
-    def __add__(self, other: Any) -> Array:
+    def __add__(self, other: Any) -> IeeeArray:
         return _computed("add", self, other)
 
-    def __mul__(self, other: Any) -> Array:
+    def __mul__(self, other: Any) -> IeeeArray:
         return _computed("multiply", self, other)
 
-    def __rmul__(self, other: Any) -> Array:
+    def __rmul__(self, other: Any) -> IeeeArray:
         return _computed("multiply", other, self)
 
-    def __truediv__(self, other: Any) -> Array:
+    def __truediv__(self, other: Any) -> IeeeArray:
         return _computed("divide", self, other)
 
-    def __lt__(self, other: Any) -> Array:
+    def __lt__(self, other: Any) -> IeeeArray:
         return _computed("less", self, other)
 
-    def __gt__(self, other: Any) -> Array:
+    def __gt__(self, other: Any) -> IeeeArray:
         return _computed("less", other, self)
 
 
-def add(left: Any, right: Any, out: Array | None = None) -> Array:
+def add(left: Any, right: Any, out: IeeeArray | None = None) -> IeeeArray:
     """Add; `out` may be an operand."""
     return _computed("add", left, right, out)
 
 
-def subtract(left: Any, right: Any, out: Array | None = None) -> Array:
+def subtract(left: Any, right: Any, out: IeeeArray | None = None) -> IeeeArray:
     """Subtract; `out` may be an operand."""
     return _computed("subtract", left, right, out)
 
 
-def sqrt(array: Array) -> Array:
+def sqrt(array: IeeeArray) -> IeeeArray:
     """Take the square root."""
     return _computed("sqrt", array, array)
 
 
-def where(condition: Array, chosen: Any, other: Array) -> Array:
+def where(condition: IeeeArray, chosen: Any, other: IeeeArray) -> IeeeArray:
     """Select `chosen` where the condition holds, else `other`, element by element."""
     import cupy
 
-    return Array(cupy.where(condition.values, chosen, other.values))
+    return IeeeArray(cupy.where(condition.values, chosen, other.values))
 
 
-def _computed(operation: str, left: Any, right: Any, out: Array | None = None) -> Array:
+def _computed(operation: str, left: Any, right: Any, out: IeeeArray | None = None) -> IeeeArray:
     """Compute on two arrays of one shape and dtype, or an array and a scalar of its dtype."""
     import cupy
 
-    like = left if isinstance(left, Array) else right
+    like = left if isinstance(left, IeeeArray) else right
     if out is None:
         dtype = np.bool_ if operation == "less" else like.dtype
-        out = Array(cupy.empty(like.values.shape, dtype))
+        out = IeeeArray(cupy.empty(like.values.shape, dtype))
     size = like.values.size
     if size:
         (lefts, a), (rights, b) = (_operand(each, like.dtype.type) for each in (left, right))
@@ -96,6 +96,6 @@ def _computed(operation: str, left: Any, right: Any, out: Array | None = None) -
 
 def _operand(operand: Any, real: Any) -> tuple[np.uint64, Any]:
     """Return an array's address and 0, or 0 and a scalar's value."""
-    if isinstance(operand, Array):
+    if isinstance(operand, IeeeArray):
         return np.uint64(operand.values.data.ptr), real(0)
     return np.uint64(0), real(operand)

@@ -231,7 +231,7 @@ def _try_launch(number: int) -> str:
     from adadelta_cli.kernels import cupy_ieee
 
     with cupy.cuda.Device(number):
-        one = cupy_ieee.Array(cupy.ones(1, "float32"))
+        one = cupy_ieee.IeeeArray(cupy.ones(1, "float32"))
         two = float(cupy.asnumpy((one + one).values)[0])
     if two != 2:
         raise ReportedError(f"1 + 1 = {two:g}", "this GPU computes wrong results; use another")

@@ -16,7 +16,7 @@ Two comparisons:
 
 *   `one_step`: each step restarted from the implementation's own inputs. The distance from the
     exact result has a bound, proved in docs/accuracy.md, in units in the last place (ULPs) of the
-    largest operand of the last addition: `BOUNDS`.
+    largest operand of the last addition: `STEP_BOUNDS`.
 *   `drift_verdicts`: the exact trajectory from the same start beside the implementation's.
 
 Left out, and compared bit for bit elsewhere: elements with an infinity or a NaN among the inputs,
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from adadelta_cli.update import Hyperparameters
     from adadelta_cli.verification.cases import Case
 
-CONTEXT = decimal.Context(prec=60, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+DECIMAL_CONTEXT = decimal.Context(prec=60, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
 ZERO, ONE = Decimal(0), Decimal(1)
 
 # ULPs of the largest operand of the last addition, proved in docs/accuracy.md, sections 3 to 6.
-BOUNDS = {"acc_grad": 9.1, "acc_delta": 26.3, "weight": 13.7, "master": 13.7}
+STEP_BOUNDS = {"acc_grad": 9.1, "acc_delta": 26.3, "weight": 13.7, "master": 13.7}
 HALF_BOUND = 1.01  # of a float16 weight, rounded from its float32 master, in ULPs of float16
 # The gradient's sum with the decay may cancel this share of a unit roundoff's reciprocal: beyond
 # it, terms of higher order are no longer below the 1 % that the bounds allow them.
@@ -180,7 +180,7 @@ class Exact:
     def of(cls, results: Sequence[tuple[Decimal, Decimal, bool]]) -> Exact:
         """Collect value, scale and whether the bound applies."""
         nearest = [float(value) for value, _, _ in results]
-        with decimal.localcontext(CONTEXT):
+        with decimal.localcontext(DECIMAL_CONTEXT):
             rest = [
                 float(value - Decimal(near)) if np.isfinite(near) else 0.0
                 for (value, _, _), near in zip(results, nearest, strict=True)
@@ -336,7 +336,7 @@ def drift_verdicts(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iter
 
 def _step_bounds(tensors: Iterable[str]) -> dict[str, float | None]:
     half = {"weight": HALF_BOUND} if "master" in tensors else {}
-    return {name: bound for name, bound in (BOUNDS | half).items() if name in tensors}
+    return {name: bound for name, bound in (STEP_BOUNDS | half).items() if name in tensors}
 
 
 def _states(sample: Sample, tensors: dict[str, list[np.ndarray]], step: int) -> list[State | None]:
@@ -357,7 +357,7 @@ UNKNOWN = Element(State(ZERO, ZERO, ZERO), State(ZERO, ZERO, ZERO), ordinary=Fal
 
 def _each(states: Sequence[State | None], grads: np.ndarray, sample: Sample) -> Iterator[Element]:
     """Take a step on each element."""
-    with decimal.localcontext(CONTEXT):
+    with decimal.localcontext(DECIMAL_CONTEXT):
         found = [
             advance(state, Decimal(grad), constants)
             if state is not None and np.isfinite(grad)

@@ -8,7 +8,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
-from adadelta_cli.verification.rows import COLUMNS, Status, Verdict, skip_reasons, summaries
+from adadelta_cli.verification.rows import COLUMNS, CheckVerdict, Status, skip_reasons, summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ CHECKS = {
 }
 COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks without distances
 PLOTTED = {"step", "training", "replay"}  # the checks in the picture
-VERDICTS = {Verdict.FAILED: "[red]{} FAILED[/]", Verdict.PASSED: "[green]passed[/]"}
+VERDICTS = {CheckVerdict.FAILED: "[red]{} FAILED[/]", CheckVerdict.PASSED: "[green]passed[/]"}
 # Names in verify.json, where they are not those of `VerifyPlan`.
 PLAN_KEYS = {
     "oracle_checked": "judged",

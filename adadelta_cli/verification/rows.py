@@ -153,7 +153,7 @@ class DriftTrace:
     relative_l2: list[float]
 
 
-class Verdict(Enum):
+class CheckVerdict(Enum):
     """What the rows of one check say together."""
 
     FAILED = "FAILED"
@@ -190,13 +190,13 @@ class Summary:
     bounded: bool = True
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> CheckVerdict:
         """The worst outcome."""
         if self.failed:
-            return Verdict.FAILED
+            return CheckVerdict.FAILED
         if self.skipped == self.cases:
-            return Verdict.SKIPPED
-        return Verdict.PASSED if self.bounded else Verdict.REPORTED
+            return CheckVerdict.SKIPPED
+        return CheckVerdict.PASSED if self.bounded else CheckVerdict.REPORTED
 
 
 def summaries(rows: Sequence[ComparisonRow]) -> list[Summary]:

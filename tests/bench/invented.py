@@ -7,12 +7,12 @@ import numpy as np
 from adadelta_cli.bench import workloads
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY
 from adadelta_cli.bench.plan import BenchPlan
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.implementations.registry import timeable
 
 PLAN = BenchPlan(tuple(workloads.sizes("1e6")), tuple(map(timeable, ("numpy", "numpy-fused"))))
 GROUP = PLAN.groups[0]
-ALL_WRONG = Problem(Outcome.WRONG, "3 of 9 values")
+ALL_WRONG = TimingProblem(Outcome.WRONG, "3 of 9 values")
 
 
 def samples(fused=2.0, unfused=20.0, memory=1.9, arithmetic=1.0, rounds=30):

@@ -9,7 +9,7 @@ from invented import ALL_WRONG, GROUP, PLAN, samples
 
 from adadelta_cli.bench import regression, runner
 from adadelta_cli.bench.plan import OLD
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.results import Timings, group_result
 from adadelta_cli.bench.significance import Verdict
 from adadelta_cli.bench.worker_pool import EntryKey
@@ -38,7 +38,7 @@ def test_against_another_version(times, verdict):
 def test_against_reports_what_one_of_the_versions_cannot_do():
     """New and wrong is SLOWER; what the old one cannot do is UNCLEAR, with the reason."""
     found = {name: each for name, each in samples().items() if name != "numpy-fused"}
-    missing = {"numpy": Problem(Outcome.FAILED, "raised UsageError: unknown")}
+    missing = {"numpy": TimingProblem(Outcome.FAILED, "raised UsageError: unknown")}
     old = Timings({"numpy-fused": [np.full(30, 2e-3)]}, missing)
     rows = {
         row.implementation: row for row in judged(Timings(found, {"numpy-fused": ALL_WRONG}), old)

@@ -2,18 +2,18 @@
 
 import pytest
 
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_what_is_written_is_read(outcome):
     """A reason may have colons itself."""
-    problem = Problem(outcome, "raised ValueError: no")
-    assert Problem.parse(str(problem)) == problem
+    problem = TimingProblem(outcome, "raised ValueError: no")
+    assert TimingProblem.parse(str(problem)) == problem
     assert problem.is_failure == (outcome is not Outcome.SKIPPED)
 
 
 @pytest.mark.parametrize("text", ["", "wrong", "only 3 samples", "loss 1, wrong: other", ": x"])
 def test_other_text_is_no_problem(text):
     """Notes of rows that have a time."""
-    assert Problem.parse(text) is None
+    assert TimingProblem.parse(text) is None

@@ -7,7 +7,7 @@ import pytest
 from invented import GROUP, samples
 
 from adadelta_cli.bench import results
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.regression import RecordedTiming
 from adadelta_cli.bench.results import Timings, group_result
 from adadelta_cli.implementations.registry import timeable
@@ -70,7 +70,7 @@ def test_a_share_above_the_ceiling_is_not_to_be_believed():
 )
 def test_what_is_wrong_has_no_time(name, outcome, failed):
     """The row has the reason; a framework's failure is not for the user to fix."""
-    found, problem = samples(), Problem(outcome, "3 of 9 values")
+    found, problem = samples(), TimingProblem(outcome, "3 of 9 values")
     found.pop(name, None)
     group = replace(GROUP, implementations=(timeable("numpy"), timeable(name)))
     right, wrong = group_result(group, Timings(found, {name: problem}), {}).measurements

@@ -10,7 +10,7 @@ from invented import write_kernels
 from adadelta_cli.bench import target, worker
 from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY, CpuDevice
-from adadelta_cli.bench.problem import Outcome, Problem
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.implementations.registry import (
     IMPLEMENTATIONS,
     Implementation,
@@ -95,7 +95,7 @@ class TestCheckCorrect:
         def step():
             raise TypeError("float64 is beyond me")
 
-        assert self.check_step(step, self.tensors()) == Problem(
+        assert self.check_step(step, self.tensors()) == TimingProblem(
             Outcome.FAILED, "raised TypeError: float64 is beyond me"
         )
 

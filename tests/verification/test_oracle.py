@@ -31,7 +31,7 @@ def test_it_agrees_with_the_golden_trajectories(case):
     each = zip(*(case[name] for name in TENSORS), strict=True)
     states = [State(*map(Decimal, values)) for values in each]
     for grads, wanted in zip(case["grads"], case["steps"], strict=True):
-        with decimal.localcontext(oracle.CONTEXT):
+        with decimal.localcontext(oracle.DECIMAL_CONTEXT):
             found = [
                 oracle.advance(state, Decimal(grad), constants)
                 for state, grad in zip(states, grads, strict=True)
@@ -122,7 +122,7 @@ def test_an_error_just_above_the_bound_is_seen(tensor):
     values = tensors[tensor][-1]
     before = tensors[tensor][-2]
     at = sample.indices[np.argmax(np.abs(values[sample.indices]))]
-    too_many = oracle.BOUNDS[tensor] + 5
+    too_many = oracle.STEP_BOUNDS[tensor] + 5
     values[at] += np.float32(too_many * np.spacing(max(abs(values[at]), abs(before[at]))))
     verdict = verdicts_of(tensors, budget=1000)[tensor]
     assert verdict.passed is False
@@ -198,7 +198,7 @@ def test_the_page_shows_the_bounds_and_errors_within_them():
     assert len(lines) == 10
     for dtype, tensor, bound, worst in lines:
         half = (dtype, tensor) == ("float16", "weight")
-        assert float(bound) == (oracle.HALF_BOUND if half else oracle.BOUNDS[tensor])
+        assert float(bound) == (oracle.HALF_BOUND if half else oracle.STEP_BOUNDS[tensor])
         assert 0 < float(worst) < float(bound)
 
 
@@ -215,7 +215,7 @@ def test_a_gradient_that_cancels_wholly_is_left_out():
     k = Constants.of(Hyperparameters(wd=1.0), 1.0, 1.0, "float32")
     state = State(Decimal(3), Decimal(1), Decimal(1))
     zero = State(Decimal(0), Decimal(1), Decimal(1))
-    with decimal.localcontext(oracle.CONTEXT):
+    with decimal.localcontext(oracle.DECIMAL_CONTEXT):
         assert not oracle.advance(state, Decimal(-3), k).ordinary
         assert not oracle.advance(state, Decimal("-2.99999999"), k).ordinary
         assert oracle.advance(state, Decimal(-2), k).ordinary
