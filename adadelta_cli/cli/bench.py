@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadelta_cli.cli.options import (
-    MOST_THREADS,
-    POSITIVE_FLOAT,
-    folder_of,
-    possible,
-    shared_options,
-    terminal,
-)
+from adadelta_cli.cli.options import Choice, Command, MOST_THREADS, POSITIVE_FLOAT, folder_of, possible, shared_options, terminal
 from adadelta_cli.errors import ExitCode, UsageError, shortened
 
 if TYPE_CHECKING:
@@ -63,7 +56,7 @@ threshold_option = click.option(
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--sizes",
     metavar="LIST",
@@ -80,7 +73,7 @@ threshold_option = click.option(
 )
 @click.option(
     "--train",
-    type=click.Choice(["mlp"]),
+    type=Choice(["mlp"]),
     help="Whole training steps (forward, backward, update) of a network.",
 )
 @click.option(
@@ -109,7 +102,7 @@ threshold_option = click.option(
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(["float32", "float64", "float16"]),
+    type=Choice(["float32", "float64", "float16"]),
     default=["float32"],
     show_default=True,
     help="Element type; repeatable. float16 has float32 master weights.",
@@ -159,7 +152,7 @@ threshold_option = click.option(
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["table", "markdown"]),
+    type=Choice(["table", "markdown"]),
     default="table",
     show_default=True,
     help="How the summary is laid out.",
@@ -207,6 +200,7 @@ def bench(
     before = _baseline(baseline, out) if baseline else None
     if train:  # before a device is tried
         runner.check_train(str(device), how["against"])
+        _check_train_alone(backend, names if not (sizes or models) else (), cache, how["dtypes"])
     wanted = sizes or ("" if models or train else "1e5,1e6,1e7")
     own = runner.choose_implementations(
         names, backend, str(device), fused_only=bool(how["against"])
@@ -237,6 +231,27 @@ def bench(
             this = regression.parse_document(report.bench_document(work), str(out))
             judged.append(regression.judge(before, this, threshold))
     return max(work.exit_code, *(each.exit_code for each in judged), ExitCode.OK)
+
+
+def _check_train_alone(
+    backend: str, names: Sequence[str], cache: str | None, dtypes: Sequence[str]
+) -> None:
+    """Refuse what a training on MXNet in float32 contradicts.
+
+    Raises:
+        UsageError: there is something of that.
+    """
+    wrong = {
+        f"--backend {backend}": backend not in {"auto", "mxnet"},
+        f"--impl {', '.join(names)}": bool(names),
+        "--cold": cache == "cold",
+        f"--dtype {', '.join(dtypes)}": "float32" not in dtypes,
+    }
+    for option in (option for option, is_wrong in wrong.items() if is_wrong):
+        raise UsageError(
+            f"--train and {option} contradict each other: a training is always on MXNet in "
+            "float32, with the stock, the unfused and the fused step; leave out one of them"
+        )
 
 
 def _baseline(baseline: Path, out: Path) -> Document:
@@ -282,14 +297,14 @@ def _show_bench(
     screen.document(report.bench_document(work, judged))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @threshold_option
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["table", "markdown"]),
+    type=Choice(["table", "markdown"]),
     default="table",
     show_default=True,
     help="How the verdicts are laid out.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import inputs
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.implementations import array_backends
 from adadelta_cli.implementations.array_backends import CPU, Device
 from adadelta_cli.implementations.base import Bind, Implementation, Step, StepInputs, ToleranceULP
@@ -284,8 +284,9 @@ def implementation(name: str, device: Device = CPU) -> Implementation:
         user_kernel.check_form(name)
         return user_kernel.from_name(name).on(device)
     raise UsageError(
-        f"--impl is {shortened(name)!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of "
-        "your own as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+        f"--impl is {shortened(name)!r}{suggestion(name, IMPLEMENTATIONS)}; known are "
+        f"{', '.join(IMPLEMENTATIONS)}, and a kernel of your own as FILE.py:FUNCTION or "
+        "PACKAGE.MODULE:FUNCTION"
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.verification import fuzz
 from adadelta_cli.verification.cases import CASES, DEFAULT, GRID_NAMES, LENGTH, Case, single
 
@@ -32,12 +31,12 @@ def select(
     known |= {m[0]: single(int(m[1])) for m in map(LENGTH.fullmatch, names) if m}
     unknown = [name for name in names if name not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], CASES, n=3)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        listed = [name for name in CASES if not name.startswith("grid-")]
+        collective = ("length-N", GRID_NAMES, *sorted(fuzz.COLLECTIVE))
         raise UsageError(
-            f"--case is {shortened(unknown[0])!r}, and there is no case of that name{meant}; known "
-            f"are {', '.join((*listed, 'length-N', GRID_NAMES, fuzz.ALL))}"
+            f"--case is {shortened(unknown[0])!r}, and there is no case of that name"
+            f"{suggestion(unknown[0], (*CASES, *collective))}; expected the name of one of the "
+            f"{len(CASES)} cases, which verify.csv of adadelta verify --full lists, or "
+            f"{', '.join(collective)}"
         )
     if names and sizes:
         raise UsageError("--sizes takes the place of the cases; leave out --case or --sizes")
