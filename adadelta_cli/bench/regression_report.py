@@ -35,6 +35,7 @@ HEADINGS = (
     f"time, new / old ({LEVEL:.0%} interval)",
     "verdict",
 )
+RANKS = {"compared": 3, "old": 2, "new": 1}  # a narrow terminal drops these, the highest first
 SETTINGS = (1, 2, 3)  # columns that stand in the title where all rows agree
 EXPLANATION = (
     "time, new / old: above 1 is slower. SLOWER: beyond {limit:.4g}, and significant by {test}, "
@@ -71,24 +72,21 @@ def _value(value: float | None, measure: str) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Lay out the verdicts for a terminal, a rule between workloads; all but the notes."""
-    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
-    from rich.table import Table
     from rich.text import Text
+
+    from adadelta_cli.tables import FittingTable
 
     cells = [comparison_cells(row) for row in comparison.rows]
     shared = [k for k in SETTINGS if len({row[k] for row in cells}) == 1]
     shown = [k for k in range(len(HEADINGS)) if k not in shared]
     about = ", ".join(cells[0][k] + " threads" * (HEADINGS[k] == "threads") for k in shared)
-    table = Table(
-        box=SIMPLE_HEAD,
+    table = FittingTable(
         title=escape(f"adadelta compare: {_title(comparison)}\n{about}"),
-        title_justify="left",
         caption=_explanation(comparison),
-        caption_justify="left",
     )
     for k in shown:
-        table.add_column(HEADINGS[k], no_wrap=True)
+        table.add_column(HEADINGS[k], rank=RANKS.get(HEADINGS[k], 0))
     groups = [(row.workload, row.dtype, row.threads, row.cache) for row in comparison.rows]
     for number, row in enumerate(comparison.rows):
         *plain, verdict = (Text(cells[number][k]) for k in shown)

@@ -33,6 +33,15 @@ BENCH_HEADINGS = (
     "memory",
     "note",
 )
+# Columns that a narrow terminal drops, the highest first.
+BENCH_RANKS = {
+    "memory": 6,
+    "roof": 5,
+    "B/element": 4,
+    "GB/s": 3,
+    "of the ceiling": 2,
+    "speed-up": 1,
+}
 
 
 def bench_cells(row: Any) -> tuple[str, ...]:
@@ -78,9 +87,9 @@ def bench_table(rows: Sequence[Any]) -> Table:
 
     What all rows have in common stands in the title.
     """
-    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
-    from rich.table import Table
+
+    from adadelta_cli.tables import FittingTable
 
     common = {
         heading: {cells[k] for cells in map(bench_cells, rows)}
@@ -89,10 +98,10 @@ def bench_table(rows: Sequence[Any]) -> Table:
     }
     shared = {heading: cells.pop() for heading, cells in common.items() if len(cells) == 1}
     about = ", ".join(f"{value} {k}" if k == "B/element" else value for k, value in shared.items())
-    table = Table(box=SIMPLE_HEAD, title=f"adadelta bench: {about}", title_justify="left")
+    table = FittingTable(title=f"adadelta bench: {about}")
     shown = [k for k, name in enumerate(BENCH_HEADINGS) if name not in {*shared, "note"}]
     for k in shown:
-        table.add_column(BENCH_HEADINGS[k], no_wrap=True)
+        table.add_column(BENCH_HEADINGS[k], rank=BENCH_RANKS.get(BENCH_HEADINGS[k], 0))
     groups = [(row.workload, row.dtype, row.place, row.cache) for row in rows]
     for number, row in enumerate(rows):
         last = groups[number] not in groups[number + 1 :]

@@ -84,7 +84,9 @@ def model(name: str) -> Workload:
         UsageError: none of that name is known.
     """
     if name not in MODELS:
-        raise UsageError(f"--model is {name!r}{suggestion(name, MODELS)}; known are {', '.join(MODELS)}")
+        raise UsageError(
+            f"--model is {name!r}{suggestion(name, MODELS)}; known are {', '.join(MODELS)}"
+        )
     return Workload(name, tuple(MODELS[name]()))
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadelta_cli.cli.options import Choice, Command, MOST_THREADS, POSITIVE_FLOAT, folder_of, possible, shared_options, terminal
+from adadelta_cli.cli.options import (
+    MOST_THREADS,
+    POSITIVE_FLOAT,
+    Choice,
+    Command,
+    folder_of,
+    possible,
+    shared_options,
+    terminal,
+)
 from adadelta_cli.errors import ExitCode, UsageError, shortened
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adadelta_cli.cli.options import Command, SCREEN_OPTIONS, decorated, terminal
+from adadelta_cli.cli.options import SCREEN_OPTIONS, Command, decorated, terminal
 from adadelta_cli.errors import UnavailableError
 
 

@@ -43,6 +43,7 @@ def possible(_context: click.Context, parameter: click.Parameter, path: Any) -> 
         inputs.check_possible(Path(path), parameter.opts[0])
     return path
 
+
 class Command(click.Command):
     """A command that refuses empty values and options that contradict each other."""
 

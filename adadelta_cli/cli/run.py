@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadelta_cli.cli.options import Choice, Command, possible, shared_options, terminal, threads_option
+from adadelta_cli.cli.options import (
+    Choice,
+    Command,
+    possible,
+    shared_options,
+    terminal,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadelta_cli.cli.options import Choice, Command, POSITIVE_FLOAT, shared_options, terminal, threads_option
+from adadelta_cli.cli.options import (
+    POSITIVE_FLOAT,
+    Choice,
+    Command,
+    shared_options,
+    terminal,
+    threads_option,
+)
 from adadelta_cli.errors import UsageError
 
 if TYPE_CHECKING:

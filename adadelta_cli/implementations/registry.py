@@ -295,6 +295,19 @@ def is_user_kernel(name: str) -> bool:
     return name not in IMPLEMENTATIONS and (":" in name or name.endswith(".py"))
 
 
+def check_backend(chosen: Implementation, backend: str) -> None:
+    """Check that an implementation does not contradict `--backend`.
+
+    Raises:
+        UsageError: it computes on another array library.
+    """
+    if backend not in ("auto", chosen.backend):
+        raise UsageError(
+            f"--impl {chosen.name} computes on {chosen.backend} and --backend is {backend}; leave "
+            f"--backend out, or make it {chosen.backend}"
+        )
+
+
 def check_place(chosen: Implementation, device: Device) -> None:
     """See that an implementation takes steps on a device.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adadelta_cli.files import jsonable, write_bytes, write_csv, write_json, write_plot
 from adadelta_cli.run.result import RunOutcome
@@ -55,18 +55,20 @@ COLORS = {
     RunOutcome.INTERRUPTED: "yellow",
 }
 NUMERIC = {"steps", "time", "start", "end"}
+RANKS = {"time": 3, "start": 2, "steps": 1}  # a narrow terminal drops these, the highest first
 RUN_COLUMNS = ("config", "steps", "time", "metric", "start", "end", "expected", "verdict")
 
 
 def run_table(results: Sequence[RunResult]) -> Table:
     """Lay out the results, one row a metric."""
-    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title="adadelta run: does it train?", title_justify="left", box=SIMPLE_HEAD)
+    from adadelta_cli.tables import FittingTable
+
+    table = FittingTable(title="adadelta run: does it train?")
     for name in RUN_COLUMNS:
-        table.add_column(name, justify="right" if name in NUMERIC else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if name in NUMERIC else "left"
+        table.add_column(name, justify=justify, rank=RANKS.get(name, 0))
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
         head = (escape(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s")

@@ -85,14 +85,14 @@ def _caught(caught: bool) -> str:
 
 def self_test_table(rows: Sequence[mutation_test.MutantRow]) -> Table:
     """Lay out what caught each fault."""
-    from rich.table import Table
+    from adadelta_cli.tables import FittingTable
 
-    table = Table(
+    table = FittingTable(
         title="adadelta verify --self-test: is every planted fault caught?",
-        title_justify="left",
         caption=_self_test_counts(rows).replace("`", ""),
-        caption_justify="left",
     )
+    # Dropped by a narrow terminal in this order.
+    ranks = {"shows in": 4, "PyTorch's test": 3, "MXNet's test": 2, "what it is": 1}
     for name in (
         "fault",
         "what it is",
@@ -102,7 +102,7 @@ def self_test_table(rows: Sequence[mutation_test.MutantRow]) -> Table:
         "PyTorch's test",
         "verdict",
     ):
-        table.add_column(name)
+        table.add_column(name, rank=ranks.get(name, 0), wrap=name == "what it is")
     for row in rows:
         verdict = {True: "caught", False: "SLIPPED THROUGH"}
         if row.fault == "unchanged":

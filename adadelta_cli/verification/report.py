@@ -72,17 +72,14 @@ def verification_document(verification: Verification, *, rows: bool = False) -> 
 
 def verification_table(verification: Verification) -> Table:
     """Lay out the verdicts, one row for each check of each implementation."""
-    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(
+    from adadelta_cli.tables import FittingTable
+
+    table = FittingTable(
         title="adadelta verify: do the bits agree?",
-        title_justify="left",
         caption="cases: each in every dtype (n/a: not put there)   numbers: over all steps"
         "\nULP: largest error in units in the last place of the largest operand",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
     )
     for name in (
         "implementation",
@@ -95,7 +92,8 @@ def verification_table(verification: Verification) -> Table:
         "verdict",
     ):
         right = name in {"cases", "numbers", "differ", "ULP"}
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        rank = {"against": 3, "ULP": 2, "numbers": 1}.get(name, 0)  # dropped in this order
+        table.add_column(name, justify="right" if right else "left", rank=rank)
     before = ""
     for each in summaries(verification.rows):
         table.add_row(

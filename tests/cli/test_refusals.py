@@ -150,16 +150,20 @@ def test_each_option_and_argument_given_empty_is_named(refused):
                 continue
             for empty in ("", " "):
                 option = isinstance(parameter, click.Option)
-                given = [max(parameter.opts, key=len), empty] if option else [empty] * max(
-                    1, parameter.nargs
+                given = (
+                    [max(parameter.opts, key=len), empty]
+                    if option
+                    else [empty] * max(1, parameter.nargs)
                 )
                 given += ["x"] if name == "compare" and parameter.name == "old" else []
                 given = ["x", *given] if parameter.name == "new" else given
                 given += ["x", "x"] if name == "compare" and option else []
                 code, message = refused(name, *given)
-                what = given[0] if option else re.sub(r"\W", "", parameter.make_metavar(
-                    click.Context(command)
-                ))
+                what = (
+                    given[0]
+                    if option
+                    else re.sub(r"\W", "", parameter.make_metavar(click.Context(command)))
+                )
                 assert code == 2 and f"{what} is empty" in message, (given, message)
                 seen += 1
     assert seen > 50
