@@ -92,7 +92,7 @@ def main() -> None:
     signals.install()
     try:
         code = _run()
-    except (Exception, KeyboardInterrupt, TerminatedError) as error:
+    except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - the last resort
         signals.ignore()
         if os.environ.get("ADADELTA_DEBUG") == "1":
             traceback.print_exc()

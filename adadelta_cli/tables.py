@@ -29,7 +29,8 @@ class FittingTable(Table):
     """
 
     def __init__(self, **how: Any) -> None:
-        super().__init__(**{"box": SIMPLE_HEAD, "title_justify": "left"} | how)
+        how.setdefault("box", SIMPLE_HEAD)
+        super().__init__(**how)
         self._ranks: list[int] = []
         self._wraps: list[bool] = []
 
@@ -50,12 +51,13 @@ class FittingTable(Table):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Any]:
         if self.title:
             yield _marked(console, self.title, self.title_style or "table.title")
-        order = sorted(filter(None, self._ranks), reverse=True)
-        for lowest in dict.fromkeys([max(self._ranks, default=0) + 1, *order]):
+        everything = max(self._ranks, default=0) + 1
+        order = sorted({everything, *filter(None, self._ranks)}, reverse=True)
+        for lowest, fold in ((everything, False), *((rank, True) for rank in order)):
             shown = [k for k, rank in enumerate(self._ranks) if rank < lowest]
-            table = self._part(console, options, shown)
+            table = self.part(console, shown, fold=fold)
             if _least_width(console, options, table) <= options.max_width:
-                yield from table._rich_super(console, options)
+                yield from Table.__rich_console__(table, console, options)
                 break
         else:
             shown = list(range(len(self.columns)))
@@ -66,22 +68,26 @@ class FittingTable(Table):
         if self.caption:
             yield _marked(console, self.caption, "table.caption")
 
-    def _rich_super(self, console: Console, options: ConsoleOptions) -> Iterable[Any]:
-        return super().__rich_console__(console, options)
+    def part(self, console: Console, shown: list[int], *, fold: bool) -> FittingTable:
+        """Copy these columns, each at least as wide as what must not be broken.
 
-    def _part(self, console: Console, options: ConsoleOptions, shown: list[int]) -> FittingTable:
-        """Copy these columns, each at least as wide as what must not be broken."""
+        Args:
+            console: where it is printed.
+            shown: the columns, by number.
+            fold: wrap headings that are wider than their column.
+        """
         part = copy(self)
         part.title = part.caption = None
         part.columns = [copy(self.columns[k]) for k in shown]
         for k, column in zip(shown, part.columns, strict=True):
             cells = [_marked(console, cell) for cell in column.cells]
-            words = textwrap.wrap(str(column.header), 1, break_long_words=False)
+            head = str(column.header)
+            words = textwrap.wrap(head, 1, break_long_words=False) if fold else [head]
             lines = [line.cell_len for cell in cells for line in cell.split() or [cell]]
             least = max([*lines, *map(len, words)], default=1)
             if self._wraps[k]:
                 least = min(least, LEAST_TEXT)
-            column.header = "\n".join(textwrap.wrap(str(column.header), max(least, 1)))
+            column.header = "\n".join(textwrap.wrap(head, max(least, 1)))
             column.min_width = max(least, column.min_width or 0)
         return part
 
@@ -109,5 +115,5 @@ def _marked(console: Console, text: Any, style: Any = "") -> Text:
 def natural_width(console: Console, table: Table) -> int:
     """Return the width in characters that all columns need."""
     if isinstance(table, FittingTable):
-        table = table._part(console, console.options, [*range(len(table.columns))])
+        table = table.part(console, [*range(len(table.columns))], fold=False)
     return _least_width(console, console.options, table)

@@ -161,7 +161,7 @@ def test_a_stream_that_cannot_be_written_has_the_documented_code(
     script += "exit ${PIPESTATUS[0]}"
     if end:  # the reader is gone before anything is written
         script = f"({line} {usual_places}; echo $? >code) | true; exit $(cat code)"
-    done = subprocess.run(["bash", "-c", script], check=False, cwd=tmp_path, timeout=200)
+    done = subprocess.run(["/bin/bash", "-c", script], check=False, cwd=tmp_path, timeout=200)
     lost = out_lost and usual == 0
     assert done.returncode == (4 if lost else usual)
     if not err_lost:

@@ -36,6 +36,7 @@ def whole(text):
 
 
 def table_of_everything():
+    """Make a table of all kinds of cells."""
     table = FittingTable(title="a title of some words that is longer than a narrow terminal")
     for name, rank in (("name", 0), ("first to go", 2), ("second to go", 1), ("verdict", 0)):
         table.add_column(name, rank=rank)
@@ -72,6 +73,7 @@ def test_an_ascii_terminal_shows_the_same(width):
 
 
 def verify_table():
+    """Make the table of a kernel that failed once."""
     rows = [
         ComparisonRow(
             "step", f"odd{k}", "a_long_folder/my_kernel.py:step", "numpy-fused", "numpy", "cpu",
@@ -84,6 +86,7 @@ def verify_table():
 
 
 def compare_table():
+    """Make the table of several verdicts."""
     rows = [
         regression.RegressionRow(
             "mxnet-fused", "mxnet", "cpu", "float32", workload, 2, "warm", "share of the ceiling",

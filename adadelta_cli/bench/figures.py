@@ -37,7 +37,7 @@ LOOKS = {
     "cupy-fused": ("#b45f06", "8"),
     "cupy": ("#38761d", "<"),
 }
-OTHER_LOOKS = (("#222222", "|"), ("#a8a800", ">"), ("#17becf", "d"), ("#7a3b1d", "H"))
+OTHER_LOOKS = (("#222222", "d"), ("#a8a800", ">"), ("#17becf", "H"), ("#7a3b1d", "x"))
 CEILING: dict[str, Any] = {
     "label": "ceiling: the slower of the two roofs",
     "color": "black",

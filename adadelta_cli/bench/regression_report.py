@@ -35,7 +35,7 @@ HEADINGS = (
     f"time, new / old ({LEVEL:.0%} interval)",
     "verdict",
 )
-RANKS = {"compared": 3, "old": 2, "new": 1}  # a narrow terminal drops these, the highest first
+RANKS = {"compared": 2, "old": 1, "new": 1}  # a narrow terminal drops these, the highest first
 SETTINGS = (1, 2, 3)  # columns that stand in the title where all rows agree
 EXPLANATION = (
     "time, new / old: above 1 is slower. SLOWER: beyond {limit:.4g}, and significant by {test}, "

@@ -331,7 +331,7 @@ def _show_bench(
     help="The summary as one JSON document on stdout, and nothing else there.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Less.")
-@click.option("-v", "--verbose", is_flag=True, help="More.")
+@click.option("-v", "--verbose", is_flag=True, help="More; compare has no more to say.")
 def compare(
     old: Path,
     new: Path,

@@ -57,8 +57,10 @@ class Command(click.Command):
             try:
                 given, _, order = self.make_parser(ctx).parse_args([*args])
             except click.NoSuchOption as error:
-                error.possibilities = nearest_options(error.option_name, self.get_params(ctx))
-                raise
+                near = nearest_options(error.option_name, self.get_params(ctx))
+                raise click.NoSuchOption(
+                    error.option_name, possibilities=near, ctx=error.ctx
+                ) from None
             if not given.get("help"):
                 _check_not_empty(given, self.get_params(ctx))
                 _check_contradictions(args, order)
@@ -150,8 +152,8 @@ class Choice(click.Choice[str]):
         """Return the word, or fail with the nearest."""
         if value not in self.choices:
             self.fail(
-                f"{shortened(value)!r} is unknown{suggestion(str(value), self.choices)}; known are "
-                f"{', '.join(self.choices)}",
+                f"{shortened(value)!r} is not one of {', '.join(self.choices)}"
+                f"{suggestion(str(value), self.choices)}",
                 param,
                 ctx,
             )
@@ -166,7 +168,12 @@ SCREEN_OPTIONS = (
         help="The summary as one JSON document on stdout, and nothing else there.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Less."),
-    click.option("-v", "--verbose", is_flag=True, help="More."),
+    click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        help="More: verify lists more failures, doctor more of the machine.",
+    ),
 )
 
 

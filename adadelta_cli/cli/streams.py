@@ -18,7 +18,7 @@ class _Stdout(io.FileIO):
         self.is_broken = False
         self._was_closed = closed
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         """Write to the file.
 
         Raises:
@@ -26,16 +26,17 @@ class _Stdout(io.FileIO):
         """
         if self.is_broken:
             return len(data)
-        try:
-            if self._was_closed:
-                raise OSError(0, "it is closed")
-            return super().write(data)
-        except OSError as error:
-            self.is_broken = True
-            raise BrokenError(
-                f"the results cannot be written to stdout ({error.strerror or error}); expected an "
-                "open file with free space, or a pipe that is read to its end"
-            ) from error
+        reason = "it is closed"
+        if not self._was_closed:
+            try:
+                return super().write(data) or 0
+            except OSError as error:
+                reason = error.strerror or str(error)
+        self.is_broken = True
+        raise BrokenError(
+            f"the results cannot be written to stdout ({reason}); expected an open file with free "
+            "space, or a pipe that is read to its end"
+        )
 
 
 class _Stderr(io.FileIO):
@@ -44,10 +45,10 @@ class _Stderr(io.FileIO):
     def __init__(self) -> None:
         super().__init__(2, "w", closefd=False)
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         """Write to the file, or drop the data."""
         try:
-            return super().write(data)
+            return super().write(data) or 0
         except OSError:
             return len(data)
 

@@ -33,10 +33,9 @@ def select(
     if unknown:
         collective = ("length-N", GRID_NAMES, *sorted(fuzz.COLLECTIVE))
         raise UsageError(
-            f"--case is {shortened(unknown[0])!r}, and there is no case of that name"
-            f"{suggestion(unknown[0], (*CASES, *collective))}; expected the name of one of the "
-            f"{len(CASES)} cases, which verify.csv of adadelta verify --full lists, or "
-            f"{', '.join(collective)}"
+            f"there is no case {shortened(unknown[0])!r}"
+            f"{suggestion(unknown[0], (*CASES, *collective))}; known are "
+            f"{', '.join(collective)} and {len(CASES)} cases that verify.csv of a full run lists"
         )
     if names and sizes:
         raise UsageError("--sizes takes the place of the cases; leave out --case or --sizes")

@@ -28,7 +28,7 @@ from adadelta_cli.implementations.guard import GUARD, GUARD_BYTES, Guarded, pois
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.verification import cases
 from adadelta_cli.verification.execute import step_through
-from adadelta_cli.verification.ulp import Difference
+from adadelta_cli.verification.ulp import Difference, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -224,7 +224,7 @@ def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> I
     if first is not None:
         note = (
             f"first at step {first // size + 1}, element {first % size}: got "
-            f"{float(a[first]).hex()}, expected {float(b[first]).hex()}"
+            f"{written(a[first])}, expected {written(b[first])}"
         )
     return InvariantResult(check, tensor, difference.elements, difference.mismatches, note)
 

@@ -18,7 +18,7 @@ from adadelta_cli.verification import cases, fuzz, invariants, oracle, tolerance
 from adadelta_cli.verification.execute import Trajectory, make_ready, step_through, train
 from adadelta_cli.verification.plan import SUBNORMALS, VerifyPlan, reference_of
 from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
-from adadelta_cli.verification.ulp import Difference
+from adadelta_cli.verification.ulp import Difference, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -127,7 +127,7 @@ def _drifts(subject: dict[str, Any], got: Trajectory, wanted: Trajectory) -> Ite
 
 
 def _first(index: int, got: np.ndarray, wanted: np.ndarray, size: int) -> str:
-    values = f"got {float(got[index]).hex()}, expected {float(wanted[index]).hex()}"
+    values = f"got {written(got[index])}, expected {written(wanted[index])}"
     return f"first at step {index // size + 1}, element {index % size}: {values}"
 
 

@@ -206,7 +206,7 @@ def test_options_that_contradict_each_other_are_refused(refused, args):
         (["bench", "--size", "1e6"], "--sizes"),
         (["bench", "--no-such-thing-at-all"], None),
         (["run", "mlp", "--lr", "3"], None),
-        (["verfy"], "verify"),
+        (["verif"], "verify"),
         (["run", "mpl"], "mlp"),
         (["run", "--dtype", "float23"], "float32"),
         (["run", "--backend", "mxnte"], "mxnet"),

@@ -70,7 +70,7 @@ def test_selecting():
     assert [case.shapes for case in catalogue.select(sizes=(5, 7))] == [((5,),), ((7,),)]
     assert len(catalogue.select(full=True)) == len(cases.CASES)
     assert {case.steps for case in catalogue.select(steps=2)} == {2}
-    with pytest.raises(UsageError, match=r"'oddd'.*known are .*odd"):
+    with pytest.raises(UsageError, match=r"'oddd'.*did you mean odd.*known are"):
         catalogue.select(("oddd",))
 
 
