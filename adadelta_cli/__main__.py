@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING
 
 import click
 
-from adadelta_cli.errors import AdadeltaError, ExitCode, of_device
+from adadelta_cli.cli import streams
+from adadelta_cli.errors import AdadeltaError, BrokenError, ExitCode, of_device
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -84,28 +87,27 @@ def outcome(error: BaseException) -> tuple[ExitCode, str]:
 
 def main() -> None:
     """Run the command line and exit: the console script's entry point."""
+    streams.install()
     signals = Signals()
     signals.install()
     try:
         code = _run()
-    except (Exception, KeyboardInterrupt, TerminatedError) as error:
+    except (Exception, KeyboardInterrupt, TerminatedError) as error:  # noqa: BLE001 - the last resort
         signals.ignore()
         if os.environ.get("ADADELTA_DEBUG") == "1":
-            raise
+            traceback.print_exc()
         code, message = outcome(error)
         print(f"Error: {message}", file=sys.stderr)  # noqa: T201
+        with contextlib.suppress(BrokenError):  # another error is already reported
+            streams.flush_stdout()
     sys.exit(code)
 
 
 def _run() -> int:
     from adadelta_cli.cli.main import adadelta
 
-    try:
-        code = adadelta.main(standalone_mode=False)
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # Click exits with 1 on a closed pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.BROKEN
+    code = adadelta.main(standalone_mode=False)
+    streams.flush_stdout()
     return code if isinstance(code, int) else ExitCode.OK
 
 

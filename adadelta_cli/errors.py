@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class ExitCode(IntEnum):
@@ -65,6 +70,16 @@ def shortened(value: object, most: int = 160) -> str:
     """
     text, end = str(value), (most - 3) // 2
     return text if len(text) <= most else f"{text[:end]}...{text[-end:]} ({len(text)} characters)"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the names that are spelled alike, for a message; empty if there are none.
+
+    >>> suggestion("mpl", ["mlp", "rosenbrock"])
+    ' (did you mean mlp?)'
+    """
+    near = difflib.get_close_matches(name[:80], [*known], n=3)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 # --- CUDA errors ----------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def json_text(document: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Convert rows, paths and enums to JSON types."""
+    """Convert rows, sets (sorted), paths, enums and NumPy's numbers to JSON types."""
     if hasattr(value, "__dataclass_fields__"):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):
@@ -187,6 +187,10 @@ def jsonable(value: Any) -> Any:
         return [jsonable(each) for each in value]
     if isinstance(value, Enum):
         value = value.value
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(jsonable, value))
+    if type(value).__module__ == "numpy":
+        value = value.item()
     if isinstance(value, str):
         return to_utf8(value).decode()
     plain = isinstance(value, (int, bool, NoneType))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -87,16 +88,18 @@ def test_an_ignored_interrupt_stays_ignored():
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_a_bug_shows_its_traceback_when_asked(monkeypatch):
-    """ADADELTA_DEBUG=1 lets the exception through."""
+def test_a_bug_shows_its_traceback_when_asked(monkeypatch, capsys):
+    """ADADELTA_DEBUG=1 adds it to the message; the exit code stays, and is never 1."""
     monkeypatch.setenv("ADADELTA_DEBUG", "1")
 
     def fail(**_):
         raise ZeroDivisionError
 
     monkeypatch.setattr("adadelta_cli.cli.main.adadelta.main", fail)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as ended:
         __main__.main()
+    assert ended.value.code == 4
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_exit_codes_are_those_of_the_contract():
@@ -114,6 +117,60 @@ def test_wrong_usage_is_2_and_says_where_to_look(args):
     )
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ") and "--help" in done.stderr and done.stdout == ""
+
+
+STREAMS = {  # the shell's redirection: whether results are lost, whether messages are
+    ">&-": (True, False),
+    "2>&-": (False, True),
+    ">&- 2>&-": (True, True),
+    "<&-": (False, False),
+    ">&- 2>&- <&-": (True, True),
+    ">/dev/full": (True, False),
+    "2>/dev/full": (False, True),
+    ">/dev/full 2>/dev/full": (True, True),
+    "| true": (True, False),
+}
+RUN = ["run", "rosenbrock", "--backend", "numpy", "--set", "training.steps=3"]
+RUN += ["--set", "expect={}"]
+COMMANDS = {
+    "--help": (["--help"], 0),
+    "--version": (["--version"], 0),
+    "run --help": (["run", "-h"], 0),
+    "schema": (["schema"], 0),
+    "wrong usage": (["run", "--nonesuch"], 2),
+    "run": (RUN, 0),
+    "run --json": ([*RUN, "--json"], 0),
+    "verify": (["verify", "--case", "odd", "--impl", "numpy-fused", "--dtype", "float32"], 0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", STREAMS)
+@pytest.mark.parametrize(("args", "usual"), COMMANDS.values(), ids=COMMANDS)
+def test_a_stream_that_cannot_be_written_has_the_documented_code(
+    tmp_path, args, usual, redirection
+):
+    """Lost results: code 4 and a message. Lost messages: the usual code. The files are written."""
+    out_lost, err_lost = STREAMS[redirection]
+    err = tmp_path / "err"
+    line = shlex.join([sys.executable, "-m", "adadelta_cli", *args])
+    end = redirection if redirection.startswith("|") else ""
+    usual_places = "" if err_lost else f"2>{err}"
+    usual_places += "" if out_lost else " >/dev/null"
+    script = f"{line} {usual_places} {redirection if not end else ''} {end}\n"
+    script += "exit ${PIPESTATUS[0]}"
+    if end:  # the reader is gone before anything is written
+        script = f"({line} {usual_places}; echo $? >code) | true; exit $(cat code)"
+    done = subprocess.run(["/bin/bash", "-c", script], check=False, cwd=tmp_path, timeout=200)
+    lost = out_lost and usual == 0
+    assert done.returncode == (4 if lost else usual)
+    if not err_lost:
+        said = err.read_text()
+        assert ("Error: " in said) == (lost or usual != 0), said
+        assert ("stdout" in said) == lost, said
+        assert not any(word in said for word in ("bug", "Traceback", "Exception")), said
+    if args[0] in {"run", "verify"} and usual == 0 and "-h" not in args:
+        assert list(tmp_path.glob(f"results/{args[0]}/**/*.csv"))
 
 
 def test_a_closed_pipe_is_no_failed_check():

@@ -36,7 +36,7 @@ LOOKS = {
     "cupy-fused": ("#b45f06", "8"),
     "cupy": ("#38761d", "<"),
 }
-OTHER_LOOKS = (("#222222", "|"), ("#a8a800", ">"), ("#17becf", "d"), ("#7a3b1d", "H"))
+OTHER_LOOKS = (("#222222", "d"), ("#a8a800", ">"), ("#17becf", "H"), ("#7a3b1d", "x"))
 CEILING: dict[str, Any] = {"label": "ceiling: the slower roof", "color": "k", "alpha": 0.2, "lw": 7}
 CACHE: dict[str, Any] = {"label": "arrays fill this cache", "color": "grey", "ls": ":", "lw": 1.2}
 FEWEST_BARS = 5  # that a panel has room for: a single bar should not fill it

@@ -159,11 +159,7 @@ def _default_backends(backend: str, device: Device) -> tuple[str, ...]:
 def _choose(name: str, backend: str, device: Device) -> Implementation:
     found = timeable(name, device)
     registry.check_place(found, device)
-    if backend not in ("auto", found.backend):
-        raise UsageError(
-            f"--impl {name} computes on {found.backend} and --backend is {backend}; leave "
-            f"--backend out, or make it {found.backend}"
-        )
+    registry.check_backend(found, backend)
     if device.kind == "gpu" and found.backend in array_backends.BACKENDS:
         array_backends.library(found.backend, device)
     if found.backend in array_backends.FRAMEWORKS:

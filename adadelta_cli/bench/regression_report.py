@@ -25,6 +25,7 @@ COLOURS = {
     Verdict.UNCLEAR: "yellow",
 }
 SETTINGS = {"dtype": "", "threads": " threads", "cache": ""}
+RANKS = {"compared": 2, "old": 1, "new": 1}  # a narrow terminal drops these, the highest first
 EXPLANATION = (
     "time, new / old: above 1 is slower. SLOWER: beyond {limit:.4g}, and significant by {test}, "
     "with Holm's correction at {chance:.0%} for the rows that have a ratio. FASTER: below "
@@ -63,9 +64,9 @@ def comparison_table(comparison: Comparison) -> Table:
         f"adadelta compare: {_title(comparison)}\n",
         list(map(comparison_cells, comparison.rows)),
         SETTINGS,
+        RANKS,
         {verdict.value: colour for verdict, colour in COLOURS.items()},
         caption=_explanation(comparison),
-        caption_justify="left",
     )
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from adadelta_cli.bench.runner import Benchmark
 
 SETTINGS = {"dtype": "", "on": "", "cache": "", "B/element": " B/element"}
+# Columns that a narrow terminal drops, the highest first.
+RANKS = {"memory": 6, "roof": 5, "B/element": 4, "GB/s": 3, "of the ceiling": 2, "speed-up": 1}
 
 
 def bench_cells(row: BenchRow) -> dict[str, str]:
@@ -58,7 +60,7 @@ def _interval(values: Sequence[float | None], digits: str, unit: str = "") -> st
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:
     """Lay out rows of bench.csv for a terminal, a rule between workloads, all but their notes."""
-    return terminal_table("adadelta bench: ", list(map(bench_cells, rows)), SETTINGS)
+    return terminal_table("adadelta bench: ", list(map(bench_cells, rows)), SETTINGS, RANKS)
 
 
 def bench_notes(rows: Sequence[BenchRow]) -> list[str]:

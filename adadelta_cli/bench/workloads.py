@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, shortened, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -84,7 +84,9 @@ def model(name: str) -> Workload:
         UsageError: the name is unknown.
     """
     if name not in MODELS:
-        raise UsageError(f"--model is {name!r}; known are {', '.join(MODELS)}")
+        raise UsageError(
+            f"--model is {name!r}{suggestion(name, MODELS)}; known are {', '.join(MODELS)}"
+        )
     return Workload(name, tuple(MODELS[name]()))
 
 

@@ -12,6 +12,8 @@ from adadelta_cli.cli.options import (
     MOST_THREADS,
     POSITIVE_FLOAT,
     SCREEN_OPTIONS,
+    Choice,
+    Command,
     decorated,
     folder_of,
     possible,
@@ -67,14 +69,14 @@ threshold_option = click.option(
 format_option = click.option(
     "--format",
     "layout",
-    type=click.Choice(["table", "markdown"]),
+    type=Choice(["table", "markdown"]),
     default="table",
     show_default=True,
     help="Layout of the table.",
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--sizes",
     metavar="LIST",
@@ -91,7 +93,7 @@ format_option = click.option(
 )
 @click.option(
     "--train",
-    type=click.Choice(["mlp"]),
+    type=Choice(["mlp"]),
     help="Whole training steps (forward, backward, update) of a network.",
 )
 @click.option(
@@ -115,7 +117,7 @@ format_option = click.option(
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(["float32", "float64", "float16"]),
+    type=Choice(["float32", "float64", "float16"]),
     default=["float32"],
     show_default=True,
     help="Element type; repeatable. float16 has float32 master weights.",
@@ -230,6 +232,7 @@ def _plan(
 
     if train:  # before a device is tried
         plan.check_train(device, how["against"])
+        _check_train_alone(backend, names if not (sizes or models) else (), warm, how["dtypes"])
     sizes = sizes or ("" if models or train else "1e5,1e6,1e7")
     warm = device.kind == "cpu" if warm is None else warm
     fused_only = bool(how["against"])
@@ -246,6 +249,27 @@ def _plan(
         device=device,
         **how,
     )
+
+
+def _check_train_alone(
+    backend: str, names: Sequence[str], warm: bool | None, dtypes: Sequence[str]
+) -> None:
+    """Refuse what a training on MXNet in float32 contradicts.
+
+    Raises:
+        UsageError: there is something of that.
+    """
+    wrong = {
+        f"--backend {backend}": backend not in {"auto", "mxnet"},
+        f"--impl {', '.join(names)}": bool(names),
+        "--cold": warm is False,
+        f"--dtype {', '.join(dtypes)}": "float32" not in dtypes,
+    }
+    for option in (option for option, is_wrong in wrong.items() if is_wrong):
+        raise UsageError(
+            f"--train and {option} contradict each other: a training is always on MXNet in "
+            "float32, with the stock, the unfused and the fused step; leave out one of them"
+        )
 
 
 def _baseline(baseline: Path, out: Path) -> Document:
@@ -291,7 +315,7 @@ def _show_bench(
     screen.document(report.bench_document(work, judged))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @threshold_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+LEAST_WIDTH = 20  # characters of a line; a narrower terminal wraps by itself
 PLAIN_LINE_EVERY_S = 10.0  # progress where stderr is no terminal: a line in a CI log
 
 
@@ -42,8 +44,12 @@ class Terminal:
         if not self.json:
             from rich.console import Console
 
-            width = None if sys.stdout.isatty() else 200
-            Console(width=width, highlight=False).print(table)
+            from adadelta_cli.tables import natural_width
+
+            console = Console(width=_columns(), highlight=False, emoji=False)
+            if not (_columns() or sys.stdout.isatty()):  # such as a file: all columns
+                console.width = max(200, natural_width(console, table))
+            console.print(table)
 
     def text(self, line: str) -> None:
         """Print a line of results to stdout."""
@@ -70,6 +76,12 @@ class Terminal:
                 yield tick
         else:
             yield _plain_lines(title)
+
+
+def _columns() -> int | None:
+    """Return the width that the environment asks for, in characters; None if it does not."""
+    text = os.environ.get("COLUMNS", "")
+    return max(int(text), LEAST_WIDTH) if text.isdecimal() and 0 < int(text[:5]) < 10_000 else None
 
 
 @contextlib.contextmanager

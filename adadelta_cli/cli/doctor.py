@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from adadelta_cli.cli.options import SCREEN_OPTIONS, decorated, terminal
+from adadelta_cli.cli.options import SCREEN_OPTIONS, Command, decorated, terminal
 from adadelta_cli.errors import UnavailableError
 
 
-@click.command()
+@click.command(cls=Command)
 @decorated(SCREEN_OPTIONS)
 def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
     """Check the installation, and find what would disturb a measurement.

@@ -6,6 +6,7 @@ import click
 
 from adadelta_cli.cli.bench import bench, compare
 from adadelta_cli.cli.doctor import doctor
+from adadelta_cli.cli.options import Group
 from adadelta_cli.cli.run import run, schema
 from adadelta_cli.cli.verify import verify
 
@@ -20,7 +21,7 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
         context.exit()
 
 
-@click.group(context_settings=CONTEXT, invoke_without_command=True)
+@click.group(cls=Group, context_settings=CONTEXT, invoke_without_command=True)
 @click.option(
     "--version",
     is_flag=True,

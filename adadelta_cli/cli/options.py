@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adadelta_cli.cli.console import Terminal
-from adadelta_cli.errors import UsageError
+from adadelta_cli.errors import UsageError, shortened, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +44,122 @@ def possible(_context: click.Context, parameter: click.Parameter, path: Any) -> 
     return path
 
 
+class Command(click.Command):
+    """A command that refuses empty values and options that contradict each other."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Check what was typed, then parse it as Click does.
+
+        Raises:
+            UsageError: a value is empty, or two options contradict each other.
+        """
+        if not ctx.resilient_parsing:
+            try:
+                given, _, order = self.make_parser(ctx).parse_args([*args])
+            except click.NoSuchOption as error:
+                near = nearest_options(error.option_name, self.get_params(ctx))
+                raise click.NoSuchOption(
+                    error.option_name, possibilities=near, ctx=error.ctx
+                ) from None
+            if not given.get("help"):
+                _check_not_empty(given, self.get_params(ctx))
+                _check_contradictions(args, order)
+        return super().parse_args(ctx, args)
+
+
+class Group(Command, click.Group):
+    """The group of all commands."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command.
+
+        Raises:
+            UsageError: its name is empty or unknown; the nearest names are suggested.
+        """
+        if not args[0].strip():
+            raise UsageError(EMPTY.format(name="COMMAND"))
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            known = self.list_commands(ctx)
+            raise click.UsageError(
+                f"no such command: {shortened(args[0])}{suggestion(args[0], known)}; "
+                f"known are {', '.join(known)}",
+                ctx,
+            )
+        return super().resolve_command(ctx, args)
+
+
+EMPTY = "{name} is empty; give it a value, or leave it out (is a variable of your script not set?)"
+
+
+def _check_not_empty(given: dict[str, Any], parameters: Sequence[click.Parameter]) -> None:
+    for parameter in parameters:
+        value = given.get(parameter.name or "")
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(each, str) and not each.strip() for each in values):
+            raise UsageError(EMPTY.format(name=_name(parameter)))
+
+
+def _name(parameter: click.Parameter) -> str:
+    """Return the name of an option, or that of an argument as the help shows it."""
+    if isinstance(parameter, click.Option):
+        return max(parameter.opts, key=len)
+    return parameter.human_readable_name.strip("[].")
+
+
+TOGETHER_NEVER = (("quiet", "verbose"), ("resume", "force"))
+
+
+def _check_contradictions(args: Sequence[str], order: Sequence[click.Parameter]) -> None:
+    """Refuse flags for one setting with different values, such as --warm and --cold."""
+    typed = set(args[: args.index("--")] if "--" in args else args)
+    flags = [each for each in dict.fromkeys(order) if isinstance(each, click.Option)]
+    flags = [each for each in flags if each.is_flag]
+    named = {flag.name or "": _name(flag) for flag in flags}
+    for pair in TOGETHER_NEVER:
+        if named.keys() >= {*pair}:
+            _refuse(*(named[name] for name in pair))
+    settings: dict[str, list[str]] = {name: [] for name in named}
+    for flag in flags:
+        for side in (flag.opts, flag.secondary_opts):
+            settings[flag.name or ""] += [*side[:1]] if typed & {*side} else []
+    for sides in settings.values():
+        if len(sides) > 1:
+            _refuse(*sides)
+
+
+def _refuse(*options: str) -> None:
+    raise UsageError(f"{' and '.join(options)} contradict each other; leave one of them out")
+
+
+def nearest_options(option: str, parameters: Sequence[click.Parameter]) -> list[str]:
+    """Return the options that are spelled like this one, the dashes apart."""
+    known = {
+        each.lstrip("-"): each
+        for parameter in parameters
+        for each in (*parameter.opts, *parameter.secondary_opts)
+        if each.startswith("--")
+    }
+    near = difflib.get_close_matches(option.lstrip("-"), known, n=3)
+    return [known[name] for name in near]
+
+
+class Choice(click.Choice[str]):
+    """One of some words; the nearest is suggested for any other."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the word, or fail with the nearest."""
+        if value not in self.choices:
+            self.fail(
+                f"{shortened(value)!r} is not one of {', '.join(self.choices)}"
+                f"{suggestion(str(value), self.choices)}",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 SCREEN_OPTIONS = (
     click.option(
         "--json",
@@ -50,8 +167,13 @@ SCREEN_OPTIONS = (
         is_flag=True,
         help="The summary as one JSON document on stdout, and nothing else there.",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="Less."),
-    click.option("-v", "--verbose", is_flag=True, help="More."),
+    click.option("-q", "--quiet", is_flag=True, help="Print less."),
+    click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        help="Print more: verify lists more failures, doctor more of the machine.",
+    ),
 )
 
 
@@ -107,7 +229,7 @@ def shared_options(command: str) -> Callable[[Any], Any]:
             "--backend",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "mxnet", "numpy", "cupy"]),
+            type=Choice(["auto", "mxnet", "numpy", "cupy"]),
             help="Array library; auto takes mxnet where it can serve the device.",
         ),
         click.option(

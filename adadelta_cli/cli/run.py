@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadelta_cli.cli.options import possible, shared_options, terminal, threads_option
+from adadelta_cli.cli.options import (
+    Choice,
+    Command,
+    possible,
+    shared_options,
+    terminal,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
     from adadelta_cli.run.training import Run
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 @click.option(
     "--fused/--no-fused",
@@ -50,7 +57,7 @@ if TYPE_CHECKING:
     "--dtype",
     default="float32",
     show_default=True,
-    type=click.Choice(["float32", "float64", "float16"]),
+    type=Choice(["float32", "float64", "float16"]),
     help="Element type; float16 keeps float32 master weights and states.",
 )
 @threads_option
@@ -111,7 +118,7 @@ def _show_runs(screen: Terminal, runs: Sequence[Run]) -> None:
         screen.document({"results": [report.run_summary(result) for result in results]})
 
 
-@click.command()
+@click.command(cls=Command)
 def schema() -> None:
     """Print the JSON schema of a config, for editors.
 

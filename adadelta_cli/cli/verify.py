@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adadelta_cli.cli.options import POSITIVE_FLOAT, shared_options, terminal, threads_option
+from adadelta_cli.cli.options import (
+    POSITIVE_FLOAT,
+    Choice,
+    Command,
+    shared_options,
+    terminal,
+    threads_option,
+)
 from adadelta_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ def _sizes(
     return tuple(workload.elements for workload in workloads.sizes(text)) if text else ()
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 @click.option(
     "--impl",
@@ -70,7 +77,7 @@ def _sizes(
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(["float32", "float64", "float16"]),
+    type=Choice(["float32", "float64", "float16"]),
     help="Element type; repeatable. Default: all. float16 keeps float32 masters.",
 )
 @click.option(
@@ -83,7 +90,7 @@ def _sizes(
 )
 @click.option(
     "--subnormals",
-    type=click.Choice(["strict", "flush"]),
+    type=Choice(["strict", "flush"]),
     default="strict",
     show_default=True,
     help="Whether a kernel of your own may flush subnormals to zero.",

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from adadelta_cli.doctor.checks import CheckOutcome
 from adadelta_cli.doctor.findings import Level
 from adadelta_cli.files import jsonable
+from adadelta_cli.tables import FittingTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from rich.table import Table
 
     from adadelta_cli.doctor.checks import Check, Examination
     from adadelta_cli.system.machine import Machine
@@ -188,16 +190,11 @@ def verdict(found: Examination) -> str:
 
 
 def _table(title: str, columns: int) -> Table:
-    table = Table(
-        title=f"\n{title}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        show_header=False,
-        padding=(0, 1),
+    table = FittingTable(
+        title=f"\n{title}", title_style="bold", box=None, show_header=False, padding=(0, 1)
     )
-    table.add_column(no_wrap=True, min_width=KEY_WIDTH)
+    table.add_column(min_width=KEY_WIDTH)
     for _ in range(columns - 2):
-        table.add_column(no_wrap=True)
-    table.add_column(max_width=TEXT_WIDTH, overflow="fold")
+        table.add_column()
+    table.add_column(max_width=TEXT_WIDTH, wrap=True)
     return table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import inputs
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.implementations import array_backends
 from adadelta_cli.implementations.array_backends import CPU, Device
 from adadelta_cli.implementations.base import (
@@ -240,14 +240,28 @@ def implementation(name: str, device: Device = CPU) -> Implementation:
         user_kernel.check_form(name)
         return user_kernel.from_name(name).on(device)
     raise UsageError(
-        f"--impl is {shortened(name)!r}; known are {', '.join(IMPLEMENTATIONS)}, and a kernel of "
-        "your own as FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+        f"--impl is {shortened(name)!r}{suggestion(name, IMPLEMENTATIONS)}; known are "
+        f"{', '.join(IMPLEMENTATIONS)}, and a kernel of your own as FILE.py:FUNCTION or "
+        "PACKAGE.MODULE:FUNCTION"
     )
 
 
 def is_user_kernel(name: str) -> bool:
     """Return whether a name refers to a user's kernel."""
     return name not in IMPLEMENTATIONS and (":" in name or name.endswith(".py"))
+
+
+def check_backend(chosen: Implementation, backend: str) -> None:
+    """Check that an implementation does not contradict `--backend`.
+
+    Raises:
+        UsageError: it computes on another array library.
+    """
+    if backend not in ("auto", chosen.backend):
+        raise UsageError(
+            f"--impl {chosen.name} computes on {chosen.backend} and --backend is {backend}; leave "
+            f"--backend out, or make it {chosen.backend}"
+        )
 
 
 def check_place(chosen: Implementation, device: Device) -> None:

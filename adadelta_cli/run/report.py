@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adadelta_cli.errors import shortened
 from adadelta_cli.files import jsonable, to_utf8, write_bytes, write_csv, write_json, write_plot
@@ -67,18 +67,20 @@ COLORS = {
     RunOutcome.INTERRUPTED: "yellow",
 }
 NUMERIC = {"steps", "time", "start", "end"}
+RANKS = {"time": 3, "start": 2, "steps": 1}  # a narrow terminal drops these, the highest first
 RUN_COLUMNS = ("config", "steps", "time", "metric", "start", "end", "expected", "verdict")
 
 
 def run_table(results: Sequence[RunResult]) -> Table:
     """Lay out the results, one row a metric."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="adadelta run: does it train?", title_justify="left", box=SIMPLE_HEAD)
+    from adadelta_cli.tables import FittingTable
+
+    table = FittingTable(title="adadelta run: does it train?")
     for name in RUN_COLUMNS:
-        table.add_column(name, justify="right" if name in NUMERIC else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if name in NUMERIC else "left"
+        table.add_column(name, justify=justify, rank=RANKS.get(name, 0))
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
         head: tuple[str | Text, ...] = (  # a Text has no markup

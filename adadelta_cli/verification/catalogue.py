@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.verification import fuzz
 from adadelta_cli.verification.cases import CASES, DEFAULT, GRID_NAMES, LENGTH, Case, single
 
@@ -32,12 +31,11 @@ def select(
     known |= {m[0]: single(int(m[1])) for m in map(LENGTH.fullmatch, names) if m}
     unknown = [name for name in names if name not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], CASES, n=3)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        listed = [name for name in CASES if not name.startswith("grid-")]
+        collective = ("length-N", GRID_NAMES, *sorted(fuzz.COLLECTIVE))
         raise UsageError(
-            f"case is {shortened(unknown[0])!r}, which is no case{meant}; known are "
-            f"{', '.join((*listed, 'length-N', GRID_NAMES, fuzz.ALL))}"
+            f"there is no case {shortened(unknown[0])!r}"
+            f"{suggestion(unknown[0], (*CASES, *collective))}; known are "
+            f"{', '.join(collective)} and {len(CASES)} cases that verify.csv of a full run lists"
         )
     if names and sizes:
         raise UsageError("sizes replace the cases; leave out either the sizes or the cases")

@@ -82,17 +82,17 @@ def _caught(caught: bool) -> str:
 
 def self_test_table(rows: Sequence[mutation_test.MutantRow]) -> Table:
     """Lay out what caught each mutant."""
-    from rich.table import Table
+    from adadelta_cli.tables import FittingTable
 
-    table = Table(
+    table = FittingTable(
         title="adadelta verify --self-test: is every mutant caught?",
-        title_justify="left",
         caption=_self_test_counts(rows).replace("`", ""),
-        caption_justify="left",
     )
+    # Dropped by a narrow terminal in this order.
+    ranks = {"tensor": 4, "PyTorch's": 3, "MXNet's": 2, "mistake": 1}
     names = ("mutant", "mistake", "smallest case", "tensor", "MXNet's", "PyTorch's", "verdict")
     for name in names:
-        table.add_column(name)
+        table.add_column(name, rank=ranks.get(name, 0), wrap=name == "mistake")
     for row in rows:
         table.add_row(
             row.fault,

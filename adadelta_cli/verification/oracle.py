@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.verification.ulp import Difference
+from adadelta_cli.verification.ulp import Difference, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -288,7 +288,7 @@ class Sample:
         step, k = divmod(place, len(self.indices))
         inputs = {name: states[step][self.indices[k]] for name, states in tensors.items()}
         inputs["grad"] = self.grads(step + 1)[k]
-        values = ", ".join(f"{name} {float(value).hex()}" for name, value in inputs.items())
+        values = ", ".join(f"{name} {written(value)}" for name, value in inputs.items())
         return f"worst at step {step + 1}, element {self.indices[k]}: {values}"
 
 

@@ -302,6 +302,8 @@ def choose(
     given = {name: registry.implementation(name, device) for name in names}
     for each in given.values():
         registry.check_place(each, device)
+        if each.name in registry.IMPLEMENTATIONS and each.name not in registry.FRAMEWORKS:
+            registry.check_backend(each, backend)
         if each.name in registry.FRAMEWORKS:
             _check_on_cpu(f"--impl {each.name}", device)
     on_gpu = device.kind == "gpu"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from adadelta_cli.errors import UsageError
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
+from adadelta_cli.verification import catalogue
 from adadelta_cli.verification.rows import COLUMNS, CheckVerdict, Status, skip_reasons, summaries
 
 if TYPE_CHECKING:
@@ -37,14 +40,6 @@ CHECKS = {
 COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks without distances
 PLOTTED = {"step", "training", "replay"}  # the checks in the picture
 VERDICTS = {CheckVerdict.FAILED: "[red]{} FAILED[/]", CheckVerdict.PASSED: "[green]passed[/]"}
-# Names in verify.json, where they are not those of `VerifyPlan`.
-PLAN_KEYS = {
-    "oracle_checked": "judged",
-    "fuzz_cases": "drawn",
-    "longest": "lengths",
-    "invariant_cases": "watched",
-    "fuzz_s": "seconds",
-}
 
 FILES = ("verify.csv", "verify.json", "verify.png")
 
@@ -60,17 +55,23 @@ def write_verification(folder: Path, verification: Verification, *, plot: bool =
 def verification_document(verification: Verification, *, rows: bool = False) -> dict[str, Any]:
     """Arrange a verification for verify.json (with all rows) or `--json` (with the failures)."""
     chosen = verification.rows if rows else verification.failures
-    plan = verification.plan
-    names = {
-        "implementations": [each.name for each in plan.implementations],
-        "oracle_checked": [each.name for each in plan.oracle_checked],
-        "absent": [(each.name, reason) for each, reason in plan.absent],
-        "cases": [case.name for case in plan.cases],
-        "ctx": str(plan.device),
+    asked = verification.plan
+    plan = {
+        "implementations": [each.name for each in asked.implementations],
+        "absent": {each.name: reason for each, reason in asked.absent},
+        "cases": [case.name for case in asked.cases],
+        "configs": asked.configs,
+        "dtypes": asked.dtypes,
+        "training_dtypes": asked.training_dtypes,
+        "training_steps": asked.training_steps,
+        "seed": asked.seed,
+        "timeout": asked.timeout,
+        "ctx": str(asked.device),
+        "subnormals": "flush" if asked.flush else "strict",
     }
     document = {
         "passed": not verification.failures,
-        "plan": {PLAN_KEYS.get(key, key): value for key, value in (vars(plan) | names).items()},
+        "plan": plan,
         "summaries": summaries(verification.rows),
         "rows" if rows else "failures": [row.columns | {"replay": row.replay} for row in chosen],
     }
@@ -79,22 +80,20 @@ def verification_document(verification: Verification, *, rows: bool = False) -> 
 
 def verification_table(verification: Verification) -> Table:
     """Lay out the verdicts, one row for each check of each implementation."""
-    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(
+    from adadelta_cli.tables import FittingTable
+
+    table = FittingTable(
         title="adadelta verify: bitwise comparison",
-        title_justify="left",
         caption="cases: counted once per dtype (n/a: not applicable)   numbers: over all steps"
         "\nULP: largest error in units in the last place of the largest operand",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
     )
     names = ("implementation", "against", "over", "cases", "numbers", "differ", "ULP", "verdict")
     for name in names:
         right = name in {"cases", "numbers", "differ", "ULP"}
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        rank = {"against": 3, "ULP": 2, "numbers": 1}.get(name, 0)  # dropped in this order
+        table.add_column(name, justify="right" if right else "left", rank=rank)
     before = ""
     for each in summaries(verification.rows):
         table.add_row(
@@ -129,13 +128,23 @@ def verification_failures(verification: Verification, most: int) -> list[str]:
     lines = [
         f"FAILED {_place(row)}: "
         + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
-        + f"{row.note}\n"
+        + f"{row.note}{_hyper(row)}\n"
         + "  to allow that: --subnormals flush\n" * row.only_subnormals
         + f"  repeat it: {row.replay}"
         for row in verification.failures
     ]
     more = len(lines) - most
     return lines[:most] + ([f"... and {more} more, in verify.csv"] if more > 0 else [])
+
+
+def _hyper(row: ComparisonRow) -> str:
+    """Write the hyper-parameters of a row's case; empty for a training and other kinds."""
+    try:
+        (case,) = catalogue.select((row.case,))
+    except UsageError:
+        return ""
+    values = ", ".join(f"{name} {value}" for name, value in vars(case.hyper).items())
+    return f"\n  with {values}"
 
 
 def _place(row: ComparisonRow) -> str:
@@ -190,19 +199,24 @@ def _longest(drifts: Sequence[DriftTrace]) -> list[DriftTrace]:
     return list({(d.implementation, d.tensor): d for d in ordered}.values())
 
 
+LARGEST_DRAWN = 1e150  # Matplotlib cannot lay out an axis up to the largest float64
 TENSOR_COLORS = {"weight": "C0", "acc_grad": "C1", "acc_delta": "C2", "master": "C3"}
 DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
 
 
 def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     """Plot each tensor's largest error by case, and its bound."""
+    from matplotlib.ticker import NullLocator
+
     panel: Axes = part.subplots()
     cases = list(dict.fromkeys(row.case for row in rows))
     for k, (tensor, color) in enumerate(TENSOR_COLORS.items()):
         own = [row for row in rows if row.tensor == tensor]
         for dtype, mark in DTYPE_MARKS.items():
             points = [
-                (cases.index(row.case) + k / 5, row.scaled_ulp) for row in own if row.dtype == dtype
+                (cases.index(row.case) + k / 5, min(row.scaled_ulp or 0.0, LARGEST_DRAWN))
+                for row in own
+                if row.dtype == dtype
             ]
             if points:
                 label = f"{tensor} {dtype}"
@@ -211,6 +225,10 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
         for bound in sorted({row.allowed_ulp or 0.0 for row in own}):
             panel.axhline(bound, color=color, linestyle=":", linewidth=1)
     panel.set_yscale("symlog", linthresh=1)
+    decades = math.log10(max(1.0, *(min(row.scaled_ulp or 0.0, LARGEST_DRAWN) for row in rows)))
+    every = 1 + int(decades / 8)  # decades between ticks: at most nine fit beside each other
+    panel.set_yticks([0.0, *(10.0**k for k in range(0, int(decades) + 2, every))])
+    panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylim(bottom=0)
     panel.set_xlim(-1, len(cases))
     panel.set_xticks(range(len(cases)), cases, rotation=90, fontsize=8)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adadelta_cli.update import Parameter, Scalars, update
-from adadelta_cli.verification.ulp import Difference, differing
+from adadelta_cli.verification.ulp import Difference, differing, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -405,10 +405,10 @@ def _worst(steps: Sequence[_Compared]) -> str:
         zip(steps, errors, strict=True), key=lambda pair: float(pair[1].max(initial=-1.0))
     )
     index = int(step.at[error.argmax()])
-    inputs = ", ".join(f"{name} {float(v[index]).hex()}" for name, v in step.inputs.items())
+    inputs = ", ".join(f"{name} {written(v[index])}" for name, v in step.inputs.items())
     return (
-        f"worst at step {step.step}, element {index}: got {float(step.got[index]).hex()}, expected "
-        f"{float(step.wanted[index]).hex()}; from {inputs}"
+        f"worst at step {step.step}, element {index}: got {written(step.got[index])}, expected "
+        f"{written(step.wanted[index])}; from {inputs}"
     )
 
 

@@ -110,7 +110,7 @@ def describe_first(
     if difference.first is None:
         return ""
     step, element = divmod(difference.first, elements)
-    values = (float(each[difference.first]).hex() for each in (got, wanted))
+    values = (written(each[difference.first]) for each in (got, wanted))
     return "first at step {}, element {}: got {}, expected {}".format(step + 1, element, *values)
 
 
@@ -135,3 +135,8 @@ def _spacing(scale: np.ndarray) -> np.ndarray:
     """Return the unit in the last place of each magnitude, at least the least subnormal."""
     finite = np.where(np.isfinite(scale), scale, np.finfo(scale.dtype).max)
     return np.abs(np.spacing(np.abs(finite).astype(scale.dtype))).astype(np.float64)
+
+
+def written(value: float) -> str:
+    """Write a number for a program, exactly, and for a person: `0x1.0000000000000p-1 (0.5)`."""
+    return f"{float(value).hex()} ({float(value):.9g})"

@@ -417,8 +417,9 @@ def test_exit_code(new, options, code, results):
     assert compare(results["old"], results[new], *options) == code
 
 
-def test_the_table_explains_itself(results, capsys):
+def test_the_table_explains_itself(results, capsys, monkeypatch):
     """Old, new, ratio with interval, verdict, what was compared, the test, and what differs."""
+    monkeypatch.setenv("COLUMNS", "200")
     compare(results["old"], results["slow"])
     out = " ".join(capsys.readouterr().out.split())
     for part in (

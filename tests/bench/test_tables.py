@@ -24,13 +24,13 @@ def test_common_settings_stand_in_the_title():
 
 def test_a_rule_stands_between_workloads():
     """Rows of one workload and setting stay together."""
-    table = terminal_table("", ROWS, {"dtype": ""})
+    table = terminal_table("", ROWS, {"dtype": ""}, {})
     assert [row.end_section for row in table.rows] == [False, True, False, True]
 
 
 def test_no_rows_are_a_table():
     """A comparison may have none."""
-    assert terminal_table("", [], {"dtype": ""}).row_count == 0
+    assert terminal_table("", [], {"dtype": ""}, {}).row_count == 0
     assert len(markdown_table([]).splitlines()) == 2
 
 

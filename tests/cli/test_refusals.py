@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from adadelta_cli import __main__, inputs
@@ -135,6 +136,96 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.touch()
     assert "permission" in inputs.unreadable_reason(file)
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_each_option_and_argument_given_empty_is_named(refused):
+    """As a script gives it that lacks a variable: of every command, none is forgotten."""
+    seen = 0
+    for name, command in adadelta.commands.items():
+        for parameter in command.params:
+            if getattr(parameter, "is_flag", False):
+                continue
+            for empty in ("", " "):
+                option = isinstance(parameter, click.Option)
+                given = (
+                    [max(parameter.opts, key=len), empty]
+                    if option
+                    else [empty] * max(1, parameter.nargs)
+                )
+                given += ["x"] if name == "compare" and parameter.name == "old" else []
+                given = ["x", *given] if parameter.name == "new" else given
+                given += ["x", "x"] if name == "compare" and option else []
+                code, message = refused(name, *given)
+                what = (
+                    given[0]
+                    if option
+                    else re.sub(r"\W", "", parameter.make_metavar(click.Context(command)))
+                )
+                assert code == 2 and f"{what} is empty" in message, (given, message)
+                seen += 1
+    assert seen > 50
+    assert refused("")[0] == 2
+    assert not Path("results").exists()
+
+
+CONTRADICTIONS = [
+    ["run", "small.yaml", "-q", "-v"],
+    ["run", "small.yaml", "-qv"],
+    ["doctor", "--quiet", "--verbose"],
+    ["compare", "a", "b", "-v", "-q"],
+    ["run", "small.yaml", "--fused", "--no-fused"],
+    ["run", "small.yaml", "--resume", "--force"],
+    ["bench", "--warm", "--cold"],
+    ["bench", "--train", "mlp", "--backend", "numpy"],
+    ["bench", "--train", "mlp", "--impl", "numpy"],
+    ["bench", "--train", "mlp", "--dtype", "float64"],
+    ["bench", "--train", "mlp", "--cold"],
+    ["bench", "--sizes", "10", "--backend", "numpy", "--impl", "mxnet-fused"],
+    ["verify", "--case", "odd", "--backend", "numpy", "--impl", "mxnet-fused"],
+    ["verify", "--case", "odd", "--backend", "cupy", "--impl", "numpy-fused"],
+]
+
+
+@pytest.mark.parametrize("args", CONTRADICTIONS, ids=" ".join)
+def test_options_that_contradict_each_other_are_refused(refused, args):
+    """Both are named, whatever their order."""
+    code, message = refused(*args)
+    assert code == 2, message
+    asked = [arg.replace("-qv", "--quiet") for arg in args if arg.startswith("--")]
+    assert all(option in message for option in asked[-2:]), message
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["run", "--sed", "1"], "--seed"),
+        (["bench", "--size", "1e6"], "--sizes"),
+        (["bench", "--no-such-thing-at-all"], None),
+        (["run", "mlp", "--lr", "3"], None),
+        (["verif"], "verify"),
+        (["run", "mpl"], "mlp"),
+        (["run", "--dtype", "float23"], "float32"),
+        (["run", "--backend", "mxnte"], "mxnet"),
+        (["bench", "--impl", "numpyfused"], "numpy-fused"),
+        (["bench", "--model", "resnet"], "resnet50"),
+        (["bench", "--format", "tables"], "table"),
+        (["verify", "--case", "od"], "odd"),
+        (["verify", "--case", "lengths-"], "lengths"),
+        (["verify", "--case", "zzzz"], None),
+        (["verify", "--subnormals", "flsh"], "flush"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_the_nearest_name_is_suggested(refused, args, wanted):
+    """And none that is only as short; a message lists no catalogue."""
+    code, message = refused(*args)
+    assert code == 2 and len(message) < 400, message
+    meant = re.search(r"[Dd]id you mean[^)?]*[)?]", message)
+    assert (wanted in meant[0]) if wanted else not meant, message
 
 
 # --- quickly --------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_selecting():
     assert [case.shapes for case in catalogue.select(sizes=(5, 7))] == [((5,),), ((7,),)]
     assert len(catalogue.select(full=True)) == len(cases.CASES)
     assert {case.steps for case in catalogue.select(steps=2)} == {2}
-    with pytest.raises(UsageError, match=r"'oddd'.*known are .*odd"):
+    with pytest.raises(UsageError, match=r"'oddd'.*did you mean odd.*known are"):
         catalogue.select(("oddd",))
 
 
@@ -79,5 +79,5 @@ def test_a_length_is_the_name_of_a_case():
     (sized,), (named,) = catalogue.select(sizes=(12_345,)), catalogue.select(("length-12345",))
     assert named == sized and named.elements == 12_345
     for name in ("length-", "length-1e3", "length--1", "length-01", f"length-{'9' * 400}"):
-        with pytest.raises(UsageError, match=r"case is .*length-N"):
+        with pytest.raises(UsageError, match="there is no case"):
             catalogue.select((name,))

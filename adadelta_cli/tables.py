@@ -1,0 +1,119 @@
+"""Tables for a terminal of any width, in which nothing is ever cut."""
+
+from __future__ import annotations
+
+import textwrap
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console, ConsoleOptions, RenderableType
+
+LEAST_TEXT = 24  # characters of a line of a column that wraps: fewer are hard to read
+
+
+class FittingTable(Table):
+    """A table that drops columns where the terminal is narrow, and then becomes a list.
+
+    Where not all columns fit, those that `add_column` was given a rank for are dropped, the highest
+    first, and a line below the table names them. Where the others do not fit either, each row is
+    printed as lines of `heading: value` with all columns, folded at the terminal's width. Headings
+    wrap at words; cells are on one line, except in a column with `wrap`.
+    """
+
+    def __init__(self, **how: Any) -> None:
+        how.setdefault("box", SIMPLE_HEAD)
+        super().__init__(**how)
+        self._ranks: list[int] = []
+        self._wraps: list[bool] = []
+
+    def add_column(
+        self,
+        header: RenderableType = "",
+        footer: RenderableType = "",
+        *,
+        rank: int = 0,
+        wrap: bool = False,
+        **how: Any,
+    ) -> None:
+        """Add a column; 0 as its rank means that it is never dropped."""
+        super().add_column(header, footer, overflow="fold", no_wrap=not wrap, **how)
+        self._ranks.append(rank)
+        self._wraps.append(wrap)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Any]:
+        if self.title:
+            yield _marked(console, self.title, self.title_style or "table.title")
+        everything = max(self._ranks, default=0) + 1
+        order = sorted({everything, *filter(None, self._ranks)}, reverse=True)
+        for lowest, fold in ((everything, False), *((rank, True) for rank in order)):
+            shown = [k for k, rank in enumerate(self._ranks) if rank < lowest]
+            table = self.part(console, shown, fold=fold)
+            if _least_width(console, options, table) <= options.max_width:
+                yield from Table.__rich_console__(table, console, options)
+                break
+        else:
+            shown = list(range(len(self.columns)))
+            yield from self._list(console)
+        left_out = [str(c.header) for k, c in enumerate(self.columns) if k not in shown]
+        if any(left_out):
+            yield Text(f"not shown in {options.max_width} characters: {', '.join(left_out)}")
+        if self.caption:
+            yield _marked(console, self.caption, "table.caption")
+
+    def part(self, console: Console, shown: list[int], *, fold: bool) -> FittingTable:
+        """Copy these columns, each at least as wide as what must not be broken.
+
+        Args:
+            console: where it is printed.
+            shown: the columns, by number.
+            fold: wrap headings that are wider than their column.
+        """
+        part = copy(self)
+        part.title = part.caption = None
+        part.columns = [copy(self.columns[k]) for k in shown]
+        for k, column in zip(shown, part.columns, strict=True):
+            cells = [_marked(console, cell) for cell in column.cells]
+            head = str(column.header)
+            words = textwrap.wrap(head, 1, break_long_words=False) if fold else [head]
+            lines = [line.cell_len for cell in cells for line in cell.split() or [cell]]
+            least = max([*lines, *map(len, words)], default=1)
+            if self._wraps[k]:
+                least = min(least, LEAST_TEXT)
+            column.header = "\n".join(textwrap.wrap(head, max(least, 1)))
+            column.min_width = max(least, column.min_width or 0)
+        return part
+
+    def _list(self, console: Console) -> Iterable[Any]:
+        above = Text()
+        for number in range(self.row_count):
+            for k, column in enumerate(self.columns):
+                cell = _marked(console, list(column.cells)[number])
+                if k == 0:
+                    cell = above = cell if cell.plain else above
+                head = f"{column.header}: " if column.header and k else ""
+                if cell.plain:
+                    yield Text.assemble(head if not k else f"  {head}", cell, overflow="fold")
+            yield Text()
+
+
+def _least_width(console: Console, options: ConsoleOptions, table: Table) -> int:
+    return Measurement.get(console, options.update(width=100_000), table).minimum
+
+
+def _marked(console: Console, text: Any, style: Any = "") -> Text:
+    return text if isinstance(text, Text) else console.render_str(str(text), style=style)
+
+
+def natural_width(console: Console, table: Table) -> int:
+    """Return the width in characters that all columns need."""
+    if isinstance(table, FittingTable):
+        table = table.part(console, [*range(len(table.columns))], fold=False)
+    return _least_width(console, console.options, table)

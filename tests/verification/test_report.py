@@ -1,0 +1,64 @@
+"""What verify writes is readable: JSON types, decimals, hyper-parameters, ticks."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import plan_of
+from matplotlib.figure import Figure
+
+from adadelta_cli.files import jsonable
+from adadelta_cli.verification import catalogue, report, runner, ulp
+from adadelta_cli.verification.rows import ComparisonRow
+
+
+def test_the_document_holds_no_notation_of_python():
+    """No set, no class: JSON types only, of each part of the plan."""
+    work = runner.Verification(plan_of(["numpy-fused"], tuple(catalogue.select(("odd",)))))
+    text = json.dumps(report.verification_document(work, rows=True))
+    assert not re.search(r"frozenset|set\(|\w\(|<|object at", text), text
+    assert json.loads(text)["plan"]["cases"] == ["odd"]
+
+
+def test_a_set_becomes_a_sorted_list_and_a_number_of_numpy_a_number():
+    """Of both, JSON knows nothing."""
+    assert jsonable({"a": frozenset("cab"), "b": np.float32(0.5), "c": np.int64(3)}) == {
+        "a": ["a", "b", "c"],
+        "b": 0.5,
+        "c": 3,
+    }
+
+
+def failing(**more):
+    """Return a row of a case that failed."""
+    row = ComparisonRow(
+        "oracle", "odd", "k.py:f", "oracle", "numpy", "cpu", "float32", "weight", 7, 5, mismatches=1
+    )
+    return replace(row, passed=False, note="worst at step 1", allowed_ulp=1.0, **more)
+
+
+def test_a_failure_names_the_hyper_parameters_of_its_case():
+    """As decimals, beside the command that repeats it."""
+    work = SimpleNamespace(failures=[failing()])
+    (line,) = report.verification_failures(work, 10)
+    for part in ("learning_rate", "rho 0.9", "epsilon", "wd", "rescale_grad", "clip_gradient"):
+        assert part in line, line
+
+
+def test_a_number_is_written_exactly_and_as_a_decimal():
+    """Hexadecimal to repeat it, decimal to read it."""
+    assert ulp.written(np.float32(0.1)) == "0x1.99999a0000000p-4 (0.100000001)"
+
+
+@pytest.mark.parametrize("worst", [0.0, 0.5, 3.0, 1e6, 1e24, 1e300])
+def test_the_ticks_of_errors_do_not_overlap(worst):
+    """At most ten, and the largest error lies among them."""
+    figure = Figure(figsize=(9, 4))
+    report._plot_errors([failing(scaled_ulp=worst)], figure)
+    ticks = figure.axes[0].get_yticks()
+    assert 2 <= len(ticks) <= 11 and len(figure.axes[0].get_yticks(minor=True)) == 0
