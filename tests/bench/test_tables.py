@@ -14,10 +14,10 @@ ROWS = [
 def test_common_settings_stand_in_the_title():
     """With their unit; differing ones have a column, and notes have none."""
     settings = {"dtype": "", "threads": " threads"}
-    table = terminal_table("a [b]: ", ROWS, settings)
+    table = terminal_table("a [b]: ", ROWS, settings, {})
     assert Text.from_markup(table.title).plain == "a [b]: float32"
     assert [column.header for column in table.columns] == ["workload", "threads"]
-    table = terminal_table("a [b]: ", ROWS[::2], settings)
+    table = terminal_table("a [b]: ", ROWS[::2], settings, {})
     assert Text.from_markup(table.title).plain == "a [b]: float32, 1 threads"
     assert [column.header for column in table.columns] == ["workload"]
 
