@@ -11,7 +11,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adadelta_cli.errors import BrokenError, of_device
+from adadelta_cli.errors import BrokenError, UnavailableError, of_device
 from adadelta_cli.system.child import LIMIT, WorkerProcess
 
 if TYPE_CHECKING:
@@ -91,10 +91,12 @@ def describe_error(error: BaseException) -> str:
     return f"raised {type(error).__name__}: {message} ({where.filename}:{where.lineno})"
 
 
-def _failure(error: BaseException) -> BrokenError | SandboxError:
+def _failure(error: BaseException) -> BrokenError | SandboxError | UnavailableError:
     """Convert an exception of the work into the one that `call` raises."""
     if isinstance(error, ReportedError):
         return SandboxError(str(error), error.fix, fatal=isinstance(error, FatalReportedError))
+    if isinstance(error, UnavailableError):  # this program's own: no fault of the work
+        return error
     return of_device(error) or SandboxError(describe_error(error))
 
 
@@ -120,6 +122,7 @@ class InProcess:
         Raises:
             SandboxError: it raised.
             BrokenError: a device failed.
+            UnavailableError: this machine cannot do the work.
         """
         try:
             return function(*args)
@@ -174,6 +177,7 @@ class Sandbox:
             SandboxError: it raised, took longer than the timeout, its process died, or another
                 thread closed the sandbox.
             BrokenError: a device failed: no verdict on the work.
+            UnavailableError: this machine cannot do the work.
         """
         child, connection = self._started()
         try:
