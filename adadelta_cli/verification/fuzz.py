@@ -14,7 +14,7 @@ import numpy as np
 
 from adadelta_cli.errors import UsageError
 from adadelta_cli.update import Hyperparameters
-from adadelta_cli.verification.cases import FILLS, FUZZ_FILLS, Case, Shape
+from adadelta_cli.verification.cases import FILLS, FUZZ_FILLS, Case, Shape, power_of_10
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -151,7 +151,7 @@ class _Range(NamedTuple):
 
 def _log(low: float, high: float) -> Callable[[float], float]:
     """Map [0, 1) to numbers with a uniform logarithm, between these powers of ten."""
-    return lambda u: 10 ** (low + (high - low) * u)
+    return lambda u: float(power_of_10(low + (high - low) * u))
 
 
 def _signed(low: float, high: float) -> Callable[[float], float]:
@@ -200,7 +200,7 @@ def fuzzed_cases(seed: int, count: int, ranks: int = RANKS) -> Iterator[FuzzedCa
 def _random_shape(rng: np.random.Generator, ranks: int) -> Shape:
     """Generate a shape of any rank with some hundred elements, or a length up to 10,000."""
     if rng.random() < 0.3:
-        return (int(10 ** rng.uniform(0, 4)),)
+        return (int(power_of_10(4 * rng.random())),)
     rank = int(rng.integers(0, ranks + 1))
     most = {0: 1, 1: 300, 2: 20, 3: 8}.get(rank, 3)
     return tuple(int(n) for n in rng.integers(rank < 4, most + 1, rank)) if rank else ()
