@@ -297,8 +297,10 @@ def serve(handle: int, token: bytes) -> None:
     connection, own = Connection(handle), os.getpid()
     try:
         while True:
-            answer = _outcome(connection.recv_bytes())
-            leave_if_forked(own)
+            try:
+                answer = _outcome(connection.recv_bytes())
+            finally:
+                leave_if_forked(own)
             _send(handle, token, answer)
     except EOFError:
         return
@@ -331,5 +333,7 @@ def _outcome(request: bytes) -> tuple[Any, Any]:
         return SandboxError(text, fatal=True), None
     try:
         return None, function(*args)
+    except SystemExit:  # its process ends as it asked to
+        raise
     except BaseException as error:  # noqa: BLE001 - also KeyboardInterrupt: Ctrl-C is the leader's
         return _failure(error), None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from contextlib import suppress
 
@@ -186,7 +185,6 @@ def test_what_work_writes_to_the_channel_damages_nothing():
         (raise_unprintable, "raised UnprintableError: its message cannot be shown: RuntimeError"),
         (raise_interrupt, "raised KeyboardInterrupt"),
         (return_a_lambda, "returned a result that raised"),
-        (sys.exit, "raised SystemExit"),
     ],
 )
 def test_whatever_work_raises_is_its_failure(capfd, work, message):
