@@ -6,6 +6,8 @@ The name of a fuzzed case describes it, as in `drawn:shapes=3x4+7,fill=tiny,rho=
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -230,12 +232,27 @@ def shrink(case: FuzzedCase, fails: Callable[[FuzzedCase], bool]) -> FuzzedCase:
 
     try:
         generator = random.Random(0)  # noqa: S311 - no secret
-        return find(_simpler(case), same_answer_again, settings=how, random=generator)
+        with _without_a_folder():
+            return find(_simpler(case), same_answer_again, settings=how, random=generator)
     except NoSuchExample:
         return case
 
 
 SHRINKS = 100  # cases that are tried
+
+
+@contextlib.contextmanager
+def _without_a_folder() -> Iterator[None]:
+    """Keep Hypothesis from leaving `.hypothesis` in the user's working folder."""
+    from hypothesis import configuration
+
+    before = vars(configuration).get("__hypothesis_home_directory")
+    with tempfile.TemporaryDirectory(prefix="adadelta-") as folder:
+        configuration.set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(before)
 
 
 def _simpler(case: FuzzedCase) -> SearchStrategy[FuzzedCase]:
