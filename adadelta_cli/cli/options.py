@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,8 +249,23 @@ def shared_options(command: str) -> Callable[[Any], Any]:
             help="Where the files go; made if missing.",
         ),
         *SCREEN_OPTIONS,
+        _in_checked_environment,
     )
     return decorated(options)
+
+
+def _in_checked_environment(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the environment before a command, after --threads has changed it."""
+
+    @wraps(command)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        from adadelta_cli.system import environment
+
+        environment.prepare()
+        environment.check()
+        return command(*arguments, **options)
+
+    return checked
 
 
 threads_option = click.option(

@@ -6,7 +6,6 @@ Heavy libraries are imported in a sandbox only, so that doctor can report one th
 from __future__ import annotations
 
 import platform
-import re
 import signal
 import sys
 import time
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from adadelta_cli.doctor.conditions import conditions
 from adadelta_cli.doctor.findings import Finding, Level, severity
-from adadelta_cli.errors import BrokenError, ExitCode
+from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError
 from adadelta_cli.progress import Tick, no_tick
-from adadelta_cli.system import cpu_load, gpu, machine
+from adadelta_cli.system import cpu_load, environment, gpu, machine
 from adadelta_cli.system.sandbox import (
     HungError,
     ReportedError,
@@ -121,6 +120,7 @@ def run_checks(tick: Tick = no_tick) -> Examination:
     Args:
         tick: receives the number of finished checks, of all checks, and the next one's name.
     """
+    environment.prepare()
     here, load = machine.inspect_machine(), cpu_load.sample_load()
     before, checks = cpu_load.cpu_times(), []
     with Sandbox(TIMEOUT_S) as sandbox:
@@ -178,7 +178,7 @@ def _result(requirement: Requirement, sandbox: Sandbox) -> tuple[CheckOutcome, s
     except SandboxError as error:
         fix = FREE_MEMORY if error.exit_code == -signal.SIGKILL else error.fix
         return CheckOutcome.BROKEN, str(error), fix or requirement.fix
-    except BrokenError as error:  # a device that failed
+    except (BrokenError, UnavailableError) as error:  # a device that failed, or the environment
         return CheckOutcome.BROKEN, str(error), requirement.fix
     return CheckOutcome.WORKS, observed, ""
 
@@ -199,14 +199,6 @@ AFRESH = (
     "adadelta; if it fails there too, report it with the output of adadelta doctor --json"
 )
 FREE_MEMORY = "free some memory: the system ended the check for lack of it"
-# Errors of libraries that can only be recognised by their message.
-KNOWN_FIXES = {
-    r"no locator available": "name a folder that can be written for the compiled kernels: "
-    "export NUMBA_CACHE_DIR=/tmp/numba",
-    r"libgomp\.so\.1": "apt-get install libgomp1, or dnf install libgomp",
-    r"(?i)threading layer": "unset NUMBA_THREADING_LAYER; apt-get install libgomp1",
-    r"is not usable in pure-python": "unset NUMBA_DISABLE_JIT",
-}
 
 
 def _known_fix(error: BaseException) -> str:
@@ -215,8 +207,8 @@ def _known_fix(error: BaseException) -> str:
         return f"install what is missing ({error.name.partition('.')[0]}), or {AFRESH}"
     if isinstance(error, MemoryError):
         return FREE_MEMORY
-    fixes = (fix for pattern, fix in KNOWN_FIXES.items() if re.search(pattern, str(error)))
-    return next(fixes, "") or (_known_fix(error.__cause__) if error.__cause__ else "")
+    cause = error.__cause__
+    return environment.known_fix(str(error)) or (_known_fix(cause) if cause else "")
 
 
 # --- attempts, each in a sandbox ------------------------------------------------------------------

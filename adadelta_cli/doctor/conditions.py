@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 
 from adadelta_cli.doctor.findings import Finding, Level, severity
-from adadelta_cli.system import machine
+from adadelta_cli.system import environment, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -185,6 +185,9 @@ def _variables(here: Machine) -> Iterator[Finding]:
         value = here.environment.get(name, "")
         if re.fullmatch(pattern, value.lower()):
             yield Finding(level, f"{name} is {value}", why, f"unset {name}")
+    for name, value in environment.wrong_numbers(here.environment):
+        why = "it is no number of threads: a library ends the process, or raises"
+        yield Finding(BROKEN, f"{name} is {value}", why, f"unset {name}")
 
 
 def _threads(here: Machine) -> Iterator[Finding]:

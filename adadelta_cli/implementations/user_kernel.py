@@ -28,6 +28,7 @@ from adadelta_cli.system.sandbox import (
     Sandbox,
     SandboxError,
     describe_error,
+    message_of,
 )
 from adadelta_cli.update import RESULTS
 
@@ -181,13 +182,17 @@ def _imported(name: str, place: str) -> ModuleType:
                 f"--impl {name}: there is no module {error.name}, looked for in "
                 f"{Path.cwd()} and on Python's path; expected {FORMS}"
             ) from None
-        raise UnavailableError(f"--impl {name}: it cannot be imported here: {error}") from error
+        raise UnavailableError(
+            f"--impl {name}: it cannot be imported here: {message_of(error)}"
+        ) from error
     except ImportError as error:
-        raise UnavailableError(f"--impl {name}: it cannot be imported here: {error}") from error
-    except (Exception, SystemExit) as error:
+        raise UnavailableError(
+            f"--impl {name}: it cannot be imported here: {message_of(error)}"
+        ) from error
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise UsageError(
-            f"--impl {name}: importing {place} raised {type(error).__name__}: {error}; expected a "
-            "file that can be imported; fix it and try again"
+            f"--impl {name}: importing {place} raised {type(error).__name__}: {message_of(error)}; "
+            "expected a file that can be imported; fix it and try again"
         ) from error
 
 

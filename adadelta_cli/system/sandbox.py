@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import pickle
+import secrets
+import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from adadelta_cli.errors import BrokenError, of_device
+from adadelta_cli.errors import BrokenError, UnavailableError, of_device
 from adadelta_cli.system.child import LIMIT, WorkerProcess
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ START = """
 import sys
 sys.path[:] = {path}
 from adadelta_cli.system.sandbox import serve
-serve({handle})
+serve({handle}, {token})
 """
 """What the process executes: a fresh one, since threads of libraries do not survive a fork."""
 
@@ -73,7 +77,7 @@ class FatalReportedError(ReportedError):
 MAX_MESSAGE = 1000  # characters of a message of a third-party exception
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return an exception's message in one line, as text that any file takes."""
     try:
         text = " ".join(str(error)[: 2 * MAX_MESSAGE].split())
@@ -86,15 +90,18 @@ def describe_error(error: BaseException) -> str:
     """Describe an exception of the work, with its location unless the work reported it."""
     if isinstance(error, ReportedError):
         return str(error)
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    message = _message(error)
-    return f"raised {type(error).__name__}: {message} ({where.filename}:{where.lineno})"
+    frames = traceback.extract_tb(error.__traceback__, limit=-1)
+    where = "".join(f" ({each.filename}:{each.lineno})" for each in frames)
+    text = f"raised {type(error).__name__}: {message_of(error)}{where}"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _failure(error: BaseException) -> BrokenError | SandboxError:
+def _failure(error: BaseException) -> BrokenError | SandboxError | UnavailableError:
     """Convert an exception of the work into the one that `call` raises."""
     if isinstance(error, ReportedError):
         return SandboxError(str(error), error.fix, fatal=isinstance(error, FatalReportedError))
+    if isinstance(error, UnavailableError):  # this program's own: no fault of the work
+        return error
     return of_device(error) or SandboxError(describe_error(error))
 
 
@@ -120,6 +127,7 @@ class InProcess:
         Raises:
             SandboxError: it raised.
             BrokenError: a device failed.
+            UnavailableError: this machine cannot do the work.
         """
         try:
             return function(*args)
@@ -140,7 +148,7 @@ class Sandbox:
 
     def __init__(self, timeout: float | None = None, limit: int = LIMIT) -> None:
         self.timeout, self._limit = timeout, limit
-        self._running: tuple[WorkerProcess, Connection] | None = None
+        self._running: tuple[WorkerProcess, Connection, bytes] | None = None
         self._groups: dict[str, Sandbox] = {}
         self._pending = self._closed = False
         self._lock = threading.Lock()
@@ -162,7 +170,7 @@ class Sandbox:
 
     def begin(self, function: Callable[..., None], *args: Any) -> None:
         """Call `function(*args)` in the child without waiting; its outcome is not reported."""
-        _, connection = self._started()
+        _, connection, _ = self._started()
         with suppress(OSError):  # it has ended: the next call reports that
             connection.send((function, args))
         self._pending = True
@@ -174,14 +182,15 @@ class Sandbox:
             SandboxError: it raised, took longer than the timeout, its process died, or another
                 thread closed the sandbox.
             BrokenError: a device failed: no verdict on the work.
+            UnavailableError: this machine cannot do the work.
         """
-        child, connection = self._started()
+        child, connection, token = self._started()
         try:
             if self._pending:
                 self._pending = False
-                self._answer(child, connection)
+                self._answer(child, connection, token)
             connection.send((function, args))
-            failure, result = self._answer(child, connection)
+            failure, result = self._answer(child, connection, token)
         except (EOFError, OSError):
             cause = child.ended()
             self._stop()
@@ -192,13 +201,24 @@ class Sandbox:
             raise failure
         return result
 
-    def _answer(self, child: WorkerProcess, connection: Connection) -> Any:
-        if not wait([connection, child.lifeline], self.timeout):
+    def _answer(self, child: WorkerProcess, connection: Connection, token: bytes) -> Any:
+        answer = _Answer(token)
+        until = None if self.timeout is None else time.monotonic() + self.timeout
+        while not answer.is_complete:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not wait([connection, child.lifeline], left):
+                self._stop()
+                raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
+            # The child may have ended while another process holds its end of the connection.
+            received = os.read(connection.fileno(), PORTION) if connection.poll() else b""
+            if not received:
+                raise EOFError
+            answer.received(received)
+        try:
+            return answer.unpickled()
+        except Exception:  # noqa: BLE001 - unpickling damaged bytes raises many types
             self._stop()
-            raise HungError(f"hung: no result within {self.timeout:g} s (--timeout)")
-        if not connection.poll():
-            raise EOFError  # the child ended, but another process holds its end of the connection
-        return connection.recv()
+            raise CrashedError("wrote into the channel of its process") from None
 
     def close(self) -> None:
         """End the child and those of the groups for good, even if another thread waits for them."""
@@ -210,12 +230,12 @@ class Sandbox:
     def _stop(self) -> None:
         with self._lock:
             if self._running:
-                child, connection = self._running
+                child, connection, _ = self._running
                 child.end()
                 connection.close()
             self._running = None
 
-    def _started(self) -> tuple[WorkerProcess, Connection]:
+    def _started(self) -> tuple[WorkerProcess, Connection, bytes]:
         with self._lock:
             if self._closed:
                 raise SandboxError("was closed")
@@ -224,26 +244,78 @@ class Sandbox:
             return self._running
 
 
-def _start(limit: int) -> tuple[WorkerProcess, Connection]:
+# --- the channel ----------------------------------------------------------------------------------
+
+PORTION = 1 << 20  # bytes read at a time
+SIZE = struct.Struct("=Q")
+
+
+class _Answer:
+    """An answer in what a child sends: a token, the size, and the pickled answer.
+
+    What the work itself writes to the descriptor, as a C library that prints to descriptor 3, comes
+    before the token, and is left out.
+    """
+
+    def __init__(self, token: bytes) -> None:
+        self._token, self._bytes, self._begun = token, bytearray(), False
+
+    def received(self, more: bytes) -> None:
+        """Add what was received."""
+        self._bytes += more
+        if not self._begun:
+            at = self._bytes.find(self._token)
+            self._begun = at >= 0
+            unneeded = at + len(self._token) if self._begun else len(self._bytes) - len(self._token)
+            del self._bytes[: max(0, unneeded)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it was received."""
+        if not self._begun or len(self._bytes) < SIZE.size:
+            return False
+        return len(self._bytes) >= SIZE.size + SIZE.unpack_from(self._bytes)[0]
+
+    def unpickled(self) -> Any:
+        """Return it."""
+        return pickle.loads(memoryview(self._bytes)[SIZE.size :])  # noqa: S301 - our own child
+
+
+def _start(limit: int) -> tuple[WorkerProcess, Connection, bytes]:
     connection, theirs = Pipe()
+    token = secrets.token_bytes(16)
     with theirs:
         handle = theirs.fileno()
-        code = START.format(path=sys.path, handle=handle)
+        code = START.format(path=sys.path, handle=handle, token=token)
         stdin = subprocess.DEVNULL
-        return WorkerProcess(code, [handle], limit=limit, stdin=stdin, stdout=2), connection
+        child = WorkerProcess(code, [handle], limit=limit, stdin=stdin, stdout=2)
+        return child, connection, token
 
 
-def serve(handle: int) -> None:
+def serve(handle: int, token: bytes) -> None:
     """Answer calls until the other end is closed."""
     connection, own = Connection(handle), os.getpid()
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    try:
         while True:
-            function, args = connection.recv()
             try:
-                answer = _outcome(function, args)
+                answer = _outcome(connection.recv_bytes())
             finally:
                 leave_if_forked(own)
-            connection.send(answer)
+            _send(handle, token, answer)
+    except EOFError:
+        return
+    except OSError:  # the leader has ended, or the work closed the descriptor
+        os._exit(1)
+
+
+def _send(handle: int, token: bytes, answer: tuple[Any, Any]) -> None:
+    try:
+        pickled = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # noqa: BLE001 - the result is the work's
+        pickled = pickle.dumps((SandboxError(f"returned a result that {describe_error(error)}"), 0))
+    left = memoryview(token + SIZE.pack(len(pickled)) + pickled)
+    while left:
+        left = left[os.write(handle, left) :]
 
 
 def leave_if_forked(own: int) -> None:
@@ -252,9 +324,16 @@ def leave_if_forked(own: int) -> None:
         os._exit(0)
 
 
-def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Call the function; return the failure and the result, one of them None."""
+def _outcome(request: bytes) -> tuple[Any, Any]:
+    """Call a pickled function; return the failure and the result, one of them None."""
+    try:
+        function, args = pickle.loads(request)  # noqa: S301 - from this process's own leader
+    except Exception as error:  # noqa: BLE001 - an import failed, most likely for earlier work
+        text = f"cannot go on in its process: {type(error).__name__}: {message_of(error)}"
+        return SandboxError(text, fatal=True), None
     try:
         return None, function(*args)
-    except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
+    except SystemExit:  # its process ends as it asked to
+        raise
+    except BaseException as error:  # noqa: BLE001 - also KeyboardInterrupt: Ctrl-C is the leader's
         return _failure(error), None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations import user_kernel
 from adadelta_cli.implementations.array_backends import Device
+from adadelta_cli.system import process_state
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification.plan import DTYPES, SUBNORMALS, Request
 from adadelta_cli.verification.rows import ComparisonRow, skip_reasons
@@ -72,7 +72,7 @@ def verify(
         )
     device = Device.parse(ctx)
     kernel = user_kernel.from_function(step).on(device)
-    with warnings.catch_warnings():
+    with process_state.own():
         kernel.arrays()
         request = Request(
             kernel=kernel,

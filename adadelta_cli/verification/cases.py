@@ -120,7 +120,29 @@ def _spread(
     """Draw numbers of both signs, log-uniform between 10^low and 10^high."""
     signs = rng.choice([-1.0, 1.0], size=shape)
     with np.errstate(over="ignore", under="ignore"):
-        return np.asarray(signs * 10.0 ** rng.uniform(low, high, size=shape)).astype(dtype)
+        # Not `rng.uniform`, which a compiler may contract to a fused multiply-add.
+        magnitudes = power_of_10(low + (high - low) * rng.random(shape))
+        return np.asarray(signs * magnitudes).astype(dtype)
+
+
+LOG2_10, LOG10_2, LN_2 = 3.321928094887362, 0.3010299956639812, 0.6931471805599453
+# The Taylor series of 2^f, lowest order first; |f| <= 1/2, so the rest is below 1e-17.
+SERIES = tuple(itertools.accumulate(range(1, 15), lambda term, k: term * LN_2 / k, initial=1.0))
+
+
+def power_of_10(exponent: np.ndarray | float) -> np.ndarray:
+    """Compute 10^x with the same bits on every processor.
+
+    `np.power` has another last bit with another vector unit or C library. IEEE 754 rounds each of
+    the operations here, which NumPy takes one at a time.
+    """
+    binary = np.asarray(exponent, np.float64) * LOG2_10
+    whole = np.rint(binary)
+    fraction = binary - whole
+    power = np.full_like(fraction, SERIES[-1])
+    for coefficient in reversed(SERIES[:-1]):
+        power = power * fraction + coefficient
+    return np.ldexp(power, whole.astype(np.int32))
 
 
 def _start(
@@ -165,25 +187,36 @@ def _zero(_rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
+def _least(dtype: str) -> float:
+    """Return the power of ten of the least subnormal number: exact powers of two, in doubles."""
+    info = np.finfo(dtype)
+    return (info.minexp - info.nmant) * LOG10_2
+
+
+def _most(dtype: str) -> float:
+    """Return the power of ten of the largest number, just below."""
+    return float(np.finfo(dtype).maxexp) * LOG10_2 - 1e-12
+
+
 def _tiny(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
     """Draw from gradients with subnormal squares down to subnormal gradients."""
-    least = float(np.log10(np.finfo(dtype).smallest_subnormal))
+    least = _least(dtype)
     return _spread(rng, shape, least, least * 0.4, dtype)
 
 
 def _tiny_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
-    least = float(np.log10(np.finfo(dtype).smallest_subnormal))
+    least = _least(dtype)
     return _start((least, 0), (least, least * 0.7), (least, least * 0.7))(rng, shape, dtype)
 
 
 def _huge(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
     """Draw from ordinary gradients up to those with squares that overflow."""
-    most = float(np.log10(np.finfo(dtype).max))
+    most = _most(dtype)
     return _spread(rng, shape, 0, most, dtype)
 
 
 def _huge_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
-    most = float(np.log10(np.finfo(dtype).max))
+    most = _most(dtype)
     return _start((0, most), (0, most), (0, most))(rng, shape, dtype)
 
 

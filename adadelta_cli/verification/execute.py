@@ -12,10 +12,11 @@ import numpy as np
 from adadelta_cli.implementations import array_backends, registry
 from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.mxnet_bridge import runtime
+from adadelta_cli.system import process_state
 from adadelta_cli.verification.ulp import Difference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from adadelta_cli.implementations.array_backends import Device, NumpyBackend
     from adadelta_cli.implementations.base import Bind, Implementation
@@ -77,7 +78,7 @@ def step_through(
         else contextlib.nullcontext()
     ):
         inputs = StepInputs(parameters, case.hyper, case.lr_mults, case.wd_mults)
-        step = (bind or implementation.bind)(inputs)
+        step = bind_step(implementation, inputs, bind)
         states, changes = [_snapshot(backend, parameters)], 0
         for number in range(1, case.steps + 1):
             grads = case.grads(dtype, seed, number)
@@ -89,6 +90,23 @@ def step_through(
             states.append(_snapshot(backend, parameters))
             changes += _changes(backend, parameters, grads)
     return Trajectory(_transposed(states), changes)
+
+
+def bind_step(
+    implementation: Implementation, inputs: StepInputs, bind: Bind | None = None
+) -> Callable[[], None]:
+    """Bind an implementation; third-party code runs in its own state of the process."""
+    bind = bind or implementation.bind
+    if implementation.tolerance is None:
+        return bind(inputs)
+    with process_state.third_party():
+        step = bind(inputs)
+
+    def in_its_state() -> None:
+        with process_state.third_party():
+            step()
+
+    return in_its_state
 
 
 def _restart(

@@ -6,6 +6,8 @@ The name of a fuzzed case describes it, as in `drawn:shapes=3x4+7,fill=tiny,rho=
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -14,7 +16,7 @@ import numpy as np
 
 from adadelta_cli.errors import UsageError
 from adadelta_cli.update import Hyperparameters
-from adadelta_cli.verification.cases import FILLS, FUZZ_FILLS, Case, Shape
+from adadelta_cli.verification.cases import FILLS, FUZZ_FILLS, Case, Shape, power_of_10
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -151,7 +153,7 @@ class _Range(NamedTuple):
 
 def _log(low: float, high: float) -> Callable[[float], float]:
     """Map [0, 1) to numbers with a uniform logarithm, between these powers of ten."""
-    return lambda u: 10 ** (low + (high - low) * u)
+    return lambda u: float(power_of_10(low + (high - low) * u))
 
 
 def _signed(low: float, high: float) -> Callable[[float], float]:
@@ -200,7 +202,7 @@ def fuzzed_cases(seed: int, count: int, ranks: int = RANKS) -> Iterator[FuzzedCa
 def _random_shape(rng: np.random.Generator, ranks: int) -> Shape:
     """Generate a shape of any rank with some hundred elements, or a length up to 10,000."""
     if rng.random() < 0.3:
-        return (int(10 ** rng.uniform(0, 4)),)
+        return (int(power_of_10(4 * rng.random())),)
     rank = int(rng.integers(0, ranks + 1))
     most = {0: 1, 1: 300, 2: 20, 3: 8}.get(rank, 3)
     return tuple(int(n) for n in rng.integers(rank < 4, most + 1, rank)) if rank else ()
@@ -230,12 +232,27 @@ def shrink(case: FuzzedCase, fails: Callable[[FuzzedCase], bool]) -> FuzzedCase:
 
     try:
         generator = random.Random(0)  # noqa: S311 - no secret
-        return find(_simpler(case), same_answer_again, settings=how, random=generator)
+        with _without_a_folder():
+            return find(_simpler(case), same_answer_again, settings=how, random=generator)
     except NoSuchExample:
         return case
 
 
 SHRINKS = 100  # cases that are tried
+
+
+@contextlib.contextmanager
+def _without_a_folder() -> Iterator[None]:
+    """Keep Hypothesis from leaving `.hypothesis` in the user's working folder."""
+    from hypothesis import configuration
+
+    before = vars(configuration).get("__hypothesis_home_directory")
+    with tempfile.TemporaryDirectory(prefix="adadelta-") as folder:
+        configuration.set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(before)
 
 
 def _simpler(case: FuzzedCase) -> SearchStrategy[FuzzedCase]:

@@ -25,7 +25,7 @@ from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.implementations.guard import GUARD, GUARD_BYTES, Guarded, poison
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.verification import cases
-from adadelta_cli.verification.execute import step_through
+from adadelta_cli.verification.execute import bind_step, step_through
 from adadelta_cli.verification.ulp import Difference, describe_first
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _repeated(
     backend, case = chosen.arrays(), cases.single(elements)
     (start,), (grad,) = case.start(dtype, seed), case.grads(dtype, seed, 1)
     parameter = registry.parameter(backend, start.weight, grad, *start[1:], dtype=dtype)
-    step = chosen.bind(StepInputs([parameter], case.hyper, case.lr_mults, case.wd_mults))
+    step = bind_step(chosen, StepInputs([parameter], case.hyper, case.lr_mults, case.wd_mults))
     first: dict[str, np.ndarray] = {}
     changed, taken = dict.fromkeys(start._fields, 0), 0
     until = time.monotonic() + REPEATED_S

@@ -20,6 +20,7 @@ import adadelta_cli
 from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.implementations import registry, user_kernel
 from adadelta_cli.implementations.array_backends import CPU
+from adadelta_cli.system import process_state
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import cases, catalogue, report
 from adadelta_cli.verification import plan as selection
@@ -44,6 +45,60 @@ def check(kernel, *names, dtypes=("float32",), **settings):
 def failed(rows):
     """Select the rows that did not pass."""
     return [row for row in rows if row.passed is False]
+
+
+# --- a process that the kernel changed ------------------------------------------------------------
+
+UNTIDY = """
+import ctypes, os, sys, warnings
+import numpy as np
+from adadelta_cli.update import Hyperparameters, Parameter, update
+
+def mode(number):
+    if sys.platform == "linux" and os.uname().machine == "x86_64":
+        ctypes.CDLL("libm.so.6").fesetround(number)
+
+def spoil():
+    mode(0xC00)  # FE_TOWARDZERO
+    np.seterr(all="raise")
+    np.random.seed(1)
+    os.environ["PATH"] = ""
+    os.chdir("/")
+    warnings.simplefilter("error")
+
+def step(weight, grad, acc_grad, acc_delta, **settings):
+    mode(0)
+    with np.errstate(all="ignore"):
+        rate, wd = settings["learning_rate"], settings["wd"]
+        scalars = Hyperparameters(**settings).scalars(weight.dtype)
+        update(np, Parameter(weight, grad, acc_grad, acc_delta), scalars, rate, wd)
+    spoil()
+
+spoil()
+"""
+
+
+@pytest.mark.parametrize("where", ["sandbox", "in process"])
+def test_what_a_kernel_does_to_its_process_changes_no_verdict(tmp_path, where):
+    """Its rounding mode, NumPy's errors, the folder: inputs and references stay the same."""
+    (tmp_path / "untidy.py").write_text(UNTIDY)
+    cases.Case.start.cache_clear()
+    cases.Case.grads.cache_clear()
+    before = Path.cwd(), os.environ["PATH"]
+    name = f"{tmp_path}/untidy.py:step"
+    if where == "sandbox":
+        request = selection.Request(names=(name,), case_names=("special", "subnormal"))
+        work = Verification(request.plan)
+        work.execute()
+        rows = work.rows
+    else:
+        with process_state.third_party():
+            kernel = user_kernel.load_kernel(name)
+        rows = check(kernel, "special", "subnormal")
+    steps = [row for row in rows if row.check == "step" and row.passed is not None]
+    assert steps and failed(rows) == []
+    assert {row.mismatches for row in steps} == {0}
+    assert before == (Path.cwd(), os.environ["PATH"])
 
 
 # --- in Python ------------------------------------------------------------------------------------

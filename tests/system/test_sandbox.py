@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from adadelta_cli.system.sandbox import (
@@ -126,3 +128,92 @@ def test_work_that_was_begun_ends_before_the_next_call():
         sandbox.begin(time.sleep, 0.01)
         assert sandbox.call(abs, -3) == 3
         assert sandbox.call(abs, -4) == 4
+
+
+# --- work that damages its process ----------------------------------------------------------------
+
+
+def write_everywhere():
+    """Write to every descriptor but the standard ones, as a library that prints to one might."""
+    for descriptor in range(3, 200):
+        with suppress(OSError):
+            os.write(descriptor, b"a line of a log, longer than the size of a message\n" * 50)
+    return np.arange(300_000)
+
+
+def take_all_descriptors():
+    """Leave none free."""
+    kept = vars(take_all_descriptors).setdefault("kept", [])
+    with suppress(OSError):
+        while True:
+            kept.append(os.open(os.devnull, os.O_RDONLY))
+
+
+class UnprintableError(Exception):
+    """One that cannot be shown."""
+
+    def __str__(self):
+        """Raise."""
+        raise RuntimeError("no text")
+
+
+def raise_unprintable():
+    """Raise one."""
+    raise UnprintableError
+
+
+def raise_interrupt():
+    """Raise what Ctrl-C raises."""
+    raise KeyboardInterrupt
+
+
+def return_a_lambda():
+    """Return what cannot be pickled."""
+    return lambda: 0
+
+
+def test_what_work_writes_to_the_channel_damages_nothing():
+    """The answer comes after it."""
+    with Sandbox(60) as sandbox:
+        for _ in range(2):
+            assert sandbox.call(write_everywhere).sum() == 300_000 * 299_999 // 2
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (raise_unprintable, "raised UnprintableError: its message cannot be shown: RuntimeError"),
+        (raise_interrupt, "raised KeyboardInterrupt"),
+        (return_a_lambda, "returned a result that raised"),
+    ],
+)
+def test_whatever_work_raises_is_its_failure(capfd, work, message):
+    """Its process lives on, and prints no traceback."""
+    with Sandbox(60) as sandbox:
+        worker = sandbox.call(os.getpid)
+        with pytest.raises(SandboxError, match=message) as raised:
+            sandbox.call(work)
+        str(raised.value).encode()
+        assert sandbox.call(os.getpid) == worker
+    assert capfd.readouterr().err == ""
+
+
+def test_work_that_leaves_no_descriptor_is_replaced(capfd):
+    """The next call fails, for it cannot import; the one after has a new process."""
+    import wave  # here only: the worker has not imported it
+
+    with Sandbox(60) as sandbox:
+        sandbox.call(take_all_descriptors)
+        with pytest.raises(SandboxError, match=r"cannot go on .* open files"):
+            sandbox.call(wave.open, "none")
+        assert sandbox.call(abs, -2) == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_work_that_closes_all_descriptors_crashes_silently(capfd):
+    """No traceback of the program itself."""
+    with Sandbox(60) as sandbox:
+        with pytest.raises(SandboxError, match="crashed"):
+            sandbox.call(os.closerange, 3, 200)
+        assert sandbox.call(abs, -2) == 2
+    assert "Traceback" not in capfd.readouterr().err

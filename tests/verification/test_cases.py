@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import zlib
+
 import numpy as np
 import pytest
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.verification import cases, catalogue
+from adadelta_cli.verification import cases, catalogue, fuzz
 
 
 def test_names_are_unique():
@@ -81,3 +85,55 @@ def test_a_length_is_the_name_of_a_case():
     for name in ("length-", "length-1e3", "length--1", "length-01", f"length-{'9' * 400}"):
         with pytest.raises(UsageError, match="there is no case"):
             catalogue.select((name,))
+
+
+# --- the same bits on every processor -------------------------------------------------------------
+
+CHECKSUMS = {"float16": 2_186_398_968, "float32": 1_550_247_647, "float64": 2_633_916_281}
+NAMES, DRAWN = 613_847_048, 3_602_491_443
+
+
+def checksum(some, dtype):
+    """Sum up the inputs of cases: their starts and first gradients."""
+    found = 0
+    for case in some:
+        starts = [values for tensor in case.start(dtype, 0) for values in tensor]
+        grads = [grad for k in range(1, min(case.steps, 3) + 1) for grad in case.grads(dtype, 0, k)]
+        for values in starts + grads:
+            found = zlib.crc32(np.ascontiguousarray(values).tobytes(), found)
+    return found
+
+
+@pytest.mark.parametrize("dtype", CHECKSUMS)
+def test_inputs_are_the_same_bits_on_every_processor(dtype):
+    """No vector unit and no C library decides over a last bit."""
+    assert checksum(cases.DEFAULT, dtype) == CHECKSUMS[dtype]
+
+
+def test_the_same_seed_generates_the_same_cases_everywhere():
+    """Names hold all settings; Hypothesis, which looks at local sources, is not asked."""
+    some = list(fuzz.fuzzed_cases(0, 300))
+    assert zlib.crc32("\n".join(case.name for case in some).encode()) == NAMES
+    assert checksum(some[:50], "float32") == DRAWN
+
+
+def test_powers_of_ten_are_accurate():
+    """Within the error of the rounded exponent, also at both ends of the range."""
+    exponents = np.linspace(-300, 308, 10_001)
+    assert np.allclose(cases.power_of_10(exponents), 10.0**exponents, rtol=1e-12, atol=0)
+    assert cases.power_of_10(-323.3) == np.finfo(np.float64).smallest_subnormal
+
+
+def test_shrinking_leaves_nothing_in_the_working_folder(tmp_path):
+    """Hypothesis would leave a folder there."""
+    code = (
+        "from adadelta_cli.verification import fuzz\n"
+        "case = list(fuzz.fuzzed_cases(0, 30))[7]\n"
+        "print(fuzz.shrink(case, lambda each: each.elements > 3).elements)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=100
+    )
+    assert int(done.stdout) == 4
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,167 @@
+"""Environment variables and folders that the libraries need: check them before the work.
+
+A library that meets a wrong one fails in the middle of the work, where it looks like a fault of the
+work itself, or aborts the process. Here it is exit code 3, with the fix.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adadelta_cli.errors import UnavailableError
+from adadelta_cli.system.sandbox import Sandbox, SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+COUNT = r"\s*\+?0*[1-9][0-9]{0,8}\s*"
+# Variables that a library reads as a number: MXNet aborts on others, Numba raises or ignores them.
+NUMBERS = {
+    r"OMP_NUM_THREADS": COUNT,
+    r"NUMBA_NUM_THREADS": COUNT,
+    r"MXNET_\w*(NTHREADS|MAX_THREADS)": r"\s*[+-]?[0-9]{1,9}\s*",
+}
+# Variables that decide whether Numba can start its threads at all.
+NUMBA = ("NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY", "NUMBA_NUM_THREADS")
+START_S = 120.0
+# Errors of libraries that can only be recognised by their message.
+KNOWN_FIXES = {
+    r"no locator available": "name a folder that can be written for the compiled kernels: "
+    "export NUMBA_CACHE_DIR=/tmp/numba",
+    r"libgomp\.so\.1": "apt-get install libgomp1, or dnf install libgomp",
+    r"(?i)threading.layer": "unset NUMBA_THREADING_LAYER NUMBA_THREADING_LAYER_PRIORITY; "
+    "apt-get install libgomp1",
+    r"(?i)number of threads": "unset NUMBA_NUM_THREADS",
+    r"is not usable in pure-python": "unset NUMBA_DISABLE_JIT",
+}
+
+
+def known_fix(message: str) -> str:
+    """Return the fix of an error of a library; empty if unknown."""
+    fixes = (fix for pattern, fix in KNOWN_FIXES.items() if re.search(pattern, message))
+    return next(fixes, "")
+
+
+def prepare() -> None:
+    """Adapt the environment to what the libraries can read, for this process and its children.
+
+    Empty numbers count as unset. Of OpenMP's list, a number for each level of nested threads, the
+    libraries here use the first. Compiled kernels and matplotlib's cache go to a temporary folder,
+    with a warning, where no usual one can be written.
+    """
+    for name in _numbers(os.environ):
+        first = os.environ[name].partition(",")[0] if name == "OMP_NUM_THREADS" else None
+        if not os.environ[name].strip():
+            del os.environ[name]
+        elif first and not list(wrong_numbers({name: os.environ[name]})):
+            os.environ[name] = first.strip()
+    _find_folders()
+
+
+def check() -> None:
+    """Check that the libraries can start in this environment.
+
+    Raises:
+        UnavailableError: a variable has a value with which they cannot.
+    """
+    for name, value in wrong_numbers(os.environ):
+        raise UnavailableError(
+            f"{name} is {value[:80]!r}; expected a whole number, at least 1; unset {name}, or set "
+            "it to the number of cores"
+        )
+    given = [f"{name}={os.environ[name]}" for name in NUMBA if os.environ.get(name)]
+    if given:
+        _start_threads(" ".join(given))
+
+
+def wrong_numbers(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of variables that hold no number where a library needs one."""
+    for name, pattern in _numbers(environment).items():
+        value = environment[name]
+        parts = value.split(",") if name == "OMP_NUM_THREADS" else [value]
+        if not all(re.fullmatch(pattern, part) for part in parts):
+            yield name, value
+
+
+def _numbers(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the pattern of each variable that is set and must hold a number."""
+    return {
+        name: allowed
+        for name in environment
+        for pattern, allowed in NUMBERS.items()
+        if re.fullmatch(pattern, name)
+    }
+
+
+def _start_threads(given: str) -> None:
+    """Start Numba's threads elsewhere: an attempt that fails cannot be repeated in a process."""
+    with Sandbox(START_S) as sandbox:
+        try:
+            sandbox.call(_launch)
+        except SandboxError as error:
+            fix = known_fix(str(error)) or f"unset {' '.join(NUMBA)}"
+            raise UnavailableError(
+                f"Numba cannot start its threads with {given[:200]}: {error}; {fix}"
+            ) from None
+
+
+def _launch() -> None:
+    from numba.np.ufunc import parallel
+
+    parallel._launch_threads()  # noqa: SLF001 - only a parallel kernel calls it, after compiling
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+_temporary: list[str] = []  # deleted when this process ends
+
+
+def _find_folders() -> None:
+    """Let caches go to a temporary folder where no usual one can be written."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home raises where there is none
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    kernels = [Path(__file__).parents[1] / "kernels" / "__pycache__", caches / "numba"]
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        kernels.insert(0, Path(os.environ["NUMBA_CACHE_DIR"]))
+    if not any(map(is_writable, kernels)):
+        _use_temporary("NUMBA_CACHE_DIR", "compiled kernels", kernels)
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "matplotlib"
+    pictures = [Path(os.environ.get("MPLCONFIGDIR") or settings)]
+    if not is_writable(pictures[0]):
+        _use_temporary("MPLCONFIGDIR", "matplotlib's cache", pictures)
+
+
+def is_writable(folder: Path) -> bool:
+    """Make a folder if it is missing; return whether files can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _use_temporary(variable: str, what: str, folders: list[Path]) -> None:
+    """Set a variable to a new temporary folder; warn once a command."""
+    warned = bool(_temporary)
+    try:
+        if not _temporary:
+            _temporary.append(tempfile.mkdtemp(prefix="adadelta-"))
+            atexit.register(shutil.rmtree, _temporary[0], ignore_errors=True)
+    except OSError:
+        return  # there is none: each process compiles for itself
+    os.environ[variable] = _temporary[0]
+    if not warned and sys.stderr:
+        print(  # noqa: T201 - stderr
+            f"Warning: {what} cannot be kept, for none of {', '.join(map(str, folders))} can be "
+            f"written; a temporary folder is used, which costs time at each start; export "
+            f"{variable}=FOLDER with one that can be written",
+            file=sys.stderr,
+        )

@@ -1,0 +1,106 @@
+"""A wrong environment is refused with a fix, or adapted; it is never a verdict or a bug."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adadelta_cli.doctor import conditions
+from adadelta_cli.errors import UnavailableError
+from adadelta_cli.system import environment, machine
+from adadelta_cli.system.sandbox import InProcess, Sandbox
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NUMBA_NUM_THREADS", "0"),
+        ("NUMBA_NUM_THREADS", "-1"),
+        ("NUMBA_NUM_THREADS", "four"),
+        ("NUMBA_NUM_THREADS", "2,1"),
+        ("OMP_NUM_THREADS", "0"),
+        ("OMP_NUM_THREADS", "4,,2"),
+        ("OMP_NUM_THREADS", "4,x"),
+        ("OMP_NUM_THREADS", "many"),
+        ("MXNET_OMP_MAX_THREADS", "many"),
+        ("MXNET_CPU_WORKER_NTHREADS", "1.5"),
+        ("NUMBA_THREADING_LAYER", "none-such"),
+    ],
+)
+def test_a_value_that_a_library_cannot_use_is_not_available_here(monkeypatch, name, value):
+    """The message has the variable, the value and the fix."""
+    monkeypatch.setenv(name, value)
+    environment.prepare()
+    with pytest.raises(UnavailableError, match=f"(?s){name}.*{value}.*unset .*{name}"):
+        environment.check()
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [("4,3,2", "4"), (" 3 ", "3"), ("2", "2"), ("", None), ("  ", None)]
+)
+def test_what_openmp_allows_is_reduced_to_what_every_library_reads(monkeypatch, value, wanted):
+    """MXNet aborts on a list."""
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    environment.prepare()
+    environment.check()
+    assert os.environ.get("OMP_NUM_THREADS") == wanted
+
+
+@pytest.mark.parametrize("variable", ["NUMBA_NUM_THREADS=0", "NUMBA_THREADING_LAYER=none-such"])
+@pytest.mark.parametrize("command", ["verify --case odd --impl numpy-fused", "run rosenbrock"])
+def test_commands_end_with_3(tmp_path, variable, command):
+    """One line on stderr; no row of a table, no traceback."""
+    name, value = variable.split("=")
+    done = subprocess.run(
+        [sys.executable, "-m", "adadelta_cli", *command.split(), "--backend", "numpy"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, name: value},
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("Error: ") and "bug" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_caches_go_to_a_temporary_folder_where_no_usual_one_can_be_written(monkeypatch, capfd):
+    """One warning, which names the variable."""
+    monkeypatch.setattr(environment, "_temporary", [])
+    monkeypatch.setattr(environment, "is_writable", lambda _: False)
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "/dev/null/nowhere")
+    environment.prepare()
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+        assert Path(os.environ[name]).is_dir()
+    err = capfd.readouterr().err
+    assert err.count("Warning") == 1 and "NUMBA_CACHE_DIR" in err
+
+
+def test_a_folder_under_a_file_cannot_be_written(tmp_path):
+    """Root may write in any folder, but not there."""
+    assert environment.is_writable(tmp_path / "made")
+    assert not environment.is_writable(Path("/dev/null/nowhere"))
+
+
+def _unavailable():
+    raise UnavailableError("there is none; install it")
+
+
+@pytest.mark.parametrize("place", [Sandbox, InProcess])
+def test_what_is_not_available_is_no_fault_of_the_work(place):
+    """It leaves a sandbox as it was raised."""
+    with place() as sandbox, pytest.raises(UnavailableError, match="install it"):
+        sandbox.call(_unavailable)
+
+
+def test_doctor_reports_a_wrong_number(monkeypatch):
+    """With its fix."""
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "-1")
+    found = list(conditions._variables(machine.inspect_machine()))
+    assert [each.fix for each in found if "-1" in each.what] == ["unset NUMBA_NUM_THREADS"]
