@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import operator
 import sys
@@ -62,6 +64,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             `lr_scheduler`, `multi_precision`, `param_dict`, `aggregate_num`, and so on.
 
     Raises:
+        TypeError: a keyword is unknown.
         ValueError: a hyper-parameter is out of range.
 
     Example:
@@ -81,6 +84,9 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         use_fused_step: bool = False,
         **kwargs: Any,
     ) -> None:
+        _check_keywords(kwargs)
+        if not isinstance(use_fused_step, (bool, np.bool_, type(None))):
+            raise ValueError(f"use_fused_step is {use_fused_step!r}; allowed is True or False")
         if learning_rate is not None:
             checked("learning_rate", learning_rate, "a finite number, or None")
             _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
@@ -359,6 +365,31 @@ def _error_of(parameter: Parameter) -> Exception | None:
     except TypeError as error:
         return error
     return None
+
+
+# What other libraries, or people, call a keyword.
+SYNONYMS = {
+    "eps": "epsilon",
+    "lr": "learning_rate",
+    "weight_decay": "wd",
+    "momentum": "rho",
+    "decay": "rho",
+    "alpha": "rho",
+    "clip": "clip_gradient",
+    "fused": "use_fused_step",
+    "scheduler": "lr_scheduler",
+}
+
+
+def _check_keywords(given: dict[str, Any]) -> None:
+    """Raise TypeError for an unknown keyword; name it and the one that was probably meant."""
+    known = set(inspect.signature(AdaDelta.__init__).parameters)
+    known |= set(inspect.signature(mx.optimizer.Optimizer.__init__).parameters)
+    known -= {"self", "kwargs"}
+    for name in given.keys() - known:
+        meant = SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, known)), None)
+        advice = f"did you mean {meant}?" if meant else f"allowed are {', '.join(sorted(known))}"
+        raise TypeError(f"AdaDelta has no keyword {name!r}; {advice}")
 
 
 def _aggregate_num(given: float | None, fused: bool) -> int:

@@ -928,3 +928,48 @@ def test_mxnet_steps_are_not_copied(mxnet):
     for copied in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="keeps addresses"):
             copied(step)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("eps", "epsilon"),
+        ("lr", "learning_rate"),
+        ("weight_decay", "wd"),
+        ("epsilom", "epsilon"),
+        ("multi_precison", "multi_precision"),
+        ("foo", "wd"),
+    ],
+)
+def test_an_unknown_keyword_is_named(name, meant):
+    """With the one that was probably meant, or all of them."""
+    with pytest.raises(TypeError, match=rf"'{name}'.*\b{meant}\b"):
+        AdaDelta(**{name: 0.5})
+
+
+@pytest.mark.parametrize("given", ["no", "False", 2, 0.0, []])
+def test_use_fused_step_is_a_bool(given):
+    """A text is true, whatever it says."""
+    with pytest.raises(ValueError, match="use_fused_step is"):
+        AdaDelta(use_fused_step=given)
+
+
+def test_a_gradient_is_left_as_it_was_when_its_weight_is_frozen(mxnet):
+    """The stock shrinks a gradient that backward did not write anew; ours leaves it.
+
+    So from the second step on, the two differ where MXNet keeps an old gradient.
+    """
+    found = {}
+    for base in (Stock, AdaDelta):
+        optimizer, weight, grad = base(rescale_grad=0.5), mxnet.nd.ones(3), mxnet.nd.ones(3)
+        state = optimizer.create_state(0, weight)
+        for _ in range(2):
+            optimizer.update([0], [weight], [grad], [state])
+        found[base] = weight.asnumpy(), grad.asnumpy()
+    assert (found[AdaDelta][1] == 1).all() and (found[Stock][1] == 0.25).all()
+    assert not np.array_equal(found[AdaDelta][0], found[Stock][0])
+    wanted = [np.full(3, value, np.float32) for value in (1, 1, 0, 0)]
+    for _ in range(2):
+        scalars = Hyperparameters(rescale_grad=0.5).scalars(np.float32)
+        update(np, Parameter(*wanted), scalars, 1.0, 0.0)
+    assert_same_bits([found[AdaDelta][0]], [wanted[0]])
