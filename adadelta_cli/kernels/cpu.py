@@ -31,6 +31,7 @@ from numba.np.arrayobj import make_array
 from adadelta_cli.kernels import cache
 from adadelta_cli.kernels.layout import (
     DTypeLayout,
+    KeepsAddresses,
     TensorRef,
     all_arrays,
     group_by_layout,
@@ -360,7 +361,7 @@ def launcher(layout: DTypeLayout) -> Any:
 
 
 @dataclass(frozen=True)
-class PreparedCpuStep:
+class PreparedCpuStep(KeepsAddresses):
     """A step that can be taken any number of times, on tensors at fixed addresses.
 
     Attributes:
@@ -483,7 +484,7 @@ def prepared_step(
         weight_decays: one for each tensor: weight decay times multiplier, in double.
 
     Raises:
-        TypeError, ValueError: as `layout.tensor_ref`.
+        TypeError, ValueError: as `layout.tensor_refs`.
     """
     refs = tensor_refs(parameters, learning_rates, weight_decays)
     return prepared(refs, common, owners=parameters)

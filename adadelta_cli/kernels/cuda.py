@@ -79,7 +79,7 @@ def kernel(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class PreparedGpuStep:
+class PreparedGpuStep(layout.KeepsAddresses):
     """A step that can be taken any number of times, on tensors at fixed addresses.
 
     Attributes:

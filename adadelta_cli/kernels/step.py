@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from importlib import import_module
-from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adadelta_cli.kernels import layout
-from adadelta_cli.update import Hyperparameters, checked
+from adadelta_cli.update import Hyperparameters, Parameter, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from adadelta_cli.update import Parameter
+    from collections.abc import Sequence
 
 
 class FusedStep:
@@ -23,7 +22,8 @@ class FusedStep:
     The result is bit-identical to that of `update.update`, whatever the number of threads;
     subnormals are kept. Make the step once and call it once a training step: it reads the current
     gradients. It keeps references to the arrays, so their memory must not be replaced. Make a new
-    step to change a hyper-parameter.
+    step to change a hyper-parameter. A copy of a step, `copy.deepcopy` and `pickle` included, is a
+    new step on the copied arrays.
 
     On NumPy arrays a call returns when the step is done; calls from several threads take turns. On
     CuPy arrays a call enqueues the step on CuPy's current stream.
@@ -43,9 +43,10 @@ class FusedStep:
 
     Raises:
         ValueError: a hyper-parameter is out of range, there are not as many rates as tensors, or an
-            array is not C-contiguous, has another shape, is read-only, occurs twice, or is on
-            another GPU.
-        TypeError: the combination of dtypes is not supported, or arrays are in different memories.
+            array is not C-contiguous, has another shape, is read-only, shares memory with another
+            one (gradients may), or is on another GPU.
+        TypeError: `parameters` has something else than parameters of arrays, the combination of
+            dtypes is not supported, or arrays are in different memories.
 
     Example:
         >>> import numpy as np
@@ -72,26 +73,57 @@ class FusedStep:
         rescale_grad: float = 1.0,
         clip_gradient: float | None = None,
     ) -> None:
-        tensors = list(parameters)
+        tensors = _tensors(parameters)
         rates = _one_each("learning_rate", learning_rate, len(tensors))
         weight_decays = _one_each("wd", wd, len(tensors))
         common = Hyperparameters(
             rho=rho, epsilon=epsilon, rescale_grad=rescale_grad, clip_gradient=clip_gradient
         )
-        on_gpu = any(hasattr(p.weight, layout.CUDA) for p in tensors)
+        self._given = tensors, common.doubles, rates, weight_decays
+        self._prepare()
+
+    def _prepare(self) -> None:
+        on_gpu = any(hasattr(p.weight, layout.CUDA) for p in self._given[0])
         kernel = import_module(f"adadelta_cli.kernels.{'cuda' if on_gpu else 'cpu'}")
-        self._step = kernel.prepared_step(tensors, common.doubles, rates, weight_decays)
+        self._step = kernel.prepared_step(*self._given)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the prepared step: it has the addresses of these arrays."""
+        return {name: value for name, value in vars(self).items() if name != "_step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepare the step anew, on the copied arrays."""
+        vars(self).update(state)
+        self._prepare()
 
     def __call__(self) -> None:
         """Take one step with the current gradients."""
         self._step()
 
 
+def _tensors(parameters: Any) -> list[Parameter]:
+    """List the parameters; raise TypeError unless they are parameters."""
+    if not isinstance(parameters, Iterable):
+        raise TypeError(
+            f"parameters is a {type(parameters).__name__}; expected a list of Parameters"
+        )
+    tensors = list(parameters)
+    for k, each in enumerate(tensors):
+        if not isinstance(each, Parameter):
+            raise TypeError(
+                f"parameters[{k}] is a {type(each).__name__}; expected a Parameter(weight, grad, "
+                "acc_grad, acc_delta)"
+            )
+    return tensors
+
+
 def _one_each(name: str, value: float | Sequence[float], count: int) -> list[float]:
     """Return a number for each of `count` tensors."""
-    if isinstance(value, (Real, np.number)):
-        return [checked(name, value, "a finite number")] * count
-    numbers: list[float] = list(value)  # type: ignore[arg-type] # mypy does not know np.number
+    unordered = isinstance(value, (str, bytes, Mapping, AbstractSet))
+    if unordered or not isinstance(value, Iterable) or np.ndim(value) == 0:
+        number = value.item() if isinstance(value, np.ndarray) else value
+        return [checked(name, number, "a finite number, or one for each tensor")] * count
+    numbers: list[float] = list(value)
     if len(numbers) != count:
         raise ValueError(
             f"{name} has {len(numbers)} numbers for {count} tensors; expected one number for all, "

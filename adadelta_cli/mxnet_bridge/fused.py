@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadelta_cli.kernels.layout import KeepsAddresses, TensorRef
 from adadelta_cli.mxnet_bridge import probe, runtime
 from adadelta_cli.system import gpu
 from adadelta_cli.update import Parameter, Scalars
@@ -32,7 +33,7 @@ def handles_of(tensors: Sequence[Sequence[Any]]) -> np.ndarray:
     return np.array([row if len(row) == 5 else [*row, 0] for row in rows], np.uint64)
 
 
-class FusedMxnetStep:
+class FusedMxnetStep(KeepsAddresses):
     """The step on tensors whose arrays are the same objects in each step.
 
     Each step queries dtypes, shapes, devices and addresses: an operator may have moved an array to
@@ -86,6 +87,18 @@ class FusedMxnetStep:
             elif code:
                 self._check(code)
 
+    def refs(self) -> list[TensorRef]:
+        """Describe the tensors of a step that is `supported`, rates and weight decays apart."""
+        from adadelta_cli.mxnet_bridge import ndarray_table
+
+        layouts = self._inspect()
+        _, _, sizes, addresses = self._cpu.columns(self._table)
+        rows = zip(layouts.tolist(), addresses.tolist(), sizes.tolist(), strict=True)
+        return [
+            TensorRef(ndarray_table.LAYOUT_OF[number], tuple(row), size, 0.0, 0.0)
+            for number, row, size in rows
+        ]
+
     def _inspect(self) -> np.ndarray:
         """Put sizes and addresses into the table; return the tensors' layouts."""
         from adadelta_cli.mxnet_bridge import ndarray_table
@@ -107,7 +120,7 @@ class FusedMxnetStep:
             self._cpu.launcher(ndarray_table.LAYOUT_OF[number])(table)
 
 
-class FusedMxnetGpuStep:
+class FusedMxnetGpuStep(KeepsAddresses):
     """As `FusedMxnetStep`, on tensors in the memory of a GPU.
 
     CuPy gets the arrays over DLPack, without a copy, and launches the kernel. This was never run on

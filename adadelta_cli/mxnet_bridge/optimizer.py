@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import operator
 import sys
 import warnings
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +64,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             `lr_scheduler`, `multi_precision`, `param_dict`, `aggregate_num`, and so on.
 
     Raises:
+        TypeError: a keyword is unknown.
         ValueError: a hyper-parameter is out of range.
 
     Example:
@@ -80,6 +84,9 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         use_fused_step: bool = False,
         **kwargs: Any,
     ) -> None:
+        _check_keywords(kwargs)
+        if not isinstance(use_fused_step, (bool, np.bool_, type(None))):
+            raise ValueError(f"use_fused_step is {use_fused_step!r}; allowed is True or False")
         if learning_rate is not None:
             checked("learning_rate", learning_rate, "a finite number, or None")
             _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
@@ -172,9 +179,11 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         """Take a step as `update` does; with `multi_precision` on float32 masters.
 
         The fused step reads the float16 gradient and writes master and float16 weight in one pass,
-        without copies.
+        without copies. A subclass gets MXNet's own way: it calls `update`, which may be overridden.
         """
-        if self.use_fused_step:
+        if type(self) is not AdaDelta:
+            super().update_multi_precision(indices, weights, grads, states)
+        elif self.use_fused_step:
             self._fused(indices, weights, grads, states, masters=self.multi_precision)
         else:
             masters = self.multi_precision
@@ -226,9 +235,10 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
     def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
         common = self._hyperparameters()
+        for error in filter(None, map(_error_of, parameters)):  # before the first is changed
+            raise error
         with mx.util.np_shape(True):
             for index, parameter in zip(indices, parameters, strict=True):
-                _check_dense("gradient", parameter.grad)
                 learning_rate, wd = self._count(index)
                 views = Parameter(*(array.as_np_ndarray() for array in parameter.arrays))
                 update(mx.np, views, common.rounded(views.acc_grad.dtype), learning_rate, wd)
@@ -247,7 +257,9 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         flush = runtime.wait_and_get_ftz()
         bound = self._bound.get(indices[0])
         if bound is None or not bound.holds(weights, grads, states, masters):
-            bound = self._bound[indices[0]] = _Bound(weights, grads, states, masters)
+            bound = _Bound(weights, grads, states, masters)
+            bound.check_disjoint(indices)
+            self._bound[indices[0]] = bound
         rates, weight_decays = self._count_all(indices)
         bound.step(rates, weight_decays, common, flush=flush)
 
@@ -274,6 +286,11 @@ class _Bound:
         cacheable = all(map(_is_immutable, states))
         self._given = [*weights, *grads, *states] if cacheable else []
         self._masters = masters
+
+    def check_disjoint(self, indices: Indices) -> None:
+        """Raise ValueError if arrays that the step writes share memory; `kernels.cuda` does so."""
+        if isinstance(self.step, FusedMxnetStep):
+            layout.check_disjoint(self.step.refs(), indices)
 
     def holds(self, weights: Arrays, grads: Arrays, states: States, masters: bool) -> bool:
         """Return whether the step is valid for these objects."""
@@ -334,20 +351,45 @@ def _error_of(parameter: Parameter) -> Exception | None:
     sparse = [array for array in arrays if array.stype != "default"]
     if sparse:
         return _sparse_error("weight" if sparse[0] is parameter.weight else "gradient", sparse[0])
-    shapes = {array.shape for array in arrays}
-    if len(shapes) > 1:
-        return ValueError(f"weight, gradient and states must have one shape; got {sorted(shapes)}")
+    if len({array.shape for array in arrays}) > 1:
+        given = ", ".join(f"{array.shape} {np.dtype(array.dtype).name}" for array in arrays)
+        return ValueError(f"weight, gradient and states must have one shape; they are {given}")
     devices = {str(array.device) for array in arrays}
-    if len(devices) > 1:
+    if len(devices) > 1 and not all(device.startswith("cpu") for device in devices):
         return TypeError(
-            f"weight, gradient and states are on {', '.join(sorted(devices))}; the fused step "
-            "takes arrays on one device: copy them (as_in_context), or pass use_fused_step=False"
+            f"weight, gradient and states are on {', '.join(sorted(devices))}; AdaDelta "
+            "takes arrays on one device: copy them (as_in_context)"
         )
     try:
         layout.layout_of(*(array.dtype for array in arrays))
     except TypeError as error:
         return error
     return None
+
+
+# What other libraries, or people, call a keyword.
+SYNONYMS = {
+    "eps": "epsilon",
+    "lr": "learning_rate",
+    "weight_decay": "wd",
+    "momentum": "rho",
+    "decay": "rho",
+    "alpha": "rho",
+    "clip": "clip_gradient",
+    "fused": "use_fused_step",
+    "scheduler": "lr_scheduler",
+}
+
+
+def _check_keywords(given: dict[str, Any]) -> None:
+    """Raise TypeError for an unknown keyword; name it and the one that was probably meant."""
+    known = set(inspect.signature(AdaDelta.__init__).parameters)
+    known |= set(inspect.signature(mx.optimizer.Optimizer.__init__).parameters)
+    known -= {"self", "kwargs"}
+    for name in given.keys() - known:
+        meant = SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, known)), None)
+        advice = f"did you mean {meant}?" if meant else f"allowed are {', '.join(sorted(known))}"
+        raise TypeError(f"AdaDelta has no keyword {name!r}; {advice}")
 
 
 def _aggregate_num(given: float | None, fused: bool) -> int:
@@ -358,9 +400,10 @@ def _aggregate_num(given: float | None, fused: bool) -> int:
     """
     if given is None:
         return sys.maxsize if fused else 1
-    if not given >= 1:
-        raise ValueError(f"aggregate_num is {given!r}; allowed is a number from 1 on, or infinity")
-    return sys.maxsize if math.isinf(given) else int(given)
+    allowed = "a number that is not negative (0 and 1: one at a time), or infinity"
+    if given == math.inf:
+        return sys.maxsize
+    return int(checked("aggregate_num", given, allowed, ok=isinstance(given, Real) and given >= 0))
 
 
 def _overwrite_base_rate(scheduler: Any, learning_rate: float) -> None:
@@ -423,8 +466,8 @@ def _converted(loaded: Any, before: AdaDelta, path: Any) -> AdaDelta:
     """Make an AdaDelta with the state of the loaded optimizer and the options of `before`."""
     if not isinstance(loaded, (AdaDelta, mx.optimizer.adadelta.AdaDelta)):
         raise TypeError(f"{path} was saved by {type(loaded)}; expected an AdaDelta's states")
-    optimizer = AdaDelta.__new__(AdaDelta)
-    optimizer.__setstate__(loaded.__getstate__())
+    optimizer = type(before).__new__(type(before))  # of the trainer's own class
+    optimizer.__setstate__({**before.__getstate__(), **loaded.__getstate__()})
     optimizer.use_fused_step = before.use_fused_step
     optimizer.aggregate_num = before.aggregate_num
     optimizer._hyperparameters()  # noqa: SLF001 - a file is input: raises if a value is out of range

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import itertools
+import pickle
 import subprocess
 import sys
 import weakref
 
+import numpy as np
 import pytest
 from conftest import random_arrays, simulated_gpu
 
+from adadelta_cli import FusedStep
 from adadelta_cli.kernels import cpu, cuda, layout
 from adadelta_cli.update import Hyperparameters, Parameter
 
@@ -76,3 +81,119 @@ def test_a_step_after_the_list_was_cleared_is_no_use_after_free(views):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100
     )
     assert done.returncode == 0 and done.stdout == "whole\n", done.stderr
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_keeps_addresses_is_not_copied(monkeypatch, where, copied):
+    """A copy would write into the original's arrays."""
+    prepare = cpu.prepared_step if where == "cpu" else prepared_on_simulated_gpu(monkeypatch)
+    parameter = Parameter(*random_arrays(3))
+    with simulated_gpu():
+        step = prepare([parameter], Hyperparameters().doubles, [1.0], [0.0])
+    for each in (step, layout.tensor_ref(parameter, 1.0, 0.0)):
+        with pytest.raises(TypeError, match="keeps addresses"):
+            copied(each)
+
+
+# --- arrays that share memory ---------------------------------------------------------------------
+
+
+def two_tensors(shared, first, second, shift):
+    """Make two tensors; `first` of one and `second` of the other are `shift` elements apart."""
+    memory = np.zeros(40, np.float32)
+    tensors = [dict(zip(layout.NAMES, random_arrays(10, seed=k), strict=True)) for k in range(2)]
+    tensors[0][first] = memory[10:20]
+    tensors[0 if shared else 1][second] = memory[10 + shift : 20 + shift]
+    return [Parameter(*each.values()) for each in tensors]
+
+
+def names_of(*arrays):
+    """Make a pattern of the two names, in any order."""
+    one, other = (f"{name} of parameter {k}" for name, k in arrays)
+    return f"({one} and {other})|({other} and {one})"
+
+
+@pytest.mark.parametrize("shift", [0, 1, 9, -9])
+@pytest.mark.parametrize("second", layout.NAMES)
+@pytest.mark.parametrize("first", layout.NAMES)
+def test_what_is_written_overlaps_nothing(first, second, shift):
+    """Else the result depends on who comes first. Gradients are only read."""
+    tensors = two_tensors(False, first, second, shift)
+    if first == second == "gradient":
+        FusedStep(tensors)
+        return
+    with pytest.raises(ValueError, match=names_of((first, 0), (second, 1))):
+        FusedStep(tensors)
+    if first != second:
+        with pytest.raises(ValueError, match=names_of((first, 0), (second, 0))):
+            FusedStep(two_tensors(True, first, second, shift))
+
+
+@pytest.mark.parametrize("shift", [10, -10, 15])
+def test_disjoint_views_of_one_array_are_allowed(shift):
+    """Their bytes do not overlap, side by side or apart."""
+    for first, second in itertools.product(layout.NAMES, repeat=2):
+        FusedStep(two_tensors(False, first, second, shift))
+
+
+def test_an_overlap_behind_a_longer_array_is_found():
+    """Sorted by address, the two are no neighbours."""
+    memory = np.zeros(100, np.float32)
+    parameters = [Parameter(*random_arrays(10, seed=k)) for k in range(3)]
+    long = Parameter(memory, *random_arrays(100)[1:])
+    inside = [
+        Parameter(p.weight, memory[k : k + 10], *p.arrays[2:]) for k, p in enumerate(parameters)
+    ]
+    late = Parameter(memory[90:], *random_arrays(10)[1:])
+    with pytest.raises(ValueError, match="weight of parameter 0"):
+        FusedStep([long, *inside])
+    with pytest.raises(ValueError, match=names_of(("weight", 0), ("weight", 1))):
+        FusedStep([long, late])
+
+
+def test_a_master_and_its_weight_are_checked():
+    """A float16 weight has the bytes of its dtype."""
+    half, grad = (np.ones(8, np.float16) for _ in range(2))
+    memory = np.zeros(24, np.float32)
+    states = memory[:8], memory[8:16]
+    FusedStep([Parameter(half, grad, *states, memory[16:])])
+    with pytest.raises(ValueError, match=names_of(("acc_delta", 0), ("master", 0))):
+        FusedStep([Parameter(half, grad, *states, memory[15:23])])
+    with pytest.raises(ValueError, match=names_of(("weight", 0), ("master", 0))):
+        FusedStep([Parameter(memory[20:].view(np.float16), grad, *states, memory[16:])])
+
+
+def test_empty_tensors_share_nothing():
+    """Wherever they are."""
+    empty = Parameter(*random_arrays(10)[:1] * 4)
+    FusedStep([Parameter(*(array[:0] for array in empty.arrays))] * 2)
+    with pytest.raises(ValueError, match="share memory"):
+        FusedStep([empty])
+
+
+# --- rates ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "1", None, [1.0]])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_rate_that_is_no_finite_number_is_refused(which, wrong):
+    """It would ruin the weights; the message names it."""
+    numbers = [[1.0, 1.0], [0.0, 0.0]]
+    numbers[which][1] = wrong
+    parameters = [Parameter(*random_arrays(3, seed=k)) for k in range(2)]
+    name = ("learning_rates", "weight_decays")[which]
+    with pytest.raises(ValueError, match=rf"{name}\[1\] is"):
+        cpu.prepared_step(parameters, Hyperparameters().doubles, *numbers)
+
+
+def test_a_number_in_place_of_a_sequence_is_refused():
+    """By its name, before Python says that it has no length."""
+    parameters, common = [Parameter(*random_arrays(3))], Hyperparameters().doubles
+    for wrong in ((parameters, common, 1.0, [0.0]), (parameters, common, [1.0], 0.0)):
+        with pytest.raises(TypeError, match=r"is a float; expected a sequence"):
+            cpu.prepared_step(*wrong)
+    with pytest.raises(TypeError, match="parameters is a Parameter"):
+        cpu.prepared_step(parameters[0], common, [1.0], [0.0])
+    with pytest.raises(TypeError, match="a tensor is a list"):
+        cpu.prepared_step([random_arrays(3)], common, [1.0], [0.0])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import pickle
+
 import numpy as np
 import pytest
 from conftest import AWKWARD, assert_same_bits, random_arrays
@@ -89,3 +93,96 @@ def test_an_unknown_argument_is_refused():
 def test_no_tensors_is_no_step():
     """An empty model is updated by doing nothing."""
     FusedStep([])()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (5, "parameters is a int"),
+        (None, "parameters is a NoneType"),
+        (tensors()[1], "parameters is a Parameter"),
+        ([[1.0, 2.0]], r"parameters\[0\] is a list"),
+        ([Parameter([1.0], *random_arrays(1)[1:])], "weight is a list"),
+        ([Parameter(*random_arrays(1)[:3], 2.0)], "acc_delta is a float"),
+        ([Parameter(np.float32(1), *random_arrays(())[1:])], "weight is a float32"),
+    ],
+)
+def test_what_is_no_parameter_is_a_type_error(wrong, named):
+    """It names what was given; a NumPy scalar has only the address of a copy."""
+    with pytest.raises(TypeError, match=named):
+        FusedStep(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "123", {1.0, 2.0, 3.0}, {0: 1, 1: 2, 2: 3}, [None] * 3, True]
+)
+@pytest.mark.parametrize("name", ["learning_rate", "wd"])
+def test_what_is_no_rate_is_a_value_error(name, wrong):
+    """Text and unordered containers have no rate for each tensor."""
+    with pytest.raises(ValueError, match=f"{name}.* is .*; allowed is a finite number"):
+        FusedStep(tensors(), **{name: wrong})
+
+
+def test_a_rate_may_be_an_array_without_dimensions():
+    """As NumPy's reductions give it."""
+    got, wanted = tensors(), tensors()
+    FusedStep(got, learning_rate=np.array(0.5))()
+    FusedStep(wanted, learning_rate=0.5)()
+    for a, b in zip(got, wanted, strict=True):
+        assert_same_bits(a.arrays, b.arrays)
+
+
+# --- copies ---------------------------------------------------------------------------------------
+
+
+class Named(FusedStep):
+    """A subclass with an attribute."""
+
+    name = "none"
+
+
+def pickled(step):
+    """Copy through bytes."""
+    return pickle.loads(pickle.dumps(step))  # noqa: S301 - our own bytes
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
+def test_a_copy_has_arrays_of_its_own(copied):
+    """The original stays as it was, and the copy's step is the original's."""
+    parameters, untouched = tensors(), tensors()
+    step = Named(parameters, learning_rate=0.5, wd=[0.1, 0.2, 0.3], rho=0.8)
+    step.name = "mine"
+    together, again = copied((parameters, step))
+    assert again.name == "mine" and type(again) is Named
+    again()
+    for a, b in zip(parameters, untouched, strict=True):
+        assert_same_bits(a.arrays, b.arrays)
+    step()
+    for a, b in zip(together, parameters, strict=True):
+        assert_same_bits(a.arrays, b.arrays)
+
+
+def test_a_shallow_copy_has_the_same_arrays():
+    """As for any object."""
+    parameters, wanted = tensors(), tensors()
+    copy.copy(FusedStep(parameters))()
+    FusedStep(wanted)()
+    for a, b in zip(parameters, wanted, strict=True):
+        assert_same_bits(a.arrays, b.arrays)
+
+
+def step_in_child(step):
+    """Take the step in another process; return its first weight."""
+    step()
+    return step._given[0][0].weight
+
+
+def test_a_step_can_go_to_another_process():
+    """Where the addresses of this one are someone else's, or nobody's."""
+    parameters = [Parameter(*(np.ones(2_000_000, np.float32) for _ in range(4)))]
+    step = FusedStep(parameters)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        got = pool.apply(step_in_child, (step,))
+    assert (parameters[0].weight == 1).all()
+    step()
+    assert_same_bits([got], [parameters[0].weight])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -23,6 +24,7 @@ if not HAS_MXNET:
 import adadelta_cli
 from adadelta_cli import AdaDelta
 from adadelta_cli.mxnet_bridge import runtime
+from adadelta_cli.mxnet_bridge.fused import FusedMxnetStep
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 mx = runtime.load_mxnet()
@@ -158,10 +160,12 @@ def test_tensors_of_all_kinds_in_one_call(mxnet):
     for fused in (False, True):
         optimizer = AdaDelta(**AWKWARD, use_fused_step=fused)
         dtypes = ["float32", "float64", "float16", "float32"]
-        weights = [mxnet.nd.array([1, -2, 3], dtype=dtype) for dtype in dtypes]
+        weights, grads = (
+            [mxnet.nd.array([1, -2, 3], dtype=dtype) for dtype in dtypes] for _ in range(2)
+        )
         states = [optimizer.create_state(k, weight) for k, weight in enumerate(weights)]
         for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1], [0, 3]):
-            chosen = [[each[k] for k in order] for each in (weights, weights, states)]
+            chosen = [[each[k] for k in order] for each in (weights, grads, states)]
             optimizer.update(order, *chosen)
         results.append([array.asnumpy() for array in weights + flat(states)])
     assert_same_bits(results[1], results[0])
@@ -221,7 +225,7 @@ def test_the_number_of_chunks_can_be_overridden(mxnet):
         state = optimizer.create_state(0, weight)
         for chunks in (cpu.n_chunks(), 7):
             with cpu.override_chunks(chunks):
-                optimizer.update([0], [weight], [weight], [state])
+                optimizer.update([0], [weight], [weight.copy()], [state])
             found.append(int(optimizer._bound[0].step._table[cpu.CHUNKS]))
     assert found == [cpu.n_chunks(), 7, 1, 1]
 
@@ -614,7 +618,6 @@ def test_pickled_optimizers_are_themselves():
         {"rho": "0.9"},
         {"wd": None},
         {"rho": [0.9]},
-        {"aggregate_num": 0},
         {"aggregate_num": -1},
         {"learning_rate": 10**400},
     ],
@@ -784,7 +787,7 @@ def test_no_warning_from_our_own_code(mxnet):
         optimizer = AdaDelta(use_fused_step=True)
         weight = mxnet.nd.ones(3, dtype="float16")
         optimizer.update(
-            [0], [weight], [weight], [optimizer.create_state_multi_precision(0, weight)]
+            [0], [weight], [weight.copy()], [optimizer.create_state_multi_precision(0, weight)]
         )
 
 
@@ -809,3 +812,164 @@ def test_lists_of_different_lengths(mxnet, fused):
     states = [optimizer.create_state(k, w) for k, w in enumerate(weights)]
     with pytest.raises(ValueError, match=r"expected|argument 2 is longer"):
         optimizer.update([0], weights, weights, states)
+
+
+# --- drop-in --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, np.int64(3), np.inf, None])
+def test_aggregate_num_as_stock(mxnet, given):
+    """What the stock takes, ours does, with the same number of parameters a call."""
+    calls = {}
+    for base in (Stock, AdaDelta):
+
+        class Counting(base):
+            def update_multi_precision(self, indices, *others):
+                calls.setdefault(base, []).append(list(indices))  # noqa: B023
+                super().update_multi_precision(indices, *others)
+
+        updater = mxnet.optimizer.Updater(Counting(aggregate_num=given))
+        weights = [mxnet.nd.ones(3) for _ in range(4)]
+        updater([0, 1, 2, 3], [mxnet.nd.ones(3) for _ in range(4)], weights)
+    assert calls.get(Stock) == calls.get(AdaDelta)
+
+
+@pytest.mark.parametrize("given", [-1, -math.inf, math.nan, "2", [2], True])
+def test_a_wrong_aggregate_num_is_a_value_error(given):
+    """It names what is allowed."""
+    with pytest.raises(ValueError, match=r"aggregate_num is .*allowed is"):
+        AdaDelta(aggregate_num=given)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("method", ["update", "step", "fused_step"])
+@pytest.mark.parametrize("through_mixin", [False, True])
+def test_a_subclass_is_called(mxnet, fused, method, through_mixin):
+    """An override of `update`, `step` or `fused_step` is an extension point of MXNet's."""
+
+    def override(self, indices, weights, grads, states):
+        self.calls += 1
+        getattr(super(override.owner, self), method)(
+            indices, weights, [grad * 0 for grad in grads], states
+        )
+
+    if through_mixin:
+        mixin = type("Mixin", (), {method: override})
+        centred = type("Centred", (mixin, AdaDelta), {"calls": 0})
+        override.owner = mixin
+    else:
+        centred = override.owner = type("Centred", (AdaDelta,), {"calls": 0, method: override})
+    optimizer, weight = centred(use_fused_step=fused), mxnet.nd.ones(3)
+    updater = mxnet.optimizer.Updater(optimizer)
+    for _ in range(3):
+        updater([0], [mxnet.nd.ones(3)], [weight])
+    called = method in ("update", "fused_step" if fused else "step")
+    assert optimizer.calls == 3 * called
+    assert (weight.asnumpy() == 1).all() == called
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("wrong", ["shape", "dtype", "sparse"])
+def test_nothing_changes_before_every_tensor_was_checked(mxnet, fused, wrong):
+    """A wrong gradient in the middle leaves the tensors before it unchanged, and no count."""
+    weights, grads = ([mxnet.nd.ones((2, 3)) for _ in range(3)] for _ in range(2))
+    optimizer = AdaDelta(use_fused_step=fused)
+    states = [optimizer.create_state(k, weight) for k, weight in enumerate(weights)]
+    grads[1] = {
+        "shape": mxnet.nd.ones(3),
+        "dtype": mxnet.nd.ones((2, 3), dtype="float64"),
+        "sparse": mxnet.nd.ones((2, 3)).tostype("row_sparse"),
+    }[wrong]
+    named = {"shape": r"\(2, 3\) float32, \(3,\) float32", "dtype": "float64", "sparse": "row_sp"}
+    for update_ in (optimizer.update, optimizer.update_multi_precision):
+        with pytest.raises((TypeError, ValueError), match=named[wrong]):
+            update_([0, 1, 2], weights, grads, states)
+    assert all((weight.asnumpy() == 1).all() for weight in weights)
+    assert not any(state.asnumpy().any() for state in flat(states))
+    assert optimizer.num_update == 0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_net_cast_midway_is_refused(mxnet, fused):
+    """The states keep the dtype that they were made for."""
+    optimizer, weight = AdaDelta(use_fused_step=fused), mxnet.nd.ones(3)
+    updater = mxnet.optimizer.Updater(optimizer)
+    updater([0], [mxnet.nd.ones(3)], [weight])
+    wide = weight.astype("float64")
+    with pytest.raises(TypeError, match="float64, float64, float32, float32"):
+        updater([0], [wide], [wide])
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_tied_weights_are_refused_by_the_fused_step(mxnet, overlap):
+    """They are named by their indices; disjoint views are allowed."""
+    memory = mxnet.nd.ones(20)
+    weights = [memory[0:10], memory[9:19] if overlap else memory[10:20]]
+    grads = [mxnet.nd.ones(10) for _ in range(2)]
+    optimizer = AdaDelta(use_fused_step=True)
+    states = [optimizer.create_state(k, weight) for k, weight in enumerate(weights)]
+    for _ in range(2):
+        if overlap:
+            with pytest.raises(ValueError, match="weight of parameter 4 and weight of parameter 7"):
+                optimizer.update([4, 7], weights, grads, states)
+            assert (memory.asnumpy() == 1).all() and optimizer.num_update == 0
+        else:
+            optimizer.update([4, 7], weights, grads, states)
+    mine = weights[0], optimizer.create_state(0, weights[0])
+    with pytest.raises(ValueError, match="of parameter 3 and .* of parameter 3"):
+        optimizer.update([3], mine[:1], mine[:1], mine[1:])
+
+
+def test_mxnet_steps_are_not_copied(mxnet):
+    """They have handles and addresses."""
+    array = mxnet.nd.ones(3)
+    tensors = [[array, *(array.copy() for _ in range(3))]]
+    step = FusedMxnetStep(tensors)
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="keeps addresses"):
+            copied(step)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("eps", "epsilon"),
+        ("lr", "learning_rate"),
+        ("weight_decay", "wd"),
+        ("epsilom", "epsilon"),
+        ("multi_precison", "multi_precision"),
+        ("foo", "wd"),
+    ],
+)
+def test_an_unknown_keyword_is_named(name, meant):
+    """With the one that was probably meant, or all of them."""
+    with pytest.raises(TypeError, match=rf"'{name}'.*\b{meant}\b"):
+        AdaDelta(**{name: 0.5})
+
+
+@pytest.mark.parametrize("given", ["no", "False", 2, 0.0, []])
+def test_use_fused_step_is_a_bool(given):
+    """A text is true, whatever it says."""
+    with pytest.raises(ValueError, match="use_fused_step is"):
+        AdaDelta(use_fused_step=given)
+
+
+def test_a_gradient_is_left_as_it_was_when_its_weight_is_frozen(mxnet):
+    """The stock shrinks a gradient that backward did not write anew; ours leaves it.
+
+    So from the second step on, the two differ where MXNet keeps an old gradient.
+    """
+    found = {}
+    for base in (Stock, AdaDelta):
+        optimizer, weight, grad = base(rescale_grad=0.5), mxnet.nd.ones(3), mxnet.nd.ones(3)
+        state = optimizer.create_state(0, weight)
+        for _ in range(2):
+            optimizer.update([0], [weight], [grad], [state])
+        found[base] = weight.asnumpy(), grad.asnumpy()
+    assert (found[AdaDelta][1] == 1).all() and (found[Stock][1] == 0.25).all()
+    assert not np.array_equal(found[AdaDelta][0], found[Stock][0])
+    wanted = [np.full(3, value, np.float32) for value in (1, 1, 0, 0)]
+    for _ in range(2):
+        scalars = Hyperparameters(rescale_grad=0.5).scalars(np.float32)
+        update(np, Parameter(*wanted), scalars, 1.0, 0.0)
+    assert_same_bits([found[AdaDelta][0]], [wanted[0]])
