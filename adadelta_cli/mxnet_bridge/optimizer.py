@@ -64,7 +64,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             `lr_scheduler`, `multi_precision`, `param_dict`, `aggregate_num`, and so on.
 
     Raises:
-        TypeError: a keyword is unknown.
+        TypeError: a keyword is unknown, or `use_fused_step` is no bool.
         ValueError: a hyper-parameter is out of range.
 
     Example:
@@ -86,7 +86,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
     ) -> None:
         _check_keywords(kwargs)
         if not isinstance(use_fused_step, (bool, np.bool_, type(None))):
-            raise ValueError(f"use_fused_step is {use_fused_step!r}; allowed is True or False")
+            raise TypeError(f"use_fused_step is {use_fused_step!r}; allowed is True or False")
         if learning_rate is not None:
             checked("learning_rate", learning_rate, "a finite number, or None")
             _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
