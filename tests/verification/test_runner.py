@@ -341,7 +341,7 @@ def test_the_naive_engine_is_refused(tmp_path):
     [
         (["--impl", "nonesuch"], 2, "nonesuch"),
         (["--case", "nonesuch"], 2, "nonesuch"),
-        (["--sizes", "many"], 2, "no size"),
+        (["--sizes", "many"], 2, "not a size"),
         (["--steps", "0"], 2, "--steps"),
         (["nonesuch.yaml"], 2, "nonesuch.yaml"),
         (["--ctx", "gpu", "--peers"], 2, "leave out --ctx"),
