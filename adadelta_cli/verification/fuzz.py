@@ -290,8 +290,8 @@ def _simpler(case: FuzzedCase) -> SearchStrategy[FuzzedCase]:
 
 # --- every length ---------------------------------------------------------------------------------
 
-GROWTH = 1.06  # from one length to the next: finds a failure in any window of 6 %
-MOST, FULL_MOST = 1_150_000, 4_400_000  # beyond 2^20; with --full beyond 2^22
+GROWTH = 1.065  # from one length to the next: finds a failure in any window of 6.5 %
+MOST, FULL_MOST = 1_050_000, 4_400_000  # beyond 2^20; with --full beyond 2^22
 LENGTH_FILL = "tiled"
 HYPER = Hyperparameters(0.7, 0.95, 1e-5, 0.013, 0.37, 0.9)
 
