@@ -471,7 +471,7 @@ def test_a_gpu_that_is_lost_is_no_verdict_on_a_step(tmp_path):
         environment = {f"SIMULATED_GPU_{name}": value for name, value in fault.items()}
         done = adadelta("bench", "--ctx", "gpu", *where, **environment)
         assert done.returncode == 4, done.stdout + done.stderr
-        told = "GPU ran out of memory" if "MEMORY" in fault else "the GPU failed during the"
+        told = "the GPU ran out of memory" if "MEMORY" in fault else "the GPU failed during the"
         assert re.search(f"^Error: {told}", done.stderr, re.MULTILINE), done.stderr
         assert "Traceback" not in done.stderr
 
