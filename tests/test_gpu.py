@@ -178,6 +178,7 @@ def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simul
 # --- kernels of one's own -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_cupy_example_passes(tmp_path):
     """A user's function gets CuPy arrays, and is compared within the bounds of any order."""
@@ -287,6 +288,7 @@ def test_run_trains_on_the_device(tmp_path, problem):
     assert summary["end"]["loss"] < summary["start"]["loss"]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_run_goes_on_where_it_stopped(tmp_path):
     """A checkpoint of the device, resumed, ends with the bytes of a run that never stopped."""
@@ -410,6 +412,7 @@ def test_no_grid_is_larger_than_a_gpu_takes():
     assert cuda.MOST_BLOCKS <= 2**31 - 1
 
 
+@pytest.mark.slow
 def test_a_gpu_of_another_number_is_the_one_that_computes(tmp_path):
     """Its own processes make it the current one, and look at its memory."""
     where = ("--sizes", 100, *QUICK, "--impl", "cupy-fused", "--out", tmp_path)
@@ -420,6 +423,7 @@ def test_a_gpu_of_another_number_is_the_one_that_computes(tmp_path):
     assert [row["ctx"] for row in document["rows"]] == ["gpu:1"]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_wrong_kernel_on_a_gpu_gets_no_time(tmp_path):
     """It is checked before it is timed, on the arrays that it is timed on."""
@@ -541,6 +545,7 @@ def test_a_device_beyond_the_last_is_told_how_many_there_are(simulated, monkeypa
         array_backends.backend("cupy", Device("gpu", 2))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(HAS_CUPY, reason="CuPy is installed here")
 def test_no_cupy_at_all_is_told(tmp_path):
     """With the command that installs it; the driver is looked for without it."""

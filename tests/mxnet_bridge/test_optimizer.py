@@ -762,6 +762,7 @@ def test_importing_the_package_imports_nothing_heavy():
     )
 
 
+@pytest.mark.slow
 def test_the_naive_engine():
     """With MXNET_ENGINE_TYPE=NaiveEngine the main thread computes, and the bits are the same."""
     code = (

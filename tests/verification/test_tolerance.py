@@ -184,7 +184,10 @@ CHOSEN = {
 
 
 @pytest.mark.parametrize("chosen", CHOSEN)
-@pytest.mark.parametrize("fault", ["garbage", "nan", "infinity"])
+@pytest.mark.parametrize(
+    "fault",
+    ["garbage", *(pytest.param(each, marks=pytest.mark.slow) for each in ("nan", "infinity"))],
+)
 def test_garbage_fails_through_every_way_to_choose_cases(tmp_path, recording, chosen, fault):
     """The exit code is 1."""
     how = CHOSEN[chosen] | ({"replay": recording} if chosen == "--replay" else {})
@@ -250,6 +253,7 @@ def test_shapes_and_alignments_are_those_of_real_tensors(tmp_path, fault):
     assert any(row.passed is False for row in rows)
 
 
+@pytest.mark.slow
 def test_the_ends_of_a_tensor_are_compared_before_it_is_timed(tmp_path):
     """All of them, though of a large tensor only some elements between."""
     name = write(tmp_path, TAIL)
