@@ -186,10 +186,14 @@ class WideStep(NamedTuple):
         return self.ratio * self.x
 
     def ulp(self, tensor: str, dtype: np.dtype) -> np.ndarray:
-        """Return the unit in the last place of the scale of each result."""
-        largest = WIDE(np.finfo(dtype).max) / 2
-        scale = np.nan_to_num(np.minimum(self.scales[tensor], largest), nan=1.0)
-        return np.spacing(scale.astype(dtype))
+        """Return the unit in the last place of the scale of each result, WIDE.
+
+        The scale may be beyond the range of the dtype, where large operands cancelled.
+        """
+        info = np.finfo(dtype)
+        scale = np.nan_to_num(self.scales[tensor], nan=1.0, posinf=float(info.max) / 2)
+        ulp = np.spacing(scale) * WIDE(2.0) ** (np.finfo(WIDE).nmant - info.nmant)
+        return np.maximum(ulp, WIDE(info.smallest_subnormal))
 
     @classmethod
     def of(

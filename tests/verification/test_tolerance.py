@@ -548,3 +548,28 @@ def test_a_negative_accumulator_of_the_reference_is_no_fault_of_the_kernel():
 
     rows = adadelta_cli.verify(step, cases=[case], seed=20)
     assert [row.note for row in rows if row.tensor == "acc_delta" and row.passed is False] == []
+
+
+def test_cancellation_beyond_the_range_is_no_false_alarm():
+    """The tolerance of a result is that of its operands, though their squares overflow.
+
+    Found by seed 20 with PyTorch's order, (1 - rho) * g first: g is a difference of numbers ten
+    times as large, whose rounding errors the result keeps, and the reference's g * g overflows.
+    """
+    hyper = "learning_rate=0.0,epsilon=5.8264054,wd=-303.30102,rescale_grad=0.00090710688"
+    case = f"drawn:shapes=3x1x0x0+2341+8766,steps=3,fill=huge,draw=112,{hyper}"
+
+    def step(weight, grad, acc_grad, acc_delta, **settings):
+        real = weight.dtype.type
+        rho, share = real(settings["rho"]), real(1 - settings["rho"])
+        with np.errstate(all="ignore"):
+            g = grad * real(settings["rescale_grad"])
+            g = (g.astype(np.longdouble) + np.longdouble(settings["wd"]) * weight).astype(real)
+            acc_grad[...] = rho * acc_grad + (share * g) * g
+            delta = np.sqrt(acc_delta + real(settings["epsilon"]))
+            delta = delta / np.sqrt(acc_grad + real(settings["epsilon"])) * g
+            acc_delta[...] = rho * acc_delta + (share * delta) * delta
+            weight[...] = weight - real(settings["learning_rate"]) * delta
+
+    rows = adadelta_cli.verify(step, cases=[case], dtypes=["float32"], seed=20)
+    assert [row.note for row in rows if row.passed is False] == []
