@@ -204,17 +204,25 @@ TENSOR_COLORS = {"weight": "C0", "acc_grad": "C1", "acc_delta": "C2", "master": 
 DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
 
 
+def _largest_drawn(errors: Sequence[float]) -> float:
+    """Return where an infinite error is drawn: above the finite ones."""
+    finite = max((each for each in errors if math.isfinite(each)), default=0.0)
+    largest = min(finite, LARGEST_DRAWN)
+    return largest if all(map(math.isfinite, errors)) else 1e3 * max(largest, 1.0)
+
+
 def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     """Plot each tensor's largest error by case, and its bound."""
     from matplotlib.ticker import NullLocator
 
     panel: Axes = part.subplots()
     cases = list(dict.fromkeys(row.case for row in rows))
+    top = _largest_drawn([row.scaled_ulp or 0.0 for row in rows])
     for k, (tensor, color) in enumerate(TENSOR_COLORS.items()):
         own = [row for row in rows if row.tensor == tensor]
         for dtype, mark in DTYPE_MARKS.items():
             points = [
-                (cases.index(row.case) + k / 5, min(row.scaled_ulp or 0.0, LARGEST_DRAWN))
+                (cases.index(row.case) + k / 5, min(row.scaled_ulp or 0.0, top))
                 for row in own
                 if row.dtype == dtype
             ]
@@ -225,9 +233,10 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
         for bound in sorted({row.allowed_ulp or 0.0 for row in own}):
             panel.axhline(bound, color=color, linestyle=":", linewidth=1)
     panel.set_yscale("symlog", linthresh=1)
-    decades = math.log10(max(1.0, *(min(row.scaled_ulp or 0.0, LARGEST_DRAWN) for row in rows)))
+    decades = math.log10(max(1.0, top))
     every = 1 + int(decades / 8)  # decades between ticks: at most nine fit beside each other
-    panel.set_yticks([0.0, *(10.0**k for k in range(0, int(decades) + 2, every))])
+    first = 0 if every == 1 else every  # 1 lies too near to 0 on a long axis
+    panel.set_yticks([0.0, *(10.0**k for k in range(first, int(decades) + 2, every))])
     panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylim(bottom=0)
     panel.set_xlim(-1, len(cases))
@@ -235,7 +244,8 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     panel.set_ylabel("error in ULPs")
     panel.set_title(
         f"{rows[0].implementation}: largest error of one step against {rows[0].reference}, in ULPs "
-        "of the largest operand\ndotted: the bound of each tensor",
+        "of the largest operand\ndotted: the bound of each tensor; an infinite error is drawn at the "
+        "top",
         fontsize=10,
     )
     panel.grid(alpha=0.3)
