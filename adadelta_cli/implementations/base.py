@@ -57,6 +57,11 @@ class ToleranceULP(NamedTuple):
     acc_delta: float
 
 
+# Between two implementations that round each operation by themselves, in any order, with or without
+# contraction; derived in docs/own-kernels.md.
+ANY_ORDER = ToleranceULP(weight=30.0, acc_grad=16.0, acc_delta=60.0)
+
+
 def _supports_all(_hyper: Hyperparameters) -> str:
     return ""
 

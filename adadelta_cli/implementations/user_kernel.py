@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.errors import KERNEL_FAULTS, AdadeltaError, UnavailableError, UsageError, status
-from adadelta_cli.implementations.base import Implementation, ToleranceULP
+from adadelta_cli.implementations.base import ANY_ORDER, Implementation
 from adadelta_cli.implementations.guard import Guarded, address, library, poison
 from adadelta_cli.system.sandbox import (
     FatalReportedError,
@@ -45,8 +45,6 @@ SIGNATURE = (
     "clip_gradient)"
 )
 IMPORT_S = 120.0  # timeout of a kernel's import
-# For any order of the operations, with or without contraction; derived in docs/own-kernels.md.
-ALLOWED = ToleranceULP(weight=30.0, acc_grad=16.0, acc_delta=60.0)
 
 
 # --- finding it -----------------------------------------------------------------------------------
@@ -72,7 +70,7 @@ def _implementation(name: str, bind: Bind, timed: Bind) -> Implementation:
         unfused="numpy",
         dtypes=("float32", "float64"),
         sandbox=name,
-        tolerance=ALLOWED,
+        tolerance=ANY_ORDER,
         timed=timed,
         timed_on="boxed",
         on_gpu="cupy",

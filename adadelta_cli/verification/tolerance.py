@@ -535,9 +535,10 @@ def _running_bounds(
         carried, within = _carried(setting, exact, some, errors, at)
         alive = alive & within & _ordinary(exact, [*some.values(), grad[at]], info)
         slacks = setting.slack(exact, unit)
+        # The other trajectory's step has operands of its own, which may cancel less.
+        own = exact._replace(scales={name: exact.scales[name] + carried[name] for name in TENSORS})
         for name in TENSORS:
-            step = getattr(allowed, name) * exact.ulp(name, info.dtype)
-            # The step of the other trajectory starts from, and is scaled by, its own numbers.
+            step = getattr(allowed, name) * own.ulp(name, info.dtype)
             errors[name] = carried[name] + step.astype(WIDE) * (1 + ROOM) ** 2 + slacks[name]
         yield dict(errors), alive
 
