@@ -246,9 +246,9 @@ def _same_bits(name: str, reference: str, ctx: str = "cpu") -> str:
 
 def _try_kernel() -> str:
     same = _same_bits("numpy-fused", "numpy")
-    from numba import get_num_threads, threading_layer
+    from adadelta_cli.kernels import pool
 
-    return f"{same}; {get_num_threads()} threads of {threading_layer()}"
+    return f"{same}; {pool.threads()} threads"
 
 
 def _try_configs() -> str:

@@ -1,8 +1,8 @@
 """The update in one pass over memory on a CPU, compiled by Numba: the fused step.
 
-Tensors are treated as one concatenated range, split into equal chunks, so every thread is busy
-whatever the mix of sizes. An element's result depends on that element only, so neither the chunks
-nor the number of threads change a bit.
+Tensors are treated as one concatenated range, of which threads take pieces (`pool.py`), so every
+thread is busy whatever the mix of sizes. An element's result depends on that element only, so
+neither the pieces, nor blocks, nor the number of threads change a bit (`variants.py`).
 
 `fastmath` and contraction into fused multiply-adds are off: the operations have the order of
 `update.py`, hence its bits. `error_model="numpy"` omits the test for division by zero, which would
@@ -11,24 +11,23 @@ prevent vectorisation.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
+import os
 import platform
 import struct
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 from llvmlite import binding, ir
-from numba import carray, prange, types
+from numba import carray, types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-from adadelta_cli.kernels import cache
+from adadelta_cli.kernels import cache, pool, variants
 from adadelta_cli.kernels.layout import (
     DTypeLayout,
     KeepsAddresses,
@@ -39,19 +38,18 @@ from adadelta_cli.kernels.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from adadelta_cli.update import Parameter, Scalars
 
 compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
-compiled_parallel = cache.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
-# Below this many elements, waking the other threads costs more than they save.
+# Below this many elements, neither other threads nor blocks pay.
 SERIAL_ELEMENTS = 4096
-# Software prefetch, 512 elements ahead, in blocks of 64: hardware prefetching stops at each page.
-# Measured, float32, two threads, 1e7 elements: 4.85 ms without, 3.43 ms with it; blocks of 128 take
-# 3.48 ms, of 256 3.98 ms; 1024 elements ahead take 3.53 ms.
-BLOCK_ELEMENTS, AHEAD_ELEMENTS = 64, 512
+# In blocks, the elements that follow by so many are prefetched: hardware prefetching stops at each
+# page, which costs Intel's processors a third of their speed on data in memory. AMD's are faster
+# without, as are all on data in their caches: which way is taken, `variants.py` learns.
+AHEAD_ELEMENTS = 512
 LINE_ELEMENTS = 16  # float32 elements a cache line; a line of float64 is prefetched twice
 FLUSH_TO_ZERO, DENORMALS_ARE_ZERO = 0x8000, 0x0040  # MXCSR, Intel SDM vol. 1, 10.2.3
 ON_X86 = platform.machine() in {"x86_64", "AMD64"}
@@ -59,10 +57,8 @@ ON_X86 = platform.machine() in {"x86_64", "AMD64"}
 binding.initialize_native_asmparser()  # for the two instructions that reach MXCSR
 
 # The layout of a table; see `pack_table`.
-FLUSH, CHUNKS, FIXED_CHUNKS, DOUBLES, HEAD = 0, 1, 2, 3, 8
+LEARNED, STATE, FUNCTION, BLOCK, PARTS, FLUSH, FIXED, DOUBLES, HEAD = 0, 1, 2, 3, 4, 5, 6, 7, 12
 ADDRESSES, COLUMNS = 5, 8
-
-launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
 
 
 # --- LLVM intrinsics that Numba lacks -------------------------------------------------------------
@@ -247,21 +243,42 @@ def _prefetch_block(weight, grad, acc_grad, acc_delta, half, low, high):
 
 
 @compiled
-def _update_stream(weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hyper):
-    """Take the step on long slices, in blocks, with software prefetch."""
-    for low in range(0, weight.size, BLOCK_ELEMENTS):
-        high = min(low + BLOCK_ELEMENTS, weight.size)
-        _prefetch_block(weight, grad, acc_grad, acc_delta, half, low, high)
-        _update_slice(
+def _traffic_slice(weight, grad, acc_grad, acc_delta, half, factor):
+    """Move the bytes of a step, with next to no arithmetic: the memory roof of `roofline.py`."""
+    for k in range(weight.size):
+        change = factor * _load(grad[k])
+        new = _load(weight[k]) + change
+        weight[k] = _store(new, weight[k])
+        acc_grad[k] = acc_grad[k] + change
+        acc_delta[k] = acc_delta[k] + change
+        if half is not None:
+            half[k] = _store(new, half[k])
+
+
+@compiled
+def _update_blocks(
+    weight, grad, acc_grad, acc_delta, half, learning_rate, wd, hyper, block, traffic
+):
+    """Take the step on slices: at once, or, if `block` is not 0, in blocks with prefetch.
+
+    `traffic` is None, or else only the bytes are moved.
+    """
+    length = block if block > 0 else weight.size
+    for low in range(0, weight.size, length):
+        high = min(low + length, weight.size)
+        if block > 0:
+            _prefetch_block(weight, grad, acc_grad, acc_delta, half, low, high)
+        arrays = (
             weight[low:high],
             grad[low:high],
             acc_grad[low:high],
             acc_delta[low:high],
             _slice(half, low, high),
-            learning_rate,
-            wd,
-            hyper,
         )
+        if traffic is None:
+            _update_slice(*arrays, learning_rate, wd, hyper)
+        else:
+            _traffic_slice(*arrays, learning_rate)
 
 
 @compiled
@@ -275,51 +292,9 @@ def columns(table):  # noqa: ANN201 - Numba's
 
 
 @compiled
-def _update_range(table, starts, hyper, kind, low, high):
-    """Take the step on the elements [low, high) of the concatenated tensors."""
-    weight0, grad0, state0, half0 = kind
-    rates, weight_decays, _, addresses = columns(table)
-    t = np.searchsorted(starts, low, side="right") - 1
-    while low < high:
-        at = low - starts[t]
-        size = min(high, starts[t + 1]) - low
-        if size > 0:
-            _update_stream(
-                _view(addresses[t, 0], at, size, weight0),
-                _view(addresses[t, 1], at, size, grad0),
-                _view(addresses[t, 2], at, size, state0),
-                _view(addresses[t, 3], at, size, state0),
-                _view(addresses[t, 4], at, size, half0),
-                _rounded(rates[t], state0),
-                _rounded(weight_decays[t], state0),
-                hyper,
-            )
-        low += size
-        t += 1
-
-
-@compiled
-def _update_range_in_mode(table, starts, hyper, kind, low, high):
-    """Take the step in the table's subnormal mode; restore the thread's mode."""
-    before = read_mxcsr()
-    both = np.uint32(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO)
-    write_mxcsr((before | both) if table[FLUSH] else (before & ~both))
-    _update_range(table, starts, hyper, kind, low, high)
-    write_mxcsr(before)
-
-
-@compiled
-def _starts(sizes):
-    """Return the first element of each tensor in the concatenated range, and the range's end."""
-    starts = np.zeros(sizes.size + 1, np.int64)
-    for t in range(sizes.size):
-        starts[t + 1] = starts[t] + sizes[t]
-    return starts
-
-
-@compiled
-def _hyper(doubles, like):
-    """Round the hyper-parameters to the type of the states."""
+def hyper_of(table, like):  # noqa: ANN201 - Numba's
+    """Round a table's hyper-parameters to the type of the states."""
+    doubles = table.view(np.float64)[DOUBLES:HEAD]
     return (
         _rounded(doubles[0], like),
         _rounded(doubles[1], like),
@@ -329,35 +304,107 @@ def _hyper(doubles, like):
     )
 
 
-@compiled_parallel
-def _launch(table, kind):
-    starts, doubles = _starts(columns(table)[2]), table.view(np.float64)[DOUBLES:HEAD]
-    total, parts, hyper = starts[-1], np.int64(table[CHUNKS]), _hyper(doubles, kind[2])
-    if parts == 1:  # in this thread: waking the others takes longer
-        _update_range_in_mode(table, starts, hyper, kind, 0, total)
-    else:
-        for part in prange(parts):
-            low, high = total * part // parts, total * (part + 1) // parts
-            _update_range_in_mode(table, starts, hyper, kind, low, high)
+@compiled
+def _update_range(table, zeros, traffic, low, high):
+    """Take the step on the elements [low, high) of the concatenated tensors."""
+    weight0, grad0, state0, half0 = zeros
+    rates, weight_decays, sizes, addresses = columns(table)
+    hyper, block = hyper_of(table, state0), np.int64(table[BLOCK])
+    start = np.int64(0)  # of the tensor
+    for t in range(sizes.size):
+        at = max(low - start, 0)
+        size = min(high - start, sizes[t]) - at
+        if size > 0:
+            _update_blocks(
+                _view(addresses[t, 0], at, size, weight0),
+                _view(addresses[t, 1], at, size, grad0),
+                _view(addresses[t, 2], at, size, state0),
+                _view(addresses[t, 3], at, size, state0),
+                _view(addresses[t, 4], at, size, half0),
+                _rounded(rates[t], state0),
+                _rounded(weight_decays[t], state0),
+                hyper,
+                block,
+                traffic,
+            )
+        start += sizes[t]
+        if start >= high:
+            break
+
+
+@compiled
+def _update_range_in_mode(table, zeros, traffic, low, high):
+    """Take the step in the table's subnormal mode; restore the thread's mode."""
+    before = read_mxcsr()
+    both = np.uint32(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO)
+    write_mxcsr((before | both) if table[FLUSH] else (before & ~both))
+    _update_range(table, zeros, traffic, low, high)
+    write_mxcsr(before)
+
+
+@compiled
+def view_table(address, words):  # noqa: ANN201 - Numba's
+    """View a table by its address."""
+    return carray(_pointer(np.uint64(address), 0, np.uint64(0)), (words,))
 
 
 @functools.cache
-def launcher(layout: DTypeLayout) -> Any:
-    """Compile the step on a table of tensors of one dtype layout.
+def range_function(layout: DTypeLayout, traffic: bool | None = None) -> Any:
+    """Compile the step on a range of a table of tensors of one dtype layout (`pool.RANGE`).
 
-    The layout is a constant and not an argument: each argument costs 0.1 us, and 1 us with cold
-    caches.
+    Args:
+        layout: of the tensors.
+        traffic: None for the step, True for its traffic alone: the rates are the factor.
     """
     zeros = layout.zeros
 
-    @compiled
-    def launch(table):
-        _launch(table, zeros)
+    @cache.cfunc(pool.RANGE)
+    def take(table, words, low, high):
+        _update_range_in_mode(view_table(table, words), zeros, traffic, low, high)
 
-    return launch
+    return take
 
 
-# --- what Python calls ----------------------------------------------------------------------------
+@compiled
+def launch(table):  # noqa: ANN201
+    """Take a step on all elements of a table."""
+    total = columns(table)[2].sum()
+    address, words = np.int64(table.ctypes.data), np.int64(table.size)
+    function, fixed = np.int64(table[FUNCTION]), np.int64(table[FIXED])
+    if total < SERIAL_ELEMENTS and fixed == 0:
+        table[BLOCK], table[PARTS] = 0, 1
+        pool.call_range(function, address, words, 0, total)
+        return
+    state = carray(_pointer(table[STATE], 0, np.int64(0)), (pool.STATE_WORDS,))
+    threads = state[pool.WORKERS] + 1
+    row = variants.size_class(total) * variants.WORDS
+    learned = carray(_pointer(table[LEARNED], row, np.int64(0)), (variants.WORDS,))
+    way, begin = np.int64(0), np.int64(0)
+    if fixed != 0:
+        parts, block = variants.unpacked(fixed)
+    else:
+        way, begin = variants.choose(learned, threads), variants.now(learned)
+        parts, block = variants.meaning(way, threads)
+    table[BLOCK], table[PARTS] = block, parts
+    if parts == 1:
+        pool.call_range(function, address, words, 0, total)
+    else:
+        pool.run(state, function, address, words, total, parts)
+    if fixed == 0:
+        variants.learn(learned, way, variants.now(learned) - begin, threads)
+
+
+launching = threading.Lock()  # a pool has one job at a time
+
+
+def _new_lock() -> None:
+    """In a forked child: whoever held the lock is not here."""
+    global launching  # noqa: PLW0603
+    launching = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 @dataclass(frozen=True)
@@ -365,18 +412,23 @@ class PreparedCpuStep(KeepsAddresses):
     """A step that can be taken any number of times, on tensors at fixed addresses.
 
     Attributes:
-        launches: a compiled function and its table, for each dtype layout.
+        tables: one for each dtype layout.
         owners: the arrays, kept alive as long as their addresses are used.
     """
 
-    launches: list[tuple[Any, np.ndarray]]
+    tables: list[np.ndarray]
     owners: tuple[Any, ...] = ()
 
     def __call__(self) -> None:
         """Take the step; thread-safe: calls take turns."""
         with launching:
-            for launch, table in self.launches:
+            for table in self.tables:
                 launch(table)
+
+    @property
+    def variants(self) -> list[str]:
+        """How the steps of each table are taken at present, as `variants.parse` takes it."""
+        return list(map(taken, self.tables))
 
 
 def prepared(
@@ -384,7 +436,7 @@ def prepared(
     common: Scalars,
     *,
     flush_subnormals: bool = False,
-    chunks: int | None = None,
+    fixed: str | None = None,
     owners: Iterable[Parameter] = (),
 ) -> PreparedCpuStep:
     """Prepare a step on all tensors, in place, in one pass over memory.
@@ -396,38 +448,52 @@ def prepared(
         common: the hyper-parameters of all tensors, in double.
         flush_subnormals: treat subnormal operands and results as zero, as MXNet does by default;
             else strict IEEE 754, whatever the mode of the calling thread.
-        chunks: how many chunks the work is split into; by default one a thread. The result does
-            not depend on it.
+        fixed: the variant, as `variants.parse` takes it; by default as `variants.current`. The
+            result does not depend on it.
         owners: the parameters that own the addresses; the step keeps their arrays alive.
     """
-    launches = []
+    tables = []
     for layout, group in group_by_layout(refs).items():
         table = pack_table(group, common)
         table[FLUSH] = flush_subnormals
-        table[CHUNKS] = chunks or chunks_for(sum(ref.size for ref in group))
-        launches.append((launcher(layout), table))
-    return PreparedCpuStep(launches, all_arrays(owners))
+        table[FIXED] = variants.current() if fixed is None else variants.parse(fixed)
+        set_function(table, range_function(layout))
+        tables.append(table)
+    return PreparedCpuStep(tables, all_arrays(owners))
+
+
+def taken(table: np.ndarray) -> str:
+    """Return how the last step of a table was taken, as `variants.parse` takes it."""
+    return f"{table[PARTS]}:{table[BLOCK]}"
+
+
+def set_function(table: np.ndarray, function: Any) -> None:
+    """Put a function, what is learned of it, and this process's threads into a table."""
+    table[FUNCTION], table[LEARNED] = function.address, variants.learned_of(function).ctypes.data
+    table[STATE] = pool.state().ctypes.data
 
 
 def pack_table(refs: Sequence[TensorRef], common: Scalars) -> np.ndarray:
     """Pack tensors of one dtype layout and their hyper-parameters into the kernel's table.
 
     Returns:
-        uint64[8 + 8 * tensors]. The head: FLUSH (treat subnormals as zero), CHUNKS (how many; 1
-        here), FIXED_CHUNKS (0 here; used by `mxnet_bridge.ndarray_table`), and from DOUBLES on the
-        bits of `Hyperparameters.doubles`. Then the columns, see `columns`: the bits of all learning
-        rates and of all weight decays, the sizes, the addresses.
+        uint64[HEAD + COLUMNS * tensors]. The head: LEARNED (an address: what `variants.py` learns);
+        STATE (of the pool) and FUNCTION, addresses too (see `set_function`); BLOCK and PARTS of the
+        last step; FLUSH (treat subnormals as zero); FIXED (the variant, 0 to learn it); from
+        DOUBLES on the bits of `Hyperparameters.doubles`. Then the columns, see `columns`: the bits
+        of all learning rates and of all weight decays, the sizes, the addresses.
     """
     _, addresses, sizes, rates, weight_decays = zip(*refs, strict=True)
     values = (*common, *rates, *weight_decays, *sizes, *itertools.chain.from_iterable(addresses))
-    packed = bytearray(struct.pack(table_format(len(sizes)), False, 1, 0, *values))
-    return np.frombuffer(packed, np.uint64)
+    table = empty_table(len(sizes))
+    pack_format(len(sizes)).pack_into(table.data.cast("B"), 8 * FLUSH, False, 0, *values)
+    return table
 
 
-def table_format(tensors: int, *, whole: bool = True) -> str:
-    """Return the `struct` format of a table, or of its head and the floats only."""
-    numbers = f"=3Q5d{2 * tensors}d"
-    return numbers + f"{tensors}q{ADDRESSES * tensors}Q" * whole
+def pack_format(tensors: int, *, whole: bool = True) -> struct.Struct:
+    """Return the format of a table from FLUSH on, or of its head and the floats only."""
+    numbers = f"=2Q5d{2 * tensors}d"
+    return struct.Struct(numbers + f"{tensors}q{ADDRESSES * tensors}Q" * whole)
 
 
 def empty_table(tensors: int) -> np.ndarray:
@@ -441,32 +507,7 @@ def select_rows(table: np.ndarray, which: np.ndarray) -> np.ndarray:
     selected[:HEAD] = table[:HEAD]
     for to, column in zip(columns(selected), columns(table), strict=True):
         to[:] = column[which]
-    selected[CHUNKS] = chunks_for(int(columns(selected)[2].sum()))
     return selected
-
-
-def chunks_for(elements: int) -> int:
-    """Return the number of chunks for a step on so many elements."""
-    return 1 if elements < SERIAL_ELEMENTS else n_chunks()
-
-
-fixed_chunks = 0  # set by `override_chunks`, else 0
-
-
-def n_chunks() -> int:
-    """Return the number of chunks for long work: one a thread, unless overridden."""
-    return fixed_chunks or numba.get_num_threads()
-
-
-@contextlib.contextmanager
-def override_chunks(chunks: int) -> Iterator[None]:
-    """Split long work into so many chunks, whatever the number of threads; same results."""
-    global fixed_chunks  # noqa: PLW0603 - global as numba.set_num_threads is
-    before, fixed_chunks = fixed_chunks, chunks
-    try:
-        yield
-    finally:
-        fixed_chunks = before
 
 
 def prepared_step(

@@ -33,6 +33,12 @@ class DTypeLayout:
     name: str
     zeros: tuple[Any, Any, Any, Any]
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of an element in all five arrays."""
+        weight, grad, state, half = self.zeros
+        return sum(zero.itemsize for zero in (weight, grad, state, state, half) if zero is not None)
+
 
 _single, _double, _half = np.float32(0), np.float64(0), np.uint16(0)
 # By the dtype of the weight and whether there is a float32 master.

@@ -5,27 +5,22 @@ multicore architectures", CACM 52(4), 2009. The memory roof has AdaDelta's traff
 read and three written, with next to no arithmetic. The arithmetic roof has AdaDelta's arithmetic,
 on as many elements, in the first-level cache. The slower of the two limits a step. Both are
 measured, so a share near 1 has their noise.
+
+Each roof is taken in the fastest of several ways: a plain loop or blocks with prefetch, one thread
+or several. It learns which by itself (`variants.py`), so that a way that is bad on this processor
+slows no roof.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
-from numba import prange
 
-from adadelta_cli.kernels.cpu import (
-    BLOCK_ELEMENTS,
-    _load,
-    _prefetch_block,
-    _slice,
-    _store,
-    _update_slice,
-    chunks_for,
-    compiled,
-    compiled_parallel,
-)
+from adadelta_cli.kernels import cache, cpu, pool
+from adadelta_cli.kernels.cpu import _slice, _update_slice, _view, columns, compiled, view_table
+from adadelta_cli.kernels.layout import DTypeLayout, TensorRef, tensor_ref
 
 if TYPE_CHECKING:
     from adadelta_cli.update import Hyperparameters, Parameter
@@ -39,80 +34,48 @@ MIN_ELEMENTS = 1_000_000  # of a call of the arithmetic roof
 
 
 @compiled
-def _traffic_slice(weight, grad, acc_grad, acc_delta, half, factor):
-    for i in range(weight.size):
-        change = factor * _load(grad[i])
-        new = weight[i] + change
-        weight[i] = new
-        acc_grad[i] = acc_grad[i] + change
-        acc_delta[i] = acc_delta[i] + change
-        if half is not None:
-            half[i] = _store(new, half[i])
-
-
-@compiled
-def _traffic_chunk(weight, grad, acc_grad, acc_delta, half, factor, chunk, chunks):
-    """Move one of several chunks, in blocks, with software prefetch, as the step does."""
-    total = weight.size
-    end = total * (chunk + 1) // chunks
-    for low in range(total * chunk // chunks, end, BLOCK_ELEMENTS):
-        high = min(low + BLOCK_ELEMENTS, end)
-        _prefetch_block(weight, grad, acc_grad, acc_delta, half, low, high)
-        _traffic_slice(
-            weight[low:high],
-            grad[low:high],
-            acc_grad[low:high],
-            acc_delta[low:high],
-            _slice(half, low, high),
-            factor,
-        )
-
-
-@compiled_parallel
-def _traffic(weight, grad, acc_grad, acc_delta, half, factor, chunks):
-    if chunks == 1:  # in this thread, as the step does
-        _traffic_chunk(weight, grad, acc_grad, acc_delta, half, factor, 0, 1)
-        return
-    for chunk in prange(chunks):
-        _traffic_chunk(weight, grad, acc_grad, acc_delta, half, factor, chunk, chunks)
-
-
-@compiled
-def _arithmetic_chunk(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, chunk, chunks):
-    """Take the step repeatedly on one chunk's data, on its share of `total` elements."""
-    size = weight.size // (2 * chunks)
-    low = 2 * size * chunk
-    elements = total * (chunk + 1) // chunks - total * chunk // chunks
-    while elements > 0:
-        high = low + min(elements, size)
+def _arithmetic_range(table, zeros, span, low, high):
+    """Take the step on `high - low` elements, those of one thread's `span` again and again."""
+    weight0, grad0, state0, half0 = zeros
+    addresses = columns(table)[3]
+    total, parts = columns(table)[2][0], np.int64(table[cpu.PARTS])
+    # A part begins at a multiple of ALIGNED, at most so many elements before its share.
+    at = 2 * span * (min(low + pool.ALIGNED, total - 1) * parts // total)
+    weight, grad = _view(addresses[0, 0], at, span, weight0), _view(addresses[0, 1], at, span, grad0)
+    acc_grad = _view(addresses[0, 2], at, span, state0)
+    acc_delta = _view(addresses[0, 3], at, span, state0)
+    half = _view(addresses[0, 4], at, span, half0)
+    zero, hyper = state0, cpu.hyper_of(table, state0)
+    while low < high:
+        end = min(high - low, span)
         _update_slice(
-            weight[low:high],
-            grad[low:high],
-            acc_grad[low:high],
-            acc_delta[low:high],
-            _slice(half, low, high),
+            weight[:end],
+            grad[:end],
+            acc_grad[:end],
+            acc_delta[:end],
+            _slice(half, 0, end),
             zero,
             zero,
             hyper,
         )
-        elements -= size
+        low += end
 
 
-@compiled_parallel
-def _arithmetic(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, chunks):
-    if chunks == 1:
-        _arithmetic_chunk(weight, grad, acc_grad, acc_delta, half, zero, hyper, total, 0, 1)
-        return
-    for chunk in prange(chunks):
-        _arithmetic_chunk(
-            weight, grad, acc_grad, acc_delta, half, zero, hyper, total, chunk, chunks
-        )
+@functools.cache
+def _arithmetic_function(layout: DTypeLayout) -> Any:
+    zeros, span = layout.zeros, CACHED_BYTES // layout.held_bytes
+
+    @cache.cfunc(pool.RANGE)
+    def take(table, words, low, high):
+        _arithmetic_range(view_table(table, words), zeros, span, low, high)
+
+    return take
 
 
 def cached_elements(workload: Parameter) -> int:
     """Return the number of elements of a workload's dtypes for the arithmetic roof's arrays."""
     size = sum(array.itemsize for array in workload.arrays)
-    return CACHED_BYTES // size * 2 * chunks_for(workload.weight.size)
+    return CACHED_BYTES // size * 2 * pool.threads()
 
 
 class Roofs:
@@ -127,35 +90,39 @@ class Roofs:
     """
 
     def __init__(self, workload: Parameter, cached: Parameter, hyper: Hyperparameters) -> None:
-        real = workload.acc_grad.dtype.type
-        self.chunks = chunks_for(workload.weight.size)
-        self._workload, self._cached = _arrays(workload), _arrays(cached)
         # So small that adding it times the gradient changes no element; the product is normal.
-        self._factor = np.sqrt(np.finfo(real).tiny)
-        self._zero = real(0)
-        self._hyper = tuple(hyper.scalars(real))
-        self.steps = -(-MIN_ELEMENTS // workload.weight.size)
+        factor = float(np.sqrt(np.finfo(workload.acc_grad.dtype).tiny))
+        ref = tensor_ref(workload, factor, 0.0)
+        self._owners = workload, cached
+        self._memory = _table(ref, hyper, cpu.range_function(ref.layout, traffic=True))
+        small = tensor_ref(cached, 0.0, 0.0)._replace(size=ref.size)
+        self._arithmetic = _table(small, hyper, _arithmetic_function(ref.layout))
+        self.steps = -(-MIN_ELEMENTS // ref.size)
 
     def memory(self) -> None:
         """Move the bytes of one step."""
-        _traffic(*self._workload, self._factor, self.chunks)
+        cpu.launch(self._memory)
 
     def arithmetic(self) -> None:
         """Do the arithmetic of `steps` steps, with rate 0, so that values change little.
 
         Small workloads take several steps a call, so that the call itself does not count.
         """
-        total = self._workload[0].size * self.steps
-        _arithmetic(*self._cached, self._zero, self._hyper, total, self.chunks)
+        _repeat(self._arithmetic, self.steps)
+
+    @property
+    def variants(self) -> tuple[str, str]:
+        """How the memory and the arithmetic roof were taken last."""
+        return cpu.taken(self._memory), cpu.taken(self._arithmetic)
 
 
-def _arrays(p: Parameter) -> tuple[Any, ...]:
-    """Order a parameter's arrays as the kernels take them, float16 as its bits."""
-    if p.master is None:
-        return p.weight, p.grad, p.acc_grad, p.acc_delta, None
-    return p.master, p.grad.view(np.uint16), p.acc_grad, p.acc_delta, p.weight.view(np.uint16)
+@compiled
+def _repeat(table, times):
+    for _ in range(times):
+        cpu.launch(table)
 
 
-def threading_layer() -> str:
-    """Return the name of Numba's threading layer; known after the first parallel call."""
-    return numba.threading_layer()
+def _table(ref: TensorRef, hyper: Hyperparameters, function: Any) -> np.ndarray:
+    table = cpu.pack_table([ref], hyper.doubles)
+    cpu.set_function(table, function)
+    return table

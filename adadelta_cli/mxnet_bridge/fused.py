@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -48,20 +47,23 @@ class FusedMxnetStep(KeepsAddresses):
     """
 
     def __init__(self, tensors: Sequence[Sequence[Any]]) -> None:
-        from adadelta_cli.kernels import cpu
+        from adadelta_cli.kernels import cpu, variants
         from adadelta_cli.mxnet_bridge import ndarray_table
 
-        self._cpu, self._check = cpu, runtime.load_mxnet().base.check_call
+        self._cpu, self._fixed = cpu, variants.current
+        self._check = runtime.load_mxnet().base.check_call
         self._table = cpu.empty_table(len(tensors))
         self._asked = _functions(), handles_of(tensors), self._table
         layouts = self._inspect()
         self.supported = bool(layouts.min() >= 0)
-        self._step = ndarray_table.stepper(max(0, int(layouts[0])))
-        self._other = ndarray_table.OTHER_LAYOUT
+        self._number = max(0, int(layouts[0]))
+        layout = ndarray_table.LAYOUT_OF[self._number]
+        cpu.set_function(self._table, cpu.range_function(layout))
+        self._step, self._other = ndarray_table.step, ndarray_table.OTHER_LAYOUT
         # Writes the table's head and floats in one call: with cold caches, converting sequences to
         # arrays costs ten times as much.
-        pack = struct.Struct(cpu.table_format(len(tensors), whole=False)).pack_into
-        self._write = functools.partial(pack, self._table.data.cast("B"), 0)
+        pack = cpu.pack_format(len(tensors), whole=False).pack_into
+        self._write = functools.partial(pack, self._table.data.cast("B"), 8 * cpu.FLUSH)
 
     def __call__(
         self,
@@ -80,8 +82,8 @@ class FusedMxnetStep(KeepsAddresses):
             flush: treat subnormals as zero.
         """
         with self._cpu.launching:
-            self._write(flush, 1, self._cpu.fixed_chunks, *common, *rates, *weight_decays)
-            code = self._step(*self._asked)
+            self._write(flush, self._fixed(), *common, *rates, *weight_decays)
+            code = self._step(*self._asked, self._number)
             if code == self._other:
                 self._step_by_layout()
             elif code:
@@ -117,7 +119,9 @@ class FusedMxnetStep(KeepsAddresses):
             raise TypeError("an array has changed its dtype, shape or device since the last step")
         for number in dict.fromkeys(layouts.tolist()):
             table = self._cpu.select_rows(self._table, layouts == number)
-            self._cpu.launcher(ndarray_table.LAYOUT_OF[number])(table)
+            function = self._cpu.range_function(ndarray_table.LAYOUT_OF[number])
+            self._cpu.set_function(table, function)
+            self._cpu.launch(table)
 
 
 class FusedMxnetGpuStep(KeepsAddresses):

@@ -7,23 +7,16 @@ makes it negligible.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
-from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from adadelta_cli.kernels.cpu import (
-    CHUNKS,
-    FIXED_CHUNKS,
-    SERIAL_ELEMENTS,
     _pointer,
     columns,
     compiled,
-    launcher,
+    launch,
 )
 from adadelta_cli.kernels.layout import LAYOUTS
 
@@ -67,18 +60,6 @@ def _caller(arguments):
 
 
 _call_0, _call_2, _call_3 = _caller(0), _caller(2), _caller(3)
-
-
-@intrinsic
-def _threads(_context):
-    """Return Numba's number of threads; Numba's own function for this cannot be cached."""
-
-    def generate(_context, builder, _signature, _args):
-        # As numba.parfors.parfor_lowering does.
-        function = ir.FunctionType(ir.IntType(64), [])
-        return builder.call(get_or_insert_function(builder.module, function, "get_num_threads"), [])
-
-    return types.uint64(), generate
 
 
 @compiled
@@ -160,30 +141,26 @@ def query(functions, handles, layouts, table):  # noqa: ANN201
     return failed
 
 
-@cache
-def stepper(number: int) -> Any:
-    """Compile the step on tensors of one dtype layout, given by its index in `LAYOUT_OF`.
+@compiled
+def step(functions, handles, table, number):  # noqa: ANN201
+    """Take a step on tensors of one dtype layout, given by its index in `LAYOUT_OF`.
 
-    It takes `functions`, `handles` and `table` as `query` does. The table's FIXED_CHUNKS is the
-    number of chunks for long work, or 0 for one a thread. It returns 0, or MXNet's error code; or,
-    without taking a step, OTHER_LAYOUT if a tensor has another layout.
+    Args:
+        functions: as `query` takes them.
+        handles: as `query` takes them.
+        table: with the function of that layout (`kernels.cpu.set_function`).
+        number: the layout.
+
+    Returns:
+        0, or MXNet's error code; or, without taking a step, OTHER_LAYOUT if a tensor has another
+        layout.
     """
-    launch = launcher(LAYOUT_OF[number])
-
-    @compiled
-    def step(functions, handles, table):
-        layouts = np.empty(handles.shape[0], np.int64)
-        failed = query(functions, handles, layouts, table)
-        if failed != 0:
-            return failed
-        for layout in layouts:
-            if layout != number:
-                return OTHER_LAYOUT
-        if columns(table)[2].sum() < SERIAL_ELEMENTS:
-            table[CHUNKS] = 1
-        else:
-            table[CHUNKS] = table[FIXED_CHUNKS] or _threads()
-        launch(table)
-        return 0
-
-    return step
+    layouts = np.empty(handles.shape[0], np.int64)
+    failed = query(functions, handles, layouts, table)
+    if failed != 0:
+        return failed
+    for layout in layouts:
+        if layout != number:
+            return OTHER_LAYOUT
+    launch(table)
+    return 0

@@ -118,7 +118,7 @@ class Variation(NamedTuple):
 
     about: str
     shift: int = 0
-    parts: int | None = None
+    variant: str = ""
 
 
 AGAIN = (
@@ -127,9 +127,9 @@ AGAIN = (
     Variation("3 elements off alignment", shift=3),
 )
 CHUNKED = (
-    Variation("on one thread, uncut", parts=1),
-    Variation("cut into 3 parts", parts=3),
-    Variation("cut into 7 parts, off alignment", shift=5, parts=7),
+    Variation("on one thread, uncut", variant="1:0"),
+    Variation("cut into 3 parts, in blocks", variant="3:64"),
+    Variation("cut into 7 parts, off alignment", shift=5, variant="7:0"),
 )
 
 
@@ -199,19 +199,19 @@ def _varied(
     memory: Any = GuardedBackend(backend, variation.shift)
     for size in {int(np.prod(shape)) for shape in case.shapes}:
         poison(4, size * np.dtype(dtype).itemsize, np if on_cpu else backend.xp)
-    with _chunked(variation.parts):
+    with _taken(variation.variant):
         return step_through(chosen, case, dtype, seed, backend=memory)
 
 
 @contextlib.contextmanager
-def _chunked(parts: int | None) -> Iterator[None]:
-    """Split the work into chunks; one chunk is one thread."""
-    if parts is None:
+def _taken(variant: str) -> Iterator[None]:
+    """Fix the way in which the fused step is taken on a CPU."""
+    if not variant:
         yield
         return
-    from adadelta_cli.kernels import cpu
+    from adadelta_cli.kernels import variants
 
-    with cpu.override_chunks(parts):
+    with variants.override(variant):
         yield
 
 

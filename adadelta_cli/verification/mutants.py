@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SOURCES = {"update": "update.py", "kernel": "kernels/cpu.py", "user": "verification/own_kernel.py"}
+SOURCES = {
+    "update": "update.py",
+    "kernel": "kernels/cpu.py",
+    "pool": "kernels/pool.py",
+    "user": "verification/own_kernel.py",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,6 @@ DECAYED = "grad + real(wd) * weight"
 PREPROCESS = "grad = preprocess(xp, p.grad.astype(p.acc_grad.dtype), weight, h, wd)"
 STORE_HALF = "p.weight[every] = weight.astype(p.weight.dtype)"
 COMPILED = 'compiled = cache.njit(cache=True, nogil=True, error_model="numpy"'
-CHUNK = "low, high = total * part // parts, total * (part + 1) // parts"
 BEGIN = "real = weight.dtype.type"
 END = 'weight[...] = weight - real(settings["learning_rate"]) * delta'
 WHERE = "wrong = finite & False"
@@ -247,8 +251,8 @@ contraction: compiled with contraction into fused multiply-adds
 - {COMPILED})
 + {COMPILED}, fastmath={{"contract"}})
 kernel-single-constants [length-1 float64]: float32 constants handed to the float64 kernel
-- _hyper(doubles, kind[2])
-+ _hyper(doubles, np.float32(0))
+- hyper_of(table, state0), np.int64
++ hyper_of(table, np.float32(0)), np.int64
 nan-clipped-away-kernel [special]: the clamp's comparison turned round: a NaN becomes the bound
 - grad = clip if grad > clip else grad
 + grad = grad if grad < clip else clip
@@ -257,19 +261,10 @@ missing-tail: elements after the last whole vector of 8 left out
 + for i in range(weight.size // 8 * 8):
 block-end-skipped [clip_gradient=0.0]: the last element of each block of 64 left out
 - weight[low:high],
-+ weight[low : high - (high - low == BLOCK_ELEMENTS)],
++ weight[low : high - (high - low == block)],
               grad
-part-end-skipped [length-4097]: the last element of each thread's part left out
-- {CHUNK}
-+ {CHUNK} - 1
-parts-overlap [length-4097]: a race: neighbouring parts share elements, which step twice
-- total * (part + 1) // parts
-+ min(total, total * (part + 1) // parts + 3)
-remainder-lost [length-4097]: what the number of threads leaves over is left out
-- {CHUNK}
-+ low, high = total // parts * part, total // parts * (part + 1)
 part-restarts-tensor [length-4097]: each part begins at the start of its tensor
-- at = low - starts[t]
+- at = max(low - start, 0)
 + at = 0
 lr-mult-ignored [multipliers]: every tensor has the first one's rate: lr_mult ignored
 - rates[t]
@@ -278,8 +273,8 @@ wd-mult-ignored [multipliers]: every tensor has the first one's decay: wd_mult i
 - weight_decays[t]
 + weight_decays[0]
 empty-tensor-stops [sparse-gradients]: an empty tensor ends the part it is in
--         low += size
-+         low += size if size > 0 else high
+- if start >= high:
++ if start >= high or sizes[t] == 0:
 states-exchanged: acc_grad and acc_delta exchanged in the table of addresses
 - _view(addresses[t, 2], at, size, state0),
 + _view(addresses[t, 3], at, size, state0),
@@ -291,6 +286,17 @@ subnormals-flushed-kernel [subnormal]: the kernel always flushes subnormals to z
 half-weight-stale-kernel [length-1 float16]: the kernel's master moves, the float16 weight does not
 - half[i] = _store(new, half[i])
 + pass
+""",
+    "pool": """
+part-end-skipped [length-4097]: the last element of each thread's piece left out
+- state[WORDS], low, high)
++ state[WORDS], low, high - 1)
+parts-overlap [length-4097]: a race: neighbouring pieces share elements, which step twice
+- high = min(low + state[PIECE], end)
++ high = min(end + 3, total)
+remainder-lost [length-4097]: what the number of threads leaves over is left out
+- (part + 1) // parts // ALIGNED * ALIGNED if part + 1 < parts else total
++ (part + 1) // parts // ALIGNED * ALIGNED
 """,
     # One for each way in which a wrong result might be excused, one for each check of such a kernel.
     "user": f"""

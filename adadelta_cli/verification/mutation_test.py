@@ -147,13 +147,22 @@ def load_mutant(mutant: Mutant) -> Iterator[ModuleType]:
     Raises:
         BrokenError: as `mutated_text`.
     """
-    # Numba's cache would find the unchanged kernel. Without threads the parts of a step run in
-    # order, so a mutant gives the same bits each time.
-    text = mutated_text(mutant).replace("cache=True", "cache=False").replace(", parallel=True", "")
-    name = f"adadelta_cli._mutant_{mutant.name.replace('-', '_')}"
-    spec = util.spec_from_loader(name, _Text(text))
+    with contextlib.ExitStack() as stack:
+        module = stack.enter_context(_load(mutant.name, mutated_text(mutant)))
+        if mutant.part == "pool":  # yield a kernel on this pool
+            own = f"import cache, variants\nimport {module.__name__} as pool"
+            text = source("kernel").replace("import cache, pool, variants", own)
+            module = stack.enter_context(_load(f"{mutant.name}-kernel", text))
+        yield module
+
+
+@contextlib.contextmanager
+def _load(title: str, text: str) -> Iterator[ModuleType]:
+    name = f"adadelta_cli._mutant_{title.replace('-', '_')}"
+    # Numba's cache would find the unchanged kernel.
+    spec = util.spec_from_loader(name, _Text(text.replace("cache=True", "cache=False")))
     if spec is None or spec.loader is None:
-        raise BrokenError(f"the mutant {mutant.name!r} cannot be loaded as a module")
+        raise BrokenError(f"the mutant {title!r} cannot be loaded as a module")
     module = util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
@@ -181,11 +190,13 @@ def _bind_update(module: Any) -> Bind:
 def _bind_kernel(module: Any) -> Bind:
     def bind(inputs: StepInputs) -> Step:
         parameters = inputs.parameters
-        # As many chunks as for three threads, on any machine.
+        # As many parts as for three threads, on any machine.
         elements = sum(p.weight.size for p in parameters)
-        parts = 1 if elements < module.SERIAL_ELEMENTS else 3
+        fixed = "1:64" if elements < module.SERIAL_ELEMENTS else "3:64"
         refs = module.tensor_refs(parameters, inputs.learning_rates, inputs.weight_decays)
-        return module.prepared(refs, inputs.hyper.doubles, chunks=parts, owners=parameters)
+        # The pieces are taken in order, so a mutant gives the same bits each time.
+        with module.pool.no_threads():
+            return module.prepared(refs, inputs.hyper.doubles, fixed=fixed, owners=parameters)
 
     return bind
 
@@ -195,7 +206,12 @@ def _bind_user(module: Any) -> Bind:
     return user_kernel.from_function(module.step).bind
 
 
-BINDERS = {"update": _bind_update, "kernel": _bind_kernel, "user": _bind_user}
+BINDERS = {
+    "update": _bind_update,
+    "kernel": _bind_kernel,
+    "pool": _bind_kernel,
+    "user": _bind_user,
+}
 
 
 @contextlib.contextmanager

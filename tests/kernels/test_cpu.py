@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adadelta_cli.kernels import cpu
+from adadelta_cli.kernels import cpu, variants
 from adadelta_cli.kernels.layout import tensor_ref
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
@@ -137,15 +137,14 @@ def test_float64_follows_the_golden_trajectories(fused_update, case):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neither_threads_nor_parts_change_a_bit(kind):
-    """One thread or two, one part or a thousand: the same bits."""
+def test_no_variant_changes_a_bit(kind):
+    """One thread or all, one part or a thousand, in blocks or not: the same bits."""
     hyper = Hyperparameters(**AWKWARD)
     results = []
-    for threads, parts in itertools.product({1, numba.config.NUMBA_NUM_THREADS}, (1, 2, 7, 1000)):
+    for parts, block in itertools.product((1, 2, 7, 1000), (0, 1, 64, 100, 256, 10**6)):
         parameters = [Parameter(*random_arrays(n, kind, seed=n)) for n in SIZES]
         operands = [tensor_ref(p, 0.7, 0.01) for p in parameters]
-        numba.set_num_threads(threads)
-        cpu.prepared(operands, hyper.doubles, chunks=parts)()
+        cpu.prepared(operands, hyper.doubles, fixed=f"{parts}:{block}")()
         results.append([array for p in parameters for array in p.arrays])
     for result in results[1:]:
         assert_same_bits(result, results[0])
@@ -159,7 +158,7 @@ def test_nothing_is_written_outside_the_tensors(fused_update, kind):
     before = [array.copy() for array in arrays]
     hyper = Hyperparameters(**AWKWARD)
     inner = Parameter(*(array[zone : zone + size] for array in arrays))
-    with cpu.override_chunks(9):
+    with variants.override("9:64"):
         fused_update([inner], hyper, [0.7], [0.01])
     for array, old in zip(arrays, before, strict=True):
         assert_same_bits([array[:zone], array[zone + size :]], [old[:zone], old[zone + size :]])

@@ -5,7 +5,7 @@ import pytest
 
 from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.bench.target import HYPER
-from adadelta_cli.kernels import cpu, roofline
+from adadelta_cli.kernels import cpu, pool, roofline, variants
 from adadelta_cli.kernels.step import FusedStep
 
 ELEMENTS = 10_000
@@ -39,7 +39,8 @@ class TestRoofs:
         """With a factor of 1, each element's gradient arrives in weight and states."""
         line, _, both = roofs(dtype, elements)
         weight, grad, acc_grad, acc_delta, *master = copies(line)
-        both._factor = type(both._factor)(1)
+        rates, *_ = cpu.columns(both._memory)
+        rates[0] = 1.0
         both.memory()
         change = grad.astype(acc_grad.dtype)
         right = (master[0] if master else weight) + change
@@ -51,19 +52,20 @@ class TestRoofs:
     def test_arithmetic_roof_is_the_update(self, dtype):
         """Its states become those of the fused step, taken as often as the elements ask for."""
         line, cached, both = roofs(dtype)
-        size = cached.weight.size // 2 // both.chunks
+        both._arithmetic[cpu.FIXED] = variants.parse("1:0")
+        size = cached.weight.size // 2 // pool.threads()
         (expected,) = TensorSet.allocate([(cached.weight.size,)], dtype, seed=0)
         step = FusedStep(expected.parameters, learning_rate=0.0)
-        total = line.weight.size * both.steps // both.chunks
+        total = line.weight.size
         passes = total // size
+        both.steps = 1
         for _ in range(passes):
             step()
         both.arithmetic()
         rest = total - passes * size  # these were stepped over once more
-        for part in range(both.chunks):
-            done = slice(2 * size * part + rest, 2 * size * part + size)
-            for mine, right in zip(cached.arrays, expected.line.arrays, strict=True):
-                assert np.array_equal(mine[done], right[done])
+        done = slice(rest, size)
+        for mine, right in zip(cached.arrays, expected.line.arrays, strict=True):
+            assert np.array_equal(mine[done], right[done])
 
     def test_arithmetic_roof_leaves_the_workload_alone(self, dtype):
         """It works on memory of its own."""
@@ -88,4 +90,4 @@ def test_cached_data_fits_the_first_level_cache():
         (tensors,) = TensorSet.allocate([(ELEMENTS,)], dtype, seed=0)
         line = tensors.line
         held = sum(array.itemsize for array in line.arrays) * roofline.cached_elements(line)
-        assert held == 2 * 32 * 1024 * cpu.chunks_for(ELEMENTS)
+        assert held == 2 * 32 * 1024 * pool.threads()

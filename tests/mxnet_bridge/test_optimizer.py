@@ -215,19 +215,18 @@ def test_the_fused_step_is_done_when_it_returns(mxnet):
     assert_same_bits(got, wanted.arrays)
 
 
-def test_the_number_of_chunks_can_be_overridden(mxnet):
-    """Long work is split into one chunk a thread unless overridden; short work is one chunk."""
-    from adadelta_cli.kernels import cpu
+def test_the_variant_of_the_step_can_be_fixed(mxnet):
+    """Short work is done at once by this thread, unless another variant is fixed."""
+    from adadelta_cli.kernels import cpu, variants
 
     optimizer, found = AdaDelta(use_fused_step=True), []
-    for size in (cpu.SERIAL_ELEMENTS, 5):
-        weight = mxnet.nd.ones(size)
-        state = optimizer.create_state(0, weight)
-        for chunks in (cpu.n_chunks(), 7):
-            with cpu.override_chunks(chunks):
-                optimizer.update([0], [weight], [weight.copy()], [state])
-            found.append(int(optimizer._bound[0].step._table[cpu.CHUNKS]))
-    assert found == [cpu.n_chunks(), 7, 1, 1]
+    weight = mxnet.nd.ones(5)
+    state = optimizer.create_state(0, weight)
+    for fixed in ("7:64", ""):
+        with variants.override(fixed):
+            optimizer.update([0], [weight], [weight.copy()], [state])
+        found.append(cpu.taken(optimizer._bound[0].step._table))
+    assert found == ["7:64", "1:0"]
 
 
 def test_what_failed_before_the_step_is_raised_by_it(mxnet):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import adadelta_cli
 from adadelta_cli.implementations import guard, registry, user_kernel
-from adadelta_cli.kernels import cpu
+from adadelta_cli.kernels import variants
 from adadelta_cli.system.sandbox import InProcess
 from adadelta_cli.verification import cases, catalogue, invariants, report
 from adadelta_cli.verification.plan import VerifyPlan
@@ -113,7 +113,8 @@ def test_what_depends_on_the_cuts_is_seen(monkeypatch, name):
     """A last element of each part that is skipped shows in other cuttings."""
 
     def skip(parameters):
-        parameters[0].acc_grad[4096 // cpu.n_chunks()] = 0.0
+        parts, _ = variants.unpacked(variants.current())
+        parameters[0].acc_grad[4096 // max(1, parts)] = 0.0
 
     replace_step(monkeypatch, name, skip)
     row = rows(name)["repeat", "acc_grad"]
@@ -186,13 +187,12 @@ def test_guarded_arrays_lie_where_they_should(size, shift, dtype):
     assert made.array.tolist() == values.tolist() and made.written_outside() == ""
 
 
-def test_override_chunks_is_undone():
-    """Even where the work in it raises."""
-    before = cpu.n_chunks()
-    with pytest.raises(ZeroDivisionError), cpu.override_chunks(7):
-        _ = (cpu.n_chunks(), cpu.chunks_for(10_000), cpu.chunks_for(5)) == (7, 7, 1) and 1 / 0
-    assert cpu.n_chunks() == before
-    assert set(cases.CASES) >= invariants.CASES
+def test_a_fixed_variant_is_undone():
+    """Even where the work raises."""
+    before = variants.current()
+    with pytest.raises(ZeroDivisionError), variants.override("7:64"):
+        _ = variants.unpacked(variants.current()) == (7, 64) and 1 / 0
+    assert variants.current() == before
 
 
 def test_the_picture_shows_errors_and_drift():

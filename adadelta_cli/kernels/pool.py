@@ -1,0 +1,310 @@
+"""Threads that take shares of a range, such that nobody waits for a thread that has not begun.
+
+The calling thread publishes a job and works on it at once. The other threads wake, and whoever is
+free takes the next piece. The call returns when no piece is left and no thread is inside one. So a
+thread that the system keeps waiting, because other processes compute on its core, costs nothing;
+only one that is preempted inside a piece does. OpenMP's threads and Numba's other layers all wait
+for each other at the end of each region, often for whole slices of the scheduler (docs/benchmarks.md).
+
+Idle threads spin for `SPIN_NS`, then sleep. They belong to this process: in a forked child there are
+none, and the calling thread does all the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+from adadelta_cli.kernels import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
+
+# Longer than Python takes from one step to the next, shorter than what a neighbour would notice.
+SPIN_NS = 20_000
+PIECES = 16  # of a thread's part: what is left when others are done is small
+PIECE_ELEMENTS = 4096  # the least: taking a piece costs 50 ns or more
+ALIGNED = 64  # elements: pieces end at a cache line's end where the tensors begin at one
+
+# The pool's state: int64 words, those that different threads write in cache lines of their own.
+LINE = 8
+WORKERS, GENERATION, OPEN, INSIDE, SLEEPING, WAITING = (LINE * k for k in range(6))
+FUNCTION, TABLE, WORDS, TOTAL, PARTS, PIECE = (LINE * 6 + k for k in range(6))
+MUTEX, WAKE, DONE, TAKEN = LINE * 8, LINE * 9, LINE * 10, LINE * 11
+MAX_PARTS = 1024
+STATE_WORDS = TAKEN + LINE * MAX_PARTS
+# A range function: it takes a table's address, a number for it, and the first and the end of the
+# elements that it works on.
+RANGE = types.void(types.int64, types.int64, types.int64, types.int64)
+
+
+# --- what Numba lacks -----------------------------------------------------------------------------
+
+
+def _element(context, builder, signature, args):
+    array = make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(array.data, [args[1]])
+
+
+@intrinsic
+def _add(_context, _array, _index, _value):
+    """Add to an element in one atomic operation; return what it was."""
+
+    def generate(context, builder, signature, args):
+        address = _element(context, builder, signature, args)
+        return builder.atomic_rmw("add", address, args[2], "seq_cst")
+
+    return types.int64(_array, types.int64, types.int64), generate
+
+
+@intrinsic
+def _get(_context, _array, _index):
+    """Read an element that other threads write."""
+
+    def generate(context, builder, signature, args):
+        return builder.load_atomic(_element(context, builder, signature, args), "seq_cst", 8)
+
+    return types.int64(_array, types.int64), generate
+
+
+@intrinsic
+def _set(_context, _array, _index, _value):
+    """Write an element that other threads read."""
+
+    def generate(context, builder, signature, args):
+        address = _element(context, builder, signature, args)
+        builder.store_atomic(args[2], address, "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(_array, types.int64, types.int64), generate
+
+
+_PAUSE = {"x86_64": "pause", "AMD64": "pause", "aarch64": "yield", "arm64": "yield"}
+
+
+@intrinsic
+def _pause(_context):
+    """Tell the processor that this thread spins."""
+
+    def generate(context, builder, _signature, _args):
+        instruction = _PAUSE.get(platform.machine())
+        if instruction:
+            function = ir.FunctionType(ir.VoidType(), [])
+            builder.call(ir.InlineAsm(function, instruction, "", side_effect=True), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def call_range(_context, _function, _table, _words, _low, _high):
+    """Call a range function (see `RANGE`) by its address."""
+
+    def generate(_context, builder, _signature, args):
+        word = ir.IntType(64)
+        function = ir.FunctionType(ir.VoidType(), [word] * 4)
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), list(args[1:]))
+
+    return types.void(*[types.int64] * 5), generate
+
+
+_int = types.int32
+_clock_gettime = types.ExternalFunction("clock_gettime", _int(_int, types.uint64))
+_lock = types.ExternalFunction("pthread_mutex_lock", _int(types.uint64))
+_unlock = types.ExternalFunction("pthread_mutex_unlock", _int(types.uint64))
+_wait = types.ExternalFunction("pthread_cond_wait", _int(types.uint64, types.uint64))
+_wake_one = types.ExternalFunction("pthread_cond_signal", _int(types.uint64))
+_wake_all = types.ExternalFunction("pthread_cond_broadcast", _int(types.uint64))
+_init_mutex = types.ExternalFunction("pthread_mutex_init", _int(types.uint64, types.uint64))
+_init_cond = types.ExternalFunction("pthread_cond_init", _int(types.uint64, types.uint64))
+MONOTONIC = 1 if sys.platform == "linux" else 6  # CLOCK_MONOTONIC: time.h; macOS has 6
+
+
+@compiled
+def now_ns(scratch):  # noqa: ANN201 - Numba's
+    """Read the clock; `scratch` is int64[2]."""
+    _clock_gettime(np.int32(MONOTONIC), np.uint64(scratch.ctypes.data))
+    return scratch[0] * 1_000_000_000 + scratch[1]
+
+
+@compiled
+def _address(state, index):
+    return np.uint64(state.ctypes.data + 8 * index)
+
+
+# --- a job ----------------------------------------------------------------------------------------
+
+
+@compiled
+def run(state, function, table, words, total, parts):  # noqa: ANN201, PLR0913
+    """Call a range function on pieces that cover the range [0, total) once.
+
+    Args:
+        state: of the pool; one job at a time.
+        function: the address of a range function.
+        table: the address that it is given.
+        words: the number that it is given.
+        total: elements.
+        parts: how many threads the range is divided among; free ones help the others.
+    """
+    for part in range(parts):
+        state[TAKEN + LINE * part] = 0
+    state[FUNCTION], state[TABLE], state[WORDS] = function, table, words
+    state[TOTAL], state[PARTS] = total, parts
+    state[PIECE] = max(PIECE_ELEMENTS, total // (parts * PIECES) // ALIGNED * ALIGNED)
+    _set(state, OPEN, 1)
+    _add(state, GENERATION, 1)
+    if _get(state, SLEEPING) > 0:
+        _lock(_address(state, MUTEX))
+        _wake_all(_address(state, WAKE))
+        _unlock(_address(state, MUTEX))
+    _work(state, 0)
+    _set(state, OPEN, 0)
+    _finish(state)
+
+
+@compiled
+def _work(state, own):
+    """Take pieces until none is left, those of one's own part first."""
+    parts, total = state[PARTS], state[TOTAL]
+    for k in range(parts):
+        part = (own + k) % parts
+        begin = total * part // parts // ALIGNED * ALIGNED
+        end = total * (part + 1) // parts // ALIGNED * ALIGNED if part + 1 < parts else total
+        low = begin + _add(state, TAKEN + LINE * part, state[PIECE])
+        while low < end:
+            high = min(low + state[PIECE], end)
+            call_range(state[FUNCTION], state[TABLE], state[WORDS], low, high)
+            low = begin + _add(state, TAKEN + LINE * part, state[PIECE])
+
+
+@compiled
+def _finish(state):
+    """Wait until no other thread is inside the job."""
+    scratch = np.empty(2, np.int64)
+    end = now_ns(scratch) + SPIN_NS
+    while _get(state, INSIDE) > 0 and now_ns(scratch) < end:
+        _pause()
+    if _get(state, INSIDE) > 0:
+        _lock(_address(state, MUTEX))
+        _set(state, WAITING, 1)
+        while _get(state, INSIDE) > 0:
+            _wait(_address(state, DONE), _address(state, MUTEX))
+        _set(state, WAITING, 0)
+        _unlock(_address(state, MUTEX))
+
+
+# --- the other threads ----------------------------------------------------------------------------
+
+
+@compiled
+def _serve(state, own):
+    """Work on each job, for ever."""
+    seen = np.int64(0)
+    scratch = np.empty(2, np.int64)
+    while True:
+        seen = _next_generation(state, seen, scratch)
+        _add(state, INSIDE, 1)
+        # Closed, or the next job is not published yet: its words may not be read.
+        if _get(state, OPEN) == 1 and own < state[PARTS]:
+            _work(state, own)
+        if _add(state, INSIDE, -1) == 1 and _get(state, WAITING) == 1:
+            _lock(_address(state, MUTEX))
+            _wake_one(_address(state, DONE))
+            _unlock(_address(state, MUTEX))
+
+
+@compiled
+def _next_generation(state, seen, scratch):
+    """Wait for a job after the one that was seen: spin, then sleep."""
+    end = now_ns(scratch) + SPIN_NS
+    while _get(state, GENERATION) == seen:
+        if now_ns(scratch) < end:
+            _pause()
+            continue
+        _lock(_address(state, MUTEX))
+        _add(state, SLEEPING, 1)
+        while _get(state, GENERATION) == seen:
+            _wait(_address(state, WAKE), _address(state, MUTEX))
+        _add(state, SLEEPING, -1)
+        _unlock(_address(state, MUTEX))
+    return _get(state, GENERATION)
+
+
+@compiled
+def _initialise(state):
+    _init_mutex(_address(state, MUTEX), np.uint64(0))
+    _init_cond(_address(state, WAKE), np.uint64(0))
+    _init_cond(_address(state, DONE), np.uint64(0))
+
+
+# --- the pool of this process ---------------------------------------------------------------------
+
+_states: dict[int, np.ndarray] = {}  # by process: a forked child has the memory, not the threads
+
+
+def threads() -> int:
+    """Return the number of threads: NUMBA_NUM_THREADS, by default the cores of this process."""
+    return int(min(numba.config.NUMBA_NUM_THREADS, MAX_PARTS))
+
+
+def state() -> np.ndarray:
+    """Return the state of this process's pool; start its threads where there are none."""
+    found = _states.get(os.getpid())
+    if found is None:
+        found = _states[os.getpid()] = _start()
+    return found
+
+
+def _start() -> np.ndarray:
+    made = _without_threads()
+    made[WORKERS] = threads() - 1
+    for number in range(1, threads()):
+        name = f"adadelta-{number}"
+        threading.Thread(target=_serve, args=(made, number), name=name, daemon=True).start()
+    return made
+
+
+def _without_threads() -> np.ndarray:
+    made = np.zeros(STATE_WORDS, np.int64)
+    _initialise(made)
+    return made
+
+
+_alone = functools.cache(_without_threads)
+
+
+@contextlib.contextmanager
+def no_threads() -> Iterator[None]:
+    """Let the calling thread alone take steps that are prepared meanwhile, piece after piece."""
+    before = _states.get(os.getpid())
+    _states[os.getpid()] = _alone()
+    try:
+        yield
+    finally:
+        del _states[os.getpid()]
+        if before is not None:
+            _states[os.getpid()] = before
+
+
+def _after_fork() -> None:
+    for inherited in _states.values():
+        inherited[WORKERS] = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
