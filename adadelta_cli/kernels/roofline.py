@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.kernels import cache, cpu, pool
+from adadelta_cli.kernels import cache, cpu, pool, variants
 from adadelta_cli.kernels.cpu import _slice, _update_slice, _view, columns, compiled, view_table
 from adadelta_cli.kernels.layout import DTypeLayout, TensorRef, tensor_ref
 
@@ -114,6 +114,11 @@ class Roofs:
     def variants(self) -> tuple[str, str]:
         """How the memory and the arithmetic roof were taken last."""
         return cpu.taken(self._memory), cpu.taken(self._arithmetic)
+
+
+def settling_calls() -> int:
+    """Return the number of calls after which a step or a roof knows its fastest way."""
+    return variants.ROUNDS * variants.count_ways(pool.threads())
 
 
 @compiled
