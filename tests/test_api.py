@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
 import subprocess
 import sys
 
 import pytest
-from conftest import HERE
+from conftest import HERE, needs_mxnet
 
 import adadelta_cli
 from adadelta_cli import errors
-from adadelta_cli.kernels import step
-from adadelta_cli.verification import api
 
-PAGE = HERE.parent / "docs" / "api.md"
+ROOT = HERE.parent
+PAGE = ROOT / "docs" / "api.md"
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "adadelta_cli").rglob("*.py"))
+    if ">>> " in path.read_text()
+]
 
 
 def test_the_page_has_every_public_name():
@@ -28,16 +33,19 @@ def test_the_page_has_every_public_name():
 
 def test_the_examples_of_the_page_run(monkeypatch):
     """With the output that it shows."""
-    monkeypatch.syspath_prepend(HERE.parent)
+    monkeypatch.syspath_prepend(ROOT)
     found = doctest.testfile(str(PAGE), module_relative=False)
     assert found.attempted > 5 and not found.failed
 
 
-@pytest.mark.parametrize("module", [step, api], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [pytest.param(name, marks=needs_mxnet if ".mxnet_bridge." in name else ()) for name in MODULES],
+)
 def test_the_examples_of_the_docstrings_run(monkeypatch, module):
-    """Likewise."""
-    monkeypatch.syspath_prepend(HERE.parent)
-    found = doctest.testmod(module)
+    """Likewise, in every module that has some."""
+    monkeypatch.syspath_prepend(ROOT)
+    found = doctest.testmod(importlib.import_module(module))
     assert found.attempted and not found.failed
 
 
