@@ -15,6 +15,7 @@ from conftest import HERE, needs_mxnet
 
 import adadelta_cli
 from adadelta_cli.cli.main import adadelta
+from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS
 from adadelta_cli.system import machine
 
 ROOT = HERE.parent
@@ -91,6 +92,20 @@ def test_every_help_text_has_an_example(name):
     """A newcomer can copy a line that works."""
     command = adadelta.commands[name]
     assert f"adadelta {name}" in (command.help or "")
+
+
+def test_no_summary_is_cut_in_a_terminal_of_80_columns():
+    """`adadelta --help` shows the first sentence of each command whole."""
+    context = click.Context(adadelta, terminal_width=78, **adadelta.context_settings)  # a margin
+    assert "..." not in adadelta.get_help(context).replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize("name", [*FRAMEWORKS, *YARDSTICKS])
+def test_every_framework_is_documented(name):
+    """docs/cli.md and the help of `bench` name it."""
+    assert f"`{name}`" in REFERENCE
+    (named,) = [each for each in adadelta.commands["bench"].params if each.name == "names"]
+    assert re.search(rf" {name},", named.help)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -154,7 +154,7 @@ format_option = click.option(
     "--against",
     metavar="PYTHON",
     callback=possible,
-    help="Python of another environment, whose installed version is timed in turn with this one; "
+    help="Python of another environment; its installed version is timed in turn with this one; "
     "exit 1 if this one is slower.",
 )
 @click.option(
@@ -337,7 +337,7 @@ def compare(
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Judge one result of bench against another: FASTER, SLOWER, SAME or UNCLEAR.
+    """Compare two results of bench: FASTER, SLOWER, SAME or UNCLEAR.
 
     OLD and NEW are each a bench.json, or its folder. Exit code 1 if a row is SLOWER: by more than
     the threshold, and significantly.

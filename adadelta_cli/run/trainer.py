@@ -66,7 +66,7 @@ class Trainer:
         backend: the array library.
         fused: take the step in one pass over memory.
         dtype: float32, float64, or float16 with float32 masters and states.
-        seed: the seed of everything random.
+        seed: of all random numbers.
 
     Attributes:
         step: steps taken.

@@ -39,7 +39,7 @@ def verify(
         dtypes: of float32 and float64.
         cases: names of the only cases; none for the default set, fuzzed cases and tensors of every
             length.
-        seed: everything random derives from it.
+        seed: of all random numbers.
         steps: steps of each case, in place of its own number.
         full: the whole catalogue of cases: minutes.
         ctx: the device: on `gpu` or `gpu:N` the kernel gets CuPy arrays.

@@ -58,7 +58,7 @@ RESULTS = "weight[wrong] = acc_grad[wrong] = acc_delta[wrong]"
 # --- the table ------------------------------------------------------------------------------------
 
 # Each entry is `name [case dtype]: mistake`, then the change as in a diff: "-" removes a line, "+"
-# adds one, and a space keeps one. In brackets is what differs from length-1 in float32.
+# adds one, and a space keeps one. In brackets: case and dtype; default length-1 float32.
 TABLES = {
     "update": f"""
 epsilon-outside-root: epsilon added to the square roots, not under them

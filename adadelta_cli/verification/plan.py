@@ -70,7 +70,7 @@ class VerifyPlan:
         dtypes: each case runs in each of these.
         training_dtypes: each problem is trained in each of these.
         training_steps: steps after which a training on MXNet stops; None: at its end.
-        seed: everything random derives from it.
+        seed: of all random numbers.
         timeout: seconds that one case of one implementation may take.
         overrides: `key=value` settings for the configs.
         oracle_checked: the implementations to compare with the oracle. Others are covered by the
@@ -145,7 +145,7 @@ class VerifyPlan:
 class Request:
     """What the options of `verify` say (docs/cli.md), or the arguments of the Python function.
 
-    Naming problems, cases, sizes or a recording leaves out the rest.
+    If some problems, cases, sizes or a recording are named, only those run.
 
     Attributes:
         kernel: check this kernel, a function of this process, on cases only; `names`, `peers` and
