@@ -14,8 +14,10 @@ import pytest
 from conftest import HERE, needs_mxnet
 
 import adadelta_cli
+from adadelta_cli.bench import workloads
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS
+from adadelta_cli.run import config
 from adadelta_cli.system import machine
 
 ROOT = HERE.parent
@@ -100,12 +102,23 @@ def test_no_summary_is_cut_in_a_terminal_of_80_columns():
     assert "..." not in adadelta.get_help(context).replace("[ARGS]...", "")
 
 
-@pytest.mark.parametrize("name", [*FRAMEWORKS, *YARDSTICKS])
-def test_every_framework_is_documented(name):
-    """docs/cli.md and the help of `bench` name it."""
+NAMES = {
+    "bench": [*FRAMEWORKS, *YARDSTICKS, *workloads.MODELS],
+    "run": config.shipped(),
+    "verify": config.shipped(),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(command, name) for command, names in NAMES.items() for name in names]
+)
+def test_every_name_is_documented(command, name):
+    """The help of the command and docs/cli.md have each framework, network and config."""
     assert f"`{name}`" in REFERENCE
-    (named,) = [each for each in adadelta.commands["bench"].params if each.name == "names"]
-    assert re.search(rf" {name},", named.help)
+    texts = [adadelta.commands[command].help] + [
+        getattr(each, "help", None) or "" for each in adadelta.commands[command].params
+    ]
+    assert re.search(rf"[\s,]{name}[,.;]", " ".join(texts))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,7 +7,7 @@ import json
 import reprlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Field, ValidationError
 
@@ -30,9 +30,7 @@ SECTIONS = {
     "OptimizerSettings": "optimizer",
     "TrainingSettings": "training",
     "Expect": "expect",
-    "RosenbrockSettings": "problem",
-    "LogisticRegressionSettings": "problem",
-    "MlpSettings": "problem",
+    **{each.__name__: "problem" for each in get_args(ProblemSettings)},
 }
 EXPECTED_SHAPE = "a config is a mapping with the keys problem, optimizer, training and expect"
 
