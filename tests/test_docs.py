@@ -129,31 +129,32 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-def example(word):
-    """Return the Python example of the README that has a word."""
-    (found,) = [each for each in EXAMPLES if word in each]
-    return found
+def examples(word):
+    """Return the Python examples of the README that have a word."""
+    return [each for each in EXAMPLES if word in each]
 
 
 def test_the_numpy_example_of_the_readme_runs():
     """It updates the weight and both accumulators, and leaves the gradient."""
     names = ("weight", "grad", "acc_grad", "acc_delta")
     arrays = {name: np.full(3, 2, np.float32) for name in names}
-    exec(example("FusedStep"), dict(arrays))  # noqa: S102 - it is this project's
+    (code,) = examples("FusedStep")
+    exec(code, dict(arrays))  # noqa: S102 - it is this project's
     changed = {name for name, array in arrays.items() if (array != 2).all()}
     assert changed == {"weight", "acc_grad", "acc_delta"}
 
 
 @needs_mxnet
-def test_the_mxnet_example_of_the_readme_runs():
-    """It makes a trainer whose optimizer is this package's, with the fused step."""
+@pytest.mark.parametrize("code", examples("use_fused_step"))
+def test_the_mxnet_examples_of_the_readme_run(code):
+    """Each makes a trainer whose optimizer is this package's, with the fused step."""
     expected = adadelta_cli.AdaDelta  # before mxnet, as there
     import mxnet as mx
 
     net = mx.gluon.nn.Dense(2, in_units=3)
     net.initialize()
     scope = {"net": net}
-    exec(example("use_fused_step"), scope)  # noqa: S102 - it is this project's
+    exec(code, scope)  # noqa: S102 - it is this project's
     optimizer = scope["trainer"].optimizer
     assert type(optimizer) is expected
     assert optimizer.use_fused_step
