@@ -124,9 +124,6 @@ def _process(chosen: Implementation) -> str:
     return "operators of MXNet" if chosen.backend == "mxnet" and not chosen.fused else ""
 
 
-# --- the choice of implementations ----------------------------------------------------------------
-
-
 def choose_implementations(
     names: Sequence[str], backend: str, device: Device, *, fused_only: bool = False
 ) -> tuple[Implementation, ...]:
@@ -179,8 +176,6 @@ def choose_frameworks(device: Device) -> tuple[tuple[Implementation, ...], Absen
     every: Iterable[Implementation] = (registry.FRAMEWORKS | registry.YARDSTICKS).values()
     return frameworks.available(each.on(device) for each in every)
 
-
-# --- memory ---------------------------------------------------------------------------------------
 
 TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured
 

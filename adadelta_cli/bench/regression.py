@@ -43,8 +43,6 @@ STUDENT = "Student's t-test on the logarithms of the ratios of processes that to
 MEASURE_AGAIN = "measure both on one machine: adadelta bench --against"
 
 
-# --- what bench.json holds ------------------------------------------------------------------------
-
 # Bounds of any plausible time in seconds, and of any share of a ceiling.
 Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
 DEEPEST = 20  # of nested lists and objects; a bench.json has 4
@@ -195,9 +193,6 @@ def parse_document(content: Any, source: str) -> Document:
         ) from error
 
 
-# --- what differs between the machines ------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Change:
     """A property of the machine or a setting that differs between the results.
@@ -249,9 +244,6 @@ def _consequence(name: str) -> str:
     if part == "machine" and key in KIND:
         return "nothing can be compared"
     return "seconds cannot be compared" if (part, key) == ("machine", HOST) else ""
-
-
-# --- the comparison -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

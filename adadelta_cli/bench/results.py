@@ -313,9 +313,6 @@ def _too_fast(share: MedianCI) -> Iterator[str]:
         yield "faster than its ceiling: the roofs were disturbed, so the share means nothing"
 
 
-# --- training -------------------------------------------------------------------------------------
-
-
 def training_result(
     group: Group, samples: Mapping[str, Samples], losses: Mapping[str, list[float]]
 ) -> GroupResult:

@@ -238,8 +238,6 @@ def _is_precise(found: Columns, precision: float) -> bool:
     return True
 
 
-# --- peak memory ----------------------------------------------------------------------------------
-
 # MXNet's pool keeps temporaries, and the C library keeps small blocks. Without both, a step's
 # allocations show in the resident set each time (mallopt(3)).
 UNPOOLED = {"MXNET_CPU_MEM_POOL_TYPE": "Unpooled", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -295,9 +293,6 @@ def _peak(
             if not foreign:
                 raise
             return [None] * len(groups)  # the worker that takes the samples reports the problem
-
-
-# --- training -------------------------------------------------------------------------------------
 
 
 def train_steps(

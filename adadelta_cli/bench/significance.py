@@ -79,9 +79,6 @@ class Judgement:
     reason: str = ""
 
 
-# --- the tests ------------------------------------------------------------------------------------
-
-
 def paired(ratios: ArrayLike) -> LogRatio:
     """Compare times taken in the same rounds, by Student's t-test on the logarithms of ratios.
 
@@ -140,9 +137,6 @@ def _t_test(centre: float, *sides: np.ndarray) -> LogRatio:
     half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
     p_value = 2 * float(special.stdtr(freedom, -abs(centre) / error))
     return LogRatio(centre, centre - half, centre + half, p_value, processes)
-
-
-# --- the verdict ----------------------------------------------------------------------------------
 
 
 def judge_all(differences: Sequence[LogRatio], threshold: float) -> list[Judgement]:

@@ -64,9 +64,6 @@ class BenchTarget:
         ]
 
 
-# --- is it correct? -------------------------------------------------------------------------------
-
-
 def check_correct(chosen: Implementation, target: BenchTarget) -> TimingProblem | None:
     """Take one step and compare it with the array update; return what is wrong, if anything.
 

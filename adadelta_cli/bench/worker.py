@@ -45,9 +45,6 @@ WAKE_UP_S = 5e-3
 Clock = Callable[[Sequence[Callable[[], Any]]], float]
 
 
-# --- timing ---------------------------------------------------------------------------------------
-
-
 def _warmed_up(timed: Callable[[], float]) -> float:
     """Time steps until they get no faster, twice in a row; return the seconds of the best."""
     start, best, settled = time.monotonic(), math.inf, 0
@@ -122,9 +119,6 @@ class TimedEntry:
         elif self._untimed:
             self._take()  # loads the caches, which other entries have used
         return self._clock(self._chosen(self._loops)) / self._together
-
-
-# --- tasks: the first reply, then the samples -----------------------------------------------------
 
 
 class TimingTask:

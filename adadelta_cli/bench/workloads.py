@@ -90,9 +90,6 @@ def model(name: str) -> Workload:
     return Workload(name, tuple(MODELS[name]()))
 
 
-# --- the networks, each from its architecture's definition ----------------------------------------
-
-
 def _dense(outputs: int, inputs: int) -> Iterator[Shape]:
     yield from ((outputs, inputs), (outputs,))
 

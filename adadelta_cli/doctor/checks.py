@@ -132,9 +132,6 @@ def run_checks(tick: Tick = no_tick) -> Examination:
     return Examination(here, load, steal, tuple(checks), tuple(conditions(here, load, steal)))
 
 
-# --- one check ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Requirement:
     """Something that the commands use.
@@ -209,9 +206,6 @@ def _known_fix(error: BaseException) -> str:
         return FREE_MEMORY
     cause = error.__cause__
     return environment.known_fix(str(error)) or (_known_fix(cause) if cause else "")
-
-
-# --- attempts, each in a sandbox ------------------------------------------------------------------
 
 
 def _same_bits(name: str, reference: str, ctx: str = "cpu") -> str:
@@ -317,9 +311,6 @@ def _try_versions() -> str:
         needed = " ".join(f"'{each.name}{each.specifier}'" for each in unmet)
         raise ReportedError(f"{found}; needed: {needed}", f"python -m pip install {needed}")
     return f"{len(wanted)} libraries, all of the required versions"
-
-
-# --- what is missing, and the table ---------------------------------------------------------------
 
 
 def _missing_modules(*modules: str) -> str:

@@ -37,9 +37,6 @@ def conditions(here: Machine, load: CpuLoad, steal_share: float | None) -> list[
     return sorted([*found, *_variables(here), *_threads(here)], key=severity)
 
 
-# --- load and machine -----------------------------------------------------------------------------
-
-
 def _facts(here: Machine, load: CpuLoad, steal_share: float | None) -> SimpleNamespace:
     """Return what `CONDITIONS` is about: the machine's attributes, and what follows from them."""
     cores, quota, busy = here.cores_available, here.cpu_quota_cores, load.busy_cores
@@ -148,7 +145,6 @@ CONDITIONS = (
     ),
 )
 
-# --- environment ----------------------------------------------------------------------------------
 
 NONZERO, ANY, YES = r"(?!0$).+", r".+", r"1|true|yes|on"
 FLUSHES = "MXNet then makes the main thread, and NumPy with it, flush subnormals; verify refuses it"

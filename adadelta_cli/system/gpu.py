@@ -55,9 +55,6 @@ def format_checks(found: Iterable[GpuCheck]) -> str:
     return "; ".join(f"{each.piece}: {each.observed}" for each in found)
 
 
-# --- CuPy -----------------------------------------------------------------------------------------
-
-
 def probe(number: int = 0) -> list[GpuCheck]:
     """Check what a step on device `number` needs, up to the first piece that does not work."""
     found: list[GpuCheck] = []

@@ -63,9 +63,6 @@ KIBIBYTE = 1024
 CPUS = "sys/devices/system/cpu"
 
 
-# --- cores and threads ----------------------------------------------------------------------------
-
-
 def available_cores() -> int:
     """Count the cores that this process may run on."""
     return len(affinity())
@@ -92,9 +89,6 @@ def compiler() -> str | None:
     """Return the path of a C++ compiler, which `torch.compile` needs; None if there is none."""
     names = filter(None, [os.environ.get("CXX", ""), "g++", "clang++"])
     return next(filter(None, map(shutil.which, names)), None)
-
-
-# --- all facts ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -196,8 +190,6 @@ def describe() -> dict[str, Any]:
     return asdict(inspect_machine())
 
 
-# --- processor ------------------------------------------------------------------------------------
-
 # Flags of /proc/cpuinfo, the widest first: x86's, then ARM's.
 SIMD = {
     "avx512f": "AVX-512",
@@ -271,9 +263,6 @@ def _turbo() -> bool | None:
     return boost if off is None else off
 
 
-# --- control groups -------------------------------------------------------------------------------
-
-
 def _groups(controller: str) -> list[Path]:
     """Return the folders of this process's control group and those above it.
 
@@ -320,9 +309,6 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
                 yield limit, limit - use + min(use, _whole(kept) or 0)
 
 
-# --- memory ---------------------------------------------------------------------------------------
-
-
 def available_bytes() -> int | None:
     """Return how much memory can be allocated without swapping; None if unknown.
 
@@ -336,8 +322,6 @@ def _memory_bytes() -> int | None:
     installed = query_psutil(lambda psutil: psutil.virtual_memory().total)
     return installed and min([installed, *(limit for limit, _ in _memory_limits())])
 
-
-# --- virtual machines and containers --------------------------------------------------------------
 
 # Words in the vendor or model of virtual machines' firmware.
 VIRTUAL_FIRMWARE = ("virtual", "vmware", "qemu", "kvm", "xen", "bochs", "hvm", "google compute")
@@ -373,9 +357,6 @@ def _container() -> str:
 def _gpus() -> tuple[str, ...]:
     files = sorted((ROOT / "proc/driver/nvidia/gpus").glob("*/information"))
     return tuple(_fields(file).get("Model", "unknown model") for file in files)
-
-
-# --- libraries ------------------------------------------------------------------------------------
 
 
 def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
@@ -423,9 +404,6 @@ def _openmp_runtimes() -> tuple[str, ...]:
     return tuple(
         sorted(str(f.relative_to(packages) if packages in f.parents else f) for f in found)
     )
-
-
-# --- reading --------------------------------------------------------------------------------------
 
 
 def query_psutil(query: Callable[[ModuleType], T]) -> T | None:

@@ -76,9 +76,6 @@ def only(old, new, **how):
     return judged(old, new, **how).rows[0]
 
 
-# --- verdicts
-
-
 @pytest.mark.parametrize(
     ("slower", "wanted", "code"),
     [
@@ -199,9 +196,6 @@ def test_a_process_without_samples_does_not_count():
     assert only(content(), new).processes_new == 5
 
 
-# --- rows that have no counterpart, or no time
-
-
 def test_rows_of_one_side_are_unclear():
     """What vanished and what appeared is listed, in this order after what is new."""
     old, new = content(), content()
@@ -286,9 +280,6 @@ def test_without_a_time_a_row_is_unclear(old, new, says):
     assert found.rows[0].verdict is Verdict.UNCLEAR
     assert says in found.rows[0].note
     assert found.exit_code is ExitCode.OK
-
-
-# --- reading
 
 
 def test_a_folder_stands_for_its_bench_json(tmp_path):
@@ -384,9 +375,6 @@ def test_what_stdout_cannot_write_is_written_as_an_escape(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "machine.kernel was not recorded, is \\ud800" in done.stdout
-
-
-# --- the command line
 
 
 @pytest.fixture

@@ -53,9 +53,6 @@ def environment(folder):
     return str(python)
 
 
-# --- the version that is started ------------------------------------------------------------------
-
-
 def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch):
     """Neither this one nor the other one; users' kernels are still found from there."""
     package(tmp_path, "os._exit(9)")
@@ -107,9 +104,6 @@ def test_a_file_that_is_no_program(content, tmp_path):
     assert worker._child._process.returncode == 0
 
 
-# --- messages -------------------------------------------------------------------------------------
-
-
 def test_what_is_printed_at_the_start_is_no_answer(tmp_path):
     """Whatever prints before it is ready does so on stderr."""
     (tmp_path / "sitecustomize.py").write_text("print('welcome', flush=True)")
@@ -136,9 +130,6 @@ def test_last_words_need_not_be_utf_8(tmp_path):
         pytest.raises(BrokenError, match="crashed: exited with 3: caf\N{REPLACEMENT CHARACTER}"),
     ):
         worker.handshake()
-
-
-# --- third-party code -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "how"), [("forks", ""), ("forks_and_dies", "exited with 7")])
@@ -206,9 +197,6 @@ def test_compiling_may_take_longer_than_a_sample(tmp_path, monkeypatch):
     assert worker_pool.FOREIGN_ANSWER_S["task"] > 120
 
 
-# --- rounds ---------------------------------------------------------------------------------------
-
-
 def test_rounds_alternate_between_the_processes(tmp_path):
     """All entries have samples of the same rounds, so that ratios can be taken."""
     own, key = kernel(tmp_path, "step")
@@ -250,9 +238,6 @@ def test_an_older_version_may_have_other_words(monkeypatch):
     ((key, problem),) = pool.problems.items()
     assert (key.name, problem.outcome) == ("numpy", Outcome.FAILED)
     assert problem.reason == "cannot be bound: unknown"
-
-
-# --- side by side ---------------------------------------------------------------------------------
 
 
 class Silent:

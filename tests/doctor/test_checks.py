@@ -143,9 +143,6 @@ def test_unmet_version_requirements_are_named(monkeypatch):
     assert raised.value.fix.endswith("pip install 'numba<0.1' 'nonesuch>=2'")
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-
 def run(*args, **environment):
     """Run `adadelta doctor`."""
     command = [sys.executable, "-m", "adadelta_cli", "doctor", *args]
