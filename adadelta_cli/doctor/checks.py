@@ -121,7 +121,7 @@ def run_checks(tick: Tick = no_tick) -> Examination:
         tick: receives the number of finished checks, of all checks, and the next one's name.
     """
     environment.prepare()
-    here, load = machine.inspect_machine(), cpu_load.sample_load()
+    here, load = machine.Machine(), cpu_load.sample_load()
     before, checks = cpu_load.cpu_times(), []
     with Sandbox(TIMEOUT_S) as sandbox:
         for done, requirement in enumerate(REQUIREMENTS):

@@ -12,7 +12,7 @@ import shutil
 import sys
 import sysconfig
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,7 +59,6 @@ LIBRARIES = (
     "intel-openmp",
     "threadpoolctl",
 )
-KIBIBYTE = 1024
 CPUS = "sys/devices/system/cpu"
 
 
@@ -89,105 +88,6 @@ def compiler() -> str | None:
     """Return the path of a C++ compiler, which `torch.compile` needs; None if there is none."""
     names = filter(None, [os.environ.get("CXX", ""), "g++", "clang++"])
     return next(filter(None, map(shutil.which, names)), None)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a timing depends on. None or empty: not known here.
-
-    Attributes:
-        simd: the widest vector instructions.
-        cores_available: logical cores that this process may run on.
-        cores_available_physical: the physical cores that those belong to.
-        cpu_quota_cores: the control group's limit of CPU time, in cores; None if unlimited.
-        cache_bytes: the size of a data cache, by level.
-        cache_shared_by: the number of logical cores that share one, by level.
-        memory_bytes: in all, or the control group's limit.
-        memory_available_bytes: what can be allocated without swapping.
-        swap_used_bytes: of all processes.
-        numa_nodes: those of the cores that this process may run on.
-        governor: of the cores' frequency; several are joined by commas.
-        turbo: whether a core may exceed its nominal frequency.
-        huge_pages: the kernel's setting for transparent ones, the active one in brackets.
-        load_average: over the last minute.
-        hypervisor: `unknown` if the machine is virtual and does not say of what kind.
-        gpus: their models; NVIDIA's only.
-        threading_layers: those that Numba was built with; `tbb` and `omp` need their runtime too.
-        openmp_runtimes: OpenMP libraries: the system's by path, those of Python packages relative
-            to the folder of the packages.
-        environment: the variables that the speed or the bits of a step may depend on.
-    """
-
-    host: str
-    processor: str
-    architecture: str
-    simd: str
-    cores: int | None
-    cores_physical: int | None
-    cores_available: int
-    cores_available_physical: int | None
-    cpu_quota_cores: float | None
-    cache_bytes: dict[str, int]
-    cache_shared_by: dict[str, int]
-    memory_bytes: int | None
-    memory_available_bytes: int | None
-    swap_used_bytes: int | None
-    numa_nodes: int | None
-    governor: str | None
-    turbo: bool | None
-    huge_pages: str
-    load_average: float | None
-    hypervisor: str
-    container: str
-    gpus: tuple[str, ...]
-    kernel: str
-    python: str
-    versions: dict[str, str]
-    threading_layers: tuple[str, ...]
-    openmp_runtimes: tuple[str, ...]
-    compiler: str | None
-    environment: dict[str, str]
-
-
-def inspect_machine() -> Machine:
-    """Collect all facts; no library that they are about is imported, nothing is measured."""
-    caches = _caches()
-    return Machine(
-        host=platform.node(),
-        processor=_fields("proc/cpuinfo").get("model name", platform.processor()),
-        architecture=platform.machine(),
-        simd=_simd(),
-        cores=os.cpu_count(),
-        cores_physical=query_psutil(lambda psutil: psutil.cpu_count(logical=False)),
-        cores_available=available_cores(),
-        cores_available_physical=_available_physical(),
-        cpu_quota_cores=_cpu_quota(),
-        cache_bytes={level: size for level, (size, _) in caches.items()},
-        cache_shared_by={level: shared for level, (_, shared) in caches.items()},
-        memory_bytes=_memory_bytes(),
-        memory_available_bytes=available_bytes(),
-        swap_used_bytes=query_psutil(lambda psutil: psutil.swap_memory().used),
-        numa_nodes=_numa_nodes(),
-        governor=_governor(),
-        turbo=_turbo(),
-        huge_pages=_text("sys/kernel/mm/transparent_hugepage/enabled"),
-        load_average=query_psutil(lambda psutil: psutil.getloadavg()[0]),
-        hypervisor=_hypervisor(),
-        container=_container(),
-        gpus=_gpus(),
-        kernel=platform.platform(),
-        python=platform.python_version(),
-        versions=versions(),
-        threading_layers=_threading_layers(),
-        openmp_runtimes=_openmp_runtimes(),
-        compiler=compiler(),
-        environment={k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
-    )
-
-
-def describe() -> dict[str, Any]:
-    """Describe the machine as bench.json has it: the attributes of `Machine`."""
-    return asdict(inspect_machine())
 
 
 # Flags of /proc/cpuinfo, the widest first: x86's, then ARM's.
@@ -227,11 +127,8 @@ def online_cores() -> list[int]:
 
 def last_cache_bytes() -> int:
     """Add up the last-level caches of the cores that this process may use; a guess if unknown."""
-    size, shared = max(_caches().values(), default=(LAST_CACHE_BYTES, 1))
-    return size * -(-len(affinity()) // max(1, shared))
-
-
-LAST_CACHE_BYTES = 2**28  # if unknown
+    size, shared = max(_caches().values(), default=(2**28, 1))
+    return size * -(-len(affinity()) // shared)
 
 
 def _caches() -> dict[str, tuple[int, int]]:
@@ -243,7 +140,7 @@ def _caches() -> dict[str, tuple[int, int]]:
         if kind != "Instruction" and size[:-1].isdigit() and size.endswith("K"):
             name = f"L{level}" + ("d" if kind == "Data" else "")
             shared = len(_core_list(_text(index / "shared_cpu_list"))) or 1
-            found[name] = int(size[:-1]) * KIBIBYTE, shared
+            found[name] = int(size[:-1]) * 1024, shared
     return found
 
 
@@ -445,3 +342,86 @@ def _core_list(text: str) -> list[int]:
     """
     ranges = [part.split("-") for part in text.split(",") if part]
     return [core for ends in ranges for core in range(int(ends[0]), int(ends[-1]) + 1)]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a timing depends on, found when it is made. None or empty: not known here.
+
+    No library that the facts are about is imported, and nothing is measured.
+
+    Attributes:
+        simd: the widest vector instructions.
+        cores_available: logical cores that this process may run on.
+        cores_available_physical: the physical cores that those belong to.
+        cpu_quota_cores: the control group's limit of CPU time, in cores; None if unlimited.
+        cache_bytes: the size of a data cache, by level.
+        cache_shared_by: the number of logical cores that share one, by level.
+        memory_bytes: in all, or the control group's limit.
+        memory_available_bytes: what can be allocated without swapping.
+        swap_used_bytes: of all processes.
+        numa_nodes: those of the cores that this process may run on.
+        governor: of the cores' frequency; several are joined by commas.
+        turbo: whether a core may exceed its nominal frequency.
+        huge_pages: the kernel's setting for transparent ones, the active one in brackets.
+        load_average: over the last minute.
+        hypervisor: `unknown` if the machine is virtual and does not say of what kind.
+        gpus: their models; NVIDIA's only.
+        threading_layers: those that Numba was built with; `tbb` and `omp` need their runtime too.
+        openmp_runtimes: OpenMP libraries: the system's by path, those of Python packages relative
+            to the folder of the packages.
+        environment: the variables that the speed or the bits of a step may depend on.
+    """
+
+    host: str = field(default_factory=platform.node)
+    processor: str = field(
+        default_factory=lambda: _fields("proc/cpuinfo").get("model name", platform.processor())
+    )
+    architecture: str = field(default_factory=platform.machine)
+    simd: str = field(default_factory=_simd)
+    cores: int | None = field(default_factory=os.cpu_count)
+    cores_physical: int | None = field(
+        default_factory=lambda: query_psutil(lambda psutil: psutil.cpu_count(logical=False))
+    )
+    cores_available: int = field(default_factory=available_cores)
+    cores_available_physical: int | None = field(default_factory=_available_physical)
+    cpu_quota_cores: float | None = field(default_factory=_cpu_quota)
+    cache_bytes: dict[str, int] = field(
+        default_factory=lambda: {level: size for level, (size, _) in _caches().items()}
+    )
+    cache_shared_by: dict[str, int] = field(
+        default_factory=lambda: {level: shared for level, (_, shared) in _caches().items()}
+    )
+    memory_bytes: int | None = field(default_factory=_memory_bytes)
+    memory_available_bytes: int | None = field(default_factory=available_bytes)
+    swap_used_bytes: int | None = field(
+        default_factory=lambda: query_psutil(lambda psutil: psutil.swap_memory().used)
+    )
+    numa_nodes: int | None = field(default_factory=_numa_nodes)
+    governor: str | None = field(default_factory=_governor)
+    turbo: bool | None = field(default_factory=_turbo)
+    huge_pages: str = field(
+        default_factory=lambda: _text("sys/kernel/mm/transparent_hugepage/enabled")
+    )
+    load_average: float | None = field(
+        default_factory=lambda: query_psutil(lambda psutil: psutil.getloadavg()[0])
+    )
+    hypervisor: str = field(default_factory=_hypervisor)
+    container: str = field(default_factory=_container)
+    gpus: tuple[str, ...] = field(default_factory=_gpus)
+    kernel: str = field(default_factory=platform.platform)
+    python: str = field(default_factory=platform.python_version)
+    versions: dict[str, str] = field(default_factory=versions)
+    threading_layers: tuple[str, ...] = field(default_factory=_threading_layers)
+    openmp_runtimes: tuple[str, ...] = field(default_factory=_openmp_runtimes)
+    compiler: str | None = field(default_factory=compiler)
+    environment: dict[str, str] = field(
+        default_factory=lambda: {
+            k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)
+        }
+    )
+
+
+def describe() -> dict[str, Any]:
+    """Describe the machine as bench.json has it: the attributes of `Machine`."""
+    return vars(Machine())

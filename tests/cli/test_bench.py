@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from invented import ALL_WRONG, GROUP, samples, write_kernels
 
 from adadelta_cli.bench import runner
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY
-from adadelta_cli.bench.results import COLUMNS, Timings, group_result
+from adadelta_cli.bench.results import BenchRow, Timings, group_result
 from adadelta_cli.bench.worker_pool import EntryKey
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.system import machine
@@ -61,7 +62,7 @@ def test_the_command_writes_its_files(tmp_path):
     assert done.returncode == 0, done.stderr
     with (tmp_path / "bench.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert tuple(table[0]) == COLUMNS
+    assert list(table[0]) == [each.name for each in fields(BenchRow)]
     assert [(row["implementation"], row["dtype"]) for row in table] == [
         ("numpy", "float32"),
         ("numpy-fused", "float32"),

@@ -8,7 +8,7 @@ from adadelta_cli.system import machine
 from adadelta_cli.system.cpu_load import CpuLoad
 
 QUIET = replace(
-    machine.inspect_machine(),
+    machine.Machine(),
     cores=4,
     cores_physical=4,
     cores_available=4,

@@ -53,7 +53,7 @@ def pretend(tmp_path, monkeypatch):
         for name, text in contents.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        return machine.inspect_machine()
+        return machine.Machine()
 
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
