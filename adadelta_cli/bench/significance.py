@@ -42,9 +42,7 @@ class LogRatio:
     """The new time over the old one, as logarithms; of too few processes, the interval is infinite.
 
     Attributes:
-        log_ratio: the estimate.
-        log_low: lower end of the two-sided interval of `LEVEL`, for this row by itself.
-        log_high: upper end.
+        log_low, log_high: the two-sided interval of `LEVEL`, for this row by itself.
         p_value: the chance of a difference at least this large, either way, if there is none.
         processes: how many there were, on the side with fewer.
     """
