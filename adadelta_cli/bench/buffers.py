@@ -84,7 +84,7 @@ class Region:
 
     Args:
         size: bytes of all lines together.
-        lines: how many lines.
+        lines: their number.
         fresh: allocates a number of bytes; returns them, and their address.
         held: copies values to the device of the lines.
     """

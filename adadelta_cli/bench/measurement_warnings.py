@@ -67,9 +67,7 @@ def format_warnings(warnings: Sequence[MeasurementWarning]) -> list[str]:
     places: dict[Cause, list[str]] = {}
     for each in warnings:
         places.setdefault(each.cause, []).append(f"{each.measured} at {each.place}")
-    return [
-        f"{cause.observed}: {', '.join(found)}; {cause.advice}" for cause, found in places.items()
-    ]
+    return [f"{each.observed}: {', '.join(found)}; {each.advice}" for each, found in places.items()]
 
 
 def find_warnings(place: str, threads: int, samples: Samples) -> list[MeasurementWarning]:

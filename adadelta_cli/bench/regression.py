@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from adadelta_cli.bench import results
     from adadelta_cli.bench.runner import Benchmark
 
-THRESHOLD = 0.05  # the default of the smallest difference that counts
 # Where one of these differs, it is another kind of machine: their shares cannot be compared.
 KIND = {"processor", "architecture", "cores", "cores_available", "cache_bytes", "gpu"}
 HOST = "host"  # where this differs, seconds cannot be compared
@@ -302,7 +301,7 @@ class Found(NamedTuple):
         return [value for value in values if value is not None and not self.timing.wrong]
 
 
-def judge(old: Document, new: Document, threshold: float = THRESHOLD) -> Comparison:
+def judge(old: Document, new: Document, threshold: float) -> Comparison:
     """Judge a result against an older one, row by row.
 
     Raises:
@@ -325,7 +324,7 @@ def judge(old: Document, new: Document, threshold: float = THRESHOLD) -> Compari
     return Comparison(tuple(noted), tuple(found), threshold, WELCH, old.source, new.source)
 
 
-def judge_in_turn(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
+def judge_in_turn(work: Benchmark, threshold: float) -> Comparison:
     """Judge this version against the one that was timed in the same rounds."""
     pairs = [pair for result in work.results for pair in result.pairs]
     rows = _conclude([_in_turn(pair) for pair in pairs], threshold)
@@ -377,12 +376,7 @@ def _match(
 ) -> Matched:
     """Return what can be compared of a measurement, or why nothing can.
 
-    Args:
-        key: of the measurement.
-        old: None where it is in the new result only.
-        new: likewise.
-        kind: the names of what makes the machines differ in kind; empty for nothing.
-        same: the machine is known to be the same.
+    `kind` names what makes the machines differ in kind; `same`: they are known to be one.
     """
     row = RegressionRow(**vars(key))
     if old and new and new.timing.wrong and old.known(SECONDS):

@@ -115,7 +115,6 @@ class Measurement:
     """A row, and the samples behind it.
 
     Attributes:
-        row: what bench.csv has.
         samples_s: the samples of each process, in seconds a step, in the order they were taken.
         by_process: of each process the median of `median_s` and of `ceiling_fraction`.
         problem: why the time is missing or means nothing.
@@ -261,7 +260,6 @@ def _measurement(
 
 
 def _times(group: Group, known: Sequence[np.ndarray], time_s: MedianCI) -> dict[str, Any]:
-    """Return the columns of a row's times."""
     q1, q3 = np.median([np.percentile(each, [25, 75]) for each in known], axis=0)
     return {
         "processes": len(known),

@@ -44,7 +44,6 @@ class Benchmark:
     """Carry out a plan.
 
     Args:
-        plan: what to time.
         train: a network whose training steps are timed, too, a key of `TRAINED`.
         machine: its description, from `machine.describe`.
 
@@ -140,10 +139,7 @@ Peaks = dict[tuple[Group, str], "int | None"]
 def measure(plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick) -> None:
     """Time all of a plan.
 
-    Args:
-        plan: what to time.
-        results: a result for each group is added; after an interruption, of what was timed so far.
-        tick: receives the progress.
+    A result for each group is added; after an interruption, of what was timed so far.
 
     Raises:
         BrokenError: a worker process broke.
@@ -277,13 +273,9 @@ def _peak(
 def train_steps(
     name: str, plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick
 ) -> None:
-    """Time whole training steps of a network, once for each optimizer, in turn.
+    """Time whole training steps of a network of `TRAINED`, once for each optimizer, in turn.
 
-    Args:
-        name: of the network, a key of `TRAINED`.
-        plan: gives threads, processes and time limit.
-        results: a result for each number of threads is added, as in `measure`.
-        tick: receives the progress.
+    A result for each number of threads of the plan is added, as in `measure`.
 
     Raises:
         UnavailableError: MXNet is not installed.

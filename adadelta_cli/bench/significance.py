@@ -96,13 +96,9 @@ def paired(ratios: ArrayLike) -> LogRatio:
 
 
 def unpaired(old: ArrayLike, new: ArrayLike) -> LogRatio:
-    """Compare times taken apart, by Welch's t-test on their logarithms.
+    """Compare times taken apart, one for each process, by Welch's t-test on their logarithms.
 
-    Welch's test does not assume that both sides have the same spread.
-
-    Args:
-        old: a time for each process, positive, in any unit.
-        new: likewise, in the same unit; their number may differ.
+    They are positive, in any unit. Their numbers and their spread may differ between the sides.
 
     Raises:
         ValueError: a side is empty, or a time is no positive number.

@@ -125,7 +125,8 @@ class TimingTask:
         for name in spec["implementations"]:
             self._add(name)
         if spec["roofs"]:
-            self._add_roofs(dtype, seed)
+            roofs = self._processor.roofs(self._tensors, dtype, seed, HYPER)
+            self.entries |= {name: self._entry(*each) for name, each in roofs.items()}
 
     def _add(self, name: str) -> None:
         try:
@@ -140,13 +141,8 @@ class TimingTask:
 
     def _entry(self, steps: Sequence[Callable[[], Any]], together: float = 1) -> TimedEntry:
         rotated = len(steps) == len(self._tensors)  # the arithmetic roof has data of its own
-        evict = self._evict if rotated else None
-        cursor = self._cursor if rotated else None
-        return TimedEntry(steps, self._processor.seconds, together, evict, cursor)
-
-    def _add_roofs(self, dtype: str, seed: int) -> None:
-        roofs = self._processor.roofs(self._tensors, dtype, seed, HYPER)
-        self.entries |= {name: self._entry(*each) for name, each in roofs.items()}
+        shared = (self._evict, self._cursor) if rotated else ()
+        return TimedEntry(steps, self._processor.seconds, together, *shared)
 
     def ready(self) -> dict[str, Any]:
         """Report the problem of each implementation, empty for those that are timed."""
@@ -273,40 +269,30 @@ TASKS: dict[str, Any] = {"time": TimingTask, "peak": PeakMemoryTask, "train": Tr
 
 
 def serve(orders: IO[str], replies: IO[str]) -> None:
-    """Answer each line until stdin ends."""
+    """Answer each line until stdin ends; a GPU that failed is reported, other errors are raised."""
     versions = machine.versions()
     about = {"protocol": PROTOCOL, "path": str(Path(__file__)), "versions": versions}
     _reply(replies, about | {"version": versions.get("adadelta", "not installed")})
     gc.disable()
-    server, own = Server(), os.getpid()
-    for line in orders:
+    task: Any = None
+    own = os.getpid()
+    for order in map(json.loads, orders):
         try:
-            answer = server.answer(json.loads(line))
-        finally:
-            leave_if_forked(own)
-        _reply(replies, answer)
-
-
-class Server:
-    """The current task, and what answers the orders."""
-
-    def __init__(self) -> None:
-        self._task: Any = None
-
-    def answer(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Carry out an order; a GPU that failed is reported, any other error is raised."""
-        try:
-            if "task" not in order:
-                return {"samples": self._task.sample(order["sample"])}
-            self._task = None  # frees its memory before the next task allocates
-            gc.collect()
-            self._task = TASKS[order["task"]](order)
-            return self._task.ready()
+            if "task" in order:
+                task = None  # frees its memory before the next task allocates
+                gc.collect()
+                task = TASKS[order["task"]](order)
+                answer = task.ready()
+            else:
+                answer = {"samples": task.sample(order["sample"])}
         except Exception as error:
             broken = of_device(error)
             if not broken:
                 raise
-            return {"broken": str(broken), "status": broken.status}
+            answer = {"broken": str(broken), "status": broken.status}
+        finally:
+            leave_if_forked(own)
+        _reply(replies, answer)
 
 
 def _reply(replies: IO[str], answer: dict[str, Any]) -> None:

@@ -198,10 +198,6 @@ def _device(properties: dict[str, Any]) -> str:
     return f"{name}, compute capability {capability}, {size:.1f} GiB"
 
 
-def _try_compiler(_number: int) -> str:
-    return ".".join(map(str, _cupy().cuda.nvrtc.getVersion()))
-
-
 def _try_launch(number: int) -> str:
     """Check that a small kernel runs, and computes correctly."""
     cupy = _cupy()
@@ -238,7 +234,7 @@ PROBES: tuple[tuple[str, Callable[[int], str], str], ...] = (
     ("CuPy", _try_cupy, INSTALL),
     ("driver", _try_driver, DRIVER),
     ("devices", _try_device, NVIDIA_SMI),
-    ("NVRTC", _try_compiler, INSTALL),
+    ("NVRTC", lambda _: ".".join(map(str, _cupy().cuda.nvrtc.getVersion())), INSTALL),
     ("a small launch", _try_launch, NVIDIA_SMI),
     ("cuBLAS", _try_products, INSTALL),
 )

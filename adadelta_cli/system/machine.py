@@ -6,6 +6,7 @@ one is missing (macOS, a container that hides it), the fact is None or empty; th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -34,30 +35,10 @@ THREAD_VARIABLES = (
 # Prefixes of environment variables that the speed or the bits of a step may depend on.
 VARIABLES = ("GOMP_", "KMP_", "LD_PRELOAD", "MKL_", "MXNET_", "NUMBA_", "OMP_", "OPENBLAS_", "XLA_")
 LIBRARIES = (
-    "adadelta",
-    "mxnet",
-    "numpy",
-    "numba",
-    "llvmlite",
-    "scikit-learn",
-    "scipy",
-    "pandas",
-    "matplotlib",
-    "pydantic",
-    "PyYAML",
-    "click",
-    "rich",
-    "hypothesis",
-    "torch",
-    "jax",
-    "jaxlib",
-    "optax",
-    "cupy",
-    "cupy-cuda12x",
-    "cupy-cuda13x",
-    "tbb",
-    "intel-openmp",
-    "threadpoolctl",
+    *("adadelta", "mxnet", "numpy", "numba", "llvmlite", "scikit-learn", "scipy", "pandas"),
+    *("matplotlib", "pydantic", "PyYAML", "click", "rich", "hypothesis"),
+    *("torch", "jax", "jaxlib", "optax", "cupy", "cupy-cuda12x", "cupy-cuda13x"),
+    *("tbb", "intel-openmp", "threadpoolctl"),
 )
 CPUS = "sys/devices/system/cpu"
 
@@ -258,14 +239,11 @@ def _gpus() -> tuple[str, ...]:
 
 def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
     """Return the versions of the packages that are installed, by name."""
-    return {name: found for name in names if (found := _version(name))}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return {name: version for name, version in found.items() if version}  # a broken one has none
 
 
 THREADING_LAYERS = {"tbbpool": "tbb", "omppool": "omp", "workqueue": "workqueue"}  # its own order

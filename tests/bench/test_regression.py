@@ -473,12 +473,6 @@ def test_the_threshold_is_a_share(threshold, results):
         compare(results["old"], results["slow"], "--threshold", threshold)
 
 
-def test_the_default_threshold_is_the_same_in_both_places():
-    """On the command line and in the function."""
-    option = next(p for p in adadelta.commands["compare"].params if p.name == "threshold")
-    assert option.default == regression.THRESHOLD
-
-
 def test_every_verdict_has_a_colour():
     """So that none breaks the table."""
     assert set(regression_report.COLOURS) == set(Verdict)

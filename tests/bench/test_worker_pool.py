@@ -112,23 +112,17 @@ def test_what_is_printed_at_the_start_is_no_answer(tmp_path):
         assert worker.about["protocol"] == worker_pool.PROTOCOL
 
 
-def test_what_is_no_answer_is_quoted(tmp_path):
-    """The process lives on, and is not waited for."""
-    path = package(tmp_path, "print('good morning', flush=True); time.sleep(60)")
-    with (
-        Worker(1, PYTHONPATH=path) as worker,
-        pytest.raises(BrokenError, match="'good morning'; expected JSON"),
-    ):
-        worker.handshake()
-
-
-def test_last_words_need_not_be_utf_8(tmp_path):
-    """What cannot be read is replaced."""
-    path = package(tmp_path, "os.write(2, b'caf' + bytes([0xE9])); os._exit(3)")
-    with (
-        Worker(1, PYTHONPATH=path) as worker,
-        pytest.raises(BrokenError, match="crashed: exited with 3: caf\N{REPLACEMENT CHARACTER}"),
-    ):
+@pytest.mark.parametrize(
+    ("main", "says"),
+    [
+        ("print('good morning', flush=True); time.sleep(60)", "'good morning'; expected JSON"),
+        ("os.write(2, b'caf\\xe9'); os._exit(3)", "crashed: exited with 3: caf\ufffd"),
+    ],
+)
+def test_what_is_no_answer_is_quoted(main, says, tmp_path):
+    """A process that lives on is not waited for; last words need not be UTF-8."""
+    path = package(tmp_path, main)
+    with Worker(1, PYTHONPATH=path) as worker, pytest.raises(BrokenError, match=says):
         worker.handshake()
 
 

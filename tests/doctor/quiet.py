@@ -24,3 +24,6 @@ QUIET = replace(
     environment={},
 )
 IDLE = CpuLoad(0.5, 0.0)
+# What a machine that hides its facts has of them.
+NUMBERS = ("cores_available_physical", "swap_used_bytes", "numa_nodes", "load_average")
+UNKNOWN = dict.fromkeys((*NUMBERS, "governor", "turbo")) | {"huge_pages": ""}
