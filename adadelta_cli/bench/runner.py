@@ -281,8 +281,7 @@ def train_steps(
         UnavailableError: MXNet is not installed.
         BrokenError: a worker process broke.
     """
-    if not runtime.is_installed():
-        runtime.load_mxnet()
+    runtime.is_installed() or runtime.load_mxnet()  # raises, and names what is missing
     workload = replace(model(name), name=f"train:{name}")
     for threads in dict.fromkeys(plan.threads):
         group = Group(workload, TRAINED[name], "float32", threads, "warm", plan.precision)

@@ -309,14 +309,13 @@ def _show_bench(
 ) -> None:
     from adadelta_cli.bench import report
 
-    rows = work.rows
     if not work.results:
         return
     if layout == "markdown":
-        screen.text(report.bench_markdown(rows))
+        screen.text(report.bench_markdown(work.rows))
     else:
-        screen.table(report.bench_table(rows))
-        for line in report.bench_notes(rows):
+        screen.table(report.bench_table(work.rows))
+        for line in report.bench_notes(work.rows):
             screen.text(line)
     for warning in work.warnings:
         screen.note(f"Warning: {warning}")
@@ -360,9 +359,8 @@ def compare(
     from adadelta_cli.bench import regression, regression_report
 
     screen = terminal(as_json, quiet, verbose)
-    found = regression.judge(
-        regression.read_document(old), regression.read_document(new), threshold
-    )
+    before, after = map(regression.read_document, (old, new))
+    found = regression.judge(before, after, threshold)
     if out:
         files.prepare_folder(out, regression_report.FILES)
     try:

@@ -201,13 +201,10 @@ def test_rows_of_one_side_are_unclear():
     old, new = content(), content()
     old["rows"][1]["workload"], new["rows"][1]["workload"] = "1e7", "1e8"
     found = judged(old, new)
-    assert [(row.workload, row.verdict) for row in found.rows[1:]] == [
-        ("1e8", Verdict.UNCLEAR),
-        ("1e7", Verdict.UNCLEAR),
-    ]
-    assert [row.note.split(";")[0] for row in found.rows[1:]] == [
-        "not in the old result",
-        "not in the new result",
+    unclear = [(row.workload, row.verdict, row.note.split(";")[0]) for row in found.rows[1:]]
+    assert unclear == [
+        ("1e8", Verdict.UNCLEAR, "not in the old result"),
+        ("1e7", Verdict.UNCLEAR, "not in the new result"),
     ]
     assert found.exit_code is ExitCode.OK
 
@@ -285,10 +282,7 @@ def test_without_a_time_a_row_is_unclear(old, new, says):
 def test_a_folder_stands_for_its_bench_json(tmp_path):
     """What bench was given as --out can be named."""
     (tmp_path / "bench.json").write_text(json.dumps(content()))
-    by_folder, by_file = (
-        regression.read_document(tmp_path),
-        regression.read_document(tmp_path / "bench.json"),
-    )
+    by_folder, by_file = map(regression.read_document, (tmp_path, tmp_path / "bench.json"))
     assert by_folder == by_file
     assert by_file.source == str(tmp_path / "bench.json")
 

@@ -59,17 +59,14 @@ def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch
     write_kernels(tmp_path)
     monkeypatch.chdir(tmp_path)
     own = timeable("kernels.py:step")
-    specs = [
-        WorkerSpec((FUSED,)),
-        WorkerSpec((own,)),
-        WorkerSpec((FUSED,), "old", environment(tmp_path)),
-    ]
+    python = environment(tmp_path)
+    specs = [WorkerSpec((FUSED,)), WorkerSpec((own,)), WorkerSpec((FUSED,), "old", python)]
     with WorkerPool(specs, threads=1) as pool:
         pool.prepare((FUSED, own), **ORDER)
         assert pool.problems == {}
         found = pool.sample(0.01, lambda _: True)
         assert set(found) == {FUSED_KEY, EntryKey("", own.name), EntryKey("old", FUSED.name)}
-        with Worker(1, environment(tmp_path)) as worker:
+        with Worker(1, python) as worker:
             worker.handshake()
             assert Path(worker.about["path"]) == ROOT / "adadelta_cli" / "bench" / "worker.py"
 
