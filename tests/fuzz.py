@@ -258,7 +258,8 @@ class Readers:
             *pick(
                 random,
                 [(whole, regression.read_document(path)), (regression.read_document(path), whole)],
-            )
+            ),
+            threshold=0.05,
         )
         screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
         from rich.console import Console

@@ -45,9 +45,6 @@ TITLE_PAD = 20  # points, above the names of the caches
 LARGEST_IN = 150.0  # height of a figure, in inches: a higher one takes gigabytes of memory
 
 
-# --- settings and styles --------------------------------------------------------------------------
-
-
 class Style(NamedTuple):
     """How an implementation is drawn, in every panel."""
 
@@ -111,9 +108,6 @@ def _label(axis: Any, formatter: Any = "{x:,.6g}", *, steps: Sequence[float] = (
 def _scientific(value: float, _position: int | None = None) -> str:
     """Write a size as workloads are named: 2e6."""
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
-
-
-# --- bench.png ------------------------------------------------------------------------------------
 
 
 def bench_figure(measurements: Sequence[Measurement], machine: Mapping[str, Any]) -> Figure:
@@ -328,8 +322,6 @@ def _separate(axes: Axes, workloads: Sequence[str]) -> None:
         if one != other:
             axes.axhline(place + 0.5, color="lightgrey", linewidth=0.8, zorder=0)
 
-
-# --- bench-samples.png ----------------------------------------------------------------------------
 
 SAMPLES_HELP = (
     "a dot: one sample   a lane of dots: one process, its samples in time order from the top, and "

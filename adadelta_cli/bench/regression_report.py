@@ -77,10 +77,8 @@ def _title(comparison: Comparison) -> str:
 
 
 def _explanation(comparison: Comparison) -> str:
-    limit = 1 + comparison.threshold
-    return EXPLANATION.format(
-        limit=limit, mirrored=1 / limit, test=comparison.test, chance=1 - LEVEL
-    )
+    limit, chance = 1 + comparison.threshold, 1 - LEVEL
+    return EXPLANATION.format(limit=limit, mirrored=1 / limit, test=comparison.test, chance=chance)
 
 
 def comparison_remarks(comparison: Comparison) -> list[str]:
@@ -88,11 +86,8 @@ def comparison_remarks(comparison: Comparison) -> list[str]:
     together: dict[tuple[Verdict, str], list[RegressionRow]] = {}
     for row in comparison.rows:
         together.setdefault((row.verdict, row.note), []).append(row)
-    notes = [
-        f"{verdict.value} {_names(rows)}: {note}"
-        for (verdict, note), rows in together.items()
-        if note
-    ]
+    noted = [(verdict, note, rows) for (verdict, note), rows in together.items() if note]
+    notes = [f"{verdict.value} {_names(rows)}: {note}" for verdict, note, rows in noted]
     return notes + [f"Differs: {line}" for line in _changes(comparison)]
 
 

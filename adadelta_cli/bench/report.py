@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adadelta_cli.bench.regression import Comparison
-    from adadelta_cli.bench.results import BenchRow, Pair
+    from adadelta_cli.bench.results import BenchRow
     from adadelta_cli.bench.runner import Benchmark
 
 SETTINGS = {"dtype": "", "on": "", "cache": "", "B/element": " B/element"}
@@ -81,22 +81,23 @@ def bench_markdown(rows: Sequence[BenchRow]) -> str:
 
 def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[str, Any]:
     """Arrange rows, samples, warnings and the machine as bench.json and `--json` have them."""
-    return {
-        "rows": jsonable(work.rows),
-        "by_process": jsonable([each.by_process for each in work.measurements]),
+    pairs = [pair for result in work.results for pair in result.pairs]
+    content = {
+        "rows": work.rows,
+        "by_process": [each.by_process for each in work.measurements],
         "samples_s": [each.samples_s for each in work.measurements],
         "roofs_s": [result.roofs_s for result in work.results],
         "doubts": work.warnings,
-        "pairs": [_pair_document(pair) for result in work.results for pair in result.pairs],
+        "pairs": [
+            {name: getattr(pair, name) for name in ("row", "old_s", "new_s", "ratios")}
+            | {"old_fault": str(pair.old_problem or "")}
+            for pair in pairs
+        ],
         "comparisons": [comparison_document(each) for each in judged],
-        "settings": jsonable(work.settings),
-        "machine": jsonable(work.machine),
+        "settings": work.settings,
+        "machine": work.machine,
     }
-
-
-def _pair_document(pair: Pair) -> dict[str, Any]:
-    content = {name: jsonable(getattr(pair, name)) for name in ("row", "old_s", "new_s", "ratios")}
-    return content | {"old_fault": str(pair.old_problem or "")}
+    return jsonable(content)
 
 
 FILES = ("bench.csv", "bench.json", "bench.png", "bench-samples.png")

@@ -99,9 +99,6 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(lambda each: hasattr(each, "get_text"))]
 
 
-# --- looks ----------------------------------------------------------------------------------------
-
-
 def test_each_implementation_has_a_look_of_its_own():
     """All that have a name, and three kernels of a user's, differ in colour and in marker."""
     names = [*IMPLEMENTATIONS, *YARDSTICKS, "a.py:step", "b.py:step", "c.py:step"]
@@ -121,9 +118,6 @@ def test_a_kernel_is_named_without_its_folder_where_that_is_clear():
     names = ["/a/kernel.py:step", "/b/kernel.py:step", "/b/other.py:step"]
     labels = [look.label for look in styles_of(measured(name).row for name in names).values()]
     assert labels == ["/a/kernel.py:step", "/b/kernel.py:step", "other.py:step"]
-
-
-# --- bench.png ------------------------------------------------------------------------------------
 
 
 def test_one_size_has_a_ceiling_that_shows():
@@ -229,9 +223,6 @@ def test_nothing_lies_on_anything_else(measurements):
         marks = [text.get_window_extent() for text in axes.texts]
         assert not any(one.overlaps(axes.title.get_window_extent()) for one in marks)
         assert all(axes.bbox.x0 < one.x0 and one.x1 < axes.bbox.x1 for one in marks)
-
-
-# --- bench-samples.png ----------------------------------------------------------------------------
 
 
 def dots(axes):

@@ -1,5 +1,6 @@
 """A worker process: how it takes samples, and when it ends."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ class TestTimedEntry:
 
     def test_copies_are_everybodys(self):
         """One cursor for all, so that nobody finds in the caches what another just left there."""
-        taken, cursor = [], worker.Cursor()
+        taken, cursor = [], itertools.count()
         entries = [
             worker.TimedEntry(
                 [partial(taken.append, k) for k in range(5)], CpuDevice().seconds, cursor=cursor

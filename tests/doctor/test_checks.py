@@ -150,9 +150,6 @@ def test_every_framework_has_a_check():
     assert named >= {*FRAMEWORKS}
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-
 def run(*args, **environment):
     """Run `adadelta doctor`."""
     command = [sys.executable, "-m", "adadelta_cli", "doctor", *args]

@@ -102,5 +102,5 @@ def test_what_is_not_available_is_no_fault_of_the_work(place):
 def test_doctor_reports_a_wrong_number(monkeypatch):
     """With its fix."""
     monkeypatch.setenv("NUMBA_NUM_THREADS", "-1")
-    found = list(conditions._variables(machine.inspect_machine()))
+    found = list(conditions._variables(machine.Machine()))
     assert [each.fix for each in found if "-1" in each.what] == ["unset NUMBA_NUM_THREADS"]
