@@ -26,22 +26,11 @@ if TYPE_CHECKING:
 LARGEST_BYTES = 100_000  # a config takes one; a file named by mistake may be huge
 MOST_ERRORS = 10  # that a message lists
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-SECTIONS = {
-    "OptimizerSettings": "optimizer",
-    "TrainingSettings": "training",
-    "Expect": "expect",
-    "RosenbrockSettings": "problem",
-    "LogisticRegressionSettings": "problem",
-    "MlpSettings": "problem",
-}
 EXPECTED_SHAPE = "a config is a mapping with the keys problem, optimizer, training and expect"
 
 # The range that a plot can show: see run.report.LARGEST_DRAWN.
 Bound = Annotated[float, Field(ge=-1e150, le=1e150)]
 PositiveBound = Annotated[float, Field(gt=0, le=1e150)]
-
-
-# --- models ---------------------------------------------------------------------------------------
 
 
 class OptimizerSettings(Section):
@@ -116,9 +105,6 @@ class Config(Section):
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a config, for editors; do not modify it."""
     return {"$schema": SCHEMA_DIALECT, **Config.model_json_schema()}
-
-
-# --- reading --------------------------------------------------------------------------------------
 
 
 def folder() -> Path:
@@ -242,9 +228,6 @@ class _Source:
             problem["csv"] = str(base / problem["csv"])
 
 
-# --- errors ---------------------------------------------------------------------------------------
-
-
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
@@ -310,9 +293,10 @@ def _keys(name: str) -> Iterator[str]:
     """Yield the dotted keys of a name, in any section."""
     if name in schema()["properties"]:
         yield name
-    for definition, section in SECTIONS.items():
-        if name in schema()["$defs"][definition]["properties"]:
-            yield f"{section}.{name}"
+    sections = [(each,) for each in ("optimizer", "training", "expect")]
+    for section in [*sections, *(("problem", each) for each in PROBLEMS)]:
+        if name in _section(section)["properties"]:
+            yield f"{section[0]}.{name}"
 
 
 def _deepest(errors: Sequence[Any]) -> list[Any]:

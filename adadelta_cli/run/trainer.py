@@ -31,9 +31,6 @@ class Batches:
         size: samples per batch; None for all.
         backend: the library that gets the batches.
         seed: the seed of the orders.
-
-    Attributes:
-        per_epoch: batches, and so steps, of an epoch.
     """
 
     def __init__(
@@ -42,7 +39,7 @@ class Batches:
         self._data, self._backend, self._seed = data, backend, seed
         self._samples = len(data[0]) if data else 1
         self._size = min(size or self._samples, self._samples)
-        self.per_epoch = math.ceil(self._samples / self._size)
+        self.per_epoch = math.ceil(self._samples / self._size)  # batches, and so steps
         self._epoch = -1
         self._batch = [backend.array(values) for values in data] if self.per_epoch == 1 else []
 
@@ -96,12 +93,9 @@ class Trainer:
         parameters = list(self.parameters.values())
         self._differentiate = gradient(self.problem, backend, parameters)
         ones = [1.0] * len(parameters)
-        hyper = config.optimizer.hyperparameters()
-        self._update = registry.builtin(backend, fused=fused).bind(
-            StepInputs(parameters, hyper, ones, ones)
-        )
-        compute_dtype = state_dtype(dtype)
-        data = [values.astype(compute_dtype) for values in self.problem.data]
+        inputs = StepInputs(parameters, config.optimizer.hyperparameters(), ones, ones)
+        self._update = registry.builtin(backend, fused=fused).bind(inputs)
+        data = [values.astype(state_dtype(dtype)) for values in self.problem.data]
         self._batches = Batches(data, config.training.batch_size, backend, seed)
         self.steps_per_epoch = self._batches.per_epoch
         epochs = config.training.epochs or 0
@@ -131,15 +125,9 @@ class Trainer:
         with np.errstate(all="ignore"):  # Run reports a diverged loss
             loss = float(self.problem.loss(np, weights, *self.problem.data))
             metrics = self.problem.measure(weights)
+        norms = {"grad_norm": grad_norm, "update_norm": update_norm}
         epoch = self.step // self.steps_per_epoch
-        return TrainingRow(
-            step=self.step,
-            epoch=epoch,
-            loss=loss,
-            grad_norm=grad_norm,
-            update_norm=update_norm,
-            **metrics,
-        )
+        return TrainingRow(step=self.step, epoch=epoch, loss=loss, **norms, **metrics)
 
     def weights(self, *, exact: bool = False) -> list[np.ndarray]:
         """Return the weights as float64; `exact`: the float32 masters of float16 weights."""

@@ -43,7 +43,7 @@ class Run:
         record_gradients: the file for the gradient of each step.
 
     Attributes:
-        result: the result, set before the files are written; None until then.
+        result: set before the files are written; None until then.
 
     Raises:
         UsageError: the data are invalid, the checkpoint is of another run, an unfinished run or
@@ -65,7 +65,11 @@ class Run:
         record_gradients: Path | None = None,
     ) -> None:
         self.config, self.folder = config, folder
-        self._check_files(record_gradients)
+        for each in FILES:
+            files.check_writable(folder / each)
+        if record_gradients:
+            files.check_writable(record_gradients, "--record-gradients")
+        inputs.check_possible(folder / CHECKPOINT, "--out with the config's name")
         self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed)
         self.result: RunResult | None = None
         self.name = inputs.displayed(name)
@@ -78,7 +82,6 @@ class Run:
         self._checkpoint_path = folder / CHECKPOINT
         if not force:
             self._read_checkpoint(resume=resume)
-        self._recorder = None
         if record_gradients and resume:
             raise UsageError(
                 "--record-gradients needs every step, and --resume skips the earlier ones; use "
@@ -86,13 +89,6 @@ class Run:
             )
         if record_gradients:
             self._recorder = Recorder(record_gradients, self.trainer, config, dtype)
-
-    def _check_files(self, record_gradients: Path | None) -> None:
-        for each in FILES:
-            files.check_writable(self.folder / each)
-        if record_gradients:
-            files.check_writable(record_gradients, "--record-gradients")
-        inputs.check_possible(self.folder / CHECKPOINT, "--out with the config's name")
 
     def _identity(self) -> dict[str, Any]:
         """Collect everything that decides the trajectory and its recording, except its length."""
@@ -112,7 +108,11 @@ class Run:
         found = Checkpoint.read(self._checkpoint_path)
         if found and resume:
             found.check_resumable(self._checkpoint_path, self._checkpoint())
-            self._restore(found)
+            self.trainer.restore(found.step, found.arrays)
+            self._seconds = found.seconds
+            # The last row of a shorter run may be one that this run does not record.
+            self._history = [row for row in found.history if self._is_due(row.step)]
+            self._resumed = True
         elif found and not found.finished:
             raise UsageError(
                 f"{self._checkpoint_path} holds an unfinished run, at step {found.step} of "
@@ -120,13 +120,6 @@ class Run:
             )
         elif found:
             found.check_repeated(self._checkpoint_path, self._checkpoint())
-
-    def _restore(self, found: Checkpoint) -> None:
-        self.trainer.restore(found.step, found.arrays)
-        self._seconds = found.seconds
-        # The last row of a shorter run may be one that this run does not record.
-        self._history = [row for row in found.history if self._is_due(row.step)]
-        self._resumed = True
 
     def _is_due(self, step: int) -> bool:
         return step % self._every == 0 or step == self.trainer.total
@@ -140,8 +133,8 @@ class Run:
         Args:
             tick: gets the steps done, the steps in total, and the loss.
         """
-        if not self._resumed:
-            self._remove_files()
+        for name in () if self._resumed else FILES:  # an earlier run's are not this run's
+            files.remove(self.folder / name)
         with signals.defer_signals() as release:
             while self.trainer.step < self.trainer.total and self._is_finite():
                 try:
@@ -160,11 +153,6 @@ class Run:
                         self._write_partial()
                     raise
             return self._finish()
-
-    def _remove_files(self) -> None:
-        """Remove an earlier run's files, so that they are not mistaken for this run's."""
-        for name in FILES:
-            files.remove(self.folder / name)
 
     def _is_finite(self) -> bool:
         return math.isfinite(self._history[-1].loss)
@@ -197,7 +185,7 @@ class Run:
         self._write_files(self.result, plot=False)
 
     def _finish(self) -> RunResult:
-        self.result = result = self._result(self._outcome())
+        self.result = result = self._result()
         if result.outcome is RunOutcome.DIVERGED:
             files.remove(self._checkpoint_path)  # a resumed run would only diverge again
         else:
@@ -210,28 +198,24 @@ class Run:
         if self._recorder:
             self._recorder.write()
 
-    def _checks(self) -> tuple[Expectation, ...]:
-        cells = self._history[-1].cells
-        return tuple(
-            Expectation(metric, side, bound, cells[metric])
-            for side, metric, bound in self.config.expect.bounds()
-        )
-
-    def _outcome(self) -> RunOutcome:
+    def _outcome(self, checks: Sequence[Expectation]) -> RunOutcome:
         if not self._is_finite():
             return RunOutcome.DIVERGED
-        if not self._checks():
+        if not checks:
             return RunOutcome.FINISHED
-        passed = all(each.passed for each in self._checks())
-        return RunOutcome.PASSED if passed else RunOutcome.MISSED
+        return RunOutcome.PASSED if all(each.passed for each in checks) else RunOutcome.MISSED
 
-    def _result(self, outcome: RunOutcome) -> RunResult:
+    def _result(self, outcome: RunOutcome | None = None) -> RunResult:
+        cells, bounds = self._history[-1].cells, self.config.expect.bounds()
+        checks = tuple(
+            Expectation(metric, side, most, cells[metric]) for side, metric, most in bounds
+        )
         return RunResult(
             name=self.name,
             problem=self.config.problem.name,
             **self._facts,
-            outcome=outcome,
-            checks=self._checks(),
+            outcome=outcome or self._outcome(checks),
+            checks=checks,
             steps=self.trainer.step,
             seconds=self._seconds,
             optimum=self.trainer.problem.optimum,

@@ -104,9 +104,6 @@ class Case:
         return np.random.default_rng([seed, zlib.crc32(f"{self.key} {dtype}".encode()), step])
 
 
-# --- distributions of numbers ---------------------------------------------------------------------
-
-
 class Fill(NamedTuple):
     """How to draw the numbers of a case, given a generator, a shape and the states' dtype."""
 
@@ -261,7 +258,6 @@ FUZZ_FILLS = tuple(FILLS)
 # Prime periods, so that the chunks of two threads differ.
 FILLS |= {"repeated": _repeating(1_000_003), "tiled": _repeating(1_009)}
 
-# --- the cases ------------------------------------------------------------------------------------
 
 # Around the width of vectors and unrolled loops, and around the size from which several threads are
 # used; and lengths that two, three or four threads divide unevenly.

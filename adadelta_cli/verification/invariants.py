@@ -62,9 +62,6 @@ class InvariantResult:
     note: str = ""
 
 
-# --- guarded memory -------------------------------------------------------------------------------
-
-
 class GuardedBackend:
     """A backend that makes arrays between guard zones.
 
@@ -109,8 +106,6 @@ _VIEWS: dict[str, Callable[[Any], Any]] = {
     "mxnet": _mxnet_view,
     "cupy": lambda a: a,
 }
-
-# --- guard and repeat -----------------------------------------------------------------------------
 
 
 class Variation(NamedTuple):
@@ -230,9 +225,6 @@ def _merged(before: InvariantResult, found: InvariantResult, prefix: str) -> Inv
         before.mismatches + found.mismatches,
         before.note or (prefix + found.note if found.note else ""),
     )
-
-
-# --- saved ----------------------------------------------------------------------------------------
 
 
 def checkpoint_roundtrip(

@@ -104,9 +104,6 @@ class MutantRow:
         return MutantVerdict.NO_ALARM if self.passed else MutantVerdict.FALSE_ALARM
 
 
-# --- loading --------------------------------------------------------------------------------------
-
-
 class _Text(InspectLoader):
     """Load a module from a text."""
 
@@ -210,9 +207,6 @@ def as_implementation(mutant: Mutant, bind: Bind) -> Iterator[Implementation]:
         yield Implementation("mutant", "numpy", False, bind, "numpy")
 
 
-# --- catching -------------------------------------------------------------------------------------
-
-
 def candidates() -> list[Case]:
     """List the cases to try, the smallest first: the default ones, and a large one of `--full`."""
     able = [case for case in (*cases.DEFAULT, cases.CASES["million"]) if not case.flush]
@@ -314,9 +308,6 @@ def run_mutant(mutant: Mutant, seed: int) -> MutantRow:
     )
 
 
-# --- the tests of MXNet and PyTorch ---------------------------------------------------------------
-
-
 def _agree(
     got: Sequence[Parameter], wanted: Sequence[Parameter], *, rtol: float, atol: float
 ) -> bool:
@@ -415,8 +406,6 @@ def _backward(layers: Sequence[Parameter]) -> None:
         layers[2 * k].grad[...] = error.T @ inputs
         layers[2 * k + 1].grad[...] = error.sum(axis=0)
 
-
-# --- all mutants ----------------------------------------------------------------------------------
 
 UNCHANGED = "unchanged"
 CONTROLS = tuple(

@@ -55,9 +55,6 @@ CANCELLATION = 2.0**-10
 DRIFT_BOUND = 1e-12 / 2.0**-52
 
 
-# --- one element ----------------------------------------------------------------------------------
-
-
 class State(NamedTuple):
     """The updated numbers of one element, or a magnitude for each."""
 
@@ -155,9 +152,6 @@ def advance(state: State, grad: Decimal, k: Constants) -> Element:
     cancelled = not x and bool(clipped)
     known = ordinary and not cancelled and condition <= k.condition
     return Element(State(weight - move, acc_grad, acc_delta), largest, known)
-
-
-# --- arrays of elements ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,6 @@ def check_steps(
         yield _verdict(tensor, own, getattr(allowed, tensor), case.excusable, flush=flush)
 
 
-# --- one step in a wider range --------------------------------------------------------------------
-
-
 class ElementRates(NamedTuple):
     """A case, with the learning rate and the weight decay of each element, float64."""
 
@@ -237,9 +234,6 @@ class WideStep(NamedTuple):
         return cls(after, scales, abs(rate), x, root, 1 / below, ratio, negative, still)
 
 
-# --- one step -------------------------------------------------------------------------------------
-
-
 class _Compared(NamedTuple):
     """One tensor after one step: all results, and details of those that differ from the reference.
 
@@ -367,9 +361,6 @@ def _overflows(tensor: str, exact: WideStep, info: Any) -> tuple[np.ndarray, np.
     return delta | moved, (delta | moved) & (square | quotient | (e.rate == 0))
 
 
-# --- all steps ------------------------------------------------------------------------------------
-
-
 def _verdict(
     tensor: str, steps: Sequence[_Compared], allowed: float, excusable: float, *, flush: bool
 ) -> StepVerdict:
@@ -414,9 +405,6 @@ def _worst(steps: Sequence[_Compared]) -> str:
         f"worst at step {step.step}, element {index}: got {written(step.got[index])}, expected "
         f"{written(step.wanted[index])}; from {inputs}"
     )
-
-
-# --- all steps of a trajectory --------------------------------------------------------------------
 
 
 class Drift(NamedTuple):
