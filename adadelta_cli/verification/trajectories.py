@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adadelta_cli.verification.execute import Trajectory
     from adadelta_cli.verification.plan import VerifyPlan
     from adadelta_cli.verification.tolerance import States
+    from adadelta_cli.verification.ulp import BoundVerdict
 
 # MXNet's OpenMP threads keep the subnormal mode that the engine's thread had when it first needed
 # them, whatever is set later; so each mode has a process of its own, in which it is set first.
@@ -75,7 +76,7 @@ class Trajectories:
         flush, allowed = self.plan.flushes(chosen), bounds_of(chosen)
         return list(tolerance.check_steps(self.case, self._grads, *states, allowed, flush=flush))
 
-    def drifts(self, chosen: Implementation) -> list[tolerance.Drift]:
+    def drifts(self, chosen: Implementation) -> list[BoundVerdict]:
         """Compare whole trajectories of third-party code with the reference's, within bounds.
 
         Even operations that both share round differently where the operands do, so the bound of a

@@ -9,6 +9,7 @@ like any number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -88,6 +89,23 @@ class Difference:
             scaled_ulp=float(scaled.max()),
             first=int(where[0]),
         )
+
+
+class BoundVerdict(NamedTuple):
+    """The errors of one tensor against a bound, without elements to which theory does not apply."""
+
+    tensor: str
+    difference: Difference  # `scaled_ulp` is the largest error, in the unit of the bound
+    allowed_ulp: float | None  # None: errors are only reported
+    worst: str  # names the element with the largest error
+    left_out: int  # elements
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every error is within the bound; None where nothing was compared."""
+        if not self.difference.elements:
+            return None
+        return self.allowed_ulp is None or self.difference.scaled_ulp <= self.allowed_ulp
 
 
 def differing(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
