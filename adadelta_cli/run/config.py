@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError
 
 from adadelta_cli import inputs
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.run import yaml12
 from adadelta_cli.run.problems import PROBLEMS, ProblemSettings
 from adadelta_cli.run.problems.problem import Section
@@ -131,7 +131,7 @@ def locate(reference: str) -> Path:
     if reason:
         raise UsageError(
             f"unknown config {shortened(reference)!r}: {reason}; name a YAML file or a bundled "
-            f"config ({', '.join(names)}){_did_you_mean(reference, names)}"
+            f"config ({', '.join(names)}){suggestion(reference, names)}"
         )
     return path
 
@@ -226,11 +226,6 @@ class _Source:
         problem = self.root.get("problem")
         if isinstance(problem, dict) and isinstance(problem.get("csv"), str):
             problem["csv"] = str(base / problem["csv"])
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 ALIASES = {  # what other frameworks, and users, call a key or an option

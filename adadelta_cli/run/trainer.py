@@ -22,15 +22,10 @@ if TYPE_CHECKING:
 
 
 class Batches:
-    """Batches on a backend; an epoch takes each sample once, in an order of its own.
+    """Batches of `size` samples on a backend; an epoch takes each once, in an order of its own.
 
-    The order derives from the seed and the epoch, so a checkpoint does not store it.
-
-    Args:
-        data: arrays with the samples along the first axis, or none.
-        size: samples per batch; None for all.
-        backend: the library that gets the batches.
-        seed: the seed of the orders.
+    The order derives from the seed and the epoch, so a checkpoint does not store it. `data` are
+    `Problem.data`; a size of None is that of all samples.
     """
 
     def __init__(
@@ -63,11 +58,10 @@ class Trainer:
         backend: the array library.
         fused: take the step in one pass over memory.
         dtype: float32, float64, or float16 with float32 masters and states.
-        seed: the seed of everything random.
+        seed: of everything random.
 
     Attributes:
-        step: steps taken.
-        total: steps to take.
+        step, total: steps taken, and to take.
         parameters: the tensors by name, on the backend.
 
     Raises:

@@ -28,6 +28,7 @@ all but its last ten bits.
 from __future__ import annotations
 
 import decimal
+import math
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
@@ -83,7 +84,7 @@ class Constants:
     epsilon: Decimal
     wd: Decimal
     rescale_grad: Decimal
-    clip_gradient: Decimal | None
+    clip_gradient: Decimal  # infinity for no clipping
     least: Decimal
     most: Decimal
     condition: Decimal
@@ -103,7 +104,7 @@ class Constants:
             epsilon=rounded(hyper.epsilon),
             wd=rounded(wd),
             rescale_grad=rounded(hyper.rescale_grad),
-            clip_gradient=None if clip is None or clip > float(info.max) else rounded(clip),
+            clip_gradient=rounded(math.inf if clip is None or clip > float(info.max) else clip),
             least=Decimal(float(info.tiny)),
             most=Decimal(float(info.max)),
             condition=Decimal(CANCELLATION / (float(info.eps) / 2)),
@@ -118,9 +119,7 @@ def advance(state: State, grad: Decimal, k: Constants) -> Element:
     """Take one step on one element, in the context's precision."""
     weight, acc_grad, acc_delta = state
     rescaled = grad * k.rescale_grad
-    clipped = rescaled
-    if k.clip_gradient is not None:
-        clipped = max(-k.clip_gradient, min(rescaled, k.clip_gradient))
+    clipped = max(-k.clip_gradient, min(rescaled, k.clip_gradient))
     decay = k.wd * weight
     x = clipped + decay
     square = x * x
@@ -215,11 +214,7 @@ class Exact:
 class Sample:
     """Some elements of a case, the same at each step, evenly spread over all its tensors.
 
-    Args:
-        case: the steps.
-        dtype: float32, float64 or float16.
-        seed: of the case's numbers.
-        budget: steps of an element to compute in all; at least 8 elements are computed.
+    `budget` is in steps of an element; at least 8 elements are computed.
     """
 
     def __init__(self, case: Case, dtype: str, seed: int, budget: int) -> None:
@@ -310,16 +305,15 @@ def _states(sample: Sample, tensors: dict[str, list[np.ndarray]], step: int) -> 
 UNKNOWN = Element(State(ZERO, ZERO, ZERO), State(ZERO, ZERO, ZERO), ordinary=False)
 
 
-def _each(states: Sequence[State | None], grads: np.ndarray, sample: Sample) -> Iterator[Element]:
+def _each(states: Sequence[State | None], grads: np.ndarray, sample: Sample) -> list[Element]:
     """Take a step on each element."""
     with decimal.localcontext(DECIMAL_CONTEXT):
-        found = [
+        return [
             advance(state, Decimal(grad), constants)
             if state is not None and np.isfinite(grad)
             else UNKNOWN
             for state, grad, constants in zip(states, grads.tolist(), sample.constants, strict=True)
         ]
-    yield from found
 
 
 def _trajectory(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[Element]:
@@ -327,7 +321,7 @@ def _trajectory(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterato
     states = _states(sample, tensors, 0)
     scales = [State(ZERO, ZERO, ZERO)] * len(states)
     for step in range(1, sample.case.steps + 1):
-        elements = list(_each(states, sample.grads(step), sample))
+        elements = _each(states, sample.grads(step), sample)
         states = [element.state if element.ordinary else None for element in elements]
         scales = [
             State(*map(max, scale, element.scale))
