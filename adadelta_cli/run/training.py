@@ -42,9 +42,6 @@ class Run:
         force: discard an unfinished run, or a finished one with other settings.
         record_gradients: the file for the gradient of each step.
 
-    Attributes:
-        result: set before the files are written; None until then.
-
     Raises:
         UsageError: the data are invalid, the checkpoint is of another run, an unfinished run or
             one with other settings would be lost, or an output path is not a regular file.
@@ -71,7 +68,7 @@ class Run:
             files.check_writable(record_gradients, "--record-gradients")
         inputs.check_possible(folder / CHECKPOINT, "--out with the config's name")
         self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed)
-        self.result: RunResult | None = None
+        self.result: RunResult | None = None  # set before the files are written
         self.name = inputs.displayed(name)
         self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
         self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}

@@ -79,7 +79,8 @@ def step_through(
                 _restart(backend, parameters, case, {n: v[number - 1] for n, v in starts.items()})
             step()
             states.append(_snapshot(backend, parameters))
-            changes += _changes(backend, parameters, grads)
+            after = zip((backend.numpy(p.grad) for p in parameters), grads, strict=True)
+            changes += sum(Difference.between(got, grad, grad).mismatches for got, grad in after)
     return Trajectory(_transposed(states), changes)
 
 
@@ -147,10 +148,3 @@ def _snapshot(backend: Any, parameters: Sequence[Any]) -> dict[str, np.ndarray]:
 
 def _transposed(states: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
     return {name: [state[name] for state in states] for name in states[0]}
-
-
-def _changes(backend: Any, parameters: Sequence[Any], grads: Sequence[np.ndarray]) -> int:
-    return sum(
-        Difference.between(backend.numpy(parameter.grad), grad, grad).mismatches
-        for parameter, grad in zip(parameters, grads, strict=True)
-    )
