@@ -61,7 +61,7 @@ class Run:
         force: bool = False,
         record_gradients: Path | None = None,
     ) -> None:
-        self.config, self.folder = config, folder
+        self.name, self.config, self.folder = inputs.displayed(name), config, folder
         for each in FILES:
             files.check_writable(folder / each)
         if record_gradients:
@@ -69,13 +69,11 @@ class Run:
         inputs.check_possible(folder / CHECKPOINT, "--out with the config's name")
         self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed)
         self.result: RunResult | None = None  # set before the files are written
-        self.name = inputs.displayed(name)
         self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
         self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
         self._every = config.training.record_every or self.trainer.steps_per_epoch
-        self._seconds = 0.0
+        self._seconds, self._resumed = 0.0, False
         self._history = [self.trainer.measure()]
-        self._resumed = False
         self._checkpoint_path = folder / CHECKPOINT
         if not force:
             self._read_checkpoint(resume=resume)
@@ -84,6 +82,7 @@ class Run:
                 "--record-gradients needs every step, and --resume skips the earlier ones; use "
                 "--force instead of --resume"
             )
+        self._recorder = None
         if record_gradients:
             self._recorder = Recorder(record_gradients, self.trainer, config, dtype)
 
