@@ -70,9 +70,7 @@ class Recording(Case):
         weights = [each.astype(dtype).astype(state) for each in _content(self.name)[0]]
         return [Values(each, np.zeros_like(each), np.zeros_like(each)) for each in weights]
 
-    def grads(  # type: ignore[override]
-        self, dtype: str, _seed: int, step: int
-    ) -> list[np.ndarray]:
+    def grads(self, dtype: str, _seed: int, step: int) -> list[np.ndarray]:  # type: ignore[override]
         """Return the gradients of a step, counted from 1, in `dtype`."""
         with np.errstate(over="ignore"):
             return [np.asarray(each[step - 1]).astype(dtype) for each in _content(self.name)[1]]
