@@ -65,9 +65,6 @@ ADDRESSES, COLUMNS = 5, 8
 launching = threading.Lock()  # Numba's workqueue layer aborts the process on concurrent launches
 
 
-# --- LLVM intrinsics that Numba lacks -------------------------------------------------------------
-
-
 @intrinsic
 def _pointer(_context, _address, _offset, like):
     """Make a pointer from an address and an offset in elements of the type of `like`."""
@@ -201,9 +198,6 @@ def _rounded_overload(value, like):
     if like == types.float32:
         return lambda value, like: np.float32(value)
     return lambda value, like: value
-
-
-# --- the update -----------------------------------------------------------------------------------
 
 
 @compiled
@@ -357,20 +351,12 @@ def launcher(layout: DTypeLayout) -> Any:
     return launch
 
 
-# --- what Python calls ----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PreparedCpuStep(KeepsAddresses):
-    """A step that can be taken any number of times, on tensors at fixed addresses.
+    """A step that can be taken any number of times, on tensors at fixed addresses."""
 
-    Attributes:
-        launches: a compiled function and its table, for each dtype layout.
-        owners: the arrays, kept alive as long as their addresses are used.
-    """
-
-    launches: list[tuple[Any, np.ndarray]]
-    owners: tuple[Any, ...] = ()
+    launches: list[tuple[Any, np.ndarray]]  # compiled function and table, for each layout
+    owners: tuple[Any, ...] = ()  # the arrays, kept alive
 
     def __call__(self) -> None:
         """Take the step; thread-safe: calls take turns."""

@@ -23,14 +23,10 @@ HOST, CUDA = "__array_interface__", "__cuda_array_interface__"
 
 @dataclass(frozen=True, eq=False)  # zeros of all dtypes are equal: compare by identity
 class DTypeLayout:
-    """The element types of a tensor's arrays, each given by a zero; float16 by its bits.
+    """The element types of a tensor's arrays, each given by a zero; float16 by its bits."""
 
-    Attributes:
-        name: the last part of the names of the GPU's kernels.
-        zeros: of weight, gradient and states; and of the float16 weight beside a master, else None.
-    """
-
-    name: str
+    name: str  # the last part of the names of the GPU's kernels
+    # Of weight, gradient and states; and of the float16 weight beside a master, else None.
     zeros: tuple[Any, Any, Any, Any]
 
 
@@ -68,20 +64,15 @@ class KeepsAddresses:
 
 
 class TensorRef(NamedTuple):
-    """One tensor as the kernel sees it.
+    """One tensor as the kernel sees it; rate and decay are times their multipliers, in double.
 
-    Attributes:
-        layout: the dtypes of its arrays.
-        addresses: of the updated weight (the master where there is one), the gradient, acc_grad,
-            acc_delta, and the float16 weight beside a master, else 0.
-        size: in elements.
-        learning_rate: rate times multiplier, in double.
-        wd: weight decay times multiplier, in double.
+    `addresses` are those of the updated weight (the master where there is one), the gradient,
+    acc_grad, acc_delta, and the float16 weight beside a master, else 0.
     """
 
     layout: DTypeLayout
     addresses: tuple[int, int, int, int, int]
-    size: int
+    size: int  # in elements
     learning_rate: float
     wd: float
 
@@ -136,16 +127,20 @@ def tensor_refs(
         ValueError: as `tensor_ref`; a rate or a weight decay is no finite number; their numbers
             and that of the parameters differ; or arrays overlap.
     """
-    _check_sequences(
-        parameters=parameters, learning_rates=learning_rates, weight_decays=weight_decays
-    )
+    rates = {"learning_rates": learning_rates, "weight_decays": weight_decays}
+    for name, given in {"parameters": parameters, **rates}.items():
+        if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
+            raise TypeError(
+                f"{name} is a {type(given).__name__}; expected a sequence, one of each for each "
+                "tensor"
+            )
     counts = len(parameters), len(learning_rates), len(weight_decays)
     if len(set(counts)) > 1:
         raise ValueError(
             f"{counts[0]} parameters, {counts[1]} learning rates, {counts[2]} weight decays; "
             "expected one of each for each tensor"
         )
-    for name, numbers in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
+    for name, numbers in rates.items():
         for k, number in enumerate(numbers):
             checked(f"{name}[{k}]", number, "a finite number")
     refs = [
@@ -154,15 +149,6 @@ def tensor_refs(
     ]
     check_disjoint(refs)
     return refs
-
-
-def _check_sequences(**arguments: Any) -> None:
-    for name, given in arguments.items():
-        if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
-            raise TypeError(
-                f"{name} is a {type(given).__name__}; expected a sequence, one of each for each "
-                "tensor"
-            )
 
 
 def check_disjoint(refs: Sequence[TensorRef], indices: Sequence[int] = ()) -> None:
@@ -203,13 +189,7 @@ def all_arrays(parameters: Iterable[Parameter]) -> tuple[Any, ...]:
 def tensor_ref(
     parameter: Parameter, learning_rate: float, wd: float, interface: str = HOST
 ) -> TensorRef:
-    """Make a `TensorRef` of a parameter.
-
-    Args:
-        parameter: arrays of one library.
-        learning_rate: rate times multiplier, in double.
-        wd: weight decay times multiplier, in double.
-        interface: `HOST` or `CUDA`: the memory that the arrays must be in.
+    """Make a `TensorRef` of a parameter; `interface`: `HOST` or `CUDA`, where its arrays must be.
 
     Raises:
         TypeError: the combination of dtypes is not supported, or an array is in other memory.

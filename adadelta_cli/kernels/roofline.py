@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 from numba import prange
 
@@ -154,8 +153,3 @@ def _arrays(p: Parameter) -> tuple[Any, ...]:
     if p.master is None:
         return p.weight, p.grad, p.acc_grad, p.acc_delta, None
     return p.master, p.grad.view(np.uint16), p.acc_grad, p.acc_delta, p.weight.view(np.uint16)
-
-
-def threading_layer() -> str:
-    """Return the name of Numba's threading layer; known after the first parallel call."""
-    return numba.threading_layer()

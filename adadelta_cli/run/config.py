@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from pydantic import Field, ValidationError
 
 from adadelta_cli import inputs
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.run import yaml12
 from adadelta_cli.run.problems import PROBLEMS, ProblemSettings
 from adadelta_cli.run.problems.problem import Section
@@ -26,20 +26,11 @@ if TYPE_CHECKING:
 LARGEST_BYTES = 100_000  # a config takes one; a file named by mistake may be huge
 MOST_ERRORS = 10  # that a message lists
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-SECTIONS = {
-    "OptimizerSettings": "optimizer",
-    "TrainingSettings": "training",
-    "Expect": "expect",
-    **{each.__name__: "problem" for each in get_args(ProblemSettings)},
-}
 EXPECTED_SHAPE = "a config is a mapping with the keys problem, optimizer, training and expect"
 
 # The range that a plot can show: see run.report.LARGEST_DRAWN.
 Bound = Annotated[float, Field(ge=-1e150, le=1e150)]
 PositiveBound = Annotated[float, Field(gt=0, le=1e150)]
-
-
-# --- models ---------------------------------------------------------------------------------------
 
 
 class OptimizerSettings(Section):
@@ -116,9 +107,6 @@ def schema() -> dict[str, Any]:
     return {"$schema": SCHEMA_DIALECT, **Config.model_json_schema()}
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
 def folder() -> Path:
     """Return the folder of the bundled configs: in a wheel inside the package, else beside it."""
     package = Path(__file__).parents[1]
@@ -143,7 +131,7 @@ def locate(reference: str) -> Path:
     if reason:
         raise UsageError(
             f"unknown config {shortened(reference)!r}: {reason}; name a YAML file or a bundled "
-            f"config ({', '.join(names)}){_did_you_mean(reference, names)}"
+            f"config ({', '.join(names)}){suggestion(reference, names)}"
         )
     return path
 
@@ -240,14 +228,6 @@ class _Source:
             problem["csv"] = str(base / problem["csv"])
 
 
-# --- errors ---------------------------------------------------------------------------------------
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 ALIASES = {  # what other frameworks, and users, call a key or an option
     "learning_rate": "lr eta step_size stepsize base_lr rate alpha",
     "rho": "decay decay_rate gamma beta beta2 momentum_decay momentum smoothing forget",
@@ -308,9 +288,10 @@ def _keys(name: str) -> Iterator[str]:
     """Yield the dotted keys of a name, in any section."""
     if name in schema()["properties"]:
         yield name
-    for definition, section in SECTIONS.items():
-        if name in schema()["$defs"][definition]["properties"]:
-            yield f"{section}.{name}"
+    sections = [(each,) for each in ("optimizer", "training", "expect")]
+    for section in [*sections, *(("problem", each) for each in PROBLEMS)]:
+        if name in _section(section)["properties"]:
+            yield f"{section[0]}.{name}"
 
 
 def _deepest(errors: Sequence[Any]) -> list[Any]:

@@ -83,24 +83,18 @@ def run_table(results: Sequence[RunResult]) -> Table:
         table.add_column(name, justify=justify, rank=RANKS.get(name, 0))
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
-        head: tuple[str | Text, ...] = (  # a Text has no markup
-            Text(result.name),
-            f"{result.steps:,}",
-            f"{result.seconds:.1f} s",
-        )
-        for metric in result.labels:
+        head = Text(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s"  # no markup
+        for k, metric in enumerate(result.labels):
             checks = [check for check in result.checks if check.metric == metric]
+            nothing = "nothing" if k == 0 and not result.checks else ""
             table.add_row(
-                *(head or ("", "", "")),
+                *(("", "", "") if k else head),
                 metric,
                 f"{start[metric]:.4g}",
                 f"{end[metric]:.4g}",
-                ", ".join(check.words for check in checks)
-                if result.checks or not head
-                else "nothing",
-                _verdict(result, checks, first=bool(head)),
+                nothing or ", ".join(check.words for check in checks),
+                _verdict(result, checks, first=k == 0),
             )
-            head = ()
         table.add_section()
     return table
 

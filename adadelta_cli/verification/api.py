@@ -105,9 +105,7 @@ def assert_correct(step: Callable[..., Any], **options: Any) -> None:
 
     Raises:
         AssertionError: rows failed, listed in the message; or nothing was compared.
-        UsageError: as in `verify`.
-        UnavailableError: as in `verify`.
-        BrokenError: as in `verify`.
+        UsageError, UnavailableError, BrokenError: as in `verify`.
 
     Examples:
         >>> from adadelta_cli import assert_correct
