@@ -47,7 +47,6 @@ LIBRARIES = (
     "PyYAML",
     "click",
     "rich",
-    "hypothesis",
     "torch",
     "jax",
     "jaxlib",
