@@ -56,8 +56,8 @@ def prepare() -> None:
     """Adapt the environment to what the libraries can read, for this process and its children.
 
     Empty numbers and empty variables of Numba count as unset. Of OpenMP's list, a number for each
-    level of nested threads, the libraries here use the first. Compiled kernels and matplotlib's cache go to a temporary folder,
-    with a warning, where no usual one can be written.
+    level of nested threads, the libraries here use the first. Compiled kernels and matplotlib's
+    cache go to a temporary folder, with a warning, where no usual one can be written.
     """
     for name in _numbers(os.environ):
         first = os.environ[name].partition(",")[0] if name == "OMP_NUM_THREADS" else None
