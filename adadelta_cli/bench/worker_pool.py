@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -215,9 +216,9 @@ class Worker:
         how = self._child.ended()
         self._errors.seek(0)
         last = (self._errors.read().strip().splitlines() or ["no output"])[-1]
-        if how == "killed by SIGKILL":
-            last += "; the system probably ran out of memory: ask for smaller --sizes"
-        return BrokenError(f"a worker process crashed: {how}: {last}")
+        smaller = "; the system probably ran out of memory: ask for smaller --sizes"
+        hint = smaller if self._child.exit_code == -signal.SIGKILL else ""
+        return BrokenError(f"a worker process crashed: {how}: {last}{hint}")
 
 
 Job = Generator[Worker, None, T]

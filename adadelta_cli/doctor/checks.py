@@ -237,7 +237,6 @@ def _try_configs() -> str:
     """Load the bundled configs and their data, and draw a plot."""
     import io
 
-    import hypothesis  # noqa: F401 - verify needs it
     import pandas as pd
     from matplotlib.figure import Figure
 

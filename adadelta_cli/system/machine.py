@@ -36,7 +36,7 @@ THREAD_VARIABLES = (
 VARIABLES = ("GOMP_", "KMP_", "LD_PRELOAD", "MKL_", "MXNET_", "NUMBA_", "OMP_", "OPENBLAS_", "XLA_")
 LIBRARIES = (
     *("adadelta", "mxnet", "numpy", "numba", "llvmlite", "scikit-learn", "scipy", "pandas"),
-    *("matplotlib", "pydantic", "PyYAML", "click", "rich", "hypothesis"),
+    *("matplotlib", "pydantic", "PyYAML", "click", "rich"),
     *("torch", "jax", "jaxlib", "optax", "cupy", "cupy-cuda12x", "cupy-cuda13x"),
     *("tbb", "intel-openmp", "threadpoolctl"),
 )
