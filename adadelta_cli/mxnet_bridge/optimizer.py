@@ -287,7 +287,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
     def _rates(self, indices: Indices) -> tuple[Rates, Rates]:
         """Count an update of each tensor; return their rates and weight decays."""
-        if self.lr_scheduler is not None or _overrides_rates(type(self), self.__dict__):
+        if self.lr_scheduler is not None or _overrides_rates(type(self)):
             rates, weight_decays = zip(*map(self._count, indices), strict=True)
             return rates, weight_decays
         self._update_count(list(indices))  # without a schedule, no rate depends on the counts
@@ -342,13 +342,12 @@ RATES = ("_get_lr", "_get_lrs", "_get_wd", "_get_wds", "_update_count")
 
 
 @lru_cache(maxsize=64)
-def _class_overrides_rates(kind: type) -> bool:
+def _overrides_rates(kind: type) -> bool:
+    """Return whether a class has its own rates or counts.
+
+    An object's own methods are left out: reading `__dict__` slows its attributes in CPython 3.11.
+    """
     return any(getattr(kind, name) is not getattr(mx.optimizer.Optimizer, name) for name in RATES)
-
-
-def _overrides_rates(kind: type, attributes: dict[str, Any]) -> bool:
-    """Return whether a class, or an object with these attributes, has its own rates or counts."""
-    return _class_overrides_rates(kind) or not attributes.keys().isdisjoint(RATES)
 
 
 @lru_cache(maxsize=64, typed=True)
