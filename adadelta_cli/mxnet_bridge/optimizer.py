@@ -287,7 +287,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
 
     def _rates(self, indices: Indices) -> tuple[Rates, Rates]:
         """Count an update of each tensor; return their rates and weight decays."""
-        if self.lr_scheduler is not None or _overrides_rates(type(self)):
+        if self.lr_scheduler is not None or _overrides_rates(type(self)):  # type: ignore[arg-type] # hashable
             rates, weight_decays = zip(*map(self._count, indices), strict=True)
             return rates, weight_decays
         self._update_count(list(indices))  # without a schedule, no rate depends on the counts
