@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, in_one_line, shortened
 from adadelta_cli.kernels import layout
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.mxnet_bridge.fused import FusedMxnetGpuStep, FusedMxnetStep
@@ -484,7 +484,22 @@ def _converted(saved: dict[str, Any], before: AdaDelta) -> AdaDelta:
         rates |= {f"{name} of {key}": mult for key, mult in getattr(optimizer, name).items()}
     for name, value in rates.items():
         checked(name, value, "a finite number")
+    _check_schedule(optimizer.lr_scheduler, optimizer.num_update)
     return optimizer
+
+
+def _check_schedule(scheduler: Any, update: int) -> None:
+    """Check that a scheduler of MXNet's has the attributes to compute a rate and to end."""
+    if scheduler is None or type(scheduler).__module__ != mx.lr_scheduler.__name__:
+        return
+    steps = getattr(scheduler, "step", 1)
+    for step in steps if type(steps) is list else [steps]:
+        checked("lr_scheduler.step", step, "at least 1", ok=isinstance(step, Real) and step >= 1)
+    try:
+        rate = copy.deepcopy(scheduler)(update)
+    except Exception as error:  # whatever a missing attribute, or a text, leads to
+        raise ValueError(f"lr_scheduler fails at update {update} ({in_one_line(error)})") from error
+    checked("the rate of lr_scheduler", rate, "a finite number")
 
 
 def _check_types(saved: dict[str, Any], known: dict[str, Any]) -> None:

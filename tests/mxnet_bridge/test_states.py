@@ -249,7 +249,16 @@ DAMAGED = {
     "endless": attribute("extra", endless()),
     "a method": attribute("update", 1.0),
     "a method of the scheduler": lambda _held, optimizer: setattr(
-        optimizer, "lr_scheduler", overridden()
+        optimizer, "lr_scheduler", scheduler_with(__call__=1.0)
+    ),
+    "a scheduler without a count": lambda _held, optimizer: setattr(
+        optimizer, "lr_scheduler", scheduler_with(count=None)
+    ),
+    "a scheduler that never ends": lambda _held, optimizer: setattr(
+        optimizer, "lr_scheduler", scheduler_with(step=0)
+    ),
+    "a text for a scheduler's step": lambda _held, optimizer: setattr(
+        optimizer, "lr_scheduler", scheduler_with(step="x")
     ),
     "a set": attribute("extra", {1}),
     "counts": attribute("_index_update_count", {0: "x"}),
@@ -270,10 +279,13 @@ DAMAGED = {
 }
 
 
-def overridden():
-    """Return a scheduler with an attribute in the place of its method."""
+def scheduler_with(**attributes):
+    """Return a scheduler with other attributes; None removes one."""
     scheduler = mx.lr_scheduler.FactorScheduler(5)
-    vars(scheduler)["__call__"] = 1.0
+    for name, value in attributes.items():
+        vars(scheduler)[name] = value
+        if value is None:
+            del vars(scheduler)[name]
     return scheduler
 
 
