@@ -10,6 +10,7 @@ else is printed with the seed that repeats it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -119,7 +120,7 @@ def replanted(tree: Any, random: Random) -> Any:
         elif kind == 1 and isinstance(parent, dict):
             parent[pick(random, ["x", "\ud800", "[/red]", ""])] = parent.pop(last, None)
         else:
-            parent[last] = pick(random, VALUES)
+            parent[last] = copy.deepcopy(pick(random, VALUES))
     return tree
 
 
