@@ -494,7 +494,8 @@ def _check_schedule(scheduler: Any, update: int) -> None:
         return
     steps = getattr(scheduler, "step", 1)
     for step in steps if type(steps) is list else [steps]:
-        checked("lr_scheduler.step", step, "at least 1", ok=isinstance(step, Real) and step >= 1)
+        number = checked("lr_scheduler.step", step, "at least 1")
+        checked("lr_scheduler.step", step, "at least 1", ok=number >= 1)
     try:
         rate = copy.deepcopy(scheduler)(update)
     except Exception as error:  # whatever a missing attribute, or a text, leads to
