@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.errors import KERNEL_FAULTS, AdadeltaError, UnavailableError, UsageError, status
+from adadelta_cli.errors import (
+    KERNEL_FAULTS,
+    AdadeltaError,
+    UnavailableError,
+    UsageError,
+    in_one_line,
+    status,
+)
 from adadelta_cli.implementations.base import ANY_ORDER, Implementation
 from adadelta_cli.implementations.guard import Guarded, address, library, poison
 from adadelta_cli.system.sandbox import (
@@ -160,8 +167,8 @@ def _offer(place: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes and the like: its import reports them
             body = ast.parse(path.read_bytes()).body
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"and {place} cannot be read as Python: {error}"
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"and {place} cannot be read as Python: {in_one_line(error)}"
     names = [each.name for each in body if isinstance(each, ast.FunctionDef)]
     best = "step" if "step" in names else next(iter(names), "")
     if not best:

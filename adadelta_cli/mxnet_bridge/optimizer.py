@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from functools import lru_cache
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadelta_cli.errors import UsageError, in_one_line, shortened
 from adadelta_cli.mxnet_bridge import arguments, runtime, tensors
 from adadelta_cli.mxnet_bridge.arguments import FINITE
+from adadelta_cli.mxnet_bridge.states import name_of, read_states
 from adadelta_cli.update import STATE_DTYPES, Scalars, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from adadelta_cli.mxnet_bridge.tensors import Arrays, Indices, Rates, State, States
 
@@ -359,10 +362,12 @@ def _common(_signs: Any, *values: Any) -> Scalars:
 def load_states(trainer: Any, path: str) -> None:
     """Load optimizer states into a `gluon.Trainer`, keeping the fused step.
 
-    `Trainer.load_states` restores the class of the optimizer that saved the states. This function
-    replaces it by an `AdaDelta` of this package, with the saved hyper-parameters and update counts,
-    and with `use_fused_step` and `aggregate_num` of the trainer's current optimizer. After an error
-    the trainer is unchanged.
+    `Trainer.load_states` restores the class of the optimizer that saved the states, and runs what
+    the file says. This function keeps an `AdaDelta` of this package, with the saved
+    hyper-parameters and update counts, and with `use_fused_step` and `aggregate_num` of the
+    trainer's current optimizer. It runs nothing from the file: it refuses what is not MXNet's, this
+    package's or the class of the trainer's own optimizer or scheduler. After an error the trainer
+    is unchanged.
 
     Args:
         trainer: a trainer whose optimizer is this package's `AdaDelta`.
@@ -370,54 +375,106 @@ def load_states(trainer: Any, path: str) -> None:
 
     Raises:
         TypeError: the trainer's optimizer, or the one that saved the states, is no AdaDelta.
-        ValueError: the file is damaged, or a hyper-parameter in it is out of range.
+        UsageError: the file is damaged, names something that is refused, has states for other
+            parameters, or a hyper-parameter in it is out of range. A ValueError.
         OSError: the file cannot be read.
     """
     before = trainer.optimizer
     if not isinstance(before, AdaDelta):
         raise TypeError(f"the trainer's optimizer is {type(before)}; expected {AdaDelta}")
-    content = Path(path).read_bytes()
-    optimizer = _converted(_unpickled(content, before, path).optimizer, before, path)
-    updaters = _updaters(trainer)
-    # Each updater gets its own copy of the states. Once all are read, nothing below can fail.
-    pairs = [(updater, _unpickled(content, before, path)) for updater in updaters]
-    optimizer.param_dict = dict(enumerate(trainer._params))  # noqa: SLF001 - as Trainer.load_states
+    own = [each for each in type(before).__mro__ if issubclass(each, AdaDelta)]
+    saved = read_states(Path(path), [*own, type(before.lr_scheduler)])
+    if saved.optimizer not in {None, name_of(mx.optimizer.adadelta.AdaDelta), *map(name_of, own)}:
+        by = ".".join(saved.optimizer or ())
+        raise TypeError(f"{path} was saved by {by}; expected an AdaDelta's states")
+    try:
+        optimizer = _converted(saved.attributes, before)
+        if type(before) is AdaDelta:  # a subclass may have states of its own
+            _check_fit(saved.states, trainer._params)  # noqa: SLF001 - as Trainer.load_states
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be loaded: {error}") from error
+    # Each updater gets its own copy of the states. Once all are made, nothing below can fail.
+    pairs = [(updater, copy.deepcopy(saved.states)) for updater in _updaters(trainer)]
+    optimizer.param_dict = dict(enumerate(trainer._params))  # noqa: SLF001
     trainer._optimizer = optimizer  # noqa: SLF001
-    for updater, loaded in pairs:
-        updater.states, updater.states_synced = loaded.states, loaded.states_synced
+    for updater, states in pairs:
+        updater.states, updater.states_synced = states, dict.fromkeys(states, False)
         updater.optimizer = optimizer
 
 
-def _unpickled(content: bytes, before: AdaDelta, path: Any) -> Any:
-    """Read states, and the optimizer that saved them if any, into a new updater."""
-    updater = mx.optimizer.Updater(before)
-    try:
-        updater.set_states(content)
-    except Exception as error:  # unpickling damaged files raises many types
-        raise ValueError(
-            f"{path} is no file of states ({type(error).__name__}: {error}); expected one that "
-            "Trainer.save_states wrote"
-        ) from error
-    return updater
+def _converted(saved: dict[str, Any], before: AdaDelta) -> AdaDelta:
+    """Make an AdaDelta with saved attributes and the options of `before`.
 
-
-def _converted(loaded: Any, before: AdaDelta, path: Any) -> AdaDelta:
-    """Make an AdaDelta with the state of the loaded optimizer and the options of `before`."""
-    if not isinstance(loaded, (AdaDelta, mx.optimizer.adadelta.AdaDelta)):
-        raise TypeError(f"{path} was saved by {type(loaded)}; expected an AdaDelta's states")
+    Raises:
+        ValueError: an attribute has another type than that of an optimizer, or is out of range.
+    """
     optimizer = type(before).__new__(type(before))  # of the trainer's own class
-    optimizer.__setstate__({**before.__getstate__(), **loaded.__getstate__()})
+    attributes = before.__getstate__()
+    _check_types(saved, attributes)
+    optimizer.__setstate__({**attributes, **saved})
     optimizer.use_fused_step = before.use_fused_step
     optimizer.aggregate_num = before.aggregate_num
     optimizer._hyperparameters()  # noqa: SLF001 - a file is input: raises if a value is out of range
-    rates = {"learning_rate": optimizer.lr}
-    if optimizer.lr_scheduler is not None:
-        rates["lr_scheduler.base_lr"] = getattr(optimizer.lr_scheduler, "base_lr", 0.0)
+    if optimizer.lr_scheduler is None:
+        rates = {"learning_rate": optimizer.lr}
+    else:  # the optimizer's own rate is not used, and may be None
+        rates = {"lr_scheduler.base_lr": getattr(optimizer.lr_scheduler, "base_lr", 0.0)}
     for name in ("lr_mult", "wd_mult"):
         rates |= {f"{name} of {key}": mult for key, mult in getattr(optimizer, name).items()}
     for name, value in rates.items():
         checked(name, value, "a finite number")
+    _check_schedule(optimizer.lr_scheduler, optimizer.num_update)
     return optimizer
+
+
+def _check_schedule(scheduler: Any, update: int) -> None:
+    """Check that a scheduler of MXNet's has the attributes to compute a rate and to end."""
+    if scheduler is None or type(scheduler).__module__ != mx.lr_scheduler.__name__:
+        return
+    steps = getattr(scheduler, "step", 1)
+    for step in steps if type(steps) is list else [steps]:
+        number = checked("lr_scheduler.step", step, "at least 1")
+        checked("lr_scheduler.step", step, "at least 1", ok=number >= 1)
+    try:
+        rate = copy.deepcopy(scheduler)(update)
+    except Exception as error:  # whatever a missing attribute, or a text, leads to
+        raise ValueError(f"lr_scheduler fails at update {update} ({in_one_line(error)})") from error
+    checked("the rate of lr_scheduler", rate, "a finite number")
+
+
+def _check_types(saved: dict[str, Any], known: dict[str, Any]) -> None:
+    """Check what MXNet's optimizers keep besides the hyper-parameters."""
+    for name, value in saved.items():
+        kind = type(known.get(name))
+        if name != "aggregate_num" and kind in {bool, int, dict, tuple} and type(value) is not kind:
+            raise ValueError(f"{name} is {shortened(repr(value))}; expected {kind.__name__}")
+    counts = saved.get("_all_index_update_counts", {})
+    for each in (saved.get("_index_update_count", {}), *counts.values()):
+        if type(each) is not dict or not all(type(count) is int for count in each.values()):
+            raise ValueError(f"its counts of updates are {shortened(repr(each))}; expected numbers")
+    scheduler = saved.get("lr_scheduler")
+    if scheduler is not None and not isinstance(scheduler, mx.lr_scheduler.LRScheduler):
+        raise ValueError(f"lr_scheduler is {shortened(repr(scheduler))}; expected a scheduler")
+
+
+def _check_fit(states: dict[Any, Any], parameters: Sequence[Any]) -> None:
+    """Check that each state has two arrays of its parameter's shape, and perhaps a master."""
+    for index, state in states.items():
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise ValueError(
+                f"it has states of parameter {shortened(repr(index))}; the trainer has "
+                f"{len(parameters)} parameters"
+            )
+        parts = state if type(state) is tuple and state else (state,)
+        arrays = [*parts[:-1], *parts[-1]] if type(parts[-1]) is tuple else parts
+        data = parameters[index]._data  # noqa: SLF001 - None before the weight is initialized
+        wanted = next(iter(data)).shape if data else getattr(arrays[0], "shape", None)
+        shapes = [getattr(array, "shape", None) for array in arrays]
+        if shapes not in ([wanted] * 2, [wanted] * 3) or wanted is None:
+            raise ValueError(
+                f"the states of parameter {index} have the shapes {shortened(shapes)}; expected "
+                f"two of its shape {wanted}, or a master and two"
+            )
 
 
 def _updaters(trainer: Any) -> list[Any]:

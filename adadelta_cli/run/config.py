@@ -7,7 +7,7 @@ import json
 import reprlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -308,7 +308,10 @@ def _shown(value: Any) -> str:
 def _explain(error: Any) -> tuple[Key, str]:
     """Turn one of pydantic's errors into the key and a message."""
     location, kind = error["loc"], error["type"]
-    key = location if location[0] != "problem" else ("problem", *location[2:])  # [1]: its name
+    key = ("problem", *location[2:]) if location[:1] == ("problem",) else location  # [1]: its name
+    if kind == "string_unicode":  # of a key
+        what = f"it has the key {_shown(error['input'])}, which is no text in UTF-8; rename it"
+        return key, f"{dotted(key)}: {what}"
     got = "missing" if kind == "missing" else _shown(error["input"])
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
         key, given = ("problem", "name"), error["input"]
