@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adadelta_cli.cli import streams
-from adadelta_cli.errors import AdadeltaError, BrokenError, ExitCode, of_device
+from adadelta_cli.errors import AdadeltaError, BrokenError, ExitCode, displayed, of_device
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -97,7 +97,7 @@ def main() -> None:
         if os.environ.get("ADADELTA_DEBUG") == "1":
             traceback.print_exc()
         code, message = outcome(error)
-        print(f"Error: {message}", file=sys.stderr)  # noqa: T201
+        print(displayed(f"Error: {message}", keep="\n"), file=sys.stderr)  # noqa: T201
         with contextlib.suppress(BrokenError):  # another error is already reported
             streams.flush_stdout()
     sys.exit(code)

@@ -72,6 +72,24 @@ def shortened(value: object, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[:end]}...{text[-end:]} ({len(text)} characters)"
 
 
+def displayed(text: str, *, keep: str = "", encoding: str = "utf-8") -> str:
+    r"""Write a user's text in printable characters of an encoding; others become escapes.
+
+    Args:
+        text: the text; bytes of a file's name that are not UTF-8 are lone surrogates.
+        keep: characters that stay although they are not printable, such as a line break.
+        encoding: of the stream.
+
+    >>> displayed("caf\udce9 [a=$5]")
+    'caf\\udce9 [a=$5]'
+    """
+    escaped = (
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode()
+        for each in text
+    )
+    return "".join(escaped).encode(encoding, "backslashreplace").decode(encoding)
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the names that are spelled alike, for a message; empty if there are none.
 

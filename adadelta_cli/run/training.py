@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import files, inputs
-from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.errors import ExitCode, UsageError, displayed
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import report, signals
@@ -68,7 +68,7 @@ class Run:
         self._check_files(record_gradients)
         self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed)
         self.result: RunResult | None = None
-        self.name = inputs.displayed(name)
+        self.name = displayed(name)
         self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
         self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
         self._every = config.training.record_every or self.trainer.steps_per_epoch
@@ -267,8 +267,8 @@ def runs(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(
-            f"two configs are named {inputs.displayed(twice[0])}: both would write to "
-            f"{inputs.displayed(str(out / twice[0]))}; rename one"
+            f"two configs are named {displayed(twice[0])}: both would write to "
+            f"{displayed(str(out / twice[0]))}; rename one"
         )
     if record_gradients and len(names) > 1:
         raise UsageError(
