@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
 from functools import cache
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError
 
 from adadelta_cli import inputs
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
 from adadelta_cli.run import yaml12
 from adadelta_cli.run.problems import PROBLEMS, ProblemSettings
 from adadelta_cli.run.problems.problem import Section
@@ -145,7 +144,7 @@ def locate(reference: str) -> Path:
     if reason:
         raise UsageError(
             f"unknown config {shortened(reference)!r}: {reason}; name a YAML file or a bundled "
-            f"config ({', '.join(names)}){_did_you_mean(reference, names)}"
+            f"config ({', '.join(names)}){suggestion(reference, names)}"
         )
     return path
 
@@ -245,11 +244,6 @@ class _Source:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 ALIASES = {  # what other frameworks, and users, call a key or an option
     "learning_rate": "lr eta step_size stepsize base_lr rate alpha",
     "rho": "decay decay_rate gamma beta beta2 momentum_decay momentum smoothing forget",
@@ -274,7 +268,8 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
     "max_distance": "distance",
     "max_gap": "gap",
     "min_accuracy": "accuracy acc min_acc",
-    "name": "problem type kind model",
+    "name": "type kind",
+    "problem": "model task",
     "optimizer": "optim optimiser solver",
     "training": "trainer train fit",
     "expect": "expected expectations success",
@@ -294,10 +289,12 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
 def _meant(location: Key, known: Sequence[str]) -> str:
     """Suggest the key, of this section or another, or the option that an unknown key stands for."""
     given = str(location[-1]).lower().replace("-", "_")
-    names = [name for name, others in ALIASES.items() if given in {name, *others.split()}]
+    if location[:-1] == ("optimizer",) and given in {"name", "type", "algorithm"}:
+        return " (the optimizer is AdaDelta)"
+    names = _names(given)
     options = [name for name in names if name.startswith("--")]
     here = [name for name in names if name in known]
-    close = difflib.get_close_matches(given, known, n=1)
+    close = nearest(given, known, most=1)
     elsewhere = [key for name in names for key in _keys(name)]
     if here or (close and not options and not elsewhere):
         return f" (did you mean {(here or close)[0]}?)"
@@ -306,13 +303,28 @@ def _meant(location: Key, known: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else ""
 
 
+def _names(given: str) -> list[str]:
+    return [name for name, others in ALIASES.items() if given in {name, *others.split()}]
+
+
+def meant_by_option(option: str) -> list[str]:
+    """Return the options and the dotted keys that an unknown option of a command stands for.
+
+    >>> meant_by_option("--lr"), meant_by_option("--device")
+    (['optimizer.learning_rate'], ['--ctx'])
+    """
+    names = _names(option.lstrip("-").lower().replace("-", "_"))
+    keys = [key for name in names for key in _keys(name) if "." in key]
+    return [*(name for name in names if name.startswith("--")), *keys]
+
+
 def _keys(name: str) -> Iterator[str]:
     """Yield the dotted keys of a name, in any section."""
     if name in schema()["properties"]:
         yield name
-    for definition, section in SECTIONS.items():
-        if name in schema()["$defs"][definition]["properties"]:
-            yield f"{section}.{name}"
+    definitions = schema()["$defs"]
+    having = [s for d, s in SECTIONS.items() if name in definitions[d]["properties"]]
+    yield from (f"{section}.{name}" for section in dict.fromkeys(having))
 
 
 def _deepest(errors: Sequence[Any]) -> list[Any]:
@@ -333,13 +345,17 @@ def _explain(error: Any) -> tuple[Key, str]:
     got = "missing" if kind == "missing" else _shown(error["input"])
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
         key, given = ("problem", "name"), error["input"]
-        got = _shown(given["name"]) if "name" in given else "missing"
+        got = "missing"
+        if "name" in given:
+            got = _shown(given["name"]) + suggestion(str(given["name"]), PROBLEMS)
         allowed = ", ".join(PROBLEMS)
     elif kind == "extra_forbidden":
         known = list(_section(location[:-1])["properties"])
         got, allowed = f"unknown{_meant(location, known)}", ", ".join(known)
     else:
-        allowed = _allowed(_section(location))
+        node = _section(location)
+        allowed = _allowed(node)
+        got += suggestion(str(error["input"]), node.get("enum", ()))
     return key, f"{dotted(key)} is {got}; allowed: {allowed}"
 
 
@@ -374,7 +390,7 @@ def _allowed(node: dict[str, Any]) -> str:
         return " or ".join(node["enum"])
     if "properties" in node or "discriminator" in node:
         keys = ", ".join(node.get("properties", ()))
-        return f"a mapping with {keys}" if keys else "a mapping"
+        return f"a mapping with {keys}" if keys else "a mapping, such as {name: mlp}"
     if node["type"] == "array":
         items = _allowed(node["items"]).replace("an integer", "integers")
         return f"a list of {node['minItems']} to {node['maxItems']} {items}"

@@ -244,8 +244,8 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     panel.set_ylabel("error in ULPs")
     panel.set_title(
         f"{plottable(rows[0].implementation)}: largest error of one step against "
-        f"{rows[0].reference}, in ULPs of the largest operand\ndotted: the bound of each tensor; an infinite error is drawn at "
-        "the top",
+        f"{rows[0].reference}, in ULPs of the largest operand\ndotted: the bound of each tensor; "
+        "an infinite error is drawn at the top",
         fontsize=10,
     )
     panel.grid(alpha=0.3)
