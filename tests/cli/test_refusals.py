@@ -215,7 +215,7 @@ def test_options_that_contradict_each_other_are_refused(refused, args):
         (["bench", "--device", "gpu"], "--ctx"),
         (["run", "MLP"], "mlp"),
         (["run", "logistic"], "logistic_regression"),
-        (["verfy"], "verify"),
+        (["verifyy"], "verify"),
         (["help"], "--help"),
         (["version"], "--version"),
         (["train"], "run"),
