@@ -16,7 +16,7 @@ from enum import Enum
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, in_one_line
+from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, displayed, in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -188,6 +188,15 @@ def jsonable(value: Any) -> Any:
     plain = isinstance(value, (int, bool, NoneType))
     finite = isinstance(value, float) and math.isfinite(value)
     return value if plain or finite else str(value)
+
+
+def plottable(text: str) -> str:
+    r"""Write a user's text for a figure: a `$` begins no formula there, and all can be drawn.
+
+    >>> plottable("cost_$5_vs_$10")
+    'cost_\\$5_vs_\\$10'
+    """
+    return displayed(text, keep="\n").replace("$", r"\$")
 
 
 def write_plot(path: Path, figure: Figure) -> Path:

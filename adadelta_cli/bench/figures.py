@@ -13,6 +13,7 @@ import numpy as np
 
 from adadelta_cli.bench.buffers import held_bytes
 from adadelta_cli.bench.units import duration
+from adadelta_cli.files import plottable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -64,9 +65,11 @@ def styles_of(rows: Iterable[BenchRow]) -> dict[str, Style]:
     looks = LOOKS | dict(zip(others, itertools.cycle(OTHER_LOOKS), strict=False))
     short = {name: name.rpartition("/")[2] for name in names}
     count = Counter(short.values())
+    labels = {name: short[name] if count[short[name]] == 1 else name for name in names}
+    # A legend leaves out labels that begin with "_".
     return {
-        name: Style(short[name] if count[short[name]] == 1 else name, *looks[name])
-        for name in names
+        name: Style(plottable(f"./{label}" if label.startswith("_") else label), *looks[name])
+        for name, label in labels.items()
     }
 
 
@@ -386,7 +389,7 @@ def _draw_samples(
         if each.row.median_s:
             _draw_row(axes, place, each, styles[each.row.implementation].color, limits)
         else:
-            note = f"not timed: {shorten(each.row.note, 100, placeholder=' ...')}"
+            note = f"not timed: {plottable(shorten(each.row.note, 100, placeholder=' ...'))}"
             beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
             axes.text(0.02, place + 0.5, note, fontsize=9, **beside)
     rows = [each.row for each in measurements]

@@ -8,6 +8,7 @@ from adadelta_cli.bench.regression import COLUMNS, SECONDS
 from adadelta_cli.bench.significance import LEVEL, Verdict
 from adadelta_cli.bench.tables import markdown_table, terminal_table
 from adadelta_cli.bench.units import duration
+from adadelta_cli.errors import displayed
 from adadelta_cli.files import jsonable, write_csv
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def comparison_cells(row: RegressionRow) -> dict[str, str]:
         "dtype": row.dtype,
         "threads": str(row.threads),
         "cache": row.cache,
-        "implementation": row.implementation,
+        "implementation": displayed(row.implementation),
         "compared": row.compared,
         "old": _value(row.old, row.compared),
         "new": _value(row.new, row.compared),

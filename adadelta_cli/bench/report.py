@@ -9,6 +9,7 @@ from adadelta_cli.bench.figures import bench_figure, samples_figure
 from adadelta_cli.bench.regression_report import comparison_document
 from adadelta_cli.bench.tables import markdown_table, terminal_table
 from adadelta_cli.bench.units import unit
+from adadelta_cli.errors import displayed
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def bench_cells(row: BenchRow) -> dict[str, str]:
         "on": row.place,
         "cache": row.cache,
         "B/element": str(row.bytes_per_element or ""),
-        "implementation": row.implementation,
+        "implementation": displayed(row.implementation),
         "a step (interval)": _interval(times, ".3g", f" {name}"),
         "GB/s": "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
         "of the ceiling": _interval(shares, ".2f"),

@@ -304,12 +304,14 @@ def _reply(replies: IO[str], answer: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve the leader on stdin and stdout; anything else that is printed goes to stderr."""
+    """Serve the leader on stdin and stdout; other code reads nothing, and prints to stderr."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the leader ends this process
     sys.modules["sklearn"] = None  # type: ignore[assignment] # half of MXNet's import, unused here
-    replies = os.fdopen(os.dup(1), "w")
+    orders, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
-    serve(sys.stdin, replies)
+    serve(orders, replies)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
 from functools import cache
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError
 
 from adadelta_cli import inputs
-from adadelta_cli.errors import UsageError, shortened, suggestion
+from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
 from adadelta_cli.run import yaml12
 from adadelta_cli.run.problems import PROBLEMS, ProblemSettings
 from adadelta_cli.run.problems.problem import Section
@@ -252,7 +251,8 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
     "max_distance": "distance",
     "max_gap": "gap",
     "min_accuracy": "accuracy acc min_acc",
-    "name": "problem type kind model",
+    "name": "type kind",
+    "problem": "model task",
     "optimizer": "optim optimiser solver",
     "training": "trainer train fit",
     "expect": "expected expectations success",
@@ -272,16 +272,33 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
 def _meant(location: Key, known: Sequence[str]) -> str:
     """Suggest the key, of this section or another, or the option that an unknown key stands for."""
     given = str(location[-1]).lower().replace("-", "_")
-    names = [name for name, others in ALIASES.items() if given in {name, *others.split()}]
+    if location[:-1] == ("optimizer",) and given in {"name", "type", "algorithm"}:
+        return " (the optimizer is AdaDelta)"
+    names = _names(given)
     options = [name for name in names if name.startswith("--")]
     here = [name for name in names if name in known]
-    close = difflib.get_close_matches(given, known, n=1)
+    close = nearest(given, known, most=1)
     elsewhere = [key for name in names for key in _keys(name)]
     if here or (close and not options and not elsewhere):
         return f" (did you mean {(here or close)[0]}?)"
     if options:
         return f" (did you mean the option {options[0]} of the command?)"
     return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else ""
+
+
+def _names(given: str) -> list[str]:
+    return [name for name, others in ALIASES.items() if given in {name, *others.split()}]
+
+
+def meant_by_option(option: str) -> list[str]:
+    """Return the options and the dotted keys that an unknown option of a command stands for.
+
+    >>> meant_by_option("--lr"), meant_by_option("--device")
+    (['optimizer.learning_rate'], ['--ctx'])
+    """
+    names = _names(option.lstrip("-").lower().replace("-", "_"))
+    keys = [key for name in names for key in _keys(name) if "." in key]
+    return [*(name for name in names if name.startswith("--")), *keys]
 
 
 def _keys(name: str) -> Iterator[str]:
@@ -315,13 +332,17 @@ def _explain(error: Any) -> tuple[Key, str]:
     got = "missing" if kind == "missing" else _shown(error["input"])
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
         key, given = ("problem", "name"), error["input"]
-        got = _shown(given["name"]) if "name" in given else "missing"
+        got = "missing"
+        if "name" in given:
+            got = _shown(given["name"]) + suggestion(str(given["name"]), PROBLEMS)
         allowed = ", ".join(PROBLEMS)
     elif kind == "extra_forbidden":
         known = list(_section(location[:-1])["properties"])
         got, allowed = f"unknown{_meant(location, known)}", ", ".join(known)
     else:
-        allowed = _allowed(_section(location))
+        node = _section(location)
+        allowed = _allowed(node)
+        got += suggestion(str(error["input"]), node.get("enum", ()))
     return key, f"{dotted(key)} is {got}; allowed: {allowed}"
 
 
@@ -356,7 +377,7 @@ def _allowed(node: dict[str, Any]) -> str:
         return " or ".join(node["enum"])
     if "properties" in node or "discriminator" in node:
         keys = ", ".join(node.get("properties", ()))
-        return f"a mapping with {keys}" if keys else "a mapping"
+        return f"a mapping with {keys}" if keys else "a mapping, such as {name: mlp}"
     if node["type"] == "array":
         items = _allowed(node["items"]).replace("an integer", "integers")
         return f"a list of {node['minItems']} to {node['maxItems']} {items}"

@@ -8,7 +8,15 @@ import shlex
 from typing import TYPE_CHECKING, Any, Literal
 
 from adadelta_cli.errors import shortened
-from adadelta_cli.files import jsonable, to_utf8, write_bytes, write_csv, write_json, write_plot
+from adadelta_cli.files import (
+    jsonable,
+    plottable,
+    to_utf8,
+    write_bytes,
+    write_csv,
+    write_json,
+    write_plot,
+)
 from adadelta_cli.run.result import RunOutcome
 
 if TYPE_CHECKING:
@@ -155,7 +163,7 @@ def run_figure(result: RunResult) -> Figure:
     panels[-1].set_xlabel("step")
     step = "fused" if result.fused else "unfused"
     title = f"{shortened(result.name, 60)}: AdaDelta, {step} step, {result.backend}, {result.dtype}"
-    figure.suptitle(title, parse_math=False)  # a $ in a name is no formula
+    figure.suptitle(plottable(title))
     return figure
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import files, inputs
-from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.errors import ExitCode, UsageError, displayed
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import report, signals
@@ -61,7 +61,7 @@ class Run:
         force: bool = False,
         record_gradients: Path | None = None,
     ) -> None:
-        self.name, self.config, self.folder = inputs.displayed(name), config, folder
+        self.name, self.config, self.folder = displayed(name), config, folder
         for each in FILES:
             files.check_writable(folder / each)
         if record_gradients:
@@ -247,8 +247,8 @@ def runs(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(
-            f"two configs are named {inputs.displayed(twice[0])}: both would write to "
-            f"{inputs.displayed(str(out / twice[0]))}; rename one"
+            f"two configs are named {displayed(twice[0])}: both would write to "
+            f"{displayed(str(out / twice[0]))}; rename one"
         )
     if record_gradients and len(names) > 1:
         raise UsageError(

@@ -16,8 +16,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adadelta_cli.errors import UnavailableError
-from adadelta_cli.inputs import displayed
+from adadelta_cli.errors import UnavailableError, displayed
 from adadelta_cli.system.sandbox import ReportedError, Sandbox, SandboxError
 
 if TYPE_CHECKING:

@@ -13,10 +13,9 @@ import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from adadelta_cli.errors import BrokenError, UnavailableError, of_device
-from adadelta_cli.inputs import displayed
+from adadelta_cli.errors import BrokenError, UnavailableError, displayed, of_device
 from adadelta_cli.system.child import LIMIT, WorkerProcess
 
 if TYPE_CHECKING:
@@ -153,8 +152,9 @@ class InProcess:
 class Sandbox:
     """Run functions in one child process, started when first needed and again after a failure.
 
-    Functions and arguments are pickled. The child's stdout goes to stderr: the command's stdout may
-    be a JSON document. What the child starts ends with it.
+    Functions and arguments are pickled. What the child prints goes to stderr, or is dropped where
+    stderr cannot be written: the command's stdout may be a JSON document. What the child starts
+    ends with it.
 
     Args:
         timeout: seconds that one call may take; None for no limit.
@@ -163,7 +163,7 @@ class Sandbox:
 
     def __init__(self, timeout: float | None = None, limit: int = LIMIT) -> None:
         self.timeout, self._limit = timeout, limit
-        self._running: tuple[WorkerProcess, Connection, bytes] | None = None
+        self._running: _Running | None = None
         self._groups: dict[str, Sandbox] = {}
         self._pending = self._closed = False
         self._lock = threading.Lock()
@@ -185,9 +185,8 @@ class Sandbox:
 
     def begin(self, function: Callable[..., None], *args: Any) -> None:
         """Call `function(*args)` in the child without waiting; its outcome is not reported."""
-        _, connection, _ = self._started()
         with suppress(OSError):  # it has ended: the next call reports that
-            connection.send((function, args))
+            self._started().connection.send((function, args))
         self._pending = True
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -199,7 +198,7 @@ class Sandbox:
             BrokenError: a device failed, or memory ran out: no verdict on the work.
             UnavailableError: this machine cannot do the work.
         """
-        child, connection, token = self._started()
+        child, connection, token, _ = self._started()
         try:
             if self._pending:
                 self._pending = False
@@ -247,12 +246,12 @@ class Sandbox:
     def _stop(self) -> None:
         with self._lock:
             if self._running:
-                child, connection, _ = self._running
-                child.end()
-                connection.close()
+                self._running.child.end()
+                self._running.connection.close()
+                self._running.printer.join(PRINTING_S)
             self._running = None
 
-    def _started(self) -> tuple[WorkerProcess, Connection, bytes]:
+    def _started(self) -> _Running:
         with self._lock:
             if self._closed:
                 raise SandboxError("was closed")
@@ -298,15 +297,41 @@ class _Answer:
         return pickle.loads(memoryview(self._bytes)[SIZE.size :])  # noqa: S301 - our own child
 
 
-def _start(limit: int) -> tuple[WorkerProcess, Connection, bytes]:
+class _Running(NamedTuple):
+    """A child, the channel to it, the token of its answers, and what forwards its output."""
+
+    child: WorkerProcess
+    connection: Connection
+    token: bytes
+    printer: threading.Thread
+
+
+PRINTING_S = 1.0  # for the last output of a process that has ended
+
+
+def _start(limit: int) -> _Running:
     connection, theirs = Pipe()
     token = secrets.token_bytes(16)
-    with theirs:
-        handle = theirs.fileno()
-        code = START.format(path=sys.path, handle=handle, token=token)
-        stdin = subprocess.DEVNULL
-        child = WorkerProcess(code, [handle], limit=limit, stdin=stdin, stdout=2)
-        return child, connection, token
+    printed, output = os.pipe()
+    printer = threading.Thread(target=_forward, args=(printed,), daemon=True)
+    printer.start()
+    try:
+        with theirs:
+            handle = theirs.fileno()
+            code = START.format(path=sys.path, handle=handle, token=token)
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            child = WorkerProcess(code, [handle], limit=limit, **streams)
+    finally:
+        os.close(output)  # then the child and what it started hold the only ones
+    return _Running(child, connection, token, printer)
+
+
+def _forward(printed: int) -> None:
+    """Copy what a child prints to stderr; a full disk behind stderr is no fault of the work."""
+    with os.fdopen(printed, "rb", buffering=0) as pipe:
+        while text := pipe.read(PORTION):
+            with suppress(OSError):
+                os.write(2, text)
 
 
 def serve(handle: int, token: bytes) -> None:

@@ -8,8 +8,8 @@ from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import UsageError
-from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
+from adadelta_cli.errors import UsageError, displayed
+from adadelta_cli.files import jsonable, plottable, write_csv, write_json, write_plot
 from adadelta_cli.verification import catalogue
 from adadelta_cli.verification.rows import COLUMNS, CheckVerdict, Status, skip_reasons, summaries
 
@@ -97,7 +97,7 @@ def verification_table(verification: Verification) -> Table:
     before = ""
     for each in summaries(verification.rows):
         table.add_row(
-            escape(each.implementation) if each.implementation != before else "",
+            escape(displayed(each.implementation)) if each.implementation != before else "",
             each.reference,
             CHECKS[each.check],
             f"{each.cases - each.skipped}" + f" ({each.skipped} n/a)" * bool(each.skipped),
@@ -233,12 +233,12 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylim(bottom=0)
     panel.set_xlim(-1, len(cases))
-    panel.set_xticks(range(len(cases)), cases, rotation=90, fontsize=8)
+    panel.set_xticks(range(len(cases)), map(plottable, cases), rotation=90, fontsize=8)
     panel.set_ylabel("error in ULPs")
     panel.set_title(
-        f"{rows[0].implementation}: largest error of one step against {rows[0].reference}, in ULPs "
-        "of the largest operand\ndotted: the bound of each tensor; an infinite error is drawn at "
-        "the top",
+        f"{plottable(rows[0].implementation)}: largest error of one step against "
+        f"{rows[0].reference}, in ULPs of the largest operand\ndotted: the bound of each tensor; "
+        "an infinite error is drawn at the top",
         fontsize=10,
     )
     panel.grid(alpha=0.3)
@@ -253,7 +253,9 @@ def _plot_drifts(part: Any, drifts: Sequence[DriftTrace]) -> None:
             steps = range(1, len(drift.relative_l2) + 1)
             color = TENSOR_COLORS[drift.tensor]
             panel.plot(steps, drift.relative_l2, color=color, label=drift.tensor)
-        panel.set_title(f"drift of {name}: {drift.case}, {drift.dtype}", fontsize=10)
+        panel.set_title(
+            f"drift of {plottable(name)}: {plottable(drift.case)}, {drift.dtype}", fontsize=10
+        )
         panel.set_xlabel("step")
         panel.set_ylabel("relative 2-norm of the error")
         panel.set_ylim(bottom=0)
@@ -281,14 +283,16 @@ def _plot_verdicts(
     panel.imshow(
         verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1, aspect="auto"
     )
-    panel.set_xticks(range(len(cases)), [case for _, case in cases], rotation=90, fontsize=8)
-    panel.set_yticks(range(len(lines)), [f"{name}  {dtype}" for name, dtype in lines], fontsize=8)
+    names = [plottable(case) for _, case in cases]
+    panel.set_xticks(range(len(cases)), names, rotation=90, fontsize=8)
+    implementations = [f"{plottable(name)}  {dtype}" for name, dtype in lines]
+    panel.set_yticks(range(len(lines)), implementations, fontsize=8)
     panel.set_xticks([x - 0.5 for x in range(1, len(cases))], minor=True)
     panel.set_yticks([y - 0.5 for y in range(1, len(lines))], minor=True)
     panel.grid(which="minor", color="white", linewidth=1)
     panel.tick_params(which="both", length=0)
     panel.set_title(
-        f"{_outcome(rows)}\n"
+        f"{plottable(_outcome(rows))}\n"
         "green: all bits equal, or third-party code within its bounds   red: failed   "
         "white: not applicable",
         fontsize=10,
@@ -322,7 +326,7 @@ def _plot_traces(part: Any, traces: Sequence[TrainingTrace]) -> None:
         ):
             panel.plot(*zip(*losses, strict=True), label=label, color=color, linewidth=width)
         panel.set_yscale("log")
-        panel.set_title(f"{trace.problem} ({trace.backend}, {trace.dtype})", fontsize=10)
+        panel.set_title(f"{plottable(trace.problem)} ({trace.backend}, {trace.dtype})", fontsize=10)
         panel.set_xlabel("step")
         panel.set_ylabel("training loss")
         panel.grid(alpha=0.3)

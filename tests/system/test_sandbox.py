@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -89,6 +91,33 @@ def test_nothing_reaches_stdout(capfd):
         sandbox.call(os.write, 1, b"chatter")
     out, err = capfd.readouterr()
     assert out == "" and "chatter" in err
+
+
+FULL_STDERR = """
+import os
+from adadelta_cli.system.sandbox import Sandbox
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+with Sandbox(60) as sandbox:
+    for descriptor in (1, 2):
+        print(sandbox.call(os.write, descriptor, b"chatter"))
+    sandbox.call(exec, "import sys; print(1, file=sys.stderr, flush=True)")
+    sandbox.call(exec, "import sys; print(1, flush=True)")
+"""
+
+
+def test_output_that_cannot_be_written_is_no_fault_of_the_work():
+    """A full disk behind stderr: it is dropped."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_STDERR], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "7\n7\n")
+
+
+def test_the_last_output_of_a_process_is_not_lost(capfd):
+    """Not even if it is large, and the process ends at once."""
+    with Sandbox() as sandbox, pytest.raises(SandboxError, match="exited with 3"):
+        sandbox.call(exec, "import os; os.write(1, b'x' * 100_000); os._exit(3)")
+    assert len(capfd.readouterr().err) >= 100_000
 
 
 @pytest.mark.parametrize("begins", [True, False])
