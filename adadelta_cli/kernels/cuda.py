@@ -84,7 +84,7 @@ class PreparedGpuStep(layout.KeepsAddresses):
 
     Attributes:
         launches: kernel, blocks and arguments, for each dtype layout.
-        owners: the arrays, kept alive as long as their addresses are used.
+        owners: what keeps the arrays' memory in place as long as their addresses are used.
     """
 
     launches: list[tuple[Any, int, tuple[Any, ...]]]
@@ -117,7 +117,7 @@ def prepared(
     groups = layout.group_by_layout(refs)
     plans = [(each.name, plan_tiles(group)) for each, group in groups.items()]
     launches = [_launch(f"{work}_{name}", each, common) for name, each in plans if each.tiles]
-    return PreparedGpuStep(launches, layout.all_arrays(owners))
+    return PreparedGpuStep(launches, layout.pinned(owners))
 
 
 def _launch(name: str, plan: TilePlan, common: Scalars) -> tuple[Any, int, tuple[Any, ...]]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
 import operator
+import os
 import sys
 import warnings
 from functools import lru_cache
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadelta_cli import keywords
 from adadelta_cli.kernels import layout
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.mxnet_bridge.fused import FusedMxnetGpuStep, FusedMxnetStep
@@ -367,29 +366,9 @@ def _error_of(parameter: Parameter) -> Exception | None:
     return None
 
 
-# What other libraries, or people, call a keyword.
-SYNONYMS = {
-    "eps": "epsilon",
-    "lr": "learning_rate",
-    "weight_decay": "wd",
-    "momentum": "rho",
-    "decay": "rho",
-    "alpha": "rho",
-    "clip": "clip_gradient",
-    "fused": "use_fused_step",
-    "scheduler": "lr_scheduler",
-}
-
-
 def _check_keywords(given: dict[str, Any]) -> None:
-    """Raise TypeError for an unknown keyword; name it and the one that was probably meant."""
-    known = set(inspect.signature(AdaDelta.__init__).parameters)
-    known |= set(inspect.signature(mx.optimizer.Optimizer.__init__).parameters)
-    known -= {"self", "kwargs"}
-    for name in given.keys() - known:
-        meant = SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, known)), None)
-        advice = f"did you mean {meant}?" if meant else f"allowed are {', '.join(sorted(known))}"
-        raise TypeError(f"AdaDelta has no keyword {name!r}; {advice}")
+    known = {*keywords.of(AdaDelta.__init__), *keywords.of(mx.optimizer.Optimizer.__init__)}
+    keywords.check("AdaDelta", given, sorted(known))
 
 
 def _aggregate_num(given: float | None, fused: bool) -> int:
@@ -403,7 +382,7 @@ def _aggregate_num(given: float | None, fused: bool) -> int:
     allowed = "a number that is not negative (0 and 1: one at a time), or infinity"
     if given == math.inf:
         return sys.maxsize
-    return int(checked("aggregate_num", given, allowed, ok=isinstance(given, Real) and given >= 0))
+    return int(checked("aggregate_num", given, allowed, lambda number: number >= 0))
 
 
 def _overwrite_base_rate(scheduler: Any, learning_rate: float) -> None:
@@ -417,6 +396,7 @@ def _overwrite_base_rate(scheduler: Any, learning_rate: float) -> None:
         scheduler.base_lr = learning_rate
 
 
+@keywords.checked
 def load_states(trainer: Any, path: str) -> None:
     """Load optimizer states into a `gluon.Trainer`, keeping the fused step.
 
@@ -434,6 +414,10 @@ def load_states(trainer: Any, path: str) -> None:
         ValueError: the file is damaged, or a hyper-parameter in it is out of range.
         OSError: the file cannot be read.
     """
+    if not isinstance(trainer, mx.gluon.Trainer):
+        raise TypeError(f"trainer is a {type(trainer).__name__}; expected a gluon.Trainer")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is a {type(path).__name__}; expected the name of a file")
     before = trainer.optimizer
     if not isinstance(before, AdaDelta):
         raise TypeError(f"the trainer's optimizer is {type(before)}; expected {AdaDelta}")
