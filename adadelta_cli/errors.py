@@ -93,6 +93,18 @@ def displayed(text: str, *, keep: str = "", encoding: str = "utf-8") -> str:
     return "".join(escaped).encode(encoding, "backslashreplace").decode(encoding)
 
 
+def shown(value: object) -> str:
+    """Format any value for a message, in one line; its type where it cannot be shown.
+
+    >>> shown(10**5000)
+    'a value of type int'
+    """
+    try:
+        return shortened(" ".join(repr(value).split()))
+    except Exception:  # noqa: BLE001 - a `__repr__` may raise anything; of long integers, ValueError
+        return f"a value of type {type(value).__name__}"
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the names that are spelled alike, for a message; empty if there are none.
 

@@ -57,6 +57,34 @@ def test_errors_are_what_python_programmers_catch():
         assert issubclass(getattr(adadelta_cli, name), adadelta_cli.AdadeltaError)
 
 
+def python(*args):
+    """Run Python in a process of its own."""
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import adadelta_cli, mxnet",
+        "from adadelta_cli import FusedStep; import mxnet.gluon",
+        "import adadelta_cli, importlib; importlib.import_module('mxnet')",
+    ],
+)
+def test_mxnet_can_be_imported_after_this_package(imports):
+    """It misses `numpy.bool`; importing the package loads neither of them."""
+    pytest.importorskip("adadelta_cli.mxnet_bridge.optimizer")
+    code = f"import sys, adadelta_cli; assert 'numpy' not in sys.modules; {imports}"
+    done = python("-W", "ignore", "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_import_without_docstrings_names_the_option():
+    """MXNet reads its own."""
+    pytest.importorskip("adadelta_cli.mxnet_bridge.optimizer")
+    done = python("-OO", "-c", "from adadelta_cli import AdaDelta, FusedStep; AdaDelta()")
+    assert "UnavailableError: MXNet reads its docstrings, which -OO" in done.stderr
+
+
 WITHOUT_MXNET = """
 import importlib.util, sys
 sys.modules["mxnet"] = None  # as where it is not installed
@@ -79,9 +107,7 @@ except AttributeError:
 
 def test_without_mxnet_the_package_can_be_imported_whole():
     """What needs MXNet says so when it is called."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MXNET], capture_output=True, text=True, check=False
-    )
+    done = python("-c", WITHOUT_MXNET)
     assert done.returncode == 0, done.stderr
     first, second, third = done.stdout.splitlines()
     assert first.startswith("AdaDelta ") and second.startswith("load_states ")

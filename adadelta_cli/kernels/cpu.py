@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import platform
 import struct
 import threading
@@ -33,8 +34,8 @@ from adadelta_cli.kernels.layout import (
     DTypeLayout,
     KeepsAddresses,
     TensorRef,
-    all_arrays,
     group_by_layout,
+    pinned,
     tensor_refs,
 )
 
@@ -356,13 +357,38 @@ class PreparedCpuStep(KeepsAddresses):
     """A step that can be taken any number of times, on tensors at fixed addresses."""
 
     launches: list[tuple[Any, np.ndarray]]  # compiled function and table, for each layout
-    owners: tuple[Any, ...] = ()  # the arrays, kept alive
+    owners: tuple[Any, ...] = ()  # keep the arrays' memory in place
 
     def __call__(self) -> None:
         """Take the step; thread-safe: calls take turns."""
         with launching:
             for launch, table in self.launches:
                 launch(table)
+
+
+def _call_serially(self: PreparedCpuStep) -> None:
+    """Take the step in this thread."""
+    with launching:
+        for launch, table in self.launches:
+            table[CHUNKS] = 1
+            launch(table)
+
+
+def _after_fork() -> None:
+    """Make steps safe in a forked process.
+
+    Another thread may have held the lock. And GNU OpenMP, once used, ends a forked process that
+    uses it; so there, steps run in the calling thread: slower, with the same result.
+    """
+    global launching, fixed_chunks  # noqa: PLW0603
+    launching = threading.Lock()
+    with contextlib.suppress(ValueError):  # no threads were started before
+        if numba.threading_layer() == "omp":
+            fixed_chunks = 1
+            PreparedCpuStep.__call__ = _call_serially  # type: ignore[method-assign]
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def prepared(
@@ -392,7 +418,7 @@ def prepared(
         table[FLUSH] = flush_subnormals
         table[CHUNKS] = chunks or chunks_for(sum(ref.size for ref in group))
         launches.append((launcher(layout), table))
-    return PreparedCpuStep(launches, all_arrays(owners))
+    return PreparedCpuStep(launches, pinned(owners))
 
 
 def pack_table(refs: Sequence[TensorRef], common: Scalars) -> np.ndarray:

@@ -77,7 +77,7 @@ class PreparedGpuStep(layout.KeepsAddresses):
     """A step that can be taken any number of times, on tensors at fixed addresses."""
 
     launches: list[tuple[Any, int, tuple[Any, ...]]]  # kernel, blocks, arguments; for each layout
-    owners: tuple[Any, ...] = ()  # the arrays, kept alive
+    owners: tuple[Any, ...] = ()  # keep the arrays' memory in place
 
     def __call__(self) -> None:
         """Enqueue the step on CuPy's current stream; return at once."""
@@ -100,7 +100,7 @@ def prepared(
     groups = layout.group_by_layout(refs)
     plans = [(each.name, plan_tiles(group)) for each, group in groups.items()]
     launches = [_launch(f"{work}_{name}", each, common) for name, each in plans if each.tiles]
-    return PreparedGpuStep(launches, layout.all_arrays(owners))
+    return PreparedGpuStep(launches, layout.pinned(owners))
 
 
 def _launch(name: str, plan: TilePlan, common: Scalars) -> tuple[Any, int, tuple[Any, ...]]:

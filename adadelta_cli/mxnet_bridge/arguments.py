@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
 import warnings
 from collections.abc import Mapping
@@ -12,21 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from adadelta_cli import keywords
 from adadelta_cli.update import Hyperparameters, Scalars, checked
 
 FINITE = "a finite number"
-# What other libraries, or people, call a keyword.
-SYNONYMS = {
-    "eps": "epsilon",
-    "lr": "learning_rate",
-    "weight_decay": "wd",
-    "momentum": "rho",
-    "decay": "rho",
-    "alpha": "rho",
-    "clip": "clip_gradient",
-    "fused": "use_fused_step",
-    "scheduler": "lr_scheduler",
-}
 
 
 def check_keywords(given: Mapping[str, Any], classes: tuple[type, ...]) -> None:
@@ -39,12 +26,8 @@ def check_keywords(given: Mapping[str, Any], classes: tuple[type, ...]) -> None:
     Raises:
         TypeError: no class takes a keyword.
     """
-    signatures = [inspect.signature(each.__init__).parameters for each in classes]  # type: ignore[misc]
-    known = {name for signature in signatures for name in signature} - {"self", "args", "kwargs"}
-    for name in given.keys() - known:
-        meant = SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, known)), None)
-        advice = f"did you mean {meant}?" if meant else f"allowed are {', '.join(sorted(known))}"
-        raise TypeError(f"AdaDelta has no keyword {name!r}; {advice}")
+    known = {name for each in classes for name in keywords.of(each.__init__)}  # type: ignore[misc]
+    keywords.check("AdaDelta", given, sorted(known))
 
 
 def check_kinds(given: Mapping[str, Any]) -> None:
@@ -89,8 +72,11 @@ def aggregate_num(given: float | None, *, fused: bool) -> float:
     if isinstance(given, Real) and abs(given) == math.inf:
         return np.inf if given == math.inf else 1
     allowed = "a whole number (1 or less: one at a time), or numpy.inf for all"
-    number = checked("aggregate_num", as_number(given), allowed)
-    return int(checked("aggregate_num", number, allowed, ok=number <= 1 or number.is_integer()))
+    return int(checked("aggregate_num", as_number(given), allowed, _is_count))
+
+
+def _is_count(number: float) -> bool:
+    return math.isfinite(number) and (number <= 1 or number.is_integer())
 
 
 def overwrite_base_rate(scheduler: Any, learning_rate: float | None) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadelta_cli import keywords
 from adadelta_cli.errors import UsageError, in_one_line, shortened
 from adadelta_cli.mxnet_bridge import arguments, runtime, tensors
 from adadelta_cli.mxnet_bridge.arguments import FINITE
@@ -359,6 +361,7 @@ def _common(_signs: Any, *values: Any) -> Scalars:
     return arguments.scalars(*values)
 
 
+@keywords.checked
 def load_states(trainer: Any, path: str) -> None:
     """Load optimizer states into a `gluon.Trainer`, keeping the fused step.
 
@@ -379,6 +382,10 @@ def load_states(trainer: Any, path: str) -> None:
             parameters, or a hyper-parameter in it is out of range. A ValueError.
         OSError: the file cannot be read.
     """
+    if not isinstance(trainer, mx.gluon.Trainer):
+        raise TypeError(f"trainer is a {type(trainer).__name__}; expected a gluon.Trainer")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is a {type(path).__name__}; expected the name of a file")
     before = trainer.optimizer
     if not isinstance(before, AdaDelta):
         raise TypeError(f"the trainer's optimizer is {type(before)}; expected {AdaDelta}")
@@ -433,8 +440,7 @@ def _check_schedule(scheduler: Any, update: int) -> None:
         return
     steps = getattr(scheduler, "step", 1)
     for step in steps if type(steps) is list else [steps]:
-        number = checked("lr_scheduler.step", step, "at least 1")
-        checked("lr_scheduler.step", step, "at least 1", ok=number >= 1)
+        checked("lr_scheduler.step", step, "at least 1", lambda number: 1 <= number < math.inf)
     try:
         rate = copy.deepcopy(scheduler)(update)
     except Exception as error:  # whatever a missing attribute, or a text, leads to
