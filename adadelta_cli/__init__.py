@@ -5,6 +5,7 @@ Nothing heavy is imported here: the public names are imported when they are firs
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,6 +66,21 @@ def _unavailable(name: str, error: ImportError) -> type:
         raise error
 
     return type(name, (), {"__new__": fail, "__doc__": f"Not available: {error}"})
+
+
+class _BeforeMxnet:
+    """Restore `numpy.bool` when MXNet is imported: 2.0.0b1 uses it, and NumPy 1.24 removed it."""
+
+    @staticmethod
+    def find_spec(name: str, _path: object = None, _target: object = None) -> None:
+        """Find nothing; Python asks here before it imports a module."""
+        if name == "mxnet.numpy":
+            import numpy as np
+
+            vars(np).setdefault("bool", np.bool_)
+
+
+sys.meta_path.insert(0, _BeforeMxnet)
 
 
 def __dir__() -> list[str]:

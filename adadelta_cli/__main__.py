@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adadelta_cli.cli import streams
-from adadelta_cli.errors import AdadeltaError, BrokenError, ExitCode, of_device
+from adadelta_cli.errors import AdadeltaError, BrokenError, ExitCode, displayed, of_device
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -80,7 +80,9 @@ def outcome(error: BaseException) -> tuple[ExitCode, str]:
     if isinstance(error, click.ClickException):
         context = error.ctx if isinstance(error, click.UsageError) else None
         see = f" See {context.command_path} --help." if context else ""
-        return ExitCode.USAGE, error.format_message() + see
+        text = error.format_message()
+        stop = "" if not see or text.endswith((".", "?")) else "."
+        return ExitCode.USAGE, text + stop + see
     code, message = next(OUTCOMES[kind] for kind in OUTCOMES if isinstance(error, kind))
     return code, message.format(kind=type(error).__name__, error=error)
 
@@ -97,7 +99,7 @@ def main() -> None:
         if os.environ.get("ADADELTA_DEBUG") == "1":
             traceback.print_exc()
         code, message = outcome(error)
-        print(f"Error: {message}", file=sys.stderr)  # noqa: T201
+        print(displayed(f"Error: {message}", keep="\n"), file=sys.stderr)  # noqa: T201
         with contextlib.suppress(BrokenError):  # another error is already reported
             streams.flush_stdout()
     sys.exit(code)

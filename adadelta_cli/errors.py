@@ -72,14 +72,60 @@ def shortened(value: object, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[:end]}...{text[-end:]} ({len(text)} characters)"
 
 
+LEAST_PREFIX = 3  # characters of a name that others are said to begin with
+
+
+def displayed(text: str, *, keep: str = "", encoding: str = "utf-8") -> str:
+    r"""Write a user's text in printable characters of an encoding; others become escapes.
+
+    Args:
+        text: the text; bytes of a file's name that are not UTF-8 are lone surrogates.
+        keep: characters that stay although they are not printable, such as a line break.
+        encoding: of the stream.
+
+    >>> displayed("caf\udce9 [a=$5]")
+    'caf\\udce9 [a=$5]'
+    """
+    escaped = (
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode()
+        for each in text
+    )
+    return "".join(escaped).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def shown(value: object) -> str:
+    """Format any value for a message, in one line; its type where it cannot be shown.
+
+    >>> shown(10**5000)
+    'a value of type int'
+    """
+    try:
+        return shortened(" ".join(repr(value).split()))
+    except Exception:  # noqa: BLE001 - a `__repr__` may raise anything; of long integers, ValueError
+        return f"a value of type {type(value).__name__}"
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return the names that are spelled alike, for a message; empty if there are none.
 
     >>> suggestion("mpl", ["mlp", "rosenbrock"])
     ' (did you mean mlp?)'
     """
-    near = difflib.get_close_matches(name[:80], [*known], n=3)
+    near = nearest(name, known)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Return the names that are spelled alike, whatever the case; else those that begin alike.
+
+    >>> nearest("MLP", ["mlp"]), nearest("gpt2", ["gpt2-small", "bert-base"])
+    (['mlp'], ['gpt2-small'])
+    """
+    given, names = name[:80].lower(), {each.lower(): each for each in known}
+    near = difflib.get_close_matches(given, names, n=most)
+    if not near and len(given) >= LEAST_PREFIX:
+        near = [each for each in names if each.startswith(given)][:most]
+    return [names[each] for each in near]
 
 
 # --- CUDA errors ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from enum import Enum
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, in_one_line
+from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, displayed, in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,12 +35,9 @@ FILE_KINDS = {
 
 
 def prepare_folder(folder: Path, names: Iterable[str] = (), option: str = "--out") -> None:
-    """Make a folder and check that files can be written there, before the work.
+    """Make a folder and check that these files can be written there, before the work.
 
-    Args:
-        folder: the folder.
-        names: the files to be written there.
-        option: the option that named the folder, for messages.
+    Messages name the option that named the folder.
 
     Raises:
         UsageError: a name leads to something that is not a regular file.
@@ -50,8 +47,7 @@ def prepare_folder(folder: Path, names: Iterable[str] = (), option: str = "--out
         check_writable(folder / name, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise BrokenError(
             f"{option}: {folder} cannot be made or written to ({error.strerror}); name another "
@@ -123,10 +119,10 @@ def _remove_abandoned(path: Path) -> None:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
     except (ProcessLookupError, OverflowError):
         return False
+    except PermissionError:
+        pass
     return True
 
 
@@ -136,14 +132,10 @@ def remove(path: Path) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] | None = None) -> Path:
-    """Write frozen dataclasses (or dicts) as CSV, one row each.
+    """Write frozen dataclasses (or dicts), all of one kind, as CSV, one row each.
 
-    Args:
-        path: the file.
-        rows: the rows, all of one kind.
-        columns: their order, by default that of the first row's fields; needed without rows.
-
-    Floats are written with `repr`, which reads back to the same bits; None is an empty cell.
+    The order of the columns is that of the first row's fields, if not given. Floats are written
+    with `repr`, which reads back to the same bits; None is an empty cell.
     """
     records = [row if isinstance(row, dict) else asdict(row) for row in rows]
     names = list(columns) if columns else list(records[0])
@@ -196,6 +188,15 @@ def jsonable(value: Any) -> Any:
     plain = isinstance(value, (int, bool, NoneType))
     finite = isinstance(value, float) and math.isfinite(value)
     return value if plain or finite else str(value)
+
+
+def plottable(text: str) -> str:
+    r"""Write a user's text for a figure: a `$` begins no formula there, and all can be drawn.
+
+    >>> plottable("cost_$5_vs_$10")
+    'cost_\\$5_vs_\\$10'
+    """
+    return displayed(text, keep="\n").replace("$", r"\$")
 
 
 def write_plot(path: Path, figure: Figure) -> Path:

@@ -27,17 +27,6 @@ def unreadable_reason(path: Path) -> str:
     return "" if os.access(path, os.R_OK) else "permission denied"
 
 
-def displayed(name: str) -> str:
-    r"""Write a name in printable characters; others, such as bytes that are not UTF-8, as escapes.
-
-    >>> displayed("caf\udce9 [a=$5]")
-    'caf\\udce9 [a=$5]'
-    """
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in name
-    )
-
-
 def check_possible(path: Path, option: str) -> None:
     """Check that the system accepts a path, which need not exist.
 

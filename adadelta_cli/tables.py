@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from adadelta_cli.errors import displayed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,9 +81,11 @@ class FittingTable(Table):
         """
         part = copy(self)
         part.title = part.caption = None
-        part.columns = [copy(self.columns[k]) for k in shown]
-        for k, column in zip(shown, part.columns, strict=True):
-            cells = [_marked(console, cell) for cell in column.cells]
+        part.columns = []
+        for k in shown:
+            cells: list[Any] = [_marked(console, cell) for cell in self.columns[k].cells]
+            column = replace(self.columns[k], _cells=cells)
+            part.columns.append(column)
             head = str(column.header)
             words = textwrap.wrap(head, 1, break_long_words=False) if fold else [head]
             lines = [line.cell_len for cell in cells for line in cell.split() or [cell]]
@@ -109,7 +114,12 @@ def _least_width(console: Console, options: ConsoleOptions, table: Table) -> int
 
 
 def _marked(console: Console, text: Any, style: Any = "") -> Text:
-    return text if isinstance(text, Text) else console.render_str(str(text), style=style)
+    """Read markup; escape what the terminal cannot show, before its width is measured."""
+    text = text.copy() if isinstance(text, Text) else console.render_str(str(text), style=style)
+    plain = displayed(text.plain, keep="\n", encoding=console.encoding)
+    if plain != text.plain:
+        text.plain = plain
+    return text
 
 
 def natural_width(console: Console, table: Table) -> int:

@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from adadelta_cli import keywords
+from adadelta_cli.errors import shown
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import DTypeLike
 
     Number = float | np.floating
@@ -63,11 +68,17 @@ class Scalars(NamedTuple):
             return Scalars(*map(real, self))
 
 
-def checked(name: str, value: Any, allowed: str, *, ok: bool = True) -> float:
-    """Return `value` as a float; raise ValueError unless it is a finite number and `ok`."""
-    number = isinstance(value, (Real, np.number)) and not isinstance(value, bool)
-    if not number or not ok or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{name} is {value!r}; allowed is {allowed}")
+def checked(
+    name: str, value: Any, allowed: str, ok: Callable[[float], bool] = math.isfinite
+) -> float:
+    """Return `value` as a float; raise ValueError unless it is a finite number and `ok`.
+
+    `ok` gets the float: a positive fraction may be zero in double.
+    """
+    # NumPy counts durations among its integers.
+    number = isinstance(value, Real) and not isinstance(value, (bool, np.timedelta64))
+    if not number or not abs(value) <= sys.float_info.max or not ok(float(value)):
+        raise ValueError(f"{name} is {shown(value)}; allowed is {allowed}")
     return float(value)
 
 
@@ -97,29 +108,27 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         finite = "a finite number"
         checked("learning_rate", self.learning_rate, finite)
-        checked("rho", self.rho, "a number with 0 <= rho < 1")
-        checked("rho", self.rho, "a number with 0 <= rho < 1", ok=0 <= self.rho < 1)
-        checked("epsilon", self.epsilon, "a positive number")
-        checked("epsilon", self.epsilon, "a positive number", ok=self.epsilon > 0)
+        checked("rho", self.rho, "a number with 0 <= rho < 1", lambda rho: 0 <= rho < 1)
+        checked("epsilon", self.epsilon, "a positive number", lambda epsilon: epsilon > 0)
         checked("wd", self.wd, finite)
         checked("rescale_grad", self.rescale_grad, finite)
         if self.clip_gradient is not None:
             allowed = "None, or a number that is not negative"
-            checked("clip_gradient", self.clip_gradient, allowed)
-            checked("clip_gradient", self.clip_gradient, allowed, ok=self.clip_gradient >= 0)
+            checked("clip_gradient", self.clip_gradient, allowed, lambda clip: clip >= 0)
 
     @property
     def doubles(self) -> Scalars:
         """`Scalars` before they are rounded; 1 - rho is taken here, in double."""
         clip = math.inf if self.clip_gradient is None else self.clip_gradient
-        return Scalars(self.rescale_grad, clip, self.rho, 1.0 - self.rho, self.epsilon)
+        rho = float(self.rho)  # a NumPy scalar would make 1 - rho in its own type
+        return Scalars(float(self.rescale_grad), float(clip), rho, 1.0 - rho, float(self.epsilon))
 
     def scalars(self, dtype: DTypeLike) -> Scalars:
         """Round each to `dtype`, once."""
         return self.doubles.rounded(dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value: compare by identity
 class Parameter:
     """One tensor of a model: the arrays that a step reads and writes.
 
@@ -144,6 +153,8 @@ class Parameter:
         found = (self.weight, self.grad, self.acc_grad, self.acc_delta, self.master)
         return found if self.master is not None else found[:4]
 
+
+Parameter.__init__ = keywords.checked(Parameter.__init__)  # type: ignore[method-assign]
 
 # The dtype of the accumulators, and of master weights, by the dtype of the weights.
 STATE_DTYPES = {"float16": "float32", "float32": "float32", "float64": "float64"}

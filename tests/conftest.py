@@ -187,3 +187,14 @@ NUMPY = registry.IMPLEMENTATIONS["numpy"]
 def plan_of(names, *rest, **more):
     """Plan a verification of the implementations of these names."""
     return VerifyPlan(tuple(map(registry.implementation, names)), *rest, **more)
+
+
+KERNEL_NAMES = [  # that once broke a picture or a table
+    "k_$5_$x^{.py:step",
+    os.fsdecode(b"caf\xe9.py:step"),
+    "_k.py:step",
+    "a\nb\x1b[31m.py:step",
+    "[/red].py:step",
+    "größe\u202e.py:step",
+    "x" * 200 + ".py:step",
+]

@@ -1,7 +1,7 @@
 """Give every reader damaged and absurd input, which must not end in a bug.
 
-    python tests/fuzz.py 500            # inputs for each reader, within 60 s each
-    python tests/fuzz.py 500 checkpoint # one reader
+    python tests/fuzz.py 500                  # the inputs 0 to 499 of each reader
+    python tests/fuzz.py 500..1000 config csv # the next 500 of two of them
 
 A reader may take an input, and a small piece of its work is done, or raise a UsageError. Anything
 else is printed with the seed that repeats it.
@@ -10,6 +10,7 @@ else is printed with the seed that repeats it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -23,13 +24,16 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import numpy as np
 
-from adadelta_cli import __main__
+from adadelta_cli import AdaDelta, __main__, load_states
 from adadelta_cli.bench import regression, regression_report
+from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations.array_backends import backend
-from adadelta_cli.run import config, training
+from adadelta_cli.mxnet_bridge.states import mx
+from adadelta_cli.run import config, training, yaml12
 from adadelta_cli.verification.recording import Recording
 
 if TYPE_CHECKING:
@@ -81,10 +85,16 @@ def mutated(content: bytes, random: Random) -> bytes:
 
 
 def flipped(content: bytes, random: Random) -> bytes:
-    """Change one to three bytes."""
+    """Change one to three bytes; now and then cut the end off, or insert some bytes."""
     data = bytearray(content)
     for _ in range(random.integers(1, 4)):
         data[random.integers(len(data))] ^= random.integers(1, 256)
+    kind = random.integers(10)
+    at = int(random.integers(len(data)))
+    if kind == 0:
+        del data[at:]
+    elif kind == 1:
+        data[at:at] = random.bytes(int(random.integers(1, 9)))
     return bytes(data)
 
 
@@ -110,7 +120,7 @@ def replanted(tree: Any, random: Random) -> Any:
         elif kind == 1 and isinstance(parent, dict):
             parent[pick(random, ["x", "\ud800", "[/red]", ""])] = parent.pop(last, None)
         else:
-            parent[last] = pick(random, VALUES)
+            parent[last] = copy.deepcopy(pick(random, VALUES))
     return tree
 
 
@@ -168,6 +178,7 @@ class Readers:
         self.checkpoint = self._arrays(folder / "whole" / "checkpoint.npz")
         self.recording = self._arrays(grads)
         self.bench = bench_json()
+        self.trainer, self.saved = trainer_and_states(folder)
 
     def _run(self, settings: Any, name: str, **how: Any) -> None:
         run = training.Run("it", settings, self.folder / name, self.numpy, **how)
@@ -187,6 +198,33 @@ class Readers:
         path = self.folder / "my.yaml"
         path.write_bytes(mutated(pick(random, self.configs), random))
         self._short_run(path, [])
+
+    def config_values(self, random: Random) -> None:
+        """A config with other values, keys and types."""
+        path = self.folder / "my.yaml"
+        tree = yaml12.parse(pick(random, self.configs).decode(), str)[0]
+        path.write_text(json.dumps(replanted(tree, random)), encoding="ascii")
+        self._short_run(path, [])
+
+    def options(self, random: Random) -> None:
+        """Options and arguments of every command, as far as they are parsed."""
+        command = pick(random, [*adadelta.commands.values()])
+        words = ["--", "-", *(each for option in command.params for each in option.opts)]
+        for _ in range(random.integers(1, 6)):
+            words.insert(0, pick(random, words))
+            words.insert(0, pick(random, TOKENS).decode(errors="surrogateescape"))
+        words = [pick(random, words) for _ in range(random.integers(1, 8))]
+        with contextlib.suppress(click.exceptions.Exit, click.ClickException):
+            command.make_context("adadelta", words, ignore_unknown_options=False)
+
+    def states(self, random: Random) -> None:
+        """Optimizer states: changed bytes, or other values in the pickle."""
+        path = self.folder / "my.states"
+        saved = pick(random, self.saved)
+        path.write_bytes((flipped if random.integers(4) else mutated)(saved, random))
+        with contextlib.suppress(TypeError):  # of another optimizer
+            load_states(self.trainer, path)
+        take_step(self.trainer)
 
     def set(self, random: Random) -> None:
         """The values of --set."""
@@ -258,7 +296,8 @@ class Readers:
             *pick(
                 random,
                 [(whole, regression.read_document(path)), (regression.read_document(path), whole)],
-            )
+            ),
+            threshold=0.05,
         )
         screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
         from rich.console import Console
@@ -275,6 +314,36 @@ class Readers:
         path.write_bytes(mutated(b"\n".join(rows), random))
         settings = config.load_config("logistic_regression", [*SHORT, f"problem.csv={path}"])
         self._run(settings, "csv", force=True)
+
+
+def trainer_and_states(folder: Path) -> tuple[Any, list[bytes]]:
+    """Make a trainer with AdaDelta, and the files of states of three optimizers."""
+    schedule = mx.lr_scheduler.FactorScheduler(5, 0.9, base_lr=0.5)
+    stock = mx.optimizer.adadelta.AdaDelta
+    saved = []
+    for optimizer in (stock(), stock(learning_rate=None, lr_scheduler=schedule), AdaDelta(wd=0.1)):
+        trainer = new_trainer(optimizer)
+        take_step(trainer)
+        trainer.save_states(str(folder / "states"))
+        saved.append((folder / "states").read_bytes())
+    return new_trainer(AdaDelta(use_fused_step=True)), saved
+
+
+def new_trainer(optimizer: Any) -> Any:
+    """Make a trainer of two weights."""
+    shapes = {"a": (2, 3), "b": (4,)}
+    parameters = {name: mx.gluon.Parameter(name, shape=shape) for name, shape in shapes.items()}
+    for parameter in parameters.values():
+        parameter.initialize(mx.init.One())
+    return mx.gluon.Trainer(parameters, optimizer)
+
+
+def take_step(trainer: Any) -> None:
+    """Take a step of a trainer."""
+    with mx.autograd.record():
+        losses = [(parameter.data() * 0.5).sum() for parameter in trainer._params]
+    mx.autograd.backward(losses)
+    trainer.step(1)
 
 
 READERS = [name for name, each in vars(Readers).items() if callable(each) and name[0] != "_"]
@@ -302,7 +371,7 @@ def bench_json() -> dict[str, Any]:
     }
 
 
-TAKEN = [0]  # how many inputs were read to the end
+TAKEN, READ = [0], [0]  # how many inputs were read to the end, and how many there were
 
 
 def finding(read: Callable[[Random], None], seed: int) -> str:
@@ -334,6 +403,7 @@ def fuzz(name: str, count: int, limit_s: float, first: int = 0) -> list[str]:
         for seed in range(first, first + count):
             if time.monotonic() > ends:
                 break
+            READ[0] += 1
             wrong = finding(read, seed)
             if wrong:
                 found.append(f"{name}, seed {seed}: {wrong}")
@@ -342,12 +412,14 @@ def fuzz(name: str, count: int, limit_s: float, first: int = 0) -> list[str]:
 
 def main() -> None:
     """Fuzz the readers that the command line names."""
-    count, names = int(sys.argv[1]), sys.argv[2:] or READERS
+    first, last = (int(each or 0) for each in sys.argv[1].rpartition("..")[::2])
+    names = sys.argv[2:] or READERS
     for name in names:
-        began, TAKEN[0] = time.monotonic(), 0
-        found = fuzz(name, count, 90.0)
+        began, TAKEN[0], READ[0] = time.monotonic(), 0, 0
+        found = fuzz(name, last - first, 280.0, first)
         took = time.monotonic() - began
-        print(f"{name}: {len(found)} findings, {TAKEN[0]} inputs were taken, {took:.0f} s")
+        read = f"{len(found)} findings of {READ[0]} inputs, {TAKEN[0]} were taken"
+        print(f"{name}: {read}, {took:.0f} s")
         print("\n".join(found[:8]))
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
 import subprocess
 import sys
 
 import pytest
-from conftest import HERE
+from conftest import HERE, needs_mxnet
 
 import adadelta_cli
 from adadelta_cli import errors
-from adadelta_cli.kernels import step
-from adadelta_cli.verification import api
 
-PAGE = HERE.parent / "docs" / "api.md"
+ROOT = HERE.parent
+PAGE = ROOT / "docs" / "api.md"
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "adadelta_cli").rglob("*.py"))
+    if ">>> " in path.read_text()
+]
 
 
 def test_the_page_has_every_public_name():
@@ -28,16 +33,19 @@ def test_the_page_has_every_public_name():
 
 def test_the_examples_of_the_page_run(monkeypatch):
     """With the output that it shows."""
-    monkeypatch.syspath_prepend(HERE.parent)
+    monkeypatch.syspath_prepend(ROOT)
     found = doctest.testfile(str(PAGE), module_relative=False)
     assert found.attempted > 5 and not found.failed
 
 
-@pytest.mark.parametrize("module", [step, api], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [pytest.param(name, marks=needs_mxnet if ".mxnet_bridge." in name else ()) for name in MODULES],
+)
 def test_the_examples_of_the_docstrings_run(monkeypatch, module):
-    """Likewise."""
-    monkeypatch.syspath_prepend(HERE.parent)
-    found = doctest.testmod(module)
+    """Likewise, in every module that has some."""
+    monkeypatch.syspath_prepend(ROOT)
+    found = doctest.testmod(importlib.import_module(module))
     assert found.attempted and not found.failed
 
 
@@ -47,6 +55,34 @@ def test_errors_are_what_python_programmers_catch():
     assert issubclass(errors.UnavailableError, ImportError)
     for name in ("UsageError", "UnavailableError", "BrokenError"):
         assert issubclass(getattr(adadelta_cli, name), adadelta_cli.AdadeltaError)
+
+
+def python(*args):
+    """Run Python in a process of its own."""
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import adadelta_cli, mxnet",
+        "from adadelta_cli import FusedStep; import mxnet.gluon",
+        "import adadelta_cli, importlib; importlib.import_module('mxnet')",
+    ],
+)
+def test_mxnet_can_be_imported_after_this_package(imports):
+    """It misses `numpy.bool`; importing the package loads neither of them."""
+    pytest.importorskip("adadelta_cli.mxnet_bridge.optimizer")
+    code = f"import sys, adadelta_cli; assert 'numpy' not in sys.modules; {imports}"
+    done = python("-W", "ignore", "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_import_without_docstrings_names_the_option():
+    """MXNet reads its own."""
+    pytest.importorskip("adadelta_cli.mxnet_bridge.optimizer")
+    done = python("-OO", "-c", "from adadelta_cli import AdaDelta, FusedStep; AdaDelta()")
+    assert "UnavailableError: MXNet reads its docstrings, which -OO" in done.stderr
 
 
 WITHOUT_MXNET = """
@@ -71,9 +107,7 @@ except AttributeError:
 
 def test_without_mxnet_the_package_can_be_imported_whole():
     """What needs MXNet says so when it is called."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MXNET], capture_output=True, text=True, check=False
-    )
+    done = python("-c", WITHOUT_MXNET)
     assert done.returncode == 0, done.stderr
     first, second, third = done.stdout.splitlines()
     assert first.startswith("AdaDelta ") and second.startswith("load_states ")

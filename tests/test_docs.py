@@ -14,7 +14,10 @@ import pytest
 from conftest import HERE, needs_mxnet
 
 import adadelta_cli
+from adadelta_cli.bench import workloads
 from adadelta_cli.cli.main import adadelta
+from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS
+from adadelta_cli.run import config
 from adadelta_cli.system import machine
 
 ROOT = HERE.parent
@@ -93,6 +96,31 @@ def test_every_help_text_has_an_example(name):
     assert f"adadelta {name}" in (command.help or "")
 
 
+def test_no_summary_is_cut_in_a_terminal_of_80_columns():
+    """`adadelta --help` shows the first sentence of each command whole."""
+    context = click.Context(adadelta, terminal_width=78, **adadelta.context_settings)  # a margin
+    assert "..." not in adadelta.get_help(context).replace("[ARGS]...", "")
+
+
+NAMES = {
+    "bench": [*FRAMEWORKS, *YARDSTICKS, *workloads.MODELS],
+    "run": config.shipped(),
+    "verify": config.shipped(),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(command, name) for command, names in NAMES.items() for name in names]
+)
+def test_every_name_is_documented(command, name):
+    """The help of the command and docs/cli.md have each framework, network and config."""
+    assert f"`{name}`" in REFERENCE
+    texts = [adadelta.commands[command].help] + [
+        getattr(each, "help", None) or "" for each in adadelta.commands[command].params
+    ]
+    assert re.search(rf"[\s,]{name}[,.;]", " ".join(texts))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     """A relative link names a file that exists."""
@@ -101,31 +129,32 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-def example(word):
-    """Return the Python example of the README that has a word."""
-    (found,) = [each for each in EXAMPLES if word in each]
-    return found
+def examples(word):
+    """Return the Python examples of the README that have a word."""
+    return [each for each in EXAMPLES if word in each]
 
 
 def test_the_numpy_example_of_the_readme_runs():
     """It updates the weight and both accumulators, and leaves the gradient."""
     names = ("weight", "grad", "acc_grad", "acc_delta")
     arrays = {name: np.full(3, 2, np.float32) for name in names}
-    exec(example("FusedStep"), dict(arrays))  # noqa: S102 - it is this project's
+    (code,) = examples("FusedStep")
+    exec(code, dict(arrays))  # noqa: S102 - it is this project's
     changed = {name for name, array in arrays.items() if (array != 2).all()}
     assert changed == {"weight", "acc_grad", "acc_delta"}
 
 
 @needs_mxnet
-def test_the_mxnet_example_of_the_readme_runs():
-    """It makes a trainer whose optimizer is this package's, with the fused step."""
+@pytest.mark.parametrize("code", examples("use_fused_step"))
+def test_the_mxnet_examples_of_the_readme_run(code):
+    """Each makes a trainer whose optimizer is this package's, with the fused step."""
     expected = adadelta_cli.AdaDelta  # before mxnet, as there
     import mxnet as mx
 
     net = mx.gluon.nn.Dense(2, in_units=3)
     net.initialize()
     scope = {"net": net}
-    exec(example("use_fused_step"), scope)  # noqa: S102 - it is this project's
+    exec(code, scope)  # noqa: S102 - it is this project's
     optimizer = scope["trainer"].optimizer
     assert type(optimizer) is expected
     assert optimizer.use_fused_step

@@ -35,9 +35,6 @@ def a_finished_process():
     return process.pid
 
 
-# --- whole or not at all --------------------------------------------------------------------------
-
-
 def test_a_file_is_written_with_its_folder(tmp_path):
     """It has the permissions that any new file has, and nothing lies beside it."""
     before = os.umask(0o777 & ~MODE)
@@ -89,9 +86,6 @@ def test_a_writer_that_is_killed_leaves_what_the_next_one_removes(tmp_path):
     assert len(names(tmp_path)) == 2 and path.read_bytes() == b"before"
     files.write_bytes(path, b"after")
     assert (names(tmp_path), path.read_bytes()) == (["rows.csv"], b"after")
-
-
-# --- irregular files ------------------------------------------------------------------------------
 
 
 def make_device(path):
@@ -158,8 +152,6 @@ def test_a_link_that_leads_to_itself(tmp_path):
     with pytest.raises(BrokenError, match="link could not be written"):
         files.write_bytes(link, b"")
 
-
-# --- the commands ---------------------------------------------------------------------------------
 
 QUICK = ("rosenbrock", "--backend", "numpy", "--set", "training.steps=30", "--set", "expect={}")
 ODD = ("--case", "odd", "--impl", "numpy-fused", "--dtype", "float32")

@@ -7,6 +7,7 @@ import pytest
 
 COUNTS = {
     "config": 15,
+    "config_values": 15,
     "set": 15,
     "checkpoint_npz": 25,
     "checkpoint_bytes": 60,
@@ -18,6 +19,13 @@ COUNTS = {
 def test_damaged_input_is_read_or_refused(name):
     """And never a bug, a traceback or a wait; the same inputs at each run."""
     assert fuzz.fuzz(name, COUNTS.get(name, 150), limit_s=60.0) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_more_damaged_input_is_read_or_refused(name):
+    """Two hundred inputs that the quick test does not have, or as many as two minutes allow."""
+    assert fuzz.fuzz(name, 200, limit_s=120.0, first=1000) == []
 
 
 def test_a_reader_that_raises_is_found():

@@ -83,9 +83,6 @@ def simulated(monkeypatch):
     forget()
 
 
-# --- the bits -------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @needs_compiler
 def test_fused_and_unfused_give_the_bits_of_the_cpu(tmp_path):
@@ -175,9 +172,6 @@ def test_the_optimizers_fused_step_reaches_arrays_over_dlpack(monkeypatch, simul
     assert where == [1] and simulated.cuda.Device().id == 0
 
 
-# --- kernels of one's own -------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @needs_compiler
 def test_the_cupy_example_passes(tmp_path):
@@ -263,8 +257,6 @@ def test_verify_takes_a_device_in_python(simulated):
     assert any(row.passed is False for row in found)
 
 
-# --- run ------------------------------------------------------------------------------------------
-
 SHORT = {
     "rosenbrock": ("--set", "training.steps=300", "--set", "training.record_every=50"),
     "logistic_regression": ("--set", "training.steps=20"),
@@ -300,8 +292,6 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     first, second = (tmp_path / name / "rosenbrock/history.csv" for name in ("stopped", "whole"))
     assert first.read_bytes() == second.read_bytes() and len(first.read_text().splitlines()) == 8
 
-
-# --- bench ----------------------------------------------------------------------------------------
 
 QUICK = ("--processes", 1, "--max-time", 0.5)
 
@@ -498,8 +488,6 @@ def test_memory_that_runs_out_is_no_fault_of_a_kernel(tmp_path):
         assert done.returncode == code, done.stdout + done.stderr
 
 
-# --- what is missing ------------------------------------------------------------------------------
-
 MISSING = {
     "driver": ({"SIMULATED_GPU_DRIVER": "0"}, "driver: none", "install NVIDIA's driver"),
     "old driver": (
@@ -580,8 +568,6 @@ def test_mxnet_without_cuda_is_told(simulated):
         array_backends.backend("mxnet", Device("gpu"))
 
 
-# --- what breaks during the work ------------------------------------------------------------------
-
 BREAKS = {
     "lost": ({"SIMULATED_GPU_FAULT": "214@2500"}, "the GPU failed .*ECCUncorrectable"),
     "failed": ({"SIMULATED_GPU_FAULT": "719@2500"}, "the GPU failed .*LaunchFailure"),
@@ -625,9 +611,6 @@ def test_other_errors_are_not_the_devices():
     assert errors.of_device(MemoryError()) is None
 
 
-# --- doctor ---------------------------------------------------------------------------------------
-
-
 def test_doctor_tries_the_gpu(simulated):
     """Driver, devices, compiler, MXNet's CUDA, and the step, compared to the last bit."""
     assert simulated
@@ -654,9 +637,6 @@ def test_doctor_tells_what_mends_the_gpu(simulated, monkeypatch):
     found = checks.run_check(piece, Place())
     assert found.outcome is checks.CheckOutcome.BROKEN and not found.required
     assert "libnvrtc.so.12" in found.observed and found.fix == gpu.INSTALL
-
-
-# --- on a real GPU: make test-gpu -----------------------------------------------------------------
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from test_docs import ROOT
 
+from adadelta_cli.system import machine
 from adadelta_cli.verification.cases import DEFAULT
 from adadelta_cli.verification.mutants import MUTANTS
 
@@ -18,6 +19,19 @@ FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))  # all b
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
 PACKAGE = ROOT / "adadelta_cli"
 PACKAGES = sorted({path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE / "run" / "problems"})
+
+
+SECTIONS = CONTRIBUTING[CONTRIBUTING.index("Data flows") : CONTRIBUTING.index("## What may be")]
+SUFFIX = "(?:py|cu|md|json|toml|yaml|yml)"
+ELSEWHERE = {"copyreg", "verify", "TYPE_CHECKING"}  # defined outside of the package, or commands
+# The requirements in pyproject.toml by their table, in lower case.
+EXTRAS = {
+    table: re.findall(r'"([\w-]+)(?=[<>=;"\[])', text.lower())
+    for table, text in re.findall(r"^([a-z]+) = \[(.*?)\]", PROJECT, re.MULTILINE | re.DOTALL)
+    if table in {"dependencies", "torch", "jax", "gpu"}
+}
+# psutil and setuptools compute nothing; `gpu.probe` finds the versions of NVIDIA's libraries.
+UNRECORDED = {"psutil", "setuptools"} | {name for name in EXTRAS["gpu"] if "nvidia" in name}
 
 
 def load(name):
@@ -108,14 +122,33 @@ def test_the_tree_in_contributing_is_the_tree(package):
     assert set(re.findall(r"\b\w+\.py\b|__main__\.py", described(package))) == modules
 
 
-def test_where_things_go_names_what_exists():
-    """Each module and each table in capitals in "Where a new thing goes" exists."""
-    table = CONTRIBUTING.split("## Where a new thing goes")[1].split("\n## ")[0]
-    for path in re.findall(r"`([a-z_]+/[a-z_]+\.py)`", table):
-        assert (PACKAGE / path).exists() or (ROOT / path).exists(), path
-    sources = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
-    for name in re.findall(r"`([A-Z_]+)`", table):
-        assert re.search(rf"^{name}\b.* = ", sources, re.MULTILINE), name
+def test_contributing_names_files_that_exist():
+    """Each file in backticks exists, the written results and patterns such as NAME apart."""
+    found = re.findall(rf"`([\w./-]*\w\.{SUFFIX})`", CONTRIBUTING)
+    assert {"test_words.py", "registry.py"} <= {path.rpartition("/")[2] for path in found}
+    for path in found:
+        place = PACKAGE if "/" not in path and not (ROOT / path).exists() else ROOT
+        if not (path.startswith("results/") or "NAME" in path):
+            assert (PACKAGE / path).exists() or any(place.glob(f"**/{path}")), path
+
+
+def test_contributing_names_what_the_sources_define():
+    """Each function, class and table in backticks is defined, in the module that stands before."""
+    names = set(re.findall(rf"`((?:\w+\.)*(?!{SUFFIX}`)\w+)`", SECTIONS)) - ELSEWHERE
+    assert {"DEFAULT", "WideStep", "Sandbox.call", "user_kernel._bind_named"} <= names
+    for name in names - {path.name for path in PACKAGES}:
+        *before, last = name.split(".")
+        paths = [*PACKAGE.rglob(f"{before[-1]}.py")] if before else []
+        every = (*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"))
+        text = "\n".join(path.read_text() for path in paths or every)
+        assert re.search(rf"^ *(def |class )?{last}\b(\(|:| =|\[)", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(("extra", "names"), EXTRAS.items())
+def test_the_versions_of_all_libraries_are_recorded(extra, names):
+    """Those that this package requires, but for a few that no bit and no timing depends on."""
+    recorded = {name.lower() for name in machine.LIBRARIES}
+    assert set(names) - recorded - UNRECORDED == set(), extra
 
 
 def test_the_counts_in_the_readme():

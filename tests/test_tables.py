@@ -6,6 +6,7 @@ import io
 import re
 
 import pytest
+from conftest import KERNEL_NAMES
 from rich.console import Console
 from rich.text import Text
 
@@ -70,6 +71,21 @@ def test_columns_go_in_their_order():
 def test_an_ascii_terminal_shows_the_same(width):
     """It has no ellipsis and no lines."""
     assert "12FAILED" in whole(shown(table_of_everything(), width, "ascii"))
+
+
+@pytest.mark.parametrize("name", KERNEL_NAMES, ids=ascii)
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_what_a_terminal_cannot_show_is_escaped_before_the_widths_are_measured(name, encoding):
+    """All lines of the table end in the same column, and no control character is printed."""
+    table = FittingTable(title="a title")
+    table.add_column("name")
+    table.add_column("verdict")
+    for cell in (Text(name), Text("plain")):
+        table.add_row(cell, "passed")
+    text = shown(table, 300, encoding)
+    assert "\x1b" not in text and "\u202e" not in text
+    ends = {line.index("passed") for line in text.splitlines() if "passed" in line}
+    assert len(ends) == 1, text
 
 
 def verify_table():

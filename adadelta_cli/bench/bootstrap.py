@@ -33,15 +33,12 @@ class MedianCI(NamedTuple):
         return (self.high - self.low) / 2 / self.median
 
 
-def median_ci(processes: Sequence[np.ndarray], seed: int = 0) -> MedianCI:
+def median_ci(processes: Sequence[np.ndarray]) -> MedianCI:
     """Estimate the median over processes of the median sample in each.
 
-    Args:
-        processes: the samples of each process, at least one in all; processes without samples are
-            ignored.
-        seed: of the bootstrap, so that the same samples give the same interval.
+    There is at least one sample; processes without any are ignored.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)  # the same samples give the same interval
     found = [np.asarray(samples) for samples in processes if len(samples)]
     medians = np.stack([_resampled_medians(samples, len(found), random) for samples in found])
     chosen = random.integers(len(found), size=(len(found), REPLICATES))
@@ -61,7 +58,6 @@ def _resampled_medians(samples: np.ndarray, slots: int, random: np.random.Genera
 
 def ratio(over: Sequence[np.ndarray], under: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Divide samples of the same process and the same round; NaN is a round without a sample."""
-    shares = [
-        top[: len(bottom)] / bottom[: len(top)] for top, bottom in zip(over, under, strict=True)
-    ]
+    both = zip(over, under, strict=True)
+    shares = (top[: len(bottom)] / bottom[: len(top)] for top, bottom in both)
     return [share[np.isfinite(share)] for share in shares]

@@ -35,10 +35,8 @@ def traffic_bytes(dtype: str) -> int:
     >>> [traffic_bytes(dtype) for dtype in ("float32", "float64", "float16")]
     [28, 56, 28]
     """
-    stored, state = np.dtype(dtype).itemsize, np.dtype(state_dtype(dtype)).itemsize
-    reads = 3 * state + stored
-    writes = 3 * state + (stored if dtype == "float16" else 0)
-    return reads + writes
+    stored, state = (np.dtype(kind).itemsize for kind in (dtype, state_dtype(dtype)))
+    return 6 * state + (2 if dtype == "float16" else 1) * stored
 
 
 def held_bytes(dtype: str) -> int:
@@ -47,8 +45,7 @@ def held_bytes(dtype: str) -> int:
     >>> [held_bytes(dtype) for dtype in ("float32", "float64", "float16")]
     [16, 32, 16]
     """
-    stored, state = np.dtype(dtype).itemsize, np.dtype(state_dtype(dtype)).itemsize
-    return 2 * stored + (3 if dtype == "float16" else 2) * state
+    return sum(np.dtype(kind).itemsize for kind in _dtypes(dtype))
 
 
 def cold_copies(size: int, cache_bytes: int) -> tuple[int, int]:
@@ -76,10 +73,8 @@ def fresh_bytes(size: int) -> tuple[np.ndarray, int]:
     and so are their conflicts in the second-level cache, whose sets follow physical addresses.
     """
     mapped = mmap.mmap(-1, size)
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None:
-        with contextlib.suppress(OSError):  # a kernel without them
-            mapped.madvise(advice)
+    with contextlib.suppress(AttributeError, OSError):  # a system without them
+        mapped.madvise(mmap.MADV_HUGEPAGE)
     taken = np.frombuffer(mapped, dtype=np.uint8)
     return taken, taken.ctypes.data
 
@@ -89,7 +84,7 @@ class Region:
 
     Args:
         size: bytes of all lines together.
-        lines: how many lines.
+        lines: their number.
         fresh: allocates a number of bytes; returns them, and their address.
         held: copies values to the device of the lines.
     """
@@ -154,8 +149,7 @@ class TensorSet:
         total = starts.pop()
         values = np.random.default_rng(seed).standard_normal(min(total, DRAWN))
         values += np.copysign(1e-3, values)
-        size = total * sum(np.dtype(kind).itemsize for kind in _dtypes(dtype))
-        memory = region(copies * size, copies * len(_dtypes(dtype)))
+        memory = region(copies * total * held_bytes(dtype), copies * len(_dtypes(dtype)))
         lines = [_line(memory, values, total, dtype) for _ in range(copies)]
         cuts = [(at, math.prod(shape), shape) for at, shape in zip(starts, shapes, strict=True)]
         return [cls(line, [_cut(line, *cut) for cut in cuts]) for line in lines]
@@ -170,11 +164,8 @@ def _dtypes(dtype: str) -> list[Any]:
 def _line(region: Region, values: np.ndarray, total: int, dtype: str) -> Parameter:
     signs = np.sign(values)
     filled = (signs, values, values**2, values**2 * 1e-3, signs)
-    arrays = [
-        region.line(number, filled[number], total, kind)
-        for number, kind in enumerate(_dtypes(dtype))
-    ]
-    return Parameter(*arrays)
+    kinds = enumerate(_dtypes(dtype))
+    return Parameter(*(region.line(k, filled[k], total, kind) for k, kind in kinds))
 
 
 def _cut(line: Parameter, at: int, size: int, shape: Sequence[int]) -> Parameter:

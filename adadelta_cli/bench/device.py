@@ -139,14 +139,7 @@ def _mxnet_array_on_gpu(array: Any) -> Any:
 
 
 class GpuDevice(CpuDevice):
-    """A GPU, through CuPy.
-
-    Args:
-        device: which one.
-
-    Raises:
-        UnavailableError: it is not available here.
-    """
+    """A GPU, through CuPy; an UnavailableError if it is not available here."""
 
     def __init__(self, device: Device) -> None:
         super().__init__()
@@ -171,9 +164,9 @@ class GpuDevice(CpuDevice):
     def survey(self) -> DeviceSurvey:
         """Gather the facts about it."""
         number, cache_bytes = self._device.id, self.cache_bytes
-        properties = self._cupy.cuda.runtime.getDeviceProperties(number)
-        found = {each.piece: each.observed for each in gpu.probe(number)}
-        about = {"processor": gpu.name_of(properties), "cache_bytes": {"L2": cache_bytes}, **found}
+        name = gpu.name_of(self._cupy.cuda.runtime.getDeviceProperties(number))
+        about = {"processor": name, "cache_bytes": {"L2": cache_bytes}}
+        about |= {each.piece: each.observed for each in gpu.probe(number)}
         return DeviceSurvey(cache_bytes, int(self._device.mem_info[0]), {"gpu": about})
 
     def region(self, size: int, lines: int) -> Region:
@@ -254,11 +247,7 @@ class GpuDevice(CpuDevice):
 
 
 def bench_device(device: Device) -> CpuDevice:
-    """Return the processor of a device.
-
-    Raises:
-        UnavailableError: it is not available here.
-    """
+    """Return the processor of a device, or raise an UnavailableError."""
     return GpuDevice(device) if device.kind == "gpu" else CpuDevice()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from adadelta_cli.bench.buffers import held_bytes
 from adadelta_cli.bench.units import duration
+from adadelta_cli.files import plottable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,9 +46,6 @@ TITLE_PAD = 20  # points, above the names of the caches
 LARGEST_IN = 150.0  # height of a figure, in inches: a higher one takes gigabytes of memory
 
 
-# --- settings and styles --------------------------------------------------------------------------
-
-
 class Style(NamedTuple):
     """How an implementation is drawn, in every panel."""
 
@@ -67,9 +65,11 @@ def styles_of(rows: Iterable[BenchRow]) -> dict[str, Style]:
     looks = LOOKS | dict(zip(others, itertools.cycle(OTHER_LOOKS), strict=False))
     short = {name: name.rpartition("/")[2] for name in names}
     count = Counter(short.values())
+    labels = {name: short[name] if count[short[name]] == 1 else name for name in names}
+    # A legend leaves out labels that begin with "_".
     return {
-        name: Style(short[name] if count[short[name]] == 1 else name, *looks[name])
-        for name in names
+        name: Style(plottable(f"./{label}" if label.startswith("_") else label), *looks[name])
+        for name, label in labels.items()
     }
 
 
@@ -111,9 +111,6 @@ def _label(axis: Any, formatter: Any = "{x:,.6g}", *, steps: Sequence[float] = (
 def _scientific(value: float, _position: int | None = None) -> str:
     """Write a size as workloads are named: 2e6."""
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
-
-
-# --- bench.png ------------------------------------------------------------------------------------
 
 
 def bench_figure(measurements: Sequence[Measurement], machine: Mapping[str, Any]) -> Figure:
@@ -329,8 +326,6 @@ def _separate(axes: Axes, workloads: Sequence[str]) -> None:
             axes.axhline(place + 0.5, color="lightgrey", linewidth=0.8, zorder=0)
 
 
-# --- bench-samples.png ----------------------------------------------------------------------------
-
 SAMPLES_HELP = (
     "a dot: one sample   a lane of dots: one process, its samples in time order from the top, and "
     "a tick at its median\ngrey: 95 % interval of the row's median   beyond: samples to the "
@@ -394,7 +389,7 @@ def _draw_samples(
         if each.row.median_s:
             _draw_row(axes, place, each, styles[each.row.implementation].color, limits)
         else:
-            note = f"not timed: {shorten(each.row.note, 100, placeholder=' ...')}"
+            note = f"not timed: {plottable(shorten(each.row.note, 100, placeholder=' ...'))}"
             beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
             axes.text(0.02, place + 0.5, note, fontsize=9, **beside)
     rows = [each.row for each in measurements]

@@ -67,19 +67,11 @@ def format_warnings(warnings: Sequence[MeasurementWarning]) -> list[str]:
     places: dict[Cause, list[str]] = {}
     for each in warnings:
         places.setdefault(each.cause, []).append(f"{each.measured} at {each.place}")
-    return [
-        f"{cause.observed}: {', '.join(found)}; {cause.advice}" for cause, found in places.items()
-    ]
+    return [f"{each.observed}: {', '.join(found)}; {each.advice}" for each, found in places.items()]
 
 
 def find_warnings(place: str, threads: int, samples: Samples) -> list[MeasurementWarning]:
-    """Look for all causes in the samples of a group.
-
-    Args:
-        place: names the group.
-        threads: how many CPU threads it used.
-        samples: of all that was timed.
-    """
+    """Look for all causes in the samples of a group, `place`, that used this many CPU threads."""
     known = {name: measured(each) for name, each in samples.items()}
     found = {
         Cause.SLOW_START: _worst_above(SLOW_FIRST, _slow_starts(known)),

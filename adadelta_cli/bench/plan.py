@@ -14,7 +14,7 @@ from adadelta_cli.bench.device import DeviceSurvey, survey
 from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.results import Group
 from adadelta_cli.bench.worker_pool import WorkerSpec
-from adadelta_cli.errors import UnavailableError, UsageError
+from adadelta_cli.errors import UnavailableError
 from adadelta_cli.implementations import array_backends, frameworks, registry, user_kernel
 from adadelta_cli.implementations.array_backends import CPU, Device
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, timeable
@@ -22,7 +22,7 @@ from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.update import state_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from adadelta_cli.bench.workloads import Workload
     from adadelta_cli.implementations.base import Implementation
@@ -35,7 +35,6 @@ class BenchPlan:
     """What to time, and how precisely.
 
     Attributes:
-        workloads: the tensors of a step.
         implementations: what to time, as they are on the device.
         dtypes: float32, float64, float16 (with float32 masters).
         threads: numbers of CPU threads, one after the other.
@@ -46,7 +45,6 @@ class BenchPlan:
         processes: how many fresh processes time everything.
         absent: implementations that were asked for and are not available here, with the reason.
         against: another environment's interpreter, whose version is timed in the same rounds.
-        device: where the tensors lie.
     """
 
     workloads: tuple[Workload, ...]
@@ -124,9 +122,6 @@ def _process(chosen: Implementation) -> str:
     return "operators of MXNet" if chosen.backend == "mxnet" and not chosen.fused else ""
 
 
-# --- the choice of implementations ----------------------------------------------------------------
-
-
 def choose_implementations(
     names: Sequence[str], backend: str, device: Device, *, fused_only: bool = False
 ) -> tuple[Implementation, ...]:
@@ -171,17 +166,6 @@ def _choose(name: str, backend: str, device: Device) -> Implementation:
     return found
 
 
-Absent = tuple[tuple["Implementation", str], ...]
-
-
-def choose_frameworks(device: Device) -> tuple[tuple[Implementation, ...], Absent]:
-    """Return the frameworks and yardsticks available here; the others, with the reason."""
-    every: Iterable[Implementation] = (registry.FRAMEWORKS | registry.YARDSTICKS).values()
-    return frameworks.available(each.on(device) for each in every)
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
 TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured
 
 
@@ -222,19 +206,4 @@ def check_memory(plan: BenchPlan) -> None:
             "ask for a smaller --sizes, or for fused steps only (--impl "
             f"{'numpy' if plan.device.kind == 'cpu' else 'cupy'}-fused), which need no temporary "
             "arrays"
-        )
-
-
-def check_train(device: Device, against: str | None) -> None:
-    """Check that `--train` can be combined with the other options.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    if against:
-        raise UsageError("--against compares single steps; leave out --train, or --against")
-    if device.kind != "cpu":
-        raise UsageError(
-            f"--train --ctx {device}: whole training steps go through gluon.Trainer, whose MXNet "
-            "computes on a CPU; leave out --train, or --ctx"
         )

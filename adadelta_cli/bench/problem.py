@@ -33,8 +33,8 @@ class TimingProblem:
     def parse(cls, text: str) -> TimingProblem | None:
         """Read what `str` wrote to a file or sent from a worker; None for any other text.
 
-        >>> Problem.parse("wrong: it changed the gradient")
-        Problem(outcome=<Outcome.WRONG: 'wrong'>, reason='it changed the gradient')
+        >>> TimingProblem.parse("wrong: it changed the gradient")
+        TimingProblem(outcome=<Outcome.WRONG: 'wrong'>, reason='it changed the gradient')
         """
         value, found, reason = text.partition(": ")
         known = {outcome.value: outcome for outcome in Outcome}

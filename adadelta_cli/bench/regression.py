@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import ArrayLike
+
     from adadelta_cli.bench import results
     from adadelta_cli.bench.runner import Benchmark
 
-THRESHOLD = 0.05  # the default of the smallest difference that counts
 # Where one of these differs, it is another kind of machine: their shares cannot be compared.
-KIND = ("processor", "architecture", "cores", "cores_available", "cache_bytes", "gpu")
-HOST = "host"  # where this differs, seconds cannot be compared either
+KIND = {"processor", "architecture", "cores", "cores_available", "cache_bytes", "gpu"}
+HOST = "host"  # where this differs, seconds cannot be compared
 # These differ at each run, and are no property of the machine.
 VOLATILE = frozenset({"load_average", "memory_available_bytes", "swap_used_bytes"})
 UNRECORDED = "not recorded"
@@ -42,8 +43,6 @@ WELCH = "Welch's t-test on the logarithms of the medians of each process"
 STUDENT = "Student's t-test on the logarithms of the ratios of processes that took turns"
 MEASURE_AGAIN = "measure both on one machine: adadelta bench --against"
 
-
-# --- what bench.json holds ------------------------------------------------------------------------
 
 # Bounds of any plausible time in seconds, and of any share of a ceiling.
 Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
@@ -91,11 +90,6 @@ class Processes(BaseModel):
 
     median_s: list[Positive | None] = []
     ceiling_fraction: list[Positive | None] = []
-
-    def known(self, measure: str) -> list[float]:
-        """Return the numbers of `seconds` or `share`."""
-        values = self.median_s if measure == SECONDS else self.ceiling_fraction
-        return [value for value in values if value is not None]
 
 
 SHARE, SECONDS = "share of the ceiling", "seconds"
@@ -156,17 +150,12 @@ def read_document(path: Path) -> Document:
 def _is_deeper(content: Any, levels: int) -> bool:
     """Tell whether content is nested so deeply that recursion would exhaust Python's stack."""
     children = content.values() if isinstance(content, dict) else content
-    if not isinstance(content, (dict, list)):
-        return False
-    return levels == 0 or any(_is_deeper(child, levels - 1) for child in children)
+    nested = isinstance(content, (dict, list))
+    return nested and (levels == 0 or any(_is_deeper(child, levels - 1) for child in children))
 
 
 def parse_document(content: Any, source: str) -> Document:
-    """Check that what bench.json holds can be compared.
-
-    Args:
-        content: the JSON document.
-        source: its path, for messages.
+    """Check that the content of bench.json can be compared; messages name its `source`.
 
     Raises:
         UsageError: a part is missing or malformed.
@@ -195,17 +184,13 @@ def parse_document(content: Any, source: str) -> Document:
         ) from error
 
 
-# --- what differs between the machines ------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Change:
     """A property of the machine or a setting that differs between the results.
 
     Attributes:
         name: its path in bench.json: `machine.versions.numpy`.
-        old: its value, or `UNRECORDED`.
-        new: likewise.
+        old, new: its values, or `UNRECORDED`.
         consequence: what cannot be compared because of it; empty for none.
     """
 
@@ -215,16 +200,14 @@ class Change:
     consequence: str = ""
 
 
-def changes(old: Document, new: Document) -> list[Change]:
+def _changes(old: Document, new: Document) -> list[Change]:
     """List what differs between machines and settings, changes with consequences first."""
-    before, after = (
-        _flat({"machine": each.machine, "settings": each.settings}) for each in (old, new)
-    )
-    found = _differences(before, after)
-    return sorted(found, key=lambda change: not change.consequence)
+    both = ({"machine": each.machine, "settings": each.settings} for each in (old, new))
+    return sorted(_differences(*both), key=lambda change: not change.consequence)
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    before, after = _flat(old), _flat(new)
     return [
         Change(name, _shown(before.get(name)), _shown(after.get(name)), _consequence(name))
         for name in {**before, **after}
@@ -251,20 +234,15 @@ def _consequence(name: str) -> str:
     return "seconds cannot be compared" if (part, key) == ("machine", HOST) else ""
 
 
-# --- the comparison -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RegressionRow(MeasurementKey):
     """One measurement in both results: a row of compare.csv.
 
     Attributes:
         compared: `share of the ceiling`, `seconds`, or empty where nothing could be.
-        old: geometric mean over the processes of what was compared, a share or seconds.
-        new: likewise, so that the ratio is the quotient of what stands here.
+        old, new: geometric means over the processes of what was compared, shares or seconds.
         ratio: new time over old time, above 1 is slower, with its 99 % interval.
         p_value: of this row by itself.
-        processes_old: how many there were.
         note: why it is UNCLEAR and what to do, or another remark.
     """
 
@@ -291,10 +269,9 @@ class Comparison:
     Attributes:
         rows: in the order of the new result, then those that are only in the old one.
         changes: what differs between machines and settings.
-        threshold: the smallest difference that counts.
+        threshold: the smallest difference that counts, as a share.
         test: the name of the test behind the verdicts.
-        old: the name of the old result.
-        new: the name of the new one.
+        old, new: the names of the results.
     """
 
     rows: tuple[RegressionRow, ...]
@@ -319,30 +296,12 @@ class Found(NamedTuple):
 
     def known(self, measure: str) -> list[float]:
         """Return the medians of `SHARE` or `SECONDS`; none where the step is wrong."""
-        return [] if self.timing.wrong else self.processes.known(measure)
+        medians = self.processes
+        values = medians.median_s if measure == SECONDS else medians.ceiling_fraction
+        return [value for value in values if value is not None and not self.timing.wrong]
 
 
-class Counterparts(NamedTuple):
-    """A measurement in both results; None where it is in one only."""
-
-    key: MeasurementKey
-    old: Found | None
-    new: Found | None
-
-
-class Machines(NamedTuple):
-    """What two machines have in common.
-
-    Attributes:
-        difference: the names of what differs, if they are of different kinds; else empty.
-        same: they are the same machine.
-    """
-
-    difference: str
-    same: bool
-
-
-def judge(old: Document, new: Document, threshold: float = THRESHOLD) -> Comparison:
+def judge(old: Document, new: Document, threshold: float) -> Comparison:
     """Judge a result against an older one, row by row.
 
     Raises:
@@ -354,23 +313,26 @@ def judge(old: Document, new: Document, threshold: float = THRESHOLD) -> Compari
             f"{old.source} and {new.source} have no measurement in common (implementation, backend,"
             " device, dtype, workload, threads, cache); measure both with the same options"
         )
-    pairs = [Counterparts(key, before.get(key), after.get(key)) for key in {**after, **before}]
-    found = changes(old, new)
-    machines = _machines(found, known=HOST in new.machine)
-    rows = conclude([_match(pair, machines) for pair in pairs], threshold)
-    noted = [_with_ceiling(*each, threshold) for each in zip(rows, pairs, strict=True)]
+    pairs = {key: (before.get(key), after.get(key)) for key in {**after, **before}}
+    found = _changes(old, new)
+    weighty = [each.name.removeprefix("machine.") for each in found if each.consequence]
+    kind = ", ".join(name for name in weighty if name != HOST)
+    same = not weighty and HOST in new.machine  # else it is not known to be
+    rows = _conclude([_match(key, *pair, kind, same) for key, pair in pairs.items()], threshold)
+    both = zip(rows, pairs.values(), strict=True)
+    noted = [_with_ceiling(row, *pair, threshold) for row, pair in both]
     return Comparison(tuple(noted), tuple(found), threshold, WELCH, old.source, new.source)
 
 
-def judge_in_turn(work: Benchmark, threshold: float = THRESHOLD) -> Comparison:
+def judge_in_turn(work: Benchmark, threshold: float) -> Comparison:
     """Judge this version against the one that was timed in the same rounds."""
     pairs = [pair for result in work.results for pair in result.pairs]
-    rows = conclude([_in_turn(pair) for pair in pairs], threshold)
+    rows = _conclude([_in_turn(pair) for pair in pairs], threshold)
     about = work.other
     same = about["path"] == str(worker.__file__)
-    theirs = _flat({"versions": about.get("versions", {})})
-    own = _flat({"versions": machine.versions()} if theirs else {})
-    found = _differences(theirs, own)
+    theirs = about.get("versions")
+    own = machine.versions() if theirs else {}
+    found = _differences({"versions": theirs or {}}, {"versions": own})
     old = f"{about['version']} in {about['path']}" + " (the same installation)" * same
     return Comparison(tuple(rows), tuple(found), threshold, STUDENT, old, "this version")
 
@@ -386,20 +348,11 @@ def _in_turn(pair: results.Pair) -> Matched:
     return _fill(row, SECONDS, pair.old_s, pair.new_s), significance.paired(pair.ratios)
 
 
-def _machines(found: Sequence[Change], *, known: bool) -> Machines:
-    """Summarize what differs; without a recorded host, the machine is not known to be the same."""
-    weighty = [change for change in found if change.consequence]
-    difference = ", ".join(
-        change.name.partition(".")[2] for change in weighty if change.name != f"machine.{HOST}"
-    )
-    return Machines(difference, known and not weighty)
-
-
 Matched = tuple[RegressionRow, "LogRatio | None"]
 """A row without its verdict, and the difference to judge; None where the row has its verdict."""
 
 
-def conclude(matched: Sequence[Matched], threshold: float) -> list[RegressionRow]:
+def _conclude(matched: Sequence[Matched], threshold: float) -> list[RegressionRow]:
     """Judge the differences of all rows together, and write the verdicts into the rows."""
     judgements = iter(significance.judge_all([each for _, each in matched if each], threshold))
     return [_judged(row, each, next(judgements)) if each else row for row, each in matched]
@@ -418,51 +371,51 @@ def _judged(row: RegressionRow, each: LogRatio, judgement: significance.Judgemen
     )
 
 
-def _match(pair: Counterparts, machines: Machines) -> Matched:
-    """Return what can be compared of a measurement, or why nothing can."""
-    row, old, new = RegressionRow(**vars(pair.key)), pair.old, pair.new
+def _match(
+    key: MeasurementKey, old: Found | None, new: Found | None, kind: str, same: bool
+) -> Matched:
+    """Return what can be compared of a measurement, or why nothing can.
+
+    `kind` names what makes the machines differ in kind; `same`: they are known to be one.
+    """
+    row = RegressionRow(**vars(key))
     if old and new and new.timing.wrong and old.known(SECONDS):
         note = f"{new.timing.note}; the old one was correct"
         return replace(row, verdict=Verdict.SLOWER, note=note), None
-    obstacle = next(_obstacles(pair, machines), "")
+    obstacle = next(_obstacles(old, new, kind, same), "")
     if obstacle or not (old and new):
         return replace(row, note=obstacle), None
     measure = SHARE if old.known(SHARE) and new.known(SHARE) else SECONDS
-    return compared(row, measure, old.known(measure), new.known(measure))
+    before, after = (np.array(side.known(measure)) for side in (old, new))
+    # A larger share is a shorter time.
+    times = (before, after) if measure == SECONDS else (1 / before, 1 / after)
+    return _fill(row, measure, before, after), significance.unpaired(*times)
 
 
-def _obstacles(pair: Counterparts, machines: Machines) -> Iterator[str]:
+def _obstacles(old: Found | None, new: Found | None, kind: str, same: bool) -> Iterator[str]:
     """Yield the reasons why a measurement cannot be compared, the most important one first."""
-    for name, side in (("old", pair.old), ("new", pair.new)):
+    for name, side in (("old", old), ("new", new)):
         if side is None:
             yield f"not in the {name} result; measure both with the same options"
         elif not side.known(SECONDS):
             yield f"the {name} result has no time: {side.timing.note or 'no reason given'}"
-    if machines.difference:
-        yield f"another kind of machine ({machines.difference} changed); {MEASURE_AGAIN}"
-    if not machines.same and not all(side and side.known(SHARE) for side in (pair.old, pair.new)):
+    if kind:
+        yield f"another kind of machine ({kind} changed); {MEASURE_AGAIN}"
+    if not same and not all(side and side.known(SHARE) for side in (old, new)):
         yield f"no share of a ceiling, and not known to be the same machine; {MEASURE_AGAIN}"
 
 
-def compared(row: RegressionRow, measure: str, old: list[float], new: list[float]) -> Matched:
-    """Compare a number for each process, shares or seconds; a larger share is a shorter time."""
-    times = (old, new) if measure == SECONDS else (1 / np.array(old), 1 / np.array(new))
-    return _fill(row, measure, old, new), significance.unpaired(*times)
-
-
-def _fill(
-    row: RegressionRow, measure: str, old: Sequence[float], new: Sequence[float]
-) -> RegressionRow:
+def _fill(row: RegressionRow, measure: str, old: ArrayLike, new: ArrayLike) -> RegressionRow:
     before, after = (float(np.exp(np.log(side).mean())) for side in (old, new))
     row = replace(row, compared=measure, old=before, new=after)
-    return replace(row, processes_old=len(old), processes_new=len(new))
+    return replace(row, processes_old=np.size(old), processes_new=np.size(new))
 
 
-def _with_ceiling(row: RegressionRow, pair: Counterparts, threshold: float) -> RegressionRow:
+def _with_ceiling(
+    row: RegressionRow, old: Found | None, new: Found | None, threshold: float
+) -> RegressionRow:
     """Note that the ceiling moved, where the verdict is on shares of it."""
-    was, now = (
-        (side and side.timing.ceiling_gigabytes_per_s) or 0.0 for side in (pair.old, pair.new)
-    )
+    was, now = ((side and side.timing.ceiling_gigabytes_per_s) or 0.0 for side in (old, new))
     moved = max(was, now) > min(was, now) * (1 + threshold)
     if row.compared != SHARE or not moved or not (was and now):
         return row

@@ -8,6 +8,7 @@ from adadelta_cli.bench.regression import COLUMNS, SECONDS
 from adadelta_cli.bench.significance import LEVEL, Verdict
 from adadelta_cli.bench.tables import markdown_table, terminal_table
 from adadelta_cli.bench.units import duration
+from adadelta_cli.errors import displayed
 from adadelta_cli.files import jsonable, write_csv
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def comparison_cells(row: RegressionRow) -> dict[str, str]:
         "dtype": row.dtype,
         "threads": str(row.threads),
         "cache": row.cache,
-        "implementation": row.implementation,
+        "implementation": displayed(row.implementation),
         "compared": row.compared,
         "old": _value(row.old, row.compared),
         "new": _value(row.new, row.compared),
@@ -77,10 +78,8 @@ def _title(comparison: Comparison) -> str:
 
 
 def _explanation(comparison: Comparison) -> str:
-    limit = 1 + comparison.threshold
-    return EXPLANATION.format(
-        limit=limit, mirrored=1 / limit, test=comparison.test, chance=1 - LEVEL
-    )
+    limit, chance = 1 + comparison.threshold, 1 - LEVEL
+    return EXPLANATION.format(limit=limit, mirrored=1 / limit, test=comparison.test, chance=chance)
 
 
 def comparison_remarks(comparison: Comparison) -> list[str]:
@@ -88,11 +87,8 @@ def comparison_remarks(comparison: Comparison) -> list[str]:
     together: dict[tuple[Verdict, str], list[RegressionRow]] = {}
     for row in comparison.rows:
         together.setdefault((row.verdict, row.note), []).append(row)
-    notes = [
-        f"{verdict.value} {_names(rows)}: {note}"
-        for (verdict, note), rows in together.items()
-        if note
-    ]
+    noted = [(verdict, note, rows) for (verdict, note), rows in together.items() if note]
+    notes = [f"{verdict.value} {_names(rows)}: {note}" for verdict, note, rows in noted]
     return notes + [f"Differs: {line}" for line in _changes(comparison)]
 
 

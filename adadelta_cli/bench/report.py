@@ -9,6 +9,7 @@ from adadelta_cli.bench.figures import bench_figure, samples_figure
 from adadelta_cli.bench.regression_report import comparison_document
 from adadelta_cli.bench.tables import markdown_table, terminal_table
 from adadelta_cli.bench.units import unit
+from adadelta_cli.errors import displayed
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adadelta_cli.bench.regression import Comparison
-    from adadelta_cli.bench.results import BenchRow, Pair
+    from adadelta_cli.bench.results import BenchRow
     from adadelta_cli.bench.runner import Benchmark
 
 SETTINGS = {"dtype": "", "on": "", "cache": "", "B/element": " B/element"}
@@ -39,7 +40,7 @@ def bench_cells(row: BenchRow) -> dict[str, str]:
         "on": row.place,
         "cache": row.cache,
         "B/element": str(row.bytes_per_element or ""),
-        "implementation": row.implementation,
+        "implementation": displayed(row.implementation),
         "a step (interval)": _interval(times, ".3g", f" {name}"),
         "GB/s": "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
         "of the ceiling": _interval(shares, ".2f"),
@@ -81,22 +82,23 @@ def bench_markdown(rows: Sequence[BenchRow]) -> str:
 
 def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[str, Any]:
     """Arrange rows, samples, warnings and the machine as bench.json and `--json` have them."""
-    return {
-        "rows": jsonable(work.rows),
-        "by_process": jsonable([each.by_process for each in work.measurements]),
+    pairs = [pair for result in work.results for pair in result.pairs]
+    content = {
+        "rows": work.rows,
+        "by_process": [each.by_process for each in work.measurements],
         "samples_s": [each.samples_s for each in work.measurements],
         "roofs_s": [result.roofs_s for result in work.results],
         "doubts": work.warnings,
-        "pairs": [_pair_document(pair) for result in work.results for pair in result.pairs],
+        "pairs": [
+            {name: getattr(pair, name) for name in ("row", "old_s", "new_s", "ratios")}
+            | {"old_fault": str(pair.old_problem or "")}
+            for pair in pairs
+        ],
         "comparisons": [comparison_document(each) for each in judged],
-        "settings": jsonable(work.settings),
-        "machine": jsonable(work.machine),
+        "settings": work.settings,
+        "machine": work.machine,
     }
-
-
-def _pair_document(pair: Pair) -> dict[str, Any]:
-    content = {name: jsonable(getattr(pair, name)) for name in ("row", "old_s", "new_s", "ratios")}
-    return content | {"old_fault": str(pair.old_problem or "")}
+    return jsonable(content)
 
 
 FILES = ("bench.csv", "bench.json", "bench.png", "bench-samples.png")

@@ -5,7 +5,7 @@ Ratios are of samples of one round, and every interval accounts for the processe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,14 +37,11 @@ class Group:
     """What is timed together, in turn.
 
     Attributes:
-        workload: the tensors of a step.
         implementations: what takes the steps, as they are on the device.
         dtype: float32, float64, or float16 (with float32 masters).
-        threads: how many CPU threads.
         cache: `warm`, the same tensors again and again; `cold`, tensors that other memory accesses
             pushed out of the caches.
         precision: target for half the width of the median's 95 % interval, as a share of it.
-        device: where the tensors lie.
     """
 
     workload: Workload
@@ -100,16 +97,13 @@ class BenchRow:
         return f"{self.threads} thread{'s' * (self.threads > 1)}" if self.ctx == "cpu" else self.ctx
 
 
-COLUMNS = tuple(field.name for field in fields(BenchRow))
-
-
 @dataclass(frozen=True)
 class Timings:
-    """What the passes over a group found for one version of the package.
+    """What the passes over a group found for one version of the package, by implementation.
 
     Attributes:
-        samples: by implementation and roof; an implementation with a problem has none.
-        problems: by implementation, why it was not timed.
+        samples: also of the roofs; an implementation with a problem has none.
+        problems: why it was not timed.
     """
 
     samples: Samples
@@ -121,7 +115,6 @@ class Measurement:
     """A row, and the samples behind it.
 
     Attributes:
-        row: what bench.csv has.
         samples_s: the samples of each process, in seconds a step, in the order they were taken.
         by_process: of each process the median of `median_s` and of `ceiling_fraction`.
         problem: why the time is missing or means nothing.
@@ -141,12 +134,10 @@ class Pair:
 
     Attributes:
         row: of this version.
-        old_s: of each process of the other version, the median seconds of a step.
-        new_s: of each process of this one.
+        old_s, new_s: of each process of a version, the median seconds of a step.
         ratios: of each pair of processes, the median ratio of this one's seconds to the other's in
             the same round.
-        problem: what is wrong with this version's step.
-        old_problem: what is wrong with the other version's step.
+        problem, old_problem: what is wrong with a version's step.
     """
 
     row: BenchRow
@@ -180,7 +171,7 @@ def group_result(
     """Make the rows of a group from the samples of its implementations and of the roofs.
 
     Args:
-        group: what was timed.
+        group: the implementations, one row each.
         timings: of this version, with one roof at least.
         peaks: by implementation, its peak extra memory in bytes, where it was measured.
         old: of the version that `--against` names.
@@ -213,7 +204,7 @@ def _lists(arrays: Sequence[np.ndarray]) -> list[list[float]]:
     return [each.tolist() for each in arrays]
 
 
-def _blank(group: Group, chosen: Implementation, note: str, peak: int | None = None) -> BenchRow:
+def _row(group: Group, chosen: Implementation, note: str, **measured: Any) -> BenchRow:
     return BenchRow(
         implementation=chosen.name,
         backend=chosen.backend,
@@ -224,9 +215,9 @@ def _blank(group: Group, chosen: Implementation, note: str, peak: int | None = N
         elements=group.workload.elements,
         threads=group.threads,
         cache=group.cache,
-        peak_extra_bytes=peak,
         bytes_per_element=traffic_bytes(group.dtype),
         note=note,
+        **measured,
     )
 
 
@@ -239,48 +230,50 @@ def _measurement(
         problem = timings.problems.get(name)
         # What is wrong with a framework is not for who runs the command to fix.
         failed = bool(problem and problem.is_failure) and chosen.backend not in FRAMEWORKS
-        blank = _blank(group, chosen, str(problem or ""), peak)
-        return Measurement(blank, problem=problem, check_failed=failed)
+        row = _row(group, chosen, str(problem or ""), peak_extra_bytes=peak)
+        return Measurement(row, problem=problem, check_failed=failed)
     known, moved = measured(samples[name]), group.workload.elements * traffic_bytes(group.dtype)
     time_s, ceiling_s = median_ci(known), median_ci(measured(samples[bound]))
     shares = ratio(samples[bound], samples[name])
     share = median_ci(shares)
-    note = "; ".join([*_notes(chosen, group, samples, time_s), *_too_fast(share)])
-    row = replace(
-        fill_times(_blank(group, chosen, note, peak), known, time_s),
+    notes = list(_notes(chosen, group, samples, time_s))
+    if share.median > FASTER_THAN_ITS_CEILING:
+        notes.append(
+            "faster than its ceiling: the roofs were disturbed, so the share means nothing"
+        )
+    values = _times(group, known, time_s) | _interval("ceiling_fraction", share)
+    unfused = None if chosen.tolerance else samples.get(chosen.unfused)
+    if unfused:
+        values |= _interval("speedup", median_ci(ratio(unfused, samples[name])))
+    row = _row(
+        group,
+        chosen,
+        "; ".join(notes),
+        peak_extra_bytes=peak,
         gigabytes_per_s=moved / time_s.median / 1e9,
         ceiling_gigabytes_per_s=moved / ceiling_s.median / 1e9,
         bound=ROOFS[bound],
+        **values,
     )
-    row = fill_interval(row, "ceiling_fraction", share)
-    unfused = None if chosen.tolerance else samples.get(chosen.unfused)
     by_process = {"median_s": medians(known), "ceiling_fraction": medians(shares)}
-    if unfused:
-        row = fill_interval(row, "speedup", median_ci(ratio(unfused, samples[name])))
     return Measurement(row, _lists(known), by_process)
 
 
-def fill_times(blank: BenchRow, known: Sequence[np.ndarray], time_s: MedianCI) -> BenchRow:
-    """Fill in a row's times."""
+def _times(group: Group, known: Sequence[np.ndarray], time_s: MedianCI) -> dict[str, Any]:
     q1, q3 = np.median([np.percentile(each, [25, 75]) for each in known], axis=0)
-    return replace(
-        blank,
-        processes=len(known),
-        samples=sum(map(len, known)),
-        median_s=time_s.median,
-        ci_low_s=time_s.low,
-        ci_high_s=time_s.high,
-        q1_s=float(q1),
-        q3_s=float(q3),
-        elements_per_s=blank.elements / time_s.median,
-    )
+    return {
+        "processes": len(known),
+        "samples": sum(map(len, known)),
+        **dict(zip(("median_s", "ci_low_s", "ci_high_s"), time_s, strict=True)),
+        "q1_s": float(q1),
+        "q3_s": float(q3),
+        "elements_per_s": group.workload.elements / time_s.median,
+    }
 
 
-def fill_interval(row: BenchRow, name: str, found: MedianCI) -> BenchRow:
-    """Fill in a share or a speed-up with its interval."""
-    names = (name, f"{name}_low", f"{name}_high")
-    values: dict[str, Any] = dict(zip(names, found, strict=True))
-    return replace(row, **values)
+def _interval(name: str, found: MedianCI) -> dict[str, float]:
+    """Return the columns of a share or a speed-up."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
 FASTER_THAN_ITS_CEILING = 1.2
@@ -308,14 +301,6 @@ def _notes(
         yield f"times as fast as {', '.join(listed)}"
 
 
-def _too_fast(share: MedianCI) -> Iterator[str]:
-    if share.median > FASTER_THAN_ITS_CEILING:
-        yield "faster than its ceiling: the roofs were disturbed, so the share means nothing"
-
-
-# --- training -------------------------------------------------------------------------------------
-
-
 def training_result(
     group: Group, samples: Mapping[str, Samples], losses: Mapping[str, list[float]]
 ) -> GroupResult:
@@ -326,9 +311,8 @@ def training_result(
         samples: by implementation, those of `step`, a whole step, and of `update`, its update.
         losses: the loss that each trained to, in each process.
     """
-    return GroupResult(
-        [_training_measurement(group, each, samples, losses) for each in group.implementations]
-    )
+    every = group.implementations
+    return GroupResult([_training_measurement(group, each, samples, losses) for each in every])
 
 
 def _training_measurement(
@@ -347,8 +331,7 @@ def _training_measurement(
         f"the update is {share:.0%} of it; loss {losses[name][-1]!r}, {verdict}, the speed-up's "
         "baseline"
     )
-    row = fill_times(_blank(group, chosen, note), whole, median_ci(whole))
     gain = median_ci(ratio(samples[reference]["step"], own["step"]))
-    row = fill_interval(row, "speedup", gain)
-    by_process = {"median_s": medians(whole)}
+    values = _times(group, whole, median_ci(whole)) | _interval("speedup", gain)
+    row, by_process = _row(group, chosen, note, **values), {"median_s": medians(whole)}
     return Measurement(row, _lists(whole), by_process, problem, check_failed=not correct)

@@ -18,25 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli.bench.measurement_warnings import Samples, format_warnings
-from adadelta_cli.bench.plan import OLD, check_train, largest_group
+from adadelta_cli.bench.plan import OLD, largest_group
 from adadelta_cli.bench.problem import Outcome, TimingProblem
-from adadelta_cli.bench.results import (
-    BenchRow,
-    Group,
-    GroupResult,
-    Measurement,
-    Timings,
-    group_result,
-    training_result,
-)
-from adadelta_cli.bench.worker_pool import (
-    Columns,
-    Job,
-    Worker,
-    WorkerPool,
-    WorkerSpec,
-    run_side_by_side,
-)
+from adadelta_cli.bench.results import Group, Timings, group_result, training_result
+from adadelta_cli.bench.worker_pool import Job, Worker, WorkerPool, WorkerSpec, run_side_by_side
 from adadelta_cli.bench.workloads import model
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS
@@ -47,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adadelta_cli.bench.plan import BenchPlan
-    from adadelta_cli.bench.worker_pool import EntryKey
+    from adadelta_cli.bench.results import BenchRow, GroupResult, Measurement
+    from adadelta_cli.bench.worker_pool import Columns, EntryKey
     from adadelta_cli.implementations.base import Implementation
 
 # By network, what its training steps are timed with; the first is the reference.
@@ -58,7 +44,6 @@ class Benchmark:
     """Carry out a plan.
 
     Args:
-        plan: what to time.
         train: a network whose training steps are timed, too, a key of `TRAINED`.
         machine: its description, from `machine.describe`.
 
@@ -67,13 +52,11 @@ class Benchmark:
         other: what the version that `--against` names reports of itself; empty without one.
 
     Raises:
-        UsageError: `--against` is no program, or is combined with `--train`.
+        UsageError: `--against` is no program.
         UnavailableError: the other environment has no version that understands this one.
     """
 
     def __init__(self, plan: BenchPlan, train: str | None, machine: dict[str, Any]) -> None:
-        if train:
-            check_train(plan.device, plan.against)
         python = plan.against and str(Path(shutil.which(plan.against) or plan.against).absolute())
         self.plan, self.machine = replace(plan, against=python), machine | plan.survey.about
         self._train = train
@@ -89,7 +72,7 @@ class Benchmark:
 
     @property
     def measurements(self) -> list[Measurement]:
-        """All of them, with a row each."""
+        """All of them, each with a row of bench.csv."""
         return [each for result in self.results for each in result.measurements]
 
     @property
@@ -156,10 +139,7 @@ Peaks = dict[tuple[Group, str], "int | None"]
 def measure(plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick) -> None:
     """Time all of a plan.
 
-    Args:
-        plan: what to time.
-        results: a result for each group is added; after an interruption, of what was timed so far.
-        tick: receives the progress.
+    A result for each group is added; after an interruption, of what was timed so far.
 
     Raises:
         BrokenError: a worker process broke.
@@ -179,13 +159,12 @@ def measure(plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick) -
 
 
 def _result(plan: BenchPlan, group: Group, passes: _Passes, peaks: Peaks) -> GroupResult:
-    problems = {each.name: plan.problem(each, group) for each in plan.implementations}
-    known = {name: problem for name, problem in problems.items() if problem}
     absent = {each.name: TimingProblem(Outcome.SKIPPED, reason) for each, reason in plan.absent}
+    problems = {e.name: found for e in plan.implementations if (found := plan.problem(e, group))}
     everyone = (*plan.implementations, *(each for each, _ in plan.absent))
     timings = passes.timings()
-    timings = replace(timings, problems={**known, **absent, **timings.problems})
-    own = {name: peaks.get((group, name)) for name in problems}
+    timings = replace(timings, problems={**problems, **absent, **timings.problems})
+    own = {each.name: peaks.get((group, each.name)) for each in plan.implementations}
     return group_result(replace(group, implementations=everyone), timings, own, passes.timings(OLD))
 
 
@@ -238,8 +217,6 @@ def _is_precise(found: Columns, precision: float) -> bool:
     return True
 
 
-# --- peak memory ----------------------------------------------------------------------------------
-
 # MXNet's pool keeps temporaries, and the C library keeps small blocks. Without both, a step's
 # allocations show in the resident set each time (mallopt(3)).
 UNPOOLED = {"MXNET_CPU_MEM_POOL_TYPE": "Unpooled", "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -254,8 +231,10 @@ def _peaks(plan: BenchPlan, tick: Tick) -> Peaks:
     found: Peaks = {}
     tasks = _peak_tasks(plan)
     jobs = [_peak(plan, *task) for task in tasks]
-    # Side by side, since nothing is timed here.
-    for done, (number, peaks) in enumerate(run_side_by_side(jobs, _at_once(plan)), 1):
+    needed, _ = largest_group(plan)
+    # Side by side, if two fit into memory, since nothing is timed here.
+    at_once = 2 if 2 * needed < (plan.survey.available_bytes or 0) else 1
+    for done, (number, peaks) in enumerate(run_side_by_side(jobs, at_once), 1):
         groups, chosen = tasks[number]
         found |= {(group, chosen.name): each for group, each in zip(groups, peaks, strict=True)}
         tick(0, total, f"memory, {done} of {len(tasks)}")
@@ -270,12 +249,6 @@ def _peak_tasks(plan: BenchPlan) -> list[tuple[list[Group], Implementation]]:
         if not plan.problem(chosen, group):
             tasks.setdefault((chosen, group.dtype, group.threads), []).append(group)
     return [(groups, chosen) for (chosen, *_), groups in tasks.items()]
-
-
-def _at_once(plan: BenchPlan) -> int:
-    """Return how many processes may hold a workload at a time: two if both fit into memory."""
-    needed, _ = largest_group(plan)
-    return 2 if 2 * needed < (plan.survey.available_bytes or 0) else 1
 
 
 def _peak(
@@ -297,26 +270,18 @@ def _peak(
             return [None] * len(groups)  # the worker that takes the samples reports the problem
 
 
-# --- training -------------------------------------------------------------------------------------
-
-
 def train_steps(
     name: str, plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick
 ) -> None:
-    """Time whole training steps of a network, once for each optimizer, in turn.
+    """Time whole training steps of a network of `TRAINED`, once for each optimizer, in turn.
 
-    Args:
-        name: of the network, a key of `TRAINED`.
-        plan: gives threads, processes and time limit.
-        results: a result for each number of threads is added, as in `measure`.
-        tick: receives the progress.
+    A result for each number of threads of the plan is added, as in `measure`.
 
     Raises:
         UnavailableError: MXNet is not installed.
         BrokenError: a worker process broke.
     """
-    if not runtime.is_installed():
-        runtime.load_mxnet()
+    runtime.is_installed() or runtime.load_mxnet()  # raises, and names what is missing
     workload = replace(model(name), name=f"train:{name}")
     for threads in dict.fromkeys(plan.threads):
         group = Group(workload, TRAINED[name], "float32", threads, "warm", plan.precision)

@@ -42,9 +42,7 @@ class LogRatio:
     """The new time over the old one, as logarithms; of too few processes, the interval is infinite.
 
     Attributes:
-        log_ratio: the estimate.
-        log_low: lower end of the two-sided interval of `LEVEL`, for this row by itself.
-        log_high: upper end.
+        log_low, log_high: the two-sided interval of `LEVEL`, for this row by itself.
         p_value: the chance of a difference at least this large, either way, if there is none.
         processes: how many there were, on the side with fewer.
     """
@@ -79,9 +77,6 @@ class Judgement:
     reason: str = ""
 
 
-# --- the tests ------------------------------------------------------------------------------------
-
-
 def paired(ratios: ArrayLike) -> LogRatio:
     """Compare times taken in the same rounds, by Student's t-test on the logarithms of ratios.
 
@@ -101,13 +96,9 @@ def paired(ratios: ArrayLike) -> LogRatio:
 
 
 def unpaired(old: ArrayLike, new: ArrayLike) -> LogRatio:
-    """Compare times taken apart, by Welch's t-test on their logarithms.
+    """Compare times taken apart, one for each process, by Welch's t-test on their logarithms.
 
-    Welch's test does not assume that both sides have the same spread.
-
-    Args:
-        old: a time for each process, positive, in any unit.
-        new: likewise, in the same unit; their number may differ.
+    They are positive, in any unit. Their numbers and their spread may differ between the sides.
 
     Raises:
         ValueError: a side is empty, or a time is no positive number.
@@ -140,9 +131,6 @@ def _t_test(centre: float, *sides: np.ndarray) -> LogRatio:
     half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
     p_value = 2 * float(special.stdtr(freedom, -abs(centre) / error))
     return LogRatio(centre, centre - half, centre + half, p_value, processes)
-
-
-# --- the verdict ----------------------------------------------------------------------------------
 
 
 def judge_all(differences: Sequence[LogRatio], threshold: float) -> list[Judgement]:

@@ -32,10 +32,8 @@ class BenchTarget:
     """An implementation's step on tensors.
 
     Attributes:
-        step: takes one step.
         parameters: the tensors, in the arrays that the step takes.
-        tensors: the same as they were allocated.
-        processor: the device that holds them.
+        tensors: the same as they were allocated on the processor.
     """
 
     step: Callable[[], Any]
@@ -49,8 +47,7 @@ class BenchTarget:
         wrap = processor.wrapped[chosen.timed_on or chosen.backend]
         parameters = [Parameter(*map(wrap, each.arrays)) for each in tensors.parameters]
         ones = [1.0] * len(parameters)
-        bind = chosen.timed or chosen.bind
-        step = bind(StepInputs(parameters, HYPER, ones, ones))
+        step = (chosen.timed or chosen.bind)(StepInputs(parameters, HYPER, ones, ones))
         return cls(step, parameters, tensors, processor)
 
     @property
@@ -62,9 +59,6 @@ class BenchTarget:
             else own
             for taken, own in zip(self.parameters, self.tensors.parameters, strict=True)
         ]
-
-
-# --- is it correct? -------------------------------------------------------------------------------
 
 
 def check_correct(chosen: Implementation, target: BenchTarget) -> TimingProblem | None:
@@ -139,19 +133,14 @@ def _difference(before: Sequence[Parameter], after: Sequence[Parameter]) -> Timi
     """Compare every bit with the array update, which is taken on `before`."""
     for each in before:
         update(np, each, HYPER.scalars(each.acc_grad.dtype), HYPER.learning_rate, HYPER.wd)
-    pairs = [
-        (now, expected)
+    differ = [
+        now.view(f"u{now.itemsize}") != expected.view(f"u{now.itemsize}")
         for own, each in zip(after, before, strict=True)
         for now, expected in zip(own.arrays, each.arrays, strict=True)
     ]
-    differ = sum(int(np.count_nonzero(_bits(now) != _bits(right))) for now, right in pairs)
-    compared = sum(now.size for now, _ in pairs)
-    text = f"{differ} of {compared} values differ from the array update"
-    return _wrong(text) if differ else None
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    return array.view(f"u{array.itemsize}")
+    count, compared = (sum(map(of, differ)) for of in (np.count_nonzero, np.size))
+    text = f"{count} of {compared} values differ from the array update"
+    return _wrong(text) if count else None
 
 
 def _excess(

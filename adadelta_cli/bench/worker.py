@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -45,9 +45,6 @@ WAKE_UP_S = 5e-3
 Clock = Callable[[Sequence[Callable[[], Any]]], float]
 
 
-# --- timing ---------------------------------------------------------------------------------------
-
-
 def _warmed_up(timed: Callable[[], float]) -> float:
     """Time steps until they get no faster, twice in a row; return the seconds of the best."""
     start, best, settled = time.monotonic(), math.inf, 0
@@ -61,21 +58,6 @@ def _warmed_up(timed: Callable[[], float]) -> float:
     return best
 
 
-class Cursor:
-    """The next copy of the tensors, for all entries that are timed on them.
-
-    They share it: otherwise one would find in the caches what another has just left there.
-    """
-
-    def __init__(self) -> None:
-        self._next = 0
-
-    def take(self, count: int) -> range:
-        """Return the indices of the next copies, without wrapping around."""
-        self._next += count
-        return range(self._next - count, self._next)
-
-
 class TimedEntry:
     """Something that is timed, in samples of enough steps each.
 
@@ -84,7 +66,8 @@ class TimedEntry:
         clock: returns the seconds of a step, the mean of several.
         together: how many steps one call takes.
         evict: empties the caches before each sample; then a sample is one step on each copy.
-        cursor: shared by all entries that are timed on the same copies.
+        cursor: counts the copies that were taken. All entries that are timed on them share it:
+            otherwise one would find in the caches what another has just left there.
     """
 
     def __init__(
@@ -93,10 +76,10 @@ class TimedEntry:
         clock: Clock,
         together: float = 1,
         evict: Callable[[], Any] | None = None,
-        cursor: Cursor | None = None,
+        cursor: Iterator[int] | None = None,
     ) -> None:
         self._steps, self._clock, self._together, self._evict = steps, clock, together, evict
-        self._cursor = cursor or Cursor()
+        self._cursor = cursor or itertools.count()
         for step in steps if len(steps) > 1 else ():
             step()  # the first call on each may compile, or query its arrays
         cost = _warmed_up(self._take)
@@ -110,7 +93,8 @@ class TimedEntry:
             self._take()
 
     def _chosen(self, count: int) -> list[Callable[[], Any]]:
-        return [self._steps[k % len(self._steps)] for k in self._cursor.take(count)]
+        places = itertools.islice(self._cursor, count)
+        return [self._steps[k % len(self._steps)] for k in places]
 
     def _take(self) -> float:
         return self._clock(self._chosen(1))
@@ -124,9 +108,6 @@ class TimedEntry:
         return self._clock(self._chosen(self._loops)) / self._together
 
 
-# --- tasks: the first reply, then the samples -----------------------------------------------------
-
-
 class TimingTask:
     """Time steps of implementations, and the two roofs, on the tensors of a workload."""
 
@@ -138,13 +119,14 @@ class TimingTask:
         copies, other = cold_copies(size, self._processor.cache_bytes) if spec["cold"] else (1, 0)
         self._tensors = TensorSet.allocate(shapes, dtype, seed, copies, self._processor.region)
         self._evict = self._processor.evictor(other) if other else None
-        self._cursor = Cursor()
+        self._cursor = itertools.count()
         self.problems: dict[str, TimingProblem | None] = {}
         self.entries: dict[str, TimedEntry] = {}
         for name in spec["implementations"]:
             self._add(name)
         if spec["roofs"]:
-            self._add_roofs(dtype, seed)
+            roofs = self._processor.roofs(self._tensors, dtype, seed, HYPER)
+            self.entries |= {name: self._entry(*each) for name, each in roofs.items()}
 
     def _add(self, name: str) -> None:
         try:
@@ -159,13 +141,8 @@ class TimingTask:
 
     def _entry(self, steps: Sequence[Callable[[], Any]], together: float = 1) -> TimedEntry:
         rotated = len(steps) == len(self._tensors)  # the arithmetic roof has data of its own
-        evict = self._evict if rotated else None
-        cursor = self._cursor if rotated else None
-        return TimedEntry(steps, self._processor.seconds, together, evict, cursor)
-
-    def _add_roofs(self, dtype: str, seed: int) -> None:
-        roofs = self._processor.roofs(self._tensors, dtype, seed, HYPER)
-        self.entries |= {name: self._entry(*each) for name, each in roofs.items()}
+        shared = (self._evict, self._cursor) if rotated else ()
+        return TimedEntry(steps, self._processor.seconds, together, *shared)
 
     def ready(self) -> dict[str, Any]:
         """Report the problem of each implementation, empty for those that are timed."""
@@ -231,7 +208,7 @@ class TrainingTask:
         self._images = mx.np.array(random.standard_normal((self.BATCH, 784)), dtype="float32")
         self._labels = mx.np.array(random.integers(0, 10, self.BATCH))
         self._loss_of = mx.gluon.loss.SoftmaxCrossEntropyLoss()
-        optimizer = _training_optimizer(spec["implementations"][0])
+        optimizer = self._optimizer(*spec["implementations"])
         self._trainer = mx.gluon.Trainer(self._net.collect_params(), optimizer, kvstore=None)
         for _ in range(self.STEPS_TO_LOSS):
             self._step()
@@ -239,6 +216,13 @@ class TrainingTask:
         self._clock = CpuDevice().seconds
         step = TimedEntry([self._step], self._clock)
         self._entries = {"step": step.sample, "update": self._update_s}
+
+    def _optimizer(self, name: str) -> Any:
+        from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
+
+        if name == "mxnet-stock":
+            return self._mx.optimizer.adadelta.AdaDelta()
+        return AdaDelta(use_fused_step={"mxnet": False, "mxnet-fused": True}[name])
 
     def _network(self, random: np.random.Generator) -> Any:
         nn = self._mx.gluon.nn
@@ -273,7 +257,7 @@ class TrainingTask:
         self._mx.nd.waitall()
 
     def ready(self) -> dict[str, Any]:
-        """Return the loss after a number of steps that is the same for every optimizer."""
+        """Return the loss after `STEPS_TO_LOSS`."""
         return {"loss": self._loss, "faults": {}, "entries": list(self._entries)}
 
     def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
@@ -281,56 +265,34 @@ class TrainingTask:
         return {name: _spent(self._entries[name]) for name in names}
 
 
-def _training_optimizer(name: str) -> Any:
-    from adadelta_cli.mxnet_bridge import runtime
-    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
-
-    make: dict[str, Callable[[], Any]] = {
-        "mxnet-stock": runtime.load_mxnet().optimizer.adadelta.AdaDelta,
-        "mxnet": lambda: AdaDelta(use_fused_step=False),
-        "mxnet-fused": lambda: AdaDelta(use_fused_step=True),
-    }
-    return make[name]()
-
-
 TASKS: dict[str, Any] = {"time": TimingTask, "peak": PeakMemoryTask, "train": TrainingTask}
 
 
 def serve(orders: IO[str], replies: IO[str]) -> None:
-    """Answer each line until stdin ends."""
+    """Answer each line until stdin ends; a GPU that failed is reported, other errors are raised."""
     versions = machine.versions()
     about = {"protocol": PROTOCOL, "path": str(Path(__file__)), "versions": versions}
     _reply(replies, about | {"version": versions.get("adadelta", "not installed")})
     gc.disable()
-    server, own = Server(), os.getpid()
-    for line in orders:
+    task: Any = None
+    own = os.getpid()
+    for order in map(json.loads, orders):
         try:
-            answer = server.answer(json.loads(line))
-        finally:
-            leave_if_forked(own)
-        _reply(replies, answer)
-
-
-class Server:
-    """The current task, and what answers the orders."""
-
-    def __init__(self) -> None:
-        self._task: Any = None
-
-    def answer(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Carry out an order; a GPU that failed is reported, any other error is raised."""
-        try:
-            if "task" not in order:
-                return {"samples": self._task.sample(order["sample"])}
-            self._task = None  # frees its memory before the next task allocates
-            gc.collect()
-            self._task = TASKS[order["task"]](order)
-            return self._task.ready()
+            if "task" in order:
+                task = None  # frees its memory before the next task allocates
+                gc.collect()
+                task = TASKS[order["task"]](order)
+                answer = task.ready()
+            else:
+                answer = {"samples": task.sample(order["sample"])}
         except Exception as error:
             broken = of_device(error)
             if not broken:
                 raise
-            return {"broken": str(broken), "status": broken.status}
+            answer = {"broken": str(broken), "status": broken.status}
+        finally:
+            leave_if_forked(own)
+        _reply(replies, answer)
 
 
 def _reply(replies: IO[str], answer: dict[str, Any]) -> None:
@@ -342,12 +304,14 @@ def _reply(replies: IO[str], answer: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve the leader on stdin and stdout; anything else that is printed goes to stderr."""
+    """Serve the leader on stdin and stdout; other code reads nothing, and prints to stderr."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the leader ends this process
     sys.modules["sklearn"] = None  # type: ignore[assignment] # half of MXNet's import, unused here
-    replies = os.fdopen(os.dup(1), "w")
+    orders, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
-    serve(sys.stdin, replies)
+    serve(orders, replies)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -66,12 +67,7 @@ T = TypeVar("T")
 
 
 class EntryKey(NamedTuple):
-    """Something that is timed: an implementation or a roof, by name.
-
-    Attributes:
-        side: tells entries of one name apart, which several workers time; see `WorkerSpec`.
-        name: as the worker knows it.
-    """
+    """Something that is timed: an implementation or a roof, and the side of its worker."""
 
     side: str
     name: str
@@ -220,8 +216,8 @@ class Worker:
         how = self._child.ended()
         self._errors.seek(0)
         last = (self._errors.read().strip().splitlines() or ["no output"])[-1]
-        out_of_memory = "; the system probably ran out of memory: ask for smaller --sizes"
-        hint = out_of_memory if how == "killed by SIGKILL" else ""
+        smaller = "; the system probably ran out of memory: ask for smaller --sizes"
+        hint = smaller if self._child.exit_code == -signal.SIGKILL else ""
         return BrokenError(f"a worker process crashed: {how}: {last}{hint}")
 
 
@@ -263,11 +259,10 @@ def _wait_for_first(workers: Iterable[Worker]) -> Worker:
 
 def _environment(threads: int, *, own: bool) -> dict[str, str]:
     """Return a child's variables; with `own`, it imports this installation of the package."""
-    path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     found = {**os.environ, **machine.thread_environment(threads)}
     # Else JAX takes three quarters of a GPU's memory (JAX's docs, "GPU memory allocation").
     found.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    found.pop("PYTHONPATH", None)
+    path = [str(Path(__file__).parents[2]), found.pop("PYTHONPATH", "")]
     return found | ({"PYTHONPATH": os.pathsep.join(filter(None, path))} if own else {})
 
 
@@ -300,10 +295,10 @@ class WorkerSpec:
 
 
 class WorkerPool:
-    """Worker processes that are timed in turn.
+    """Worker processes, one for each of `specs`, that are timed in turn.
 
     Args:
-        specs: one process each.
+        specs: what they time.
         threads: how many threads each of them may use.
         seed: of the order within each round.
 
@@ -370,7 +365,9 @@ class WorkerPool:
         try:
             return self._workers[spec].ask(**order)
         except BrokenError as error:
-            if not spec.foreign or _is_gpu_failure(error):
+            # A GPU may fail by what a kernel did, such as an illegal address, or by itself.
+            of_gpu = isinstance(error, DeviceError) and error.status not in KERNEL_FAULTS
+            if of_gpu or not spec.foreign:
                 raise
             self._lost[spec] = TimingProblem(Outcome.WRONG, str(error))
             self._mark_lost(spec)
@@ -408,19 +405,12 @@ class WorkerPool:
         for place in self._random.permutation(len(self._specs)):
             spec = self._specs[place]
             names = [key.name for key in due if self._entries.get(key) is spec]
-            for name, (step_s, sample_s) in self._sample_worker(spec, names).items():
+            order = [names[place] for place in self._random.permutation(len(names))]
+            samples = self._ask(spec, sample=order).get("samples", {}) if order else {}
+            for name, (step_s, sample_s) in samples.items():
                 found[spec.key(name)] = step_s
                 costs[spec.key(name)] = sample_s
         return found
-
-    def _sample_worker(self, spec: WorkerSpec, due: list[str]) -> dict[str, list[float]]:
-        order = [due[place] for place in self._random.permutation(len(due))]
-        return self._ask(spec, sample=order).get("samples", {}) if due else {}
-
-
-def _is_gpu_failure(error: BrokenError) -> bool:
-    """Tell whether a GPU failed by itself, not by what a kernel did, such as an illegal address."""
-    return isinstance(error, DeviceError) and error.status not in KERNEL_FAULTS
 
 
 def _period(key: EntryKey, costs: Mapping[EntryKey, float]) -> int:

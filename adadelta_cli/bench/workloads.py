@@ -23,12 +23,7 @@ SIZES_ALLOWED = (
 
 @dataclass(frozen=True)
 class Workload:
-    """The tensors of one step.
-
-    Attributes:
-        name: as `--sizes` or `--model` took it.
-        shapes: the shape of each tensor, in the order the network lists its parameters.
-    """
+    """The tensors of one step, in the order the network lists them; `name` is the option's."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -58,39 +53,28 @@ def sizes(text: str) -> list[Workload]:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(
-        r"((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:e\+?[0-9]{1,2})?)([kMG]?)", text.strip()
-    )
-    size = float(match[1]) * SUFFIXES[match[2]] if match else 0.0
+    given = text.strip()
+    match = re.fullmatch(r"(([0-9]+(\.[0-9]+)?|\.[0-9]+)(e\+?[0-9]{1,2})?)([kMG]?)", given)
+    size = float(match[1]) * SUFFIXES[match[5]] if match else 0.0
     if not 1 <= size < math.inf or size != int(size):
-        given = shortened(text.strip())
-        raise UsageError(f"--sizes has {given!r}, which is not a size; {SIZES_ALLOWED}")
+        raise UsageError(f"--sizes has {shortened(given)!r}, which is not a size; {SIZES_ALLOWED}")
     return int(size)
 
 
 def _name(size: int) -> str:
     """Write a size in the shortest way that is exact: 1e6, 2.5e7, 12345."""
     digits = str(size).rstrip("0")
-    exponent = len(str(size)) - 1
     mantissa = digits[0] + ("." + digits[1:] if digits[1:] else "")
-    scientific = f"{mantissa}e{exponent}"
-    return min(str(size), scientific, key=len)
+    return min(str(size), f"{mantissa}e{len(str(size)) - 1}", key=len)
 
 
 def model(name: str) -> Workload:
-    """Look up the parameters of a network.
-
-    Raises:
-        UsageError: the name is unknown.
-    """
+    """Look up the parameters of a network, or raise a UsageError."""
     if name not in MODELS:
         raise UsageError(
             f"--model is {name!r}{suggestion(name, MODELS)}; known are {', '.join(MODELS)}"
         )
     return Workload(name, tuple(MODELS[name]()))
-
-
-# --- the networks, each from its architecture's definition ----------------------------------------
 
 
 def _dense(outputs: int, inputs: int) -> Iterator[Shape]:
@@ -127,33 +111,23 @@ def _resnet50() -> Iterator[Shape]:
     yield from _dense(1000, channels)
 
 
-def _bert_base() -> Iterator[Shape]:
+def _bert_base() -> Iterable[Shape]:
     """Devlin et al., "BERT", arXiv:1810.04805, section 3: L=12, H=768; uncased, with pooler."""
     hidden = 768
-    yield from ((30522, hidden), (512, hidden), (2, hidden))
-    yield from _norm(hidden)
-    for _layer in range(12):
-        for _projection in ("query", "key", "value", "output"):
-            yield from _dense(hidden, hidden)
-        yield from _norm(hidden)
-        yield from _dense(4 * hidden, hidden)
-        yield from _dense(hidden, 4 * hidden)
-        yield from _norm(hidden)
-    yield from _dense(hidden, hidden)
+    norm = [*_norm(hidden)]
+    attention = [*_dense(hidden, hidden)] * 4  # query, key, value, output
+    layer = [*attention, *norm, *_dense(4 * hidden, hidden), *_dense(hidden, 4 * hidden), *norm]
+    embeddings = [(30522, hidden), (512, hidden), (2, hidden), *norm]
+    return [*embeddings, *layer * 12, *_dense(hidden, hidden)]
 
 
-def _gpt2_small() -> Iterator[Shape]:
+def _gpt2_small() -> Iterable[Shape]:
     """Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3."""
     hidden = 768
-    yield from ((50257, hidden), (1024, hidden))
-    for _layer in range(12):
-        yield from _norm(hidden)
-        yield from _dense(3 * hidden, hidden)
-        yield from _dense(hidden, hidden)
-        yield from _norm(hidden)
-        yield from _dense(4 * hidden, hidden)
-        yield from _dense(hidden, 4 * hidden)
-    yield from _norm(hidden)
+    norm = [*_norm(hidden)]
+    attention = [*norm, *_dense(3 * hidden, hidden), *_dense(hidden, hidden)]
+    layer = [*attention, *norm, *_dense(4 * hidden, hidden), *_dense(hidden, 4 * hidden)]
+    return [(50257, hidden), (1024, hidden), *layer * 12, *norm]
 
 
 def _many_small() -> Iterable[Shape]:

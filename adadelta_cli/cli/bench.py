@@ -154,7 +154,7 @@ format_option = click.option(
     "--against",
     metavar="PYTHON",
     callback=possible,
-    help="Python of another environment, whose installed version is timed in turn with this one; "
+    help="Python of another environment; its installed version is timed in turn with this one; "
     "exit 1 if this one is slower.",
 )
 @click.option(
@@ -228,18 +228,20 @@ def _plan(
 ) -> BenchPlan:
     """Resolve the names that the options give."""
     from adadelta_cli.bench import plan, workloads
+    from adadelta_cli.implementations import frameworks, registry
     from adadelta_cli.mxnet_bridge import runtime
 
     if train:  # before a device is tried
-        plan.check_train(device, how["against"])
-        _check_train_alone(backend, names if not (sizes or models) else (), warm, how["dtypes"])
+        alone = names if not (sizes or models) else ()
+        _check_train(device, how["against"], backend, alone, warm, how["dtypes"])
     sizes = sizes or ("" if models or train else "1e5,1e6,1e7")
     warm = device.kind == "cpu" if warm is None else warm
     fused_only = bool(how["against"])
     own = plan.choose_implementations(names, backend, device, fused_only=fused_only)
     if train or any(each.backend == "mxnet" for each in own):
         runtime.check_environment()
-    here, absent = plan.choose_frameworks(device) if peers else ((), ())
+    others = (*registry.FRAMEWORKS.values(), *registry.YARDSTICKS.values()) if peers else ()
+    here, absent = frameworks.available(each.on(device) for each in others)
     return plan.BenchPlan(
         (*workloads.sizes(sizes), *map(workloads.model, models)),
         tuple(dict.fromkeys((*own, *here))),
@@ -251,14 +253,22 @@ def _plan(
     )
 
 
-def _check_train_alone(
-    backend: str, names: Sequence[str], warm: bool | None, dtypes: Sequence[str]
+def _check_train(
+    device: Device,
+    against: str | None,
+    backend: str,
+    names: Sequence[str],
+    warm: bool | None,
+    dtypes: Sequence[str],
 ) -> None:
-    """Refuse what a training on MXNet in float32 contradicts.
-
-    Raises:
-        UsageError: there is something of that.
-    """
+    """Raise a UsageError for what contradicts a training: on MXNet, on a CPU, in float32."""
+    if against:
+        raise UsageError("--against compares single steps; leave out --train, or --against")
+    if device.kind != "cpu":
+        raise UsageError(
+            f"--train --ctx {device}: whole training steps go through gluon.Trainer, whose MXNet "
+            "computes on a CPU; leave out --train, or --ctx"
+        )
     wrong = {
         f"--backend {backend}": backend not in {"auto", "mxnet"},
         f"--impl {', '.join(names)}": bool(names),
@@ -299,14 +309,13 @@ def _show_bench(
 ) -> None:
     from adadelta_cli.bench import report
 
-    rows = work.rows
     if not work.results:
         return
     if layout == "markdown":
-        screen.text(report.bench_markdown(rows))
+        screen.text(report.bench_markdown(work.rows))
     else:
-        screen.table(report.bench_table(rows))
-        for line in report.bench_notes(rows):
+        screen.table(report.bench_table(work.rows))
+        for line in report.bench_notes(work.rows):
             screen.text(line)
     for warning in work.warnings:
         screen.note(f"Warning: {warning}")
@@ -337,7 +346,7 @@ def compare(
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """Judge one result of bench against another: FASTER, SLOWER, SAME or UNCLEAR.
+    """Compare two results of bench: FASTER, SLOWER, SAME or UNCLEAR.
 
     OLD and NEW are each a bench.json, or its folder. Exit code 1 if a row is SLOWER: by more than
     the threshold, and significantly.
@@ -350,9 +359,8 @@ def compare(
     from adadelta_cli.bench import regression, regression_report
 
     screen = terminal(as_json, quiet, verbose)
-    found = regression.judge(
-        regression.read_document(old), regression.read_document(new), threshold
-    )
+    before, after = map(regression.read_document, (old, new))
+    found = regression.judge(before, after, threshold)
     if out:
         files.prepare_folder(out, regression_report.FILES)
     try:

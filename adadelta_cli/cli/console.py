@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adadelta_cli.errors import displayed
 from adadelta_cli.progress import Tick, no_tick
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Terminal:
     def text(self, line: str) -> None:
         """Print a line of results to stdout."""
         if not self.json:
-            print(line)  # noqa: T201 - this is the terminal
+            print(displayed(line, keep="\n"))  # noqa: T201 - this is the terminal
 
     def document(self, summary: Any) -> None:
         """Print the JSON document, where one was asked for."""
@@ -64,7 +65,7 @@ class Terminal:
     def note(self, line: str, *, level: int = 0) -> None:
         """Print a remark to stderr; `level` 1 only with `-v`."""
         if self.verbosity >= level:
-            print(line, file=sys.stderr)  # noqa: T201
+            print(displayed(line, keep="\n"), file=sys.stderr)  # noqa: T201
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Tick]:

@@ -11,9 +11,9 @@ from adadelta_cli.errors import UnavailableError
 @click.command(cls=Command)
 @decorated(SCREEN_OPTIONS)
 def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Check the installation, and find what would disturb a measurement.
+    """Check the installation and what would disturb a measurement.
 
-    Kernels and libraries are tried in processes of their own, which may crash. Each finding says
+    Kernels and libraries run in separate processes, so a crash is only reported. Each finding says
     why it matters and how to fix it. No files are written. Exit code 3 if run, verify or bench
     cannot work here; optional libraries may be missing.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adadelta_cli.cli.console import Terminal
-from adadelta_cli.errors import UsageError, shortened, suggestion
+from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,18 +57,45 @@ class Command(click.Command):
             try:
                 given, _, order = self.make_parser(ctx).parse_args([*args])
             except click.NoSuchOption as error:
-                near = nearest_options(error.option_name, self.get_params(ctx))
-                raise click.NoSuchOption(
-                    error.option_name, possibilities=near, ctx=error.ctx
-                ) from None
+                raise self.unknown_option(ctx, _as_typed(error.option_name, args)) from None
             if not given.get("help"):
                 _check_not_empty(given, self.get_params(ctx))
                 _check_contradictions(args, order)
         return super().parse_args(ctx, args)
 
+    def unknown_option(self, ctx: click.Context, option: str) -> click.UsageError:
+        """Return the error of an unknown option, which suggests what it may stand for."""
+        near = " or ".join(meant_by(option, self.params))
+        meant = f" (did you mean {near}?)" if near else ""
+        return click.UsageError(f"no such option: {shortened(option)}{meant}", ctx)
+
+
+# What users call a command, or take for one.
+COMMAND_ALIASES = {
+    "help": "--help",
+    "version": "--version",
+    "train": "run",
+    "test": "verify",
+    "check": "verify",
+    "validate": "verify",
+    "self-test": "verify --self-test",
+    "diff": "compare",
+    "info": "doctor",
+}
+
 
 class Group(Command, click.Group):
     """The group of all commands."""
+
+    def unknown_option(self, ctx: click.Context, option: str) -> click.UsageError:
+        """Say so where it is an option of a command."""
+        name = option.partition("=")[0]
+        having = [c.name for c in self.commands.values() if any(name in p.opts for p in c.params)]
+        if having:
+            return click.UsageError(
+                f"{name} comes after the command: adadelta {having[0]} {name}", ctx
+            )
+        return super().unknown_option(ctx, option)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -83,10 +109,10 @@ class Group(Command, click.Group):
             raise UsageError(EMPTY.format(name="COMMAND"))
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             known = self.list_commands(ctx)
+            alias = COMMAND_ALIASES.get(args[0].lower())
+            near = f" (did you mean {alias}?)" if alias else suggestion(args[0], known)
             raise click.UsageError(
-                f"no such command: {shortened(args[0])}{suggestion(args[0], known)}; "
-                f"known are {', '.join(known)}",
-                ctx,
+                f"no such command: {shortened(args[0])}{near}; known are {', '.join(known)}", ctx
             )
         return super().resolve_command(ctx, args)
 
@@ -134,16 +160,28 @@ def _refuse(*options: str) -> None:
     raise UsageError(f"{' and '.join(options)} contradict each other; leave one of them out")
 
 
-def nearest_options(option: str, parameters: Sequence[click.Parameter]) -> list[str]:
-    """Return the options that are spelled like this one, the dashes apart."""
-    known = {
-        each.lstrip("-"): each
-        for parameter in parameters
-        for each in (*parameter.opts, *parameter.secondary_opts)
-        if each.startswith("--")
-    }
-    near = difflib.get_close_matches(option.lstrip("-"), known, n=3)
-    return [known[name] for name in near]
+def _as_typed(option: str, args: Sequence[str]) -> str:
+    """Return all of an unknown option: of `-set`, Click names `-s`."""
+    if option.startswith("--"):
+        return option
+    return next((arg for arg in args if arg.startswith(option)), option)
+
+
+def meant_by(option: str, parameters: Sequence[click.Parameter]) -> list[str]:
+    """Return the options that are spelled like this one, or that it is another name of."""
+    known = [o for p in parameters for o in (*p.opts, *p.secondary_opts) if o.startswith("--")]
+    names = {each.lstrip("-"): each for each in known} | {"help": "--help"}
+    near = [names[each] for each in nearest(option.lstrip("-"), names)]
+    if near or len(option) > LONGEST_ALIAS:
+        return near
+    from adadelta_cli.run.config import meant_by_option
+
+    meant = meant_by_option(option)
+    here = [each for each in meant if each in known]
+    return here or [f"--set {key}=..." for key in meant if "." in key and "--set" in known]
+
+
+LONGEST_ALIAS = 40  # characters of an option that may be another name of something
 
 
 class Choice(click.Choice[str]):
@@ -166,7 +204,7 @@ SCREEN_OPTIONS = (
         "--json",
         "as_json",
         is_flag=True,
-        help="The summary as one JSON document on stdout, and nothing else there.",
+        help="Print only the summary on stdout, as one JSON document.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Print less."),
     click.option(
@@ -231,14 +269,14 @@ def shared_options(command: str) -> Callable[[Any], Any]:
             default="auto",
             show_default=True,
             type=Choice(["auto", "mxnet", "numpy", "cupy"]),
-            help="Array library; auto takes mxnet where it can serve the device.",
+            help="Array library; auto: mxnet if it supports the device.",
         ),
         click.option(
             "--seed",
             default=0,
             show_default=True,
             type=click.IntRange(0, 2**32 - 1),
-            help="Everything random derives from it.",
+            help="Seed of all random numbers.",
         ),
         click.option(
             "--out",
@@ -246,7 +284,7 @@ def shared_options(command: str) -> Callable[[Any], Any]:
             show_default=True,
             type=click.Path(path_type=Path, file_okay=False),
             callback=folder_of,
-            help="Where the files go; made if missing.",
+            help="Folder for the files; created if missing.",
         ),
         *SCREEN_OPTIONS,
         _in_checked_environment,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--fused/--no-fused",
     default=True,
     show_default=True,
-    help="Take the step in one pass over memory, or one operation at a time: the same bits.",
+    help="Use the fused step or the unfused one; results are bit-identical.",
 )
 @click.option(
     "--set",
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Override a value of the configs, such as optimizer.rho=0.95; repeatable.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint, where there is one.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint, if any.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Begin anew, even where that loses an unfinished run or one with other settings.",
+    help="Start again, even if this deletes an unfinished run or one with other settings.",
 )
 @click.option(
     "--record-gradients",
@@ -76,8 +76,8 @@ def run(
 ) -> None:
     """Train the problems; write history and plots.
 
-    CONFIG is a YAML file or the name of one that ships: rosenbrock, logistic_regression, mlp.
-    With none given, all three. Files, in OUT/<config name>/: history.csv, summary.json,
+    CONFIG is a YAML file, or a bundled one: rosenbrock, logistic_regression, mlp.
+    Default: all three. Files, in OUT/<config name>/: history.csv, summary.json,
     config.yaml, loss.png, checkpoint.npz.
 
     \b

@@ -71,7 +71,7 @@ def _sizes(
     "--steps",
     type=click.IntRange(1, 100_000),
     metavar="N",
-    help="Steps of each case, instead of its own number.",
+    help="Number of steps of each case. Default: each case's own.",
 )
 @click.option(
     "--dtype",
@@ -98,7 +98,7 @@ def _sizes(
 @click.option(
     "--self-test",
     is_flag=True,
-    help="Check that each of many common mistakes in the sources (mutants) is caught.",
+    help="Plant known bugs one at a time; check that verify finds each.",
 )
 @threads_option
 @shared_options("verify")
@@ -117,8 +117,9 @@ def verify(
 
     Each takes the steps of a catalogue of cases, and trains the problems (on MXNet, 50 steps unless
     --full). Weights, states and master weights are compared. CONFIG is a problem to train: a YAML
-    file, or one of rosenbrock, logistic_regression, mlp. Naming problems, cases or sizes leaves out
-    the rest. Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 if a bit differs.
+    file, or one of rosenbrock, logistic_regression, mlp. If you name some problems, cases or sizes,
+    only those run. Files, in OUT: verify.csv, verify.json, verify.png. Exit code 1 if a check
+    fails: any bit for built-in steps, the bound for others.
 
     \b
     adadelta verify

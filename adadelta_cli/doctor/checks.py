@@ -53,7 +53,6 @@ class Check:
 
     Attributes:
         name, purpose, required: as of the requirement.
-        outcome: whether it works.
         observed: what it did, or how it failed.
         fix: what to do; empty if it works.
         seconds: duration.
@@ -73,10 +72,8 @@ class Check:
         if self.outcome is CheckOutcome.WORKS:
             return None
         broken = self.required and self.outcome is CheckOutcome.BROKEN
-        level = Level.BROKEN if broken else Level.MISSING
-        return Finding(
-            level, f"{self.name}: {self.observed}", f"needed for {self.purpose}", self.fix
-        )
+        level, what = Level.BROKEN if broken else Level.MISSING, f"{self.name}: {self.observed}"
+        return Finding(level, what, f"needed for {self.purpose}", self.fix)
 
 
 @dataclass(frozen=True)
@@ -84,11 +81,9 @@ class Examination:
     """The result of `doctor`.
 
     Attributes:
-        machine: its description.
         activity: the load of other processes.
         steal_share: the share of the CPU time wanted during the checks that the hypervisor gave to
             other machines; None if unknown, or the checks were too short.
-        checks: of the requirements.
         conditions: findings about machine and environment.
     """
 
@@ -115,13 +110,9 @@ class Examination:
 
 
 def run_checks(tick: Tick = no_tick) -> Examination:
-    """Describe the machine, then try the requirements.
-
-    Args:
-        tick: receives the number of finished checks, of all checks, and the next one's name.
-    """
+    """Describe the machine, then try the requirements."""
     environment.prepare()
-    here, load = machine.inspect_machine(), cpu_load.sample_load()
+    here, load = machine.Machine(), cpu_load.sample_load()
     before, checks = cpu_load.cpu_times(), []
     with Sandbox(TIMEOUT_S) as sandbox:
         for done, requirement in enumerate(REQUIREMENTS):
@@ -132,15 +123,11 @@ def run_checks(tick: Tick = no_tick) -> Examination:
     return Examination(here, load, steal, tuple(checks), tuple(conditions(here, load, steal)))
 
 
-# --- one check ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Requirement:
     """Something that the commands use.
 
     Attributes:
-        name: as shown.
         purpose: what needs it.
         fix: what to do if it is missing, or fails for an unknown reason.
         attempt: tries it, in a sandbox; returns what it did.
@@ -160,15 +147,13 @@ class Requirement:
 
 def run_check(requirement: Requirement, sandbox: Sandbox) -> Check:
     """Try a requirement; a failure is a result, and no exception."""
-    start = time.monotonic()
-    outcome, observed, fix = _result(requirement, sandbox)
-    name, purpose, required = requirement.name, requirement.purpose, requirement.required
+    start, this = time.monotonic(), requirement
+    outcome, observed, fix = _result(this, sandbox)
     observed, seconds = " ".join(observed.split()), time.monotonic() - start
-    return Check(name, outcome, observed, purpose, fix, required, seconds)
+    return Check(this.name, outcome, observed, this.purpose, fix, this.required, seconds)
 
 
 def _result(requirement: Requirement, sandbox: Sandbox) -> tuple[CheckOutcome, str, str]:
-    """Return the outcome, what was observed, and the fix."""
     if missing := requirement.missing():
         return CheckOutcome.MISSING, missing, requirement.fix
     try:
@@ -209,9 +194,6 @@ def _known_fix(error: BaseException) -> str:
         return FREE_MEMORY
     cause = error.__cause__
     return environment.known_fix(str(error)) or (_known_fix(cause) if cause else "")
-
-
-# --- attempts, each in a sandbox ------------------------------------------------------------------
 
 
 def _same_bits(name: str, reference: str, ctx: str = "cpu") -> str:
@@ -255,7 +237,6 @@ def _try_configs() -> str:
     """Load the bundled configs and their data, and draw a plot."""
     import io
 
-    import hypothesis  # noqa: F401 - verify needs it
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -319,9 +300,6 @@ def _try_versions() -> str:
     return f"{len(wanted)} libraries, all of the required versions"
 
 
-# --- what is missing, and the table ---------------------------------------------------------------
-
-
 def _missing_modules(*modules: str) -> str:
     absent = [name for name in modules if util.find_spec(name) is None]
     return f"{' and '.join(absent)} not installed" if absent else ""
@@ -334,8 +312,8 @@ def _missing_gpu() -> str:
 
 
 def _missing_metadata() -> str:
-    found = machine.versions(["adadelta"])
-    return "" if found else "adadelta runs from its sources, and is not installed"
+    here = machine.versions(["adadelta"])
+    return "" if here else "adadelta runs from its sources, and is not installed"
 
 
 def _missing_compiler() -> str:

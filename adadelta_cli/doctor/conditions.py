@@ -25,19 +25,10 @@ BROKEN, DISTURBS, NOTE = Level.BROKEN, Level.DISTURBS, Level.NOTE
 
 
 def conditions(here: Machine, load: CpuLoad, steal_share: float | None) -> list[Finding]:
-    """Return what will disturb a measurement here, the worst first.
-
-    Args:
-        here: the machine.
-        load: of other processes.
-        steal_share: the share of the wanted CPU time that the hypervisor gave to other machines.
-    """
+    """Return what will disturb a measurement here, the worst first; see `Examination`."""
     facts = _facts(here, load, steal_share)
     found = [each.finding(facts) for each in CONDITIONS if each.holds(facts)]
     return sorted([*found, *_variables(here), *_threads(here)], key=severity)
-
-
-# --- load and machine -----------------------------------------------------------------------------
 
 
 def _facts(here: Machine, load: CpuLoad, steal_share: float | None) -> SimpleNamespace:
@@ -148,7 +139,6 @@ CONDITIONS = (
     ),
 )
 
-# --- environment ----------------------------------------------------------------------------------
 
 NONZERO, ANY, YES = r"(?!0$).+", r".+", r"1|true|yes|on"
 FLUSHES = "MXNet then makes the main thread, and NumPy with it, flush subnormals; verify refuses it"

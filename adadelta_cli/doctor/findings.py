@@ -17,14 +17,7 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem and its fix.
-
-    Attributes:
-        level: how bad it is.
-        what: the problem, with the number that was measured.
-        why: it matters.
-        fix: what to do.
-    """
+    """A problem, with the number that was measured, why it matters, and its fix."""
 
     level: Level
     what: str

@@ -61,9 +61,6 @@ def _fix(fix: str) -> str:
     return f"[cyan]-> {escape(fix)}[/]"
 
 
-# --- the machine ----------------------------------------------------------------------------------
-
-
 def machine_table(found: Examination, *, verbose: bool) -> Table:
     """Describe the machine, one fact a line, without the unknown ones."""
     table = _table("The machine", columns=2)
@@ -149,9 +146,6 @@ def _plural(noun: str, number: int | None) -> str:
     return noun if number == 1 else f"{noun}s"
 
 
-# --- checks and findings --------------------------------------------------------------------------
-
-
 def checks_table(checks: Sequence[Check], title: str = "What works") -> Table:
     """Show each check with its outcome."""
     table = _table(title, columns=4)
@@ -184,9 +178,6 @@ def verdict(found: Examination) -> str:
     disturbed = f"{disturbs} {_plural('thing', disturbs)}" if disturbs else "nothing"
     optional = f"{missing or 'no'} optional {_plural('piece', missing)} missing"
     return f"{works}; {disturbed} will disturb a measurement; {optional}"
-
-
-# --- layout ---------------------------------------------------------------------------------------
 
 
 def _table(title: str, columns: int) -> Table:

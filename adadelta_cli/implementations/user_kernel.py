@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.errors import KERNEL_FAULTS, AdadeltaError, UnavailableError, UsageError, status
+from adadelta_cli.errors import (
+    KERNEL_FAULTS,
+    AdadeltaError,
+    UnavailableError,
+    UsageError,
+    in_one_line,
+    shown,
+    status,
+)
 from adadelta_cli.implementations.base import ANY_ORDER, Implementation
 from adadelta_cli.implementations.guard import Guarded, address, library, poison
 from adadelta_cli.system.sandbox import (
@@ -160,8 +168,8 @@ def _offer(place: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes and the like: its import reports them
             body = ast.parse(path.read_bytes()).body
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"and {place} cannot be read as Python: {error}"
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"and {place} cannot be read as Python: {in_one_line(error)}"
     names = [each.name for each in body if isinstance(each, ast.FunctionDef)]
     best = "step" if "step" in names else next(iter(names), "")
     if not best:
@@ -264,6 +272,7 @@ def _finished(array: Any) -> Any:
 
 
 def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> None:
+    _check_runs(kernel)
     try:
         signature = inspect.signature(kernel)
     except (TypeError, ValueError):
@@ -276,6 +285,23 @@ def _check_signature(kernel: Callable[..., Any], keywords: dict[str, Any]) -> No
         ) from None
 
 
+def _check_runs(kernel: Callable[..., Any]) -> None:
+    """Check that a call runs the kernel's body; of a generator or a coroutine it runs nothing."""
+    while isinstance(kernel, partial):
+        kernel = kernel.func
+    function = kernel if inspect.isroutine(kernel) else type(kernel).__call__
+    for test in (
+        inspect.isgeneratorfunction,
+        inspect.iscoroutinefunction,
+        inspect.isasyncgenfunction,
+    ):
+        if test(function):
+            raise ReportedError(
+                "is a generator or an async function, of which a call runs nothing; expected a "
+                "plain function"
+            )
+
+
 def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], number: int) -> None:
     # The copied array's offset plus another for each array, as views of different arrays have.
     names = ("weight", "grad", "acc_grad", "acc_delta")
@@ -286,6 +312,11 @@ def _call(kernel: Callable[..., Any], p: Parameter, keywords: dict[str, Any], nu
     poison(4, p.weight.nbytes, library(p.weight))
     returned = _returned(kernel, [each.array for each in guarded.values()], keywords)
     for name, each in guarded.items():
+        if (each.array.dtype, each.array.shape) != (p.weight.dtype, p.weight.shape):
+            raise ReportedError(
+                f"changed dtype or shape of {name} to {each.array.dtype}{list(each.array.shape)}; "
+                "expected changes of its values only"
+            )
         outside = each.written_outside()
         if outside:
             raise ReportedError(f"wrote outside {name} of shape {list(p.weight.shape)}: {outside}")
@@ -322,9 +353,9 @@ def _check_inputs(p: Parameter, after: dict[str, Any], new: dict[str, Any]) -> N
 def _checked(returned: Any, p: Parameter) -> list[Any]:
     """Check and convert what a functional kernel returned."""
     if not isinstance(returned, (tuple, list)) or len(returned) != len(RESULTS):
-        what = f"{len(returned)} values" if isinstance(returned, (tuple, list)) else repr(returned)
+        what = f"{len(returned)} values" if isinstance(returned, (tuple, list)) else shown(returned)
         raise ReportedError(
-            f"returned {what[:200]}; allowed are None, after an update in place, or the new "
+            f"returned {what}; allowed are None, after an update in place, or the new "
             "(weight, acc_grad, acc_delta)"
         )
     arrays = [library(p.weight).asarray(each) for each in returned]

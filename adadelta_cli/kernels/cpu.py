@@ -32,8 +32,8 @@ from adadelta_cli.kernels.layout import (
     DTypeLayout,
     KeepsAddresses,
     TensorRef,
-    all_arrays,
     group_by_layout,
+    pinned,
     tensor_refs,
 )
 
@@ -59,9 +59,6 @@ binding.initialize_native_asmparser()  # for the two instructions that reach MXC
 # The layout of a table; see `pack_table`.
 LEARNED, STATE, FUNCTION, BLOCK, PARTS, FLUSH, FIXED, DOUBLES, HEAD = 0, 1, 2, 3, 4, 5, 6, 7, 12
 ADDRESSES, COLUMNS = 5, 8
-
-
-# --- LLVM intrinsics that Numba lacks -------------------------------------------------------------
 
 
 @intrinsic
@@ -197,9 +194,6 @@ def _rounded_overload(value, like):
     if like == types.float32:
         return lambda value, like: np.float32(value)
     return lambda value, like: value
-
-
-# --- the update -----------------------------------------------------------------------------------
 
 
 @compiled
@@ -409,15 +403,10 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class PreparedCpuStep(KeepsAddresses):
-    """A step that can be taken any number of times, on tensors at fixed addresses.
+    """A step that can be taken any number of times, on tensors at fixed addresses."""
 
-    Attributes:
-        tables: one for each dtype layout.
-        owners: the arrays, kept alive as long as their addresses are used.
-    """
-
-    tables: list[np.ndarray]
-    owners: tuple[Any, ...] = ()
+    tables: list[np.ndarray]  # one for each layout
+    owners: tuple[Any, ...] = ()  # keep the arrays' memory in place
 
     def __call__(self) -> None:
         """Take the step; thread-safe: calls take turns."""
@@ -459,7 +448,7 @@ def prepared(
         table[FIXED] = variants.current() if fixed is None else variants.parse(fixed)
         set_function(table, range_function(layout))
         tables.append(table)
-    return PreparedCpuStep(tables, all_arrays(owners))
+    return PreparedCpuStep(tables, pinned(owners))
 
 
 def taken(table: np.ndarray) -> str:

@@ -47,17 +47,11 @@ def source() -> str:
 
 
 class TilePlan(NamedTuple):
-    """How the tensors of one dtype layout are split into tiles.
+    """How the tensors of one dtype layout are split into tiles."""
 
-    Attributes:
-        rows: `TENSOR`[tensors], the kernel's table.
-        tiles: the total number.
-        blocks: the number of blocks, each of which processes tile after tile.
-    """
-
-    rows: np.ndarray
+    rows: np.ndarray  # `TENSOR`[tensors], the kernel's table
     tiles: int
-    blocks: int
+    blocks: int  # each processes tile after tile
 
 
 def plan_tiles(refs: Iterable[TensorRef]) -> TilePlan:
@@ -80,15 +74,10 @@ def kernel(name: str) -> Any:
 
 @dataclass(frozen=True)
 class PreparedGpuStep(layout.KeepsAddresses):
-    """A step that can be taken any number of times, on tensors at fixed addresses.
+    """A step that can be taken any number of times, on tensors at fixed addresses."""
 
-    Attributes:
-        launches: kernel, blocks and arguments, for each dtype layout.
-        owners: the arrays, kept alive as long as their addresses are used.
-    """
-
-    launches: list[tuple[Any, int, tuple[Any, ...]]]
-    owners: tuple[Any, ...] = ()
+    launches: list[tuple[Any, int, tuple[Any, ...]]]  # kernel, blocks, arguments; for each layout
+    owners: tuple[Any, ...] = ()  # keep the arrays' memory in place
 
     def __call__(self) -> None:
         """Enqueue the step on CuPy's current stream; return at once."""
@@ -103,21 +92,15 @@ def prepared(
     work: str = "update",
     owners: Iterable[Parameter] = (),
 ) -> PreparedGpuStep:
-    """Prepare a step on all tensors, in place, in one pass over memory.
+    """Prepare a step on tensors of the current GPU, as `cpu.prepared` does on a CPU.
 
-    The caller must pass valid addresses.
-
-    Args:
-        refs: the tensors, on the current GPU; those of one dtype layout share a launch.
-        common: the hyper-parameters of all tensors, in double.
-        work: `update`; or `traffic`, which adds the gradient times `rescale_grad` to weight and
-            states: the bytes of an update with next to no arithmetic.
-        owners: the parameters that own the addresses; the step keeps their arrays alive.
+    `work` is `update`; or `traffic`, which adds the gradient times `rescale_grad` to weight and
+    states: the bytes of an update with next to no arithmetic.
     """
     groups = layout.group_by_layout(refs)
     plans = [(each.name, plan_tiles(group)) for each, group in groups.items()]
     launches = [_launch(f"{work}_{name}", each, common) for name, each in plans if each.tiles]
-    return PreparedGpuStep(launches, layout.all_arrays(owners))
+    return PreparedGpuStep(launches, layout.pinned(owners))
 
 
 def _launch(name: str, plan: TilePlan, common: Scalars) -> tuple[Any, int, tuple[Any, ...]]:
@@ -134,17 +117,11 @@ def prepared_step(
     learning_rates: Sequence[float],
     weight_decays: Sequence[float],
 ) -> PreparedGpuStep:
-    """Prepare the fused step on CuPy arrays; see `kernels.step.FusedStep`.
-
-    Args:
-        parameters: any number of tensors of any shapes, the dtypes of `layout.SUPPORTED` mixed.
-        common: the hyper-parameters of all tensors, in double.
-        learning_rates: one for each tensor: rate times multiplier, in double.
-        weight_decays: one for each tensor: weight decay times multiplier, in double.
+    """Prepare the fused step on CuPy arrays; the arguments are those of `cpu.prepared_step`.
 
     Raises:
-        TypeError: the combination of dtypes is not supported, or an array is not on a GPU.
-        ValueError: as `layout.tensor_refs`; or an array is on another GPU than the current one.
+        TypeError: as `layout.tensor_refs`.
+        ValueError: likewise; or an array is on another GPU than the current one.
     """
     refs = layout.tensor_refs(parameters, learning_rates, weight_decays, layout.CUDA)
     _check_device(parameters)

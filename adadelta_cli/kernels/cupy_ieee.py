@@ -9,6 +9,7 @@ which is exact or rounds once, float16's subnormals included.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class IeeeArray:
         self.values[key] = new.values
 
     def __add__(self, other: Any) -> IeeeArray:
-        return _computed("add", self, other)
+        return add(self, other)
 
     def __mul__(self, other: Any) -> IeeeArray:
         return _computed("multiply", self, other)
@@ -53,16 +54,6 @@ class IeeeArray:
 
     def __gt__(self, other: Any) -> IeeeArray:
         return _computed("less", other, self)
-
-
-def add(left: Any, right: Any, out: IeeeArray | None = None) -> IeeeArray:
-    """Add; `out` may be an operand."""
-    return _computed("add", left, right, out)
-
-
-def subtract(left: Any, right: Any, out: IeeeArray | None = None) -> IeeeArray:
-    """Subtract; `out` may be an operand."""
-    return _computed("subtract", left, right, out)
 
 
 def sqrt(array: IeeeArray) -> IeeeArray:
@@ -92,6 +83,10 @@ def _computed(operation: str, left: Any, right: Any, out: IeeeArray | None = Non
         launch = cuda.kernel(f"{operation}_{like.dtype.name}")
         launch((blocks,), (cuda.THREADS,), (out.values, lefts, rights, a, b, np.int64(size)))
     return out
+
+
+add = partial(_computed, "add")  # `out` may be an operand
+subtract = partial(_computed, "subtract")
 
 
 def _operand(operand: Any, real: Any) -> tuple[np.uint64, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +14,7 @@ import numpy as np
 from adadelta_cli.update import checked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from adadelta_cli.update import Parameter
 
@@ -23,14 +25,10 @@ HOST, CUDA = "__array_interface__", "__cuda_array_interface__"
 
 @dataclass(frozen=True, eq=False)  # zeros of all dtypes are equal: compare by identity
 class DTypeLayout:
-    """The element types of a tensor's arrays, each given by a zero; float16 by its bits.
+    """The element types of a tensor's arrays, each given by a zero; float16 by its bits."""
 
-    Attributes:
-        name: the last part of the names of the GPU's kernels.
-        zeros: of weight, gradient and states; and of the float16 weight beside a master, else None.
-    """
-
-    name: str
+    name: str  # the last part of the names of the GPU's kernels
+    # Of weight, gradient and states; and of the float16 weight beside a master, else None.
     zeros: tuple[Any, Any, Any, Any]
 
     @property
@@ -74,20 +72,15 @@ class KeepsAddresses:
 
 
 class TensorRef(NamedTuple):
-    """One tensor as the kernel sees it.
+    """One tensor as the kernel sees it; rate and decay are times their multipliers, in double.
 
-    Attributes:
-        layout: the dtypes of its arrays.
-        addresses: of the updated weight (the master where there is one), the gradient, acc_grad,
-            acc_delta, and the float16 weight beside a master, else 0.
-        size: in elements.
-        learning_rate: rate times multiplier, in double.
-        wd: weight decay times multiplier, in double.
+    `addresses` are those of the updated weight (the master where there is one), the gradient,
+    acc_grad, acc_delta, and the float16 weight beside a master, else 0.
     """
 
     layout: DTypeLayout
     addresses: tuple[int, int, int, int, int]
-    size: int
+    size: int  # in elements
     learning_rate: float
     wd: float
 
@@ -142,33 +135,28 @@ def tensor_refs(
         ValueError: as `tensor_ref`; a rate or a weight decay is no finite number; their numbers
             and that of the parameters differ; or arrays overlap.
     """
-    _check_sequences(
-        parameters=parameters, learning_rates=learning_rates, weight_decays=weight_decays
-    )
+    rates = {"learning_rates": learning_rates, "weight_decays": weight_decays}
+    for name, given in {"parameters": parameters, **rates}.items():
+        if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
+            raise TypeError(
+                f"{name} is a {type(given).__name__}; expected a sequence, one of each for each "
+                "tensor"
+            )
     counts = len(parameters), len(learning_rates), len(weight_decays)
     if len(set(counts)) > 1:
         raise ValueError(
             f"{counts[0]} parameters, {counts[1]} learning rates, {counts[2]} weight decays; "
             "expected one of each for each tensor"
         )
-    for name, numbers in (("learning_rates", learning_rates), ("weight_decays", weight_decays)):
+    for name, numbers in rates.items():
         for k, number in enumerate(numbers):
             checked(f"{name}[{k}]", number, "a finite number")
     refs = [
-        tensor_ref(*each, interface)
-        for each in zip(parameters, learning_rates, weight_decays, strict=True)
+        tensor_ref(*each, interface, index)
+        for index, each in enumerate(zip(parameters, learning_rates, weight_decays, strict=True))
     ]
     check_disjoint(refs)
     return refs
-
-
-def _check_sequences(**arguments: Any) -> None:
-    for name, given in arguments.items():
-        if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
-            raise TypeError(
-                f"{name} is a {type(given).__name__}; expected a sequence, one of each for each "
-                "tensor"
-            )
 
 
 def check_disjoint(refs: Sequence[TensorRef], indices: Sequence[int] = ()) -> None:
@@ -201,64 +189,97 @@ def check_disjoint(refs: Sequence[TensorRef], indices: Sequence[int] = ()) -> No
             farthest[span.written] = span
 
 
-def all_arrays(parameters: Iterable[Parameter]) -> tuple[Any, ...]:
-    """List all arrays, for a step to keep alive: the caller may change its own list."""
-    return tuple(array for parameter in parameters for array in parameter.arrays)
+def pinned(parameters: Iterable[Parameter]) -> tuple[Any, ...]:
+    """Return what keeps the arrays' memory alive and in place, for a step to hold.
+
+    NumPy frees the memory that an address is of in spite of a reference to the array: `resize` with
+    `refcheck=False`, and a buffer below that is closed or grows. It refuses the one where there is
+    a weak reference, and Python the other where there is a view of the buffer.
+    """
+    arrays = [array for parameter in parameters for array in parameter.arrays]
+    return (*arrays, *(pin for array in arrays for pin in _pins(array)))
+
+
+def _pins(array: Any) -> Iterator[Any]:
+    """Pin a NumPy array, the arrays that it is a view of, and the buffer below."""
+    while isinstance(array, np.ndarray):
+        yield weakref.ref(array)
+        array = array.base
+    with contextlib.suppress(TypeError, ValueError, BufferError):  # it is no buffer
+        yield memoryview(array)
 
 
 def tensor_ref(
-    parameter: Parameter, learning_rate: float, wd: float, interface: str = HOST
+    parameter: Parameter, learning_rate: float, wd: float, interface: str = HOST, index: int = 0
 ) -> TensorRef:
-    """Make a `TensorRef` of a parameter.
+    """Make a `TensorRef` of a parameter; `interface`: `HOST` or `CUDA`, where its arrays must be.
 
-    Args:
-        parameter: arrays of one library.
-        learning_rate: rate times multiplier, in double.
-        wd: weight decay times multiplier, in double.
-        interface: `HOST` or `CUDA`: the memory that the arrays must be in.
+    `index` is what a message names the parameter by.
 
     Raises:
         TypeError: the combination of dtypes is not supported, or an array is in other memory.
-        ValueError: an array is not C-contiguous, has another shape, or is read-only.
+        ValueError: an array is not C-contiguous, not aligned, has another shape, or is read-only.
     """
-    p = parameter
-    _check_arrays(p)
-    layout = layout_of(*(array.dtype for array in p.arrays))
-    for array in p.arrays:
-        if array.shape != p.weight.shape or not array.flags.c_contiguous:
-            raise ValueError(
-                f"the fused step takes C-contiguous arrays of one shape, the weight's "
-                f"{p.weight.shape}; got shape {array.shape}, strides {array.strides}"
-            )
-    addresses = [_address(array, interface, written=array is not p.grad) for array in p.arrays]
-    return TensorRef(layout, kernel_order(addresses), p.weight.size, learning_rate, wd)
-
-
-def _check_arrays(parameter: Parameter) -> None:
-    """Check that a parameter's arrays are arrays; a NumPy scalar has only a copy's address."""
     if not hasattr(parameter, "arrays"):
         raise TypeError(
             f"a tensor is a {type(parameter).__name__}; expected a Parameter(weight, grad, "
             "acc_grad, acc_delta)"
         )
-    for name, array in zip((*NAMES, "master"), parameter.arrays, strict=False):
-        is_array = hasattr(array, HOST) or hasattr(array, CUDA)
-        if not is_array or isinstance(array, np.generic):
-            raise TypeError(
-                f"a parameter's {name} is a {type(array).__name__}; expected a NumPy or CuPy array"
-            )
+    p = parameter
+    names = [f"{name} of parameter {index}" for name in (*NAMES, "master")[: len(p.arrays)]]
+    for name, array in zip(names, p.arrays, strict=True):
+        _check_array(name, array)
+    try:
+        layout = layout_of(*(array.dtype for array in p.arrays))
+    except TypeError as error:
+        raise TypeError(f"parameter {index}: {error}") from None
+    addresses = []
+    for name, array in zip(names, p.arrays, strict=True):
+        _check_elements(name, array, p.weight.shape)
+        addresses.append(_address(name, array, interface))
+    return TensorRef(layout, kernel_order(addresses), p.weight.size, learning_rate, wd)
 
 
-def _address(array: Any, interface: str, *, written: bool) -> int:
+def _check_array(name: str, array: Any) -> None:
+    """Check for an array of NumPy or CuPy; a NumPy scalar has only a copy's address."""
+    if not isinstance(array, np.ndarray):
+        library = type(array).__module__.partition(".")[0]
+        if library != "cupy" or not hasattr(array, CUDA):
+            raise TypeError(f"{name} is a {type(array).__name__}; expected a NumPy or CuPy array")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, and a step would change what is masked; expected its "
+            "plain data (.data)"
+        )
+
+
+def _check_elements(name: str, array: Any, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(
+            f"{name} has shape {array.shape}; expected that of its weight, {shape}: reshape it"
+        )
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name} has strides {array.strides} at shape {shape}; expected a C-contiguous array: "
+            "copy it (ascontiguousarray), and where it is a view, copy the result back"
+        )
+
+
+def _address(name: str, array: Any, interface: str) -> int:
     try:
         address, read_only = getattr(array, interface)["data"]
     except AttributeError:
         raise TypeError(
-            f"an array of {type(array).__module__} has no {interface}: it is not in the memory of "
-            "this step's device; pass arrays of that device"
+            f"{name}, an array of {type(array).__module__}, has no {interface}: it is not in the "
+            "memory of this step's device; pass arrays of that device"
         ) from None
-    if written and read_only:
-        raise ValueError("a weight or a state is read-only; pass a writable array")
+    if read_only and not name.startswith("gradient"):
+        raise ValueError(f"{name} is read-only; pass a writable array")
+    if address % array.itemsize:
+        raise ValueError(
+            f"{name} is not aligned: its address is no multiple of its {array.itemsize} bytes an "
+            "element; pass a copy (.copy())"
+        )
     return address
 
 

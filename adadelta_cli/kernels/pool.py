@@ -3,11 +3,11 @@
 The calling thread publishes a job and works on it at once. The other threads wake, and whoever is
 free takes the next piece. The call returns when no piece is left and no thread is inside one. So a
 thread that the system keeps waiting, because other processes compute on its core, costs nothing;
-only one that is preempted inside a piece does. OpenMP's threads and Numba's other layers all wait
-for each other at the end of each region, often for whole slices of the scheduler (docs/benchmarks.md).
+only one that is preempted inside a piece does. OpenMP's threads, and Numba's other layers, all wait
+for each other at the end of each region, often for whole slices of the scheduler.
 
-Idle threads spin for `SPIN_NS`, then sleep. They belong to this process: in a forked child there are
-none, and the calling thread does all the work.
+Idle threads spin for `SPIN_NS`, then sleep. They belong to this process: in a forked child there
+are none, and the calling thread does all the work.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _pause(_context):
 
 
 @intrinsic
-def call_range(_context, _function, _table, _words, _low, _high):
+def call_range(_context, _function, _table, _words, _low, _high):  # noqa: ANN201 - Numba's
     """Call a range function (see `RANGE`) by its address."""
 
     def generate(_context, builder, _signature, args):
@@ -150,7 +150,7 @@ def _address(state, index):
 
 
 @compiled
-def run(state, function, table, words, total, parts):  # noqa: ANN201, PLR0913
+def run(state, function, table, words, total, parts):  # noqa: ANN201
     """Call a range function on pieces that cover the range [0, total) once.
 
     Args:
@@ -302,8 +302,10 @@ def no_threads() -> Iterator[None]:
 
 
 def _after_fork() -> None:
-    for inherited in _states.values():
-        inherited[WORKERS] = 0
+    """Forget the threads of the parent: they are not here, and one may have held the mutex."""
+    for inherited in [*_states.values(), _alone()]:
+        inherited[:] = 0
+        _initialise(inherited)
 
 
 if hasattr(os, "register_at_fork"):

@@ -41,7 +41,10 @@ def _arithmetic_range(table, zeros, span, low, high):
     total, parts = columns(table)[2][0], np.int64(table[cpu.PARTS])
     # A part begins at a multiple of ALIGNED, at most so many elements before its share.
     at = 2 * span * (min(low + pool.ALIGNED, total - 1) * parts // total)
-    weight, grad = _view(addresses[0, 0], at, span, weight0), _view(addresses[0, 1], at, span, grad0)
+    weight, grad = (
+        _view(addresses[0, 0], at, span, weight0),
+        _view(addresses[0, 1], at, span, grad0),
+    )
     acc_grad = _view(addresses[0, 2], at, span, state0)
     acc_delta = _view(addresses[0, 3], at, span, state0)
     half = _view(addresses[0, 4], at, span, half0)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from adadelta_cli import keywords
 from adadelta_cli.kernels import layout
 from adadelta_cli.update import Hyperparameters, Parameter, checked
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class FusedStep:
@@ -62,6 +60,7 @@ class FusedStep:
         M. D. Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701.
     """
 
+    @keywords.checked
     def __init__(
         self,
         parameters: Iterable[Parameter],
@@ -77,7 +76,10 @@ class FusedStep:
         rates = _one_each("learning_rate", learning_rate, len(tensors))
         weight_decays = _one_each("wd", wd, len(tensors))
         common = Hyperparameters(
-            rho=rho, epsilon=epsilon, rescale_grad=rescale_grad, clip_gradient=clip_gradient
+            rho=_number(rho),
+            epsilon=_number(epsilon),
+            rescale_grad=_number(rescale_grad),
+            clip_gradient=_number(clip_gradient),
         )
         self._given = tensors, common.doubles, rates, weight_decays
         self._prepare()
@@ -103,7 +105,7 @@ class FusedStep:
 
 def _tensors(parameters: Any) -> list[Parameter]:
     """List the parameters; raise TypeError unless they are parameters."""
-    if not isinstance(parameters, Iterable):
+    if not isinstance(parameters, Iterable) or isinstance(parameters, (Mapping, AbstractSet)):
         raise TypeError(
             f"parameters is a {type(parameters).__name__}; expected a list of Parameters"
         )
@@ -117,13 +119,18 @@ def _tensors(parameters: Any) -> list[Parameter]:
     return tensors
 
 
+def _number(value: Any) -> Any:
+    """Return the number in an array without dimensions; anything else as it is."""
+    return value[()] if type(value) is np.ndarray and value.ndim == 0 else value
+
+
 def _one_each(name: str, value: float | Sequence[float], count: int) -> list[float]:
     """Return a number for each of `count` tensors."""
-    unordered = isinstance(value, (str, bytes, Mapping, AbstractSet))
-    if unordered or not isinstance(value, Iterable) or np.ndim(value) == 0:
-        number = value.item() if isinstance(value, np.ndarray) else value
-        return [checked(name, number, "a finite number, or one for each tensor")] * count
-    numbers: list[float] = list(value)
+    is_text = isinstance(value, (str, bytes, bytearray))
+    is_listed = isinstance(value, Sequence) and not is_text
+    if not is_listed and getattr(value, "ndim", 0) != 1:  # arrays and series are no Sequences
+        return [checked(name, _number(value), "a finite number, or one for each tensor")] * count
+    numbers: list[float] = list(value)  # type: ignore[arg-type]
     if len(numbers) != count:
         raise ValueError(
             f"{name} has {len(numbers)} numbers for {count} tensors; expected one number for all, "

@@ -12,12 +12,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from adadelta_cli.kernels.cpu import (
-    _pointer,
-    columns,
-    compiled,
-    launch,
-)
+from adadelta_cli.kernels.cpu import _pointer, columns, compiled, launch
 from adadelta_cli.kernels.layout import LAYOUTS
 
 # The dtype layouts, as `query` numbers them.

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
+import copy
 import math
 import operator
-import sys
-import warnings
+import os
 from functools import lru_cache
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.kernels import layout
-from adadelta_cli.mxnet_bridge import runtime
-from adadelta_cli.mxnet_bridge.fused import FusedMxnetGpuStep, FusedMxnetStep
-from adadelta_cli.update import STATE_DTYPES, Hyperparameters, Parameter, Scalars, checked, update
+from adadelta_cli import keywords
+from adadelta_cli.errors import UsageError, in_one_line, shortened
+from adadelta_cli.mxnet_bridge import arguments, runtime, tensors
+from adadelta_cli.mxnet_bridge.arguments import FINITE
+from adadelta_cli.mxnet_bridge.states import name_of, read_states
+from adadelta_cli.update import STATE_DTYPES, Scalars, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    State = tuple[Any, ...]
-    Indices = Sequence[int]
-    Arrays = Sequence[Any]
-    States = Sequence[State]
+    from adadelta_cli.mxnet_bridge.tensors import Arrays, Indices, Rates, State, States
 
 mx = runtime.load_mxnet()
 
@@ -76,6 +72,9 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         >>> optimizer.update([0], [weight], [grad], [state])
     """
 
+    aggregate_num: float  # MXNet is not typed
+    num_update: int
+
     def __init__(
         self,
         learning_rate: float | None = 1.0,
@@ -84,19 +83,22 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         use_fused_step: bool = False,
         **kwargs: Any,
     ) -> None:
-        _check_keywords(kwargs)
-        if not isinstance(use_fused_step, (bool, np.bool_, type(None))):
-            raise TypeError(f"use_fused_step is {use_fused_step!r}; allowed is True or False")
+        order = type(self).__mro__
+        arguments.check_keywords(kwargs, order[order.index(AdaDelta) : -1])
+        arguments.check_kinds({"use_fused_step": use_fused_step, **kwargs})
         if learning_rate is not None:
-            checked("learning_rate", learning_rate, "a finite number, or None")
-            _overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
-        kwargs["aggregate_num"] = _aggregate_num(kwargs.get("aggregate_num"), use_fused_step)
+            number = arguments.as_number(learning_rate)
+            checked("learning_rate", number, "a finite number, or None")
+        wd, rescale_grad = kwargs.get("wd", 0.0), kwargs.get("rescale_grad", 1.0)
+        arguments.scalars(rho, epsilon, wd, rescale_grad, kwargs.get("clip_gradient"))
+        given = kwargs.get("aggregate_num")
+        kwargs["aggregate_num"] = arguments.aggregate_num(given, fused=bool(use_fused_step))
+        arguments.overwrite_base_rate(kwargs.get("lr_scheduler"), learning_rate)
         super().__init__(learning_rate=learning_rate, use_fused_step=use_fused_step, **kwargs)
         self._clear_caches()
         self.allow_np_array = True  # both interfaces, whichever is active now
         self.rho = rho
         self.epsilon = epsilon
-        Hyperparameters(1.0, rho, epsilon, self.wd, self.rescale_grad, self.clip_gradient)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the caches: they hold arrays of this process."""
@@ -106,14 +108,16 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Set the state of an optimizer of this class, or of MXNet's own AdaDelta."""
         super().__setstate__(state)
+        if self.aggregate_num == math.inf:
+            self.aggregate_num = np.inf  # the same object: `Updater` compares by identity
         self._clear_caches()
 
     def _clear_caches(self) -> None:
         """Clear what is cached from step to step."""
-        self._bound: dict[int, _Bound] = {}  # by the first index of a step
+        self._bound: dict[int, Any] = {}  # the tensors by the first index of a step
         self._common: tuple[tuple[Any, ...], Any] = ((object(),), None)  # values and their Scalars
 
-    def create_state(self, index: int, weight: Any) -> State:  # noqa: ARG002 - MXNet's signature
+    def create_state(self, index: int, weight: Any) -> State:
         """Make `(acc_grad, acc_delta)` for a weight: zeros of its shape, on its device.
 
         They are float64 for a float64 weight, and float32 for a float32 or float16 one.
@@ -121,7 +125,7 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         Raises:
             TypeError: the weight is sparse, or of another dtype.
         """
-        _check_dense("weight", weight)
+        tensors.check_dense(f"weight {index}", weight)
         dtype = np.dtype(weight.dtype).name
         if dtype not in STATE_DTYPES:
             raise TypeError(
@@ -144,8 +148,37 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             return master, self.create_state(index, master)
         return self.create_state(index, weight)
 
+    def set_learning_rate(self, lr: float) -> None:
+        """Set the rate; with a scheduler, `UserWarning` is raised as MXNet does.
+
+        Raises:
+            ValueError: it is no finite number.
+        """
+        checked("learning_rate", arguments.as_number(lr), FINITE)
+        super().set_learning_rate(lr)
+
+    def set_lr_mult(self, args_lr_mult: dict[Any, float]) -> None:
+        """Set the multipliers of the rate by index or name; 1 for all others.
+
+        Raises:
+            TypeError: `args_lr_mult` is no dict.
+            ValueError: a multiplier is no finite number.
+        """
+        super().set_lr_mult(arguments.multipliers("lr_mult", args_lr_mult))
+
+    def set_wd_mult(self, args_wd_mult: dict[Any, float]) -> None:
+        """Set the multipliers of the weight decay; as `set_lr_mult`."""
+        super().set_wd_mult(arguments.multipliers("wd_mult", args_wd_mult))
+
+    def update(self, indices: Indices, weights: Arrays, grads: Arrays, states: States) -> None:
+        """Take one step: `fused_step` with `use_fused_step`, else `step`; arguments as there."""
+        step = self.fused_step if self.use_fused_step else self.step
+        step(indices, weights, grads, states)
+
     def step(self, indices: Indices, weights: Arrays, grads: Arrays, states: States) -> None:
         """Take one step, one array operation at a time: the unfused step.
+
+        Nothing is changed or counted before all tensors and rates are checked.
 
         Args:
             indices: of the parameters, for their multipliers and counts.
@@ -154,24 +187,28 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             states: what `create_state` made for each weight, updated in place.
 
         Raises:
-            TypeError: a gradient or a weight is sparse.
+            TypeError: an array is sparse, none of MXNet's, or of a dtype that is not supported; a
+                state is not what `create_state` made; or the arrays of a tensor are on several
+                devices.
+            ValueError: the arrays of a tensor differ in shape; the lists differ in length; or a
+                hyper-parameter is out of range, or a rate, a weight decay or a multiplier, a
+                scheduler's included, no finite number.
         """
-        self._unfused(indices, _parameters(weights, grads, states, masters=False))
+        self._take(tensors.UnfusedTensors, indices, weights, grads, states, masters=False)
 
     def fused_step(self, indices: Indices, weights: Arrays, grads: Arrays, states: States) -> None:
         """Take one step on all tensors in one pass over memory; bit-identical to `step`.
 
         It waits until MXNet's engine is idle, work of other threads included, and computes in
-        MXNet's subnormal mode. On a GPU, used through CuPy, nothing is flushed. No two tensors may
-        share memory that the step writes. Metadata and references to the arrays are cached until
-        other arrays come for the same indices. Arguments as in `step`.
+        MXNet's subnormal mode. On a GPU, used through CuPy, nothing is flushed. Arguments as in
+        `step`.
 
         Raises:
-            TypeError: a gradient or a weight is sparse, or its dtype is not supported; or the
-                arrays of a tensor are on several devices.
+            TypeError: as `step`.
+            ValueError: tensors share memory that the step writes; else as `step`.
             UnavailableError: the arrays are on a GPU that CuPy cannot use.
         """
-        self._fused(indices, weights, grads, states, masters=False)
+        self._take(tensors.FusedTensors, indices, weights, grads, states, masters=False)
 
     def update_multi_precision(
         self, indices: Indices, weights: Arrays, grads: Arrays, states: States
@@ -179,15 +216,40 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         """Take a step as `update` does; with `multi_precision` on float32 masters.
 
         The fused step reads the float16 gradient and writes master and float16 weight in one pass,
-        without copies. A subclass gets MXNet's own way: it calls `update`, which may be overridden.
+        without copies. Where `update`, `step` or `fused_step` is overridden, it is called instead,
+        with masters and float32 copies of the gradients, as MXNet does.
         """
-        if type(self) is not AdaDelta:
+        if not self.multi_precision:
+            self.update(indices, weights, grads, states)
+        elif any(
+            getattr(getattr(self, name), "__func__", None) is not STEPS[name] for name in STEPS
+        ):
             super().update_multi_precision(indices, weights, grads, states)
-        elif self.use_fused_step:
-            self._fused(indices, weights, grads, states, masters=self.multi_precision)
         else:
-            masters = self.multi_precision
-            self._unfused(indices, _parameters(weights, grads, states, masters=masters))
+            kind = tensors.FusedTensors if self.use_fused_step else tensors.UnfusedTensors
+            self._take(kind, indices, weights, grads, states, masters=True)
+
+    def _take(
+        self,
+        kind: Any,
+        indices: Indices,
+        weights: Arrays,
+        grads: Arrays,
+        states: States,
+        *,
+        masters: bool,
+    ) -> None:
+        """Take a step on tensors of a kind: check all, count all, then change them."""
+        tensors.check_counts(indices, weights, grads, states)
+        if not weights:
+            return
+        common = self._hyperparameters()
+        flush = kind.wait()
+        bound: Any = self._bound.get(indices[0])
+        if type(bound) is not kind or not bound.holds(weights, grads, states, masters):
+            bound = self._bound[indices[0]] = kind(indices, weights, grads, states, masters)
+        rates, weight_decays = self._count_all(indices)
+        bound.step(rates, weight_decays, common, flush=flush)
 
     def _hyperparameters(self) -> Scalars:
         """Return the current hyper-parameters: `Trainer` sets `rescale_grad` before each step."""
@@ -199,9 +261,43 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             signs = math.copysign(1, self.wd), math.copysign(1, self.rescale_grad)
             common = _common(signs, *values)
         except TypeError:  # a value is no number: raise the error for it
-            common = _checked(*values)
+            common = arguments.scalars(*values)
         self._common = values, common
         return common
+
+    def _count_all(self, indices: Indices) -> tuple[Rates, Rates]:
+        """Count an update of each tensor; return their rates and weight decays.
+
+        Raises:
+            ValueError: one is no finite number; then nothing is counted.
+        """
+        counts, counted = self._index_update_count, dict(self._index_update_count)
+        num_update = self.num_update
+        try:
+            rates, weight_decays = self._rates(indices)
+            if not math.isfinite(sum(rates) + sum(weight_decays)):  # a sum may overflow, too
+                self._check_rates(indices, rates, weight_decays)
+            if self.num_update > num_update and self.aggregate_num < math.inf:
+                # The first of several calls of a training step checks the others' multipliers.
+                self._check_mults(self.param_dict or {**self.lr_mult, **self.wd_mult})
+        except Exception:
+            try:
+                self._check_factors(indices)  # they may be named better than their product
+            finally:
+                counts.clear()
+                counts.update(counted)
+                self.num_update = num_update
+            raise
+        return rates, weight_decays
+
+    def _rates(self, indices: Indices) -> tuple[Rates, Rates]:
+        """Count an update of each tensor; return their rates and weight decays."""
+        if self.lr_scheduler is not None or _overrides_rates(type(self)):  # type: ignore[arg-type] # hashable
+            rates, weight_decays = zip(*map(self._count, indices), strict=True)
+            return rates, weight_decays
+        self._update_count(list(indices))  # without a schedule, no rate depends on the counts
+        mults = [self._mults(index) for index in indices]
+        return [self.lr * mult for mult, _ in mults], [self.wd * mult for _, mult in mults]
 
     def _count(self, index: int) -> tuple[float, float]:
         """Count an update; return the tensor's rate and weight decay.
@@ -212,14 +308,25 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
         self._update_count(index)
         return self._get_lr(index), self._get_wd(index)
 
-    def _count_all(self, indices: Sequence[int]) -> tuple[Sequence[float], Sequence[float]]:
-        """Count an update of each tensor; return their rates and weight decays."""
-        if self.lr_scheduler is not None:
-            rates, weight_decays = zip(*map(self._count, indices), strict=True)
-            return rates, weight_decays
-        self._update_count(list(indices))  # without a schedule, no rate depends on the counts
-        mults = [self._mults(index) for index in indices]
-        return [self.lr * mult for mult, _ in mults], [self.wd * mult for _, mult in mults]
+    def _check_factors(self, indices: Indices) -> None:
+        """Raise ValueError that names the factor of a rate that is no finite number, if any."""
+        if self.lr_scheduler is None:
+            checked("learning_rate", arguments.as_number(self.lr), FINITE)
+        else:
+            name = f"the rate of lr_scheduler at update {self.num_update}"
+            checked(name, arguments.as_number(self.lr_scheduler(self.num_update)), FINITE)
+        self._check_mults(indices)
+
+    def _check_mults(self, indices: Iterable[Any]) -> None:
+        for index in indices:
+            for name, mult in zip(("lr_mult", "wd_mult"), self._mults(index), strict=True):
+                checked(f"{name} of parameter {index}", arguments.as_number(mult), FINITE)
+
+    def _check_rates(self, indices: Indices, rates: Rates, weight_decays: Rates) -> None:
+        """Raise ValueError that names a rate or a weight decay that is no finite number, if any."""
+        for index, rate, wd in zip(indices, rates, weight_decays, strict=True):
+            checked(f"the learning rate of parameter {index}", rate, FINITE)
+            checked(f"the weight decay of parameter {index}", wd, FINITE)
 
     def _mults(self, index: int) -> tuple[float, float]:
         """Look up a parameter's multipliers of rate and weight decay as MXNet does."""
@@ -233,197 +340,37 @@ class AdaDelta(mx.optimizer.Optimizer):  # type: ignore[name-defined]
             wd_mult[index] if index in wd_mult else wd_mult.get(name, 1.0),
         )
 
-    def _unfused(self, indices: Sequence[int], parameters: Sequence[Parameter]) -> None:
-        common = self._hyperparameters()
-        for error in filter(None, map(_error_of, parameters)):  # before the first is changed
-            raise error
-        with mx.util.np_shape(True):
-            for index, parameter in zip(indices, parameters, strict=True):
-                learning_rate, wd = self._count(index)
-                views = Parameter(*(array.as_np_ndarray() for array in parameter.arrays))
-                update(mx.np, views, common.rounded(views.acc_grad.dtype), learning_rate, wd)
 
-    def _fused(
-        self, indices: Indices, weights: Arrays, grads: Arrays, states: States, *, masters: bool
-    ) -> None:
-        if not len(indices) == len(weights) == len(grads) == len(states):
-            raise ValueError(
-                f"{len(indices)} indices, {len(weights)} weights, {len(grads)} gradients and "
-                f"{len(states)} states; expected one of each for each tensor"
-            )
-        if not weights:
-            return
-        common = self._hyperparameters()
-        flush = runtime.wait_and_get_ftz()
-        bound = self._bound.get(indices[0])
-        if bound is None or not bound.holds(weights, grads, states, masters):
-            bound = _Bound(weights, grads, states, masters)
-            bound.check_disjoint(indices)
-            self._bound[indices[0]] = bound
-        rates, weight_decays = self._count_all(indices)
-        bound.step(rates, weight_decays, common, flush=flush)
+# The methods that a subclass may override, as they are here.
+STEPS = {name: vars(AdaDelta)[name] for name in ("update", "step", "fused_step")}
+RATES = ("_get_lr", "_get_lrs", "_get_wd", "_get_wds", "_update_count")
 
 
-class _Bound:
-    """A step on the tensors of one call, valid for calls with the same objects.
+@lru_cache(maxsize=64)
+def _overrides_rates(kind: type) -> bool:
+    """Return whether a class has its own rates or counts.
 
-    Objects are compared by identity, which takes 0.1 us a tensor; so references are kept.
-
-    Raises:
-        TypeError: there is no kernel for a tensor, or its arrays are on several devices.
-        ValueError: the arrays of a tensor differ in shape.
-        UnavailableError: the arrays are on a GPU that CuPy cannot use.
+    An object's own methods are left out: reading `__dict__` slows its attributes in CPython 3.11.
     """
-
-    def __init__(self, weights: Arrays, grads: Arrays, states: States, masters: bool) -> None:
-        self._parameters = _parameters(weights, grads, states, masters=masters)  # kept alive
-        tensors = [parameter.arrays for parameter in self._parameters]
-        self.step: FusedMxnetStep | FusedMxnetGpuStep = FusedMxnetStep(tensors)
-        if not self.step.supported:
-            for error in filter(None, map(_error_of, self._parameters)):
-                raise error
-            self.step = FusedMxnetGpuStep(tensors)  # no error: the arrays are on a GPU
-        cacheable = all(map(_is_immutable, states))
-        self._given = [*weights, *grads, *states] if cacheable else []
-        self._masters = masters
-
-    def check_disjoint(self, indices: Indices) -> None:
-        """Raise ValueError if arrays that the step writes share memory; `kernels.cuda` does so."""
-        if isinstance(self.step, FusedMxnetStep):
-            layout.check_disjoint(self.step.refs(), indices)
-
-    def holds(self, weights: Arrays, grads: Arrays, states: States, masters: bool) -> bool:
-        """Return whether the step is valid for these objects."""
-        given = [*weights, *grads, *states]
-        return (
-            len(given) == len(self._given)
-            and masters == self._masters
-            and all(map(operator.is_, given, self._given))
-        )
-
-
-def _is_immutable(state: Any) -> bool:
-    """Return whether the same object always holds the same arrays: tuples do."""
-    return type(state) is tuple and all(
-        isinstance(part, mx.nd.NDArray) or _is_immutable(part) for part in state
-    )
+    return any(getattr(kind, name) is not getattr(mx.optimizer.Optimizer, name) for name in RATES)
 
 
 @lru_cache(maxsize=64, typed=True)
 def _common(_signs: Any, *values: Any) -> Scalars:
     """Check each combination of values once, not at each step."""
-    return _checked(*values)
+    return arguments.scalars(*values)
 
 
-def _checked(*values: Any) -> Scalars:
-    return Hyperparameters(1.0, *values).doubles
-
-
-def _parameters(
-    weights: Arrays, grads: Arrays, states: States, *, masters: bool
-) -> list[Parameter]:
-    """Make a Parameter of each tensor; with `masters`, the states of float16 weights have one."""
-    parameters = []
-    for weight, grad, state in zip(weights, grads, states, strict=True):
-        if masters and weight.dtype == np.float16:
-            master, (acc_grad, acc_delta) = state
-            parameters.append(Parameter(weight, grad, acc_grad, acc_delta, master))
-        else:
-            parameters.append(Parameter(weight, grad, *state))
-    return parameters
-
-
-def _check_dense(what: str, array: Any) -> None:
-    if array.stype != "default":
-        raise _sparse_error(what, array)
-
-
-def _sparse_error(what: str, array: Any) -> TypeError:
-    return TypeError(
-        f"a {what} is sparse ({array.stype}); AdaDelta takes dense arrays; use "
-        "grad_stype='default', or array.tostype('default')"
-    )
-
-
-def _error_of(parameter: Parameter) -> Exception | None:
-    """Return the error that says why there is no kernel for a parameter; None if there is one."""
-    arrays = parameter.arrays
-    sparse = [array for array in arrays if array.stype != "default"]
-    if sparse:
-        return _sparse_error("weight" if sparse[0] is parameter.weight else "gradient", sparse[0])
-    if len({array.shape for array in arrays}) > 1:
-        given = ", ".join(f"{array.shape} {np.dtype(array.dtype).name}" for array in arrays)
-        return ValueError(f"weight, gradient and states must have one shape; they are {given}")
-    devices = {str(array.device) for array in arrays}
-    if len(devices) > 1 and not all(device.startswith("cpu") for device in devices):
-        return TypeError(
-            f"weight, gradient and states are on {', '.join(sorted(devices))}; AdaDelta "
-            "takes arrays on one device: copy them (as_in_context)"
-        )
-    try:
-        layout.layout_of(*(array.dtype for array in arrays))
-    except TypeError as error:
-        return error
-    return None
-
-
-# What other libraries, or people, call a keyword.
-SYNONYMS = {
-    "eps": "epsilon",
-    "lr": "learning_rate",
-    "weight_decay": "wd",
-    "momentum": "rho",
-    "decay": "rho",
-    "alpha": "rho",
-    "clip": "clip_gradient",
-    "fused": "use_fused_step",
-    "scheduler": "lr_scheduler",
-}
-
-
-def _check_keywords(given: dict[str, Any]) -> None:
-    """Raise TypeError for an unknown keyword; name it and the one that was probably meant."""
-    known = set(inspect.signature(AdaDelta.__init__).parameters)
-    known |= set(inspect.signature(mx.optimizer.Optimizer.__init__).parameters)
-    known -= {"self", "kwargs"}
-    for name in given.keys() - known:
-        meant = SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name, known)), None)
-        advice = f"did you mean {meant}?" if meant else f"allowed are {', '.join(sorted(known))}"
-        raise TypeError(f"AdaDelta has no keyword {name!r}; {advice}")
-
-
-def _aggregate_num(given: float | None, fused: bool) -> int:
-    """Return how many parameters `Updater` passes in one call.
-
-    `sys.maxsize` means no limit: the Updater compares with `numpy.inf` by identity, which pickling
-    breaks.
-    """
-    if given is None:
-        return sys.maxsize if fused else 1
-    allowed = "a number that is not negative (0 and 1: one at a time), or infinity"
-    if given == math.inf:
-        return sys.maxsize
-    return int(checked("aggregate_num", given, allowed, ok=isinstance(given, Real) and given >= 0))
-
-
-def _overwrite_base_rate(scheduler: Any, learning_rate: float) -> None:
-    """Overwrite the scheduler's base rate as MXNet does; warn instead of printing to stdout."""
-    if scheduler is not None and scheduler.base_lr != learning_rate:
-        warnings.warn(
-            f"the scheduler's base rate {scheduler.base_lr} is overwritten by learning_rate="
-            f"{learning_rate}; pass learning_rate=None to keep the scheduler's",
-            stacklevel=3,
-        )
-        scheduler.base_lr = learning_rate
-
-
+@keywords.checked
 def load_states(trainer: Any, path: str) -> None:
     """Load optimizer states into a `gluon.Trainer`, keeping the fused step.
 
-    `Trainer.load_states` restores the class of the optimizer that saved the states. This function
-    replaces it by an `AdaDelta` of this package, with the saved hyper-parameters and update counts,
-    and with `use_fused_step` and `aggregate_num` of the trainer's current optimizer. After an error
-    the trainer is unchanged.
+    `Trainer.load_states` restores the class of the optimizer that saved the states, and runs what
+    the file says. This function keeps an `AdaDelta` of this package, with the saved
+    hyper-parameters and update counts, and with `use_fused_step` and `aggregate_num` of the
+    trainer's current optimizer. It runs nothing from the file: it refuses what is not MXNet's, this
+    package's or the class of the trainer's own optimizer or scheduler. After an error the trainer
+    is unchanged.
 
     Args:
         trainer: a trainer whose optimizer is this package's `AdaDelta`.
@@ -431,54 +378,109 @@ def load_states(trainer: Any, path: str) -> None:
 
     Raises:
         TypeError: the trainer's optimizer, or the one that saved the states, is no AdaDelta.
-        ValueError: the file is damaged, or a hyper-parameter in it is out of range.
+        UsageError: the file is damaged, names something that is refused, has states for other
+            parameters, or a hyper-parameter in it is out of range. A ValueError.
         OSError: the file cannot be read.
     """
+    if not isinstance(trainer, mx.gluon.Trainer):
+        raise TypeError(f"trainer is a {type(trainer).__name__}; expected a gluon.Trainer")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is a {type(path).__name__}; expected the name of a file")
     before = trainer.optimizer
     if not isinstance(before, AdaDelta):
         raise TypeError(f"the trainer's optimizer is {type(before)}; expected {AdaDelta}")
-    content = Path(path).read_bytes()
-    optimizer = _converted(_unpickled(content, before, path).optimizer, before, path)
-    updaters = _updaters(trainer)
-    # Each updater gets its own copy of the states. Once all are read, nothing below can fail.
-    pairs = [(updater, _unpickled(content, before, path)) for updater in updaters]
-    optimizer.param_dict = dict(enumerate(trainer._params))  # noqa: SLF001 - as Trainer.load_states
+    own = [each for each in type(before).__mro__ if issubclass(each, AdaDelta)]
+    saved = read_states(Path(path), [*own, type(before.lr_scheduler)])
+    if saved.optimizer not in {None, name_of(mx.optimizer.adadelta.AdaDelta), *map(name_of, own)}:
+        by = ".".join(saved.optimizer or ())
+        raise TypeError(f"{path} was saved by {by}; expected an AdaDelta's states")
+    try:
+        optimizer = _converted(saved.attributes, before)
+        if type(before) is AdaDelta:  # a subclass may have states of its own
+            _check_fit(saved.states, trainer._params)  # noqa: SLF001 - as Trainer.load_states
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be loaded: {error}") from error
+    # Each updater gets its own copy of the states. Once all are made, nothing below can fail.
+    pairs = [(updater, copy.deepcopy(saved.states)) for updater in _updaters(trainer)]
+    optimizer.param_dict = dict(enumerate(trainer._params))  # noqa: SLF001
     trainer._optimizer = optimizer  # noqa: SLF001
-    for updater, loaded in pairs:
-        updater.states, updater.states_synced = loaded.states, loaded.states_synced
+    for updater, states in pairs:
+        updater.states, updater.states_synced = states, dict.fromkeys(states, False)
         updater.optimizer = optimizer
 
 
-def _unpickled(content: bytes, before: AdaDelta, path: Any) -> Any:
-    """Read states, and the optimizer that saved them if any, into a new updater."""
-    updater = mx.optimizer.Updater(before)
-    try:
-        updater.set_states(content)
-    except Exception as error:  # unpickling damaged files raises many types
-        raise ValueError(
-            f"{path} is no file of states ({type(error).__name__}: {error}); expected one that "
-            "Trainer.save_states wrote"
-        ) from error
-    return updater
+def _converted(saved: dict[str, Any], before: AdaDelta) -> AdaDelta:
+    """Make an AdaDelta with saved attributes and the options of `before`.
 
-
-def _converted(loaded: Any, before: AdaDelta, path: Any) -> AdaDelta:
-    """Make an AdaDelta with the state of the loaded optimizer and the options of `before`."""
-    if not isinstance(loaded, (AdaDelta, mx.optimizer.adadelta.AdaDelta)):
-        raise TypeError(f"{path} was saved by {type(loaded)}; expected an AdaDelta's states")
+    Raises:
+        ValueError: an attribute has another type than that of an optimizer, or is out of range.
+    """
     optimizer = type(before).__new__(type(before))  # of the trainer's own class
-    optimizer.__setstate__({**before.__getstate__(), **loaded.__getstate__()})
+    attributes = before.__getstate__()
+    _check_types(saved, attributes)
+    optimizer.__setstate__({**attributes, **saved})
     optimizer.use_fused_step = before.use_fused_step
     optimizer.aggregate_num = before.aggregate_num
     optimizer._hyperparameters()  # noqa: SLF001 - a file is input: raises if a value is out of range
-    rates = {"learning_rate": optimizer.lr}
-    if optimizer.lr_scheduler is not None:
-        rates["lr_scheduler.base_lr"] = getattr(optimizer.lr_scheduler, "base_lr", 0.0)
+    if optimizer.lr_scheduler is None:
+        rates = {"learning_rate": optimizer.lr}
+    else:  # the optimizer's own rate is not used, and may be None
+        rates = {"lr_scheduler.base_lr": getattr(optimizer.lr_scheduler, "base_lr", 0.0)}
     for name in ("lr_mult", "wd_mult"):
         rates |= {f"{name} of {key}": mult for key, mult in getattr(optimizer, name).items()}
     for name, value in rates.items():
         checked(name, value, "a finite number")
+    _check_schedule(optimizer.lr_scheduler, optimizer.num_update)
     return optimizer
+
+
+def _check_schedule(scheduler: Any, update: int) -> None:
+    """Check that a scheduler of MXNet's has the attributes to compute a rate and to end."""
+    if scheduler is None or type(scheduler).__module__ != mx.lr_scheduler.__name__:
+        return
+    steps = getattr(scheduler, "step", 1)
+    for step in steps if type(steps) is list else [steps]:
+        checked("lr_scheduler.step", step, "at least 1", lambda number: 1 <= number < math.inf)
+    try:
+        rate = copy.deepcopy(scheduler)(update)
+    except Exception as error:  # whatever a missing attribute, or a text, leads to
+        raise ValueError(f"lr_scheduler fails at update {update} ({in_one_line(error)})") from error
+    checked("the rate of lr_scheduler", rate, "a finite number")
+
+
+def _check_types(saved: dict[str, Any], known: dict[str, Any]) -> None:
+    """Check what MXNet's optimizers keep besides the hyper-parameters."""
+    for name, value in saved.items():
+        kind = type(known.get(name))
+        if name != "aggregate_num" and kind in {bool, int, dict, tuple} and type(value) is not kind:
+            raise ValueError(f"{name} is {shortened(repr(value))}; expected {kind.__name__}")
+    counts = saved.get("_all_index_update_counts", {})
+    for each in (saved.get("_index_update_count", {}), *counts.values()):
+        if type(each) is not dict or not all(type(count) is int for count in each.values()):
+            raise ValueError(f"its counts of updates are {shortened(repr(each))}; expected numbers")
+    scheduler = saved.get("lr_scheduler")
+    if scheduler is not None and not isinstance(scheduler, mx.lr_scheduler.LRScheduler):
+        raise ValueError(f"lr_scheduler is {shortened(repr(scheduler))}; expected a scheduler")
+
+
+def _check_fit(states: dict[Any, Any], parameters: Sequence[Any]) -> None:
+    """Check that each state has two arrays of its parameter's shape, and perhaps a master."""
+    for index, state in states.items():
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise ValueError(
+                f"it has states of parameter {shortened(repr(index))}; the trainer has "
+                f"{len(parameters)} parameters"
+            )
+        parts = state if type(state) is tuple and state else (state,)
+        arrays = [*parts[:-1], *parts[-1]] if type(parts[-1]) is tuple else parts
+        data = parameters[index]._data  # noqa: SLF001 - None before the weight is initialized
+        wanted = next(iter(data)).shape if data else getattr(arrays[0], "shape", None)
+        shapes = [getattr(array, "shape", None) for array in arrays]
+        if shapes not in ([wanted] * 2, [wanted] * 3) or wanted is None:
+            raise ValueError(
+                f"the states of parameter {index} have the shapes {shortened(shapes)}; expected "
+                f"two of its shape {wanted}, or a master and two"
+            )
 
 
 def _updaters(trainer: Any) -> list[Any]:

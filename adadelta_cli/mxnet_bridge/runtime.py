@@ -45,8 +45,8 @@ def check_environment() -> None:
 def load_mxnet() -> Any:
     """Import MXNet and return it.
 
-    MXNet 2.0.0b1 uses `numpy.bool`, which NumPy 1.24 removed; it is restored here. MXNet's first
-    allocation prints a line about its storage manager: it is made here, with stderr closed.
+    MXNet's first allocation prints a line about its storage manager: it is made here, with stderr
+    closed.
 
     Raises:
         UnavailableError: MXNet is not installed, or does not load.
@@ -58,12 +58,16 @@ def load_mxnet() -> Any:
         )
     check_environment()
     imported_before = "mxnet" in sys.modules
-    vars(np).setdefault("bool", np.bool_)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MXNet is no longer maintained
         try:
             import mxnet
         except (ImportError, OSError, AttributeError) as error:
+            if sys.flags.optimize > 1:
+                raise UnavailableError(
+                    "MXNet reads its docstrings, which -OO (PYTHONOPTIMIZE=2) removes; run Python "
+                    "without it"
+                ) from error
             raise UnavailableError(
                 f"MXNet is installed and does not load: {error}. It needs NumPy 1.26.4 (found "
                 f"{np.__version__}) and libgomp1; install these, or use the numpy backend"

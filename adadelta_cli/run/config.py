@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
 from functools import cache
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError
 
 from adadelta_cli import inputs
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
 from adadelta_cli.run import yaml12
 from adadelta_cli.run.problems import PROBLEMS, ProblemSettings
 from adadelta_cli.run.problems.problem import Section
@@ -26,22 +25,11 @@ if TYPE_CHECKING:
 LARGEST_BYTES = 100_000  # a config takes one; a file named by mistake may be huge
 MOST_ERRORS = 10  # that a message lists
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-SECTIONS = {
-    "OptimizerSettings": "optimizer",
-    "TrainingSettings": "training",
-    "Expect": "expect",
-    "RosenbrockSettings": "problem",
-    "LogisticRegressionSettings": "problem",
-    "MlpSettings": "problem",
-}
 EXPECTED_SHAPE = "a config is a mapping with the keys problem, optimizer, training and expect"
 
 # The range that a plot can show: see run.report.LARGEST_DRAWN.
 Bound = Annotated[float, Field(ge=-1e150, le=1e150)]
 PositiveBound = Annotated[float, Field(gt=0, le=1e150)]
-
-
-# --- models ---------------------------------------------------------------------------------------
 
 
 class OptimizerSettings(Section):
@@ -118,9 +106,6 @@ def schema() -> dict[str, Any]:
     return {"$schema": SCHEMA_DIALECT, **Config.model_json_schema()}
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
 def folder() -> Path:
     """Return the folder of the bundled configs: in a wheel inside the package, else beside it."""
     package = Path(__file__).parents[1]
@@ -145,7 +130,7 @@ def locate(reference: str) -> Path:
     if reason:
         raise UsageError(
             f"unknown config {shortened(reference)!r}: {reason}; name a YAML file or a bundled "
-            f"config ({', '.join(names)}){_did_you_mean(reference, names)}"
+            f"config ({', '.join(names)}){suggestion(reference, names)}"
         )
     return path
 
@@ -242,14 +227,6 @@ class _Source:
             problem["csv"] = str(base / problem["csv"])
 
 
-# --- errors ---------------------------------------------------------------------------------------
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 ALIASES = {  # what other frameworks, and users, call a key or an option
     "learning_rate": "lr eta step_size stepsize base_lr rate alpha",
     "rho": "decay decay_rate gamma beta beta2 momentum_decay momentum smoothing forget",
@@ -274,7 +251,8 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
     "max_distance": "distance",
     "max_gap": "gap",
     "min_accuracy": "accuracy acc min_acc",
-    "name": "problem type kind model",
+    "name": "type kind",
+    "problem": "model task",
     "optimizer": "optim optimiser solver",
     "training": "trainer train fit",
     "expect": "expected expectations success",
@@ -294,10 +272,12 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
 def _meant(location: Key, known: Sequence[str]) -> str:
     """Suggest the key, of this section or another, or the option that an unknown key stands for."""
     given = str(location[-1]).lower().replace("-", "_")
-    names = [name for name, others in ALIASES.items() if given in {name, *others.split()}]
+    if location[:-1] == ("optimizer",) and given in {"name", "type", "algorithm"}:
+        return " (the optimizer is AdaDelta)"
+    names = _names(given)
     options = [name for name in names if name.startswith("--")]
     here = [name for name in names if name in known]
-    close = difflib.get_close_matches(given, known, n=1)
+    close = nearest(given, known, most=1)
     elsewhere = [key for name in names for key in _keys(name)]
     if here or (close and not options and not elsewhere):
         return f" (did you mean {(here or close)[0]}?)"
@@ -306,13 +286,29 @@ def _meant(location: Key, known: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else ""
 
 
+def _names(given: str) -> list[str]:
+    return [name for name, others in ALIASES.items() if given in {name, *others.split()}]
+
+
+def meant_by_option(option: str) -> list[str]:
+    """Return the options and the dotted keys that an unknown option of a command stands for.
+
+    >>> meant_by_option("--lr"), meant_by_option("--device")
+    (['optimizer.learning_rate'], ['--ctx'])
+    """
+    names = _names(option.lstrip("-").lower().replace("-", "_"))
+    keys = [key for name in names for key in _keys(name) if "." in key]
+    return [*(name for name in names if name.startswith("--")), *keys]
+
+
 def _keys(name: str) -> Iterator[str]:
     """Yield the dotted keys of a name, in any section."""
     if name in schema()["properties"]:
         yield name
-    for definition, section in SECTIONS.items():
-        if name in schema()["$defs"][definition]["properties"]:
-            yield f"{section}.{name}"
+    sections = [(each,) for each in ("optimizer", "training", "expect")]
+    for section in [*sections, *(("problem", each) for each in PROBLEMS)]:
+        if name in _section(section)["properties"]:
+            yield f"{section[0]}.{name}"
 
 
 def _deepest(errors: Sequence[Any]) -> list[Any]:
@@ -329,17 +325,24 @@ def _shown(value: Any) -> str:
 def _explain(error: Any) -> tuple[Key, str]:
     """Turn one of pydantic's errors into the key and a message."""
     location, kind = error["loc"], error["type"]
-    key = location if location[0] != "problem" else ("problem", *location[2:])  # [1]: its name
+    key = ("problem", *location[2:]) if location[:1] == ("problem",) else location  # [1]: its name
+    if kind == "string_unicode":  # of a key
+        what = f"it has the key {_shown(error['input'])}, which is no text in UTF-8; rename it"
+        return key, f"{dotted(key)}: {what}"
     got = "missing" if kind == "missing" else _shown(error["input"])
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
         key, given = ("problem", "name"), error["input"]
-        got = _shown(given["name"]) if "name" in given else "missing"
+        got = "missing"
+        if "name" in given:
+            got = _shown(given["name"]) + suggestion(str(given["name"]), PROBLEMS)
         allowed = ", ".join(PROBLEMS)
     elif kind == "extra_forbidden":
         known = list(_section(location[:-1])["properties"])
         got, allowed = f"unknown{_meant(location, known)}", ", ".join(known)
     else:
-        allowed = _allowed(_section(location))
+        node = _section(location)
+        allowed = _allowed(node)
+        got += suggestion(str(error["input"]), node.get("enum", ()))
     return key, f"{dotted(key)} is {got}; allowed: {allowed}"
 
 
@@ -374,7 +377,7 @@ def _allowed(node: dict[str, Any]) -> str:
         return " or ".join(node["enum"])
     if "properties" in node or "discriminator" in node:
         keys = ", ".join(node.get("properties", ()))
-        return f"a mapping with {keys}" if keys else "a mapping"
+        return f"a mapping with {keys}" if keys else "a mapping, such as {name: mlp}"
     if node["type"] == "array":
         items = _allowed(node["items"]).replace("an integer", "integers")
         return f"a list of {node['minItems']} to {node['maxItems']} {items}"

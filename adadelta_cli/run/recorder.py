@@ -58,7 +58,6 @@ class Recorder:
     def write(self) -> None:
         """Write the file."""
         grads = {f"grad/{name}": np.array(each) for name, each in self._grads.items()}
-        texts = {name: np.array(text) for name, text in self._texts.items()}
         content = io.BytesIO()
-        np.savez(content, **self._weights, **grads, **texts)
+        np.savez(content, **self._weights, **grads, **self._texts)
         files.write_bytes(self._path, content.getvalue())

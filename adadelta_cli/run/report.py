@@ -8,7 +8,15 @@ import shlex
 from typing import TYPE_CHECKING, Any, Literal
 
 from adadelta_cli.errors import shortened
-from adadelta_cli.files import jsonable, to_utf8, write_bytes, write_csv, write_json, write_plot
+from adadelta_cli.files import (
+    jsonable,
+    plottable,
+    to_utf8,
+    write_bytes,
+    write_csv,
+    write_json,
+    write_plot,
+)
 from adadelta_cli.run.result import RunOutcome
 
 if TYPE_CHECKING:
@@ -83,24 +91,18 @@ def run_table(results: Sequence[RunResult]) -> Table:
         table.add_column(name, justify=justify, rank=RANKS.get(name, 0))
     for result in results:
         start, end = result.history[0].cells, result.history[-1].cells
-        head: tuple[str | Text, ...] = (  # a Text has no markup
-            Text(result.name),
-            f"{result.steps:,}",
-            f"{result.seconds:.1f} s",
-        )
-        for metric in result.labels:
+        head = Text(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s"  # no markup
+        for k, metric in enumerate(result.labels):
             checks = [check for check in result.checks if check.metric == metric]
+            nothing = "nothing" if k == 0 and not result.checks else ""
             table.add_row(
-                *(head or ("", "", "")),
+                *(("", "", "") if k else head),
                 metric,
                 f"{start[metric]:.4g}",
                 f"{end[metric]:.4g}",
-                ", ".join(check.words for check in checks)
-                if result.checks or not head
-                else "nothing",
-                _verdict(result, checks, first=bool(head)),
+                nothing or ", ".join(check.words for check in checks),
+                _verdict(result, checks, first=k == 0),
             )
-            head = ()
         table.add_section()
     return table
 
@@ -161,7 +163,7 @@ def run_figure(result: RunResult) -> Figure:
     panels[-1].set_xlabel("step")
     step = "fused" if result.fused else "unfused"
     title = f"{shortened(result.name, 60)}: AdaDelta, {step} step, {result.backend}, {result.dtype}"
-    figure.suptitle(title, parse_math=False)  # a $ in a name is no formula
+    figure.suptitle(plottable(title))
     return figure
 
 

@@ -46,19 +46,12 @@ class Side(Enum):
 
 @dataclass(frozen=True)
 class Expectation:
-    """An expectation of a config, and the value that it is about.
+    """An expectation of a config, and the value that it is about."""
 
-    Attributes:
-        metric: a column of history.csv.
-        side: whether `bound` is the largest or the least value that counts as success.
-        bound: that value.
-        got: the value in the last row.
-    """
-
-    metric: str
+    metric: str  # a column of history.csv
     side: Side
-    bound: float
-    got: float
+    bound: float  # the largest or the least value that counts as success
+    got: float  # the value in the last row
 
     @property
     def passed(self) -> bool:
@@ -83,23 +76,9 @@ class RunOutcome(Enum):
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run.
+    """The result of a run; dtype, fused and seed are as in `Trainer`."""
 
-    Attributes:
-        name: the config's name.
-        problem: the problem's name.
-        backend, ctx: the array library's name, and its device.
-        dtype, fused, seed: as in `Trainer`.
-        outcome: how it ended.
-        checks: one for each expectation of the config.
-        steps: steps taken.
-        seconds: wall time of the steps and their recording, over all sessions.
-        optimum: the least loss where it is known.
-        labels: the loss and the problem's metrics, each with its label on a plot.
-        history: the recorded rows.
-    """
-
-    name: str
+    name: str  # the config's
     problem: str
     backend: str
     ctx: str
@@ -107,9 +86,9 @@ class RunResult:
     fused: bool
     seed: int
     outcome: RunOutcome
-    checks: tuple[Expectation, ...]
-    steps: int
-    seconds: float
-    optimum: float | None
-    labels: dict[str, str]
+    checks: tuple[Expectation, ...]  # one for each expectation of the config
+    steps: int  # taken
+    seconds: float  # wall time of the steps and their recording, over all sessions
+    optimum: float | None  # the least loss where it is known
+    labels: dict[str, str]  # on a plot, of the loss and the problem's metrics
     history: tuple[TrainingRow, ...] = field(repr=False)

@@ -22,18 +22,10 @@ if TYPE_CHECKING:
 
 
 class Batches:
-    """Batches on a backend; an epoch takes each sample once, in an order of its own.
+    """Batches of `size` samples on a backend; an epoch takes each once, in an order of its own.
 
-    The order derives from the seed and the epoch, so a checkpoint does not store it.
-
-    Args:
-        data: arrays with the samples along the first axis, or none.
-        size: samples per batch; None for all.
-        backend: the library that gets the batches.
-        seed: the seed of the orders.
-
-    Attributes:
-        per_epoch: batches, and so steps, of an epoch.
+    The order derives from the seed and the epoch, so a checkpoint does not store it. `data` are
+    `Problem.data`; a size of None is that of all samples.
     """
 
     def __init__(
@@ -42,7 +34,7 @@ class Batches:
         self._data, self._backend, self._seed = data, backend, seed
         self._samples = len(data[0]) if data else 1
         self._size = min(size or self._samples, self._samples)
-        self.per_epoch = math.ceil(self._samples / self._size)
+        self.per_epoch = math.ceil(self._samples / self._size)  # batches, and so steps
         self._epoch = -1
         self._batch = [backend.array(values) for values in data] if self.per_epoch == 1 else []
 
@@ -66,11 +58,10 @@ class Trainer:
         backend: the array library.
         fused: take the step in one pass over memory.
         dtype: float32, float64, or float16 with float32 masters and states.
-        seed: the seed of everything random.
+        seed: of all random numbers.
 
     Attributes:
-        step: steps taken.
-        total: steps to take.
+        step, total: steps taken, and to take.
         parameters: the tensors by name, on the backend.
 
     Raises:
@@ -96,12 +87,9 @@ class Trainer:
         parameters = list(self.parameters.values())
         self._differentiate = gradient(self.problem, backend, parameters)
         ones = [1.0] * len(parameters)
-        hyper = config.optimizer.hyperparameters()
-        self._update = registry.builtin(backend, fused=fused).bind(
-            StepInputs(parameters, hyper, ones, ones)
-        )
-        compute_dtype = state_dtype(dtype)
-        data = [values.astype(compute_dtype) for values in self.problem.data]
+        inputs = StepInputs(parameters, config.optimizer.hyperparameters(), ones, ones)
+        self._update = registry.builtin(backend, fused=fused).bind(inputs)
+        data = [values.astype(state_dtype(dtype)) for values in self.problem.data]
         self._batches = Batches(data, config.training.batch_size, backend, seed)
         self.steps_per_epoch = self._batches.per_epoch
         epochs = config.training.epochs or 0
@@ -131,15 +119,9 @@ class Trainer:
         with np.errstate(all="ignore"):  # Run reports a diverged loss
             loss = float(self.problem.loss(np, weights, *self.problem.data))
             metrics = self.problem.measure(weights)
+        norms = {"grad_norm": grad_norm, "update_norm": update_norm}
         epoch = self.step // self.steps_per_epoch
-        return TrainingRow(
-            step=self.step,
-            epoch=epoch,
-            loss=loss,
-            grad_norm=grad_norm,
-            update_norm=update_norm,
-            **metrics,
-        )
+        return TrainingRow(step=self.step, epoch=epoch, loss=loss, **norms, **metrics)
 
     def weights(self, *, exact: bool = False) -> list[np.ndarray]:
         """Return the weights as float64; `exact`: the float32 masters of float16 weights."""

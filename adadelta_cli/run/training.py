@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadelta_cli import files, inputs
-from adadelta_cli.errors import ExitCode, UsageError
+from adadelta_cli.errors import ExitCode, UsageError, displayed
 from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import report, signals
@@ -42,9 +42,6 @@ class Run:
         force: discard an unfinished run, or a finished one with other settings.
         record_gradients: the file for the gradient of each step.
 
-    Attributes:
-        result: the result, set before the files are written; None until then.
-
     Raises:
         UsageError: the data are invalid, the checkpoint is of another run, an unfinished run or
             one with other settings would be lost, or an output path is not a regular file.
@@ -64,35 +61,30 @@ class Run:
         force: bool = False,
         record_gradients: Path | None = None,
     ) -> None:
-        self.config, self.folder = config, folder
-        self._check_files(record_gradients)
+        self.name, self.config, self.folder = displayed(name), config, folder
+        for each in FILES:
+            files.check_writable(folder / each)
+        if record_gradients:
+            files.check_writable(record_gradients, "--record-gradients")
+        inputs.check_possible(folder / CHECKPOINT, "--out with the config's name")
         self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed)
-        self.result: RunResult | None = None
-        self.name = inputs.displayed(name)
+        self.result: RunResult | None = None  # set before the files are written
         self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
         self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
         self._every = config.training.record_every or self.trainer.steps_per_epoch
-        self._seconds = 0.0
+        self._seconds, self._resumed = 0.0, False
         self._history = [self.trainer.measure()]
-        self._resumed = False
         self._checkpoint_path = folder / CHECKPOINT
         if not force:
             self._read_checkpoint(resume=resume)
-        self._recorder = None
         if record_gradients and resume:
             raise UsageError(
                 "--record-gradients needs every step, and --resume skips the earlier ones; use "
                 "--force instead of --resume"
             )
+        self._recorder = None
         if record_gradients:
             self._recorder = Recorder(record_gradients, self.trainer, config, dtype)
-
-    def _check_files(self, record_gradients: Path | None) -> None:
-        for each in FILES:
-            files.check_writable(self.folder / each)
-        if record_gradients:
-            files.check_writable(record_gradients, "--record-gradients")
-        inputs.check_possible(self.folder / CHECKPOINT, "--out with the config's name")
 
     def _identity(self) -> dict[str, Any]:
         """Collect everything that decides the trajectory and its recording, except its length."""
@@ -112,7 +104,11 @@ class Run:
         found = Checkpoint.read(self._checkpoint_path)
         if found and resume:
             found.check_resumable(self._checkpoint_path, self._checkpoint())
-            self._restore(found)
+            self.trainer.restore(found.step, found.arrays)
+            self._seconds = found.seconds
+            # The last row of a shorter run may be one that this run does not record.
+            self._history = [row for row in found.history if self._is_due(row.step)]
+            self._resumed = True
         elif found and not found.finished:
             raise UsageError(
                 f"{self._checkpoint_path} holds an unfinished run, at step {found.step} of "
@@ -120,13 +116,6 @@ class Run:
             )
         elif found:
             found.check_repeated(self._checkpoint_path, self._checkpoint())
-
-    def _restore(self, found: Checkpoint) -> None:
-        self.trainer.restore(found.step, found.arrays)
-        self._seconds = found.seconds
-        # The last row of a shorter run may be one that this run does not record.
-        self._history = [row for row in found.history if self._is_due(row.step)]
-        self._resumed = True
 
     def _is_due(self, step: int) -> bool:
         return step % self._every == 0 or step == self.trainer.total
@@ -140,8 +129,8 @@ class Run:
         Args:
             tick: gets the steps done, the steps in total, and the loss.
         """
-        if not self._resumed:
-            self._remove_files()
+        for name in () if self._resumed else FILES:  # an earlier run's are not this run's
+            files.remove(self.folder / name)
         with signals.defer_signals() as release:
             while self.trainer.step < self.trainer.total and self._is_finite():
                 try:
@@ -160,11 +149,6 @@ class Run:
                         self._write_partial()
                     raise
             return self._finish()
-
-    def _remove_files(self) -> None:
-        """Remove an earlier run's files, so that they are not mistaken for this run's."""
-        for name in FILES:
-            files.remove(self.folder / name)
 
     def _is_finite(self) -> bool:
         return math.isfinite(self._history[-1].loss)
@@ -197,7 +181,7 @@ class Run:
         self._write_files(self.result, plot=False)
 
     def _finish(self) -> RunResult:
-        self.result = result = self._result(self._outcome())
+        self.result = result = self._result()
         if result.outcome is RunOutcome.DIVERGED:
             files.remove(self._checkpoint_path)  # a resumed run would only diverge again
         else:
@@ -210,28 +194,24 @@ class Run:
         if self._recorder:
             self._recorder.write()
 
-    def _checks(self) -> tuple[Expectation, ...]:
-        cells = self._history[-1].cells
-        return tuple(
-            Expectation(metric, side, bound, cells[metric])
-            for side, metric, bound in self.config.expect.bounds()
-        )
-
-    def _outcome(self) -> RunOutcome:
+    def _outcome(self, checks: Sequence[Expectation]) -> RunOutcome:
         if not self._is_finite():
             return RunOutcome.DIVERGED
-        if not self._checks():
+        if not checks:
             return RunOutcome.FINISHED
-        passed = all(each.passed for each in self._checks())
-        return RunOutcome.PASSED if passed else RunOutcome.MISSED
+        return RunOutcome.PASSED if all(each.passed for each in checks) else RunOutcome.MISSED
 
-    def _result(self, outcome: RunOutcome) -> RunResult:
+    def _result(self, outcome: RunOutcome | None = None) -> RunResult:
+        cells, bounds = self._history[-1].cells, self.config.expect.bounds()
+        checks = tuple(
+            Expectation(metric, side, most, cells[metric]) for side, metric, most in bounds
+        )
         return RunResult(
             name=self.name,
             problem=self.config.problem.name,
             **self._facts,
-            outcome=outcome,
-            checks=self._checks(),
+            outcome=outcome or self._outcome(checks),
+            checks=checks,
             steps=self.trainer.step,
             seconds=self._seconds,
             optimum=self.trainer.problem.optimum,
@@ -267,8 +247,8 @@ def runs(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(
-            f"two configs are named {inputs.displayed(twice[0])}: both would write to "
-            f"{inputs.displayed(str(out / twice[0]))}; rename one"
+            f"two configs are named {displayed(twice[0])}: both would write to "
+            f"{displayed(str(out / twice[0]))}; rename one"
         )
     if record_gradients and len(names) > 1:
         raise UsageError(

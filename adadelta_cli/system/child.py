@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 # Processes that a worker may have started at a time: pools of several libraries.
 LIMIT = 32 + 2 * (os.cpu_count() or 1)
+VMSTAT = Path("/proc/vmstat")  # the kernel's counters, since boot
 GRACE_S = 1.0  # for a process that has closed its pipes to end
+
+
+def oom_kills() -> int:
+    """Count the processes that Linux has killed for lack of memory; 0 elsewhere."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(VMSTAT.read_text().partition("\noom_kill ")[2].split()[0])
+    return 0
 
 
 class WorkerProcess:
@@ -42,6 +50,7 @@ class WorkerProcess:
         lifeline: a socket that becomes readable when it has ended.
         exit_code: set by `end` and `ended`: negative, the number of the signal that killed it; None
             if they ended it themselves, or it had started too many processes.
+        out_of_memory: set with it: the system killed it for lack of memory.
 
     Raises:
         OSError: the interpreter cannot be executed.
@@ -59,6 +68,8 @@ class WorkerProcess:
         self._limit = limit
         self._cause: str | None = None
         self.exit_code: int | None = None
+        self.out_of_memory = False
+        self._kills = oom_kills()
         self._lock = threading.Lock()
         self.lifeline, theirs = socket.socketpair()
         arguments = [theirs.fileno(), limit, code, *pipes]
@@ -113,5 +124,10 @@ class WorkerProcess:
         self.exit_code = int(words)
         if self.exit_code >= 0:
             return f"exited with {self.exit_code}"
+        self.out_of_memory = self.exit_code == -signal.SIGKILL and oom_kills() > self._kills
+        if self.out_of_memory:
+            return "killed by the system, which ran out of memory"
+        if self.exit_code == -signal.SIGKILL:
+            return "killed by SIGKILL (the system does this when memory runs out)"
         names = {-each: each.name for each in signal.Signals}
         return f"killed by {names.get(self.exit_code, f'signal {-self.exit_code}')}"

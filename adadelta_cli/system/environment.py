@@ -12,11 +12,12 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adadelta_cli.errors import UnavailableError
-from adadelta_cli.system.sandbox import Sandbox, SandboxError
+from adadelta_cli.errors import UnavailableError, displayed
+from adadelta_cli.system.sandbox import ReportedError, Sandbox, SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,8 +29,9 @@ NUMBERS = {
     r"NUMBA_NUM_THREADS": COUNT,
     r"MXNET_\w*(NTHREADS|MAX_THREADS)": r"\s*[+-]?[0-9]{1,9}\s*",
 }
-# Variables that decide whether Numba can start its threads at all.
-NUMBA = ("NUMBA_THREADING_LAYER", "NUMBA_THREADING_LAYER_PRIORITY", "NUMBA_NUM_THREADS")
+NUMBA = "NUMBA_"  # variables that decide whether Numba can compile and start its threads
+HANDLED = "NUMBA_CACHE_DIR"  # by `_find_folders`
+NUMBA_FILE = ".numba_config.yaml"  # in the working folder: the same settings
 START_S = 120.0
 # Errors of libraries that can only be recognised by their message.
 KNOWN_FIXES = {
@@ -52,9 +54,9 @@ def known_fix(message: str) -> str:
 def prepare() -> None:
     """Adapt the environment to what the libraries can read, for this process and its children.
 
-    Empty numbers count as unset. Of OpenMP's list, a number for each level of nested threads, the
-    libraries here use the first. Compiled kernels and matplotlib's cache go to a temporary folder,
-    with a warning, where no usual one can be written.
+    Empty numbers and empty variables of Numba count as unset. Of OpenMP's list, a number for each
+    level of nested threads, the libraries here use the first. Compiled kernels and matplotlib's
+    cache go to a temporary folder, with a warning, where no usual one can be written.
     """
     for name in _numbers(os.environ):
         first = os.environ[name].partition(",")[0] if name == "OMP_NUM_THREADS" else None
@@ -62,6 +64,9 @@ def prepare() -> None:
             del os.environ[name]
         elif first and not list(wrong_numbers({name: os.environ[name]})):
             os.environ[name] = first.strip()
+    for name in [name for name in os.environ if name.startswith(NUMBA)]:
+        if not os.environ[name].strip():
+            del os.environ[name]
     _find_folders()
 
 
@@ -76,9 +81,9 @@ def check() -> None:
             f"{name} is {value[:80]!r}; expected a whole number, at least 1; unset {name}, or set "
             "it to the number of cores"
         )
-    given = [f"{name}={os.environ[name]}" for name in NUMBA if os.environ.get(name)]
-    if given:
-        _start_threads(" ".join(given))
+    names = [name for name in os.environ if name.startswith(NUMBA) and name != HANDLED]
+    if names or Path(NUMBA_FILE).is_file():
+        _start_numba(names)
 
 
 def wrong_numbers(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -100,21 +105,37 @@ def _numbers(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _start_threads(given: str) -> None:
-    """Start Numba's threads elsewhere: an attempt that fails cannot be repeated in a process."""
+def _start_numba(names: list[str]) -> None:
+    """Start Numba elsewhere: an attempt that fails cannot be repeated in a process."""
+    given = [f"{name}={os.environ[name]}" for name in names]
+    fixes = []
+    if Path(NUMBA_FILE).is_file():
+        given.append(NUMBA_FILE)
+        fixes.append(f"move {Path(NUMBA_FILE).resolve()} away")
     with Sandbox(START_S) as sandbox:
         try:
-            sandbox.call(_launch)
+            sandbox.call(_compile_and_launch)
         except SandboxError as error:
-            fix = known_fix(str(error)) or f"unset {' '.join(NUMBA)}"
+            if names:
+                fixes.append(known_fix(str(error)) or f"unset {' '.join(names)}")
             raise UnavailableError(
-                f"Numba cannot start its threads with {given[:200]}: {error}; {fix}"
+                f"Numba cannot start with {displayed(' '.join(given)[:200])}: {error}; "
+                f"{'; '.join(fixes)}"
             ) from None
 
 
-def _launch() -> None:
+def _compile_and_launch() -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        import numba
+    for each in found:  # Numba would go on with its default, and show a traceback
+        if "could not be parsed" in str(each.message):
+            raise ReportedError(str(each.message).splitlines()[0])
     from numba.np.ufunc import parallel
 
+    if numba.config.DISABLE_JIT:
+        raise ReportedError("it compiles nothing: its compiler is not usable in pure-python mode")
+    numba.njit(lambda number: number + 1)(1)
     parallel._launch_threads()  # noqa: SLF001 - only a parallel kernel calls it, after compiling
 
 

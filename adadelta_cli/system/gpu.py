@@ -37,13 +37,7 @@ WHEELS = {
 
 
 class GpuCheck(NamedTuple):
-    """The state of a piece that a step on the GPU needs.
-
-    Attributes:
-        piece: its name.
-        observed: its version or error.
-        fix: the command or advice that fixes it; empty if it works.
-    """
+    """A piece that a step on the GPU needs, its version or error, and the fix if it fails."""
 
     piece: str
     observed: str
@@ -53,9 +47,6 @@ class GpuCheck(NamedTuple):
 def format_checks(found: Iterable[GpuCheck]) -> str:
     """Return the state of each piece, in one line."""
     return "; ".join(f"{each.piece}: {each.observed}" for each in found)
-
-
-# --- CuPy -----------------------------------------------------------------------------------------
 
 
 def probe(number: int = 0) -> list[GpuCheck]:
@@ -87,12 +78,8 @@ def select_device(number: int, also: Callable[[], GpuCheck]) -> Any:
 def check_device(number: int, also: Callable[[], GpuCheck]) -> Any:
     """Check that all that a device needs works; return CuPy.
 
-    Args:
-        number: of the device.
-        also: checks another library that can use it, for the message.
-
     Raises:
-        UnavailableError: something is missing; with what was checked, and the fix.
+        UnavailableError: something is missing; with what was checked, `also` included, and the fix.
     """
     if reason := _unavailable_reason(number, also):
         raise UnavailableError(reason)
@@ -139,29 +126,24 @@ def _cupy() -> Any:
 
 
 def _wheel(package: str) -> Path:
-    try:
+    """Return the folder of a package; of none, the current one."""
+    with contextlib.suppress(ModuleNotFoundError):  # there is no parent package
         spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # there is no parent package
-        spec = None
-    places = spec.submodule_search_locations if spec else None
-    return Path(places[0]) if places else Path()
+        if spec and spec.submodule_search_locations:
+            return Path(spec.submodule_search_locations[0])
+    return Path()
 
 
 def _try_cupy(_number: int) -> str:
     """Check that CuPy is installed once, and loads."""
     if not is_installed():
         raise ReportedError("not installed")
-    wheels = sorted(
-        {name for each in metadata.distributions() if _is_cupy(name := each.metadata["Name"] or "")}
-    )
+    names = {each.metadata["Name"] or "" for each in metadata.distributions()}
+    wheels = sorted(n for n in names if re.fullmatch(r"cupy(-(cuda|rocm)[\w-]*)?", n.lower()))
     if len(wheels) > 1:
         fix = f"python -m pip uninstall {' '.join(wheels)}, then {INSTALL}"
         raise ReportedError(f"installed {len(wheels)} times: {', '.join(wheels)}", fix)
     return _cupy().__version__
-
-
-def _is_cupy(name: str) -> bool:
-    return bool(re.fullmatch(r"cupy(-(cuda|rocm)[\w-]*)?", name.lower()))
 
 
 def _try_driver(_number: int) -> str:
@@ -177,11 +159,7 @@ def _try_driver(_number: int) -> str:
 
 
 def _dotted(version: int) -> str:
-    """Format CUDA's version number.
-
-    >>> _dotted(12090)
-    '12.9'
-    """
+    """Format CUDA's version number: 12090 is 12.9."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -195,17 +173,16 @@ def _try_device(number: int) -> str:
         if status(error) in FIXES:
             raise
         count, names = 0, [in_one_line(error)]
-    observed = f"{count} ({', '.join(names)})" if names else "0"
+    observed, fix = f"{count} ({', '.join(names)})" if names else "0", ""
     if number < count:
         return observed
-    if count:
-        allowed = " to ".join(dict.fromkeys(("gpu:0", f"gpu:{count - 1}")))
-        raise ReportedError(observed, f"use {allowed}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        observed = f"{observed}, CUDA_VISIBLE_DEVICES is {visible!r}"
-        raise ReportedError(observed, "unset CUDA_VISIBLE_DEVICES")
-    raise ReportedError(observed)
+    if count:
+        fix = f"use {' to '.join(dict.fromkeys(('gpu:0', f'gpu:{count - 1}')))}"
+    elif visible is not None:
+        observed += f", CUDA_VISIBLE_DEVICES is {visible!r}"
+        fix = "unset CUDA_VISIBLE_DEVICES"
+    raise ReportedError(observed, fix)
 
 
 def name_of(properties: dict[str, Any]) -> str:
@@ -219,10 +196,6 @@ def _device(properties: dict[str, Any]) -> str:
     capability = f"{properties['major']}.{properties['minor']}"
     size = properties["totalGlobalMem"] / 2**30
     return f"{name}, compute capability {capability}, {size:.1f} GiB"
-
-
-def _try_compiler(_number: int) -> str:
-    return ".".join(map(str, _cupy().cuda.nvrtc.getVersion()))
 
 
 def _try_launch(number: int) -> str:
@@ -261,7 +234,7 @@ PROBES: tuple[tuple[str, Callable[[int], str], str], ...] = (
     ("CuPy", _try_cupy, INSTALL),
     ("driver", _try_driver, DRIVER),
     ("devices", _try_device, NVIDIA_SMI),
-    ("NVRTC", _try_compiler, INSTALL),
+    ("NVRTC", lambda _: ".".join(map(str, _cupy().cuda.nvrtc.getVersion())), INSTALL),
     ("a small launch", _try_launch, NVIDIA_SMI),
     ("cuBLAS", _try_products, INSTALL),
 )

@@ -6,13 +6,14 @@ one is missing (macOS, a container that hides it), the fact is None or empty; th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import sys
 import sysconfig
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,36 +35,12 @@ THREAD_VARIABLES = (
 # Prefixes of environment variables that the speed or the bits of a step may depend on.
 VARIABLES = ("GOMP_", "KMP_", "LD_PRELOAD", "MKL_", "MXNET_", "NUMBA_", "OMP_", "OPENBLAS_", "XLA_")
 LIBRARIES = (
-    "adadelta",
-    "mxnet",
-    "numpy",
-    "numba",
-    "llvmlite",
-    "scikit-learn",
-    "scipy",
-    "pandas",
-    "matplotlib",
-    "pydantic",
-    "PyYAML",
-    "click",
-    "rich",
-    "hypothesis",
-    "torch",
-    "jax",
-    "jaxlib",
-    "optax",
-    "cupy",
-    "cupy-cuda12x",
-    "cupy-cuda13x",
-    "tbb",
-    "intel-openmp",
-    "threadpoolctl",
+    *("adadelta", "mxnet", "numpy", "numba", "llvmlite", "scikit-learn", "scipy", "pandas"),
+    *("matplotlib", "pydantic", "PyYAML", "click", "rich"),
+    *("torch", "jax", "jaxlib", "optax", "cupy", "cupy-cuda12x", "cupy-cuda13x"),
+    *("tbb", "intel-openmp", "threadpoolctl"),
 )
-KIBIBYTE = 1024
 CPUS = "sys/devices/system/cpu"
-
-
-# --- cores and threads ----------------------------------------------------------------------------
 
 
 def available_cores() -> int:
@@ -93,110 +70,6 @@ def compiler() -> str | None:
     names = filter(None, [os.environ.get("CXX", ""), "g++", "clang++"])
     return next(filter(None, map(shutil.which, names)), None)
 
-
-# --- all facts ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a timing depends on. None or empty: not known here.
-
-    Attributes:
-        simd: the widest vector instructions.
-        cores_available: logical cores that this process may run on.
-        cores_available_physical: the physical cores that those belong to.
-        cpu_quota_cores: the control group's limit of CPU time, in cores; None if unlimited.
-        cache_bytes: the size of a data cache, by level.
-        cache_shared_by: the number of logical cores that share one, by level.
-        memory_bytes: in all, or the control group's limit.
-        memory_available_bytes: what can be allocated without swapping.
-        swap_used_bytes: of all processes.
-        numa_nodes: those of the cores that this process may run on.
-        governor: of the cores' frequency; several are joined by commas.
-        turbo: whether a core may exceed its nominal frequency.
-        huge_pages: the kernel's setting for transparent ones, the active one in brackets.
-        load_average: over the last minute.
-        hypervisor: `unknown` if the machine is virtual and does not say of what kind.
-        gpus: their models; NVIDIA's only.
-        threading_layers: those that Numba was built with; `tbb` and `omp` need their runtime too.
-        openmp_runtimes: OpenMP libraries: the system's by path, those of Python packages relative
-            to the folder of the packages.
-        environment: the variables that the speed or the bits of a step may depend on.
-    """
-
-    host: str
-    processor: str
-    architecture: str
-    simd: str
-    cores: int | None
-    cores_physical: int | None
-    cores_available: int
-    cores_available_physical: int | None
-    cpu_quota_cores: float | None
-    cache_bytes: dict[str, int]
-    cache_shared_by: dict[str, int]
-    memory_bytes: int | None
-    memory_available_bytes: int | None
-    swap_used_bytes: int | None
-    numa_nodes: int | None
-    governor: str | None
-    turbo: bool | None
-    huge_pages: str
-    load_average: float | None
-    hypervisor: str
-    container: str
-    gpus: tuple[str, ...]
-    kernel: str
-    python: str
-    versions: dict[str, str]
-    threading_layers: tuple[str, ...]
-    openmp_runtimes: tuple[str, ...]
-    compiler: str | None
-    environment: dict[str, str]
-
-
-def inspect_machine() -> Machine:
-    """Collect all facts; no library that they are about is imported, nothing is measured."""
-    caches = _caches()
-    return Machine(
-        host=platform.node(),
-        processor=_fields("proc/cpuinfo").get("model name", platform.processor()),
-        architecture=platform.machine(),
-        simd=_simd(),
-        cores=os.cpu_count(),
-        cores_physical=query_psutil(lambda psutil: psutil.cpu_count(logical=False)),
-        cores_available=available_cores(),
-        cores_available_physical=_available_physical(),
-        cpu_quota_cores=_cpu_quota(),
-        cache_bytes={level: size for level, (size, _) in caches.items()},
-        cache_shared_by={level: shared for level, (_, shared) in caches.items()},
-        memory_bytes=_memory_bytes(),
-        memory_available_bytes=available_bytes(),
-        swap_used_bytes=query_psutil(lambda psutil: psutil.swap_memory().used),
-        numa_nodes=_numa_nodes(),
-        governor=_governor(),
-        turbo=_turbo(),
-        huge_pages=_text("sys/kernel/mm/transparent_hugepage/enabled"),
-        load_average=query_psutil(lambda psutil: psutil.getloadavg()[0]),
-        hypervisor=_hypervisor(),
-        container=_container(),
-        gpus=_gpus(),
-        kernel=platform.platform(),
-        python=platform.python_version(),
-        versions=versions(),
-        threading_layers=_threading_layers(),
-        openmp_runtimes=_openmp_runtimes(),
-        compiler=compiler(),
-        environment={k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
-    )
-
-
-def describe() -> dict[str, Any]:
-    """Describe the machine as bench.json has it: the attributes of `Machine`."""
-    return asdict(inspect_machine())
-
-
-# --- processor ------------------------------------------------------------------------------------
 
 # Flags of /proc/cpuinfo, the widest first: x86's, then ARM's.
 SIMD = {
@@ -235,11 +108,8 @@ def online_cores() -> list[int]:
 
 def last_cache_bytes() -> int:
     """Add up the last-level caches of the cores that this process may use; a guess if unknown."""
-    size, shared = max(_caches().values(), default=(LAST_CACHE_BYTES, 1))
-    return size * -(-len(affinity()) // max(1, shared))
-
-
-LAST_CACHE_BYTES = 2**28  # if unknown
+    size, shared = max(_caches().values(), default=(2**28, 1))
+    return size * -(-len(affinity()) // shared)
 
 
 def _caches() -> dict[str, tuple[int, int]]:
@@ -251,7 +121,7 @@ def _caches() -> dict[str, tuple[int, int]]:
         if kind != "Instruction" and size[:-1].isdigit() and size.endswith("K"):
             name = f"L{level}" + ("d" if kind == "Data" else "")
             shared = len(_core_list(_text(index / "shared_cpu_list"))) or 1
-            found[name] = int(size[:-1]) * KIBIBYTE, shared
+            found[name] = int(size[:-1]) * 1024, shared
     return found
 
 
@@ -269,9 +139,6 @@ def _turbo() -> bool | None:
     off = {"0": True, "1": False}.get(_text(f"{CPUS}/intel_pstate/no_turbo"))
     boost = {"1": True, "0": False}.get(_text(f"{CPUS}/cpufreq/boost"))
     return boost if off is None else off
-
-
-# --- control groups -------------------------------------------------------------------------------
 
 
 def _groups(controller: str) -> list[Path]:
@@ -320,9 +187,6 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
                 yield limit, limit - use + min(use, _whole(kept) or 0)
 
 
-# --- memory ---------------------------------------------------------------------------------------
-
-
 def available_bytes() -> int | None:
     """Return how much memory can be allocated without swapping; None if unknown.
 
@@ -336,8 +200,6 @@ def _memory_bytes() -> int | None:
     installed = query_psutil(lambda psutil: psutil.virtual_memory().total)
     return installed and min([installed, *(limit for limit, _ in _memory_limits())])
 
-
-# --- virtual machines and containers --------------------------------------------------------------
 
 # Words in the vendor or model of virtual machines' firmware.
 VIRTUAL_FIRMWARE = ("virtual", "vmware", "qemu", "kvm", "xen", "bochs", "hvm", "google compute")
@@ -375,19 +237,13 @@ def _gpus() -> tuple[str, ...]:
     return tuple(_fields(file).get("Model", "unknown model") for file in files)
 
 
-# --- libraries ------------------------------------------------------------------------------------
-
-
 def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
     """Return the versions of the packages that are installed, by name."""
-    return {name: found for name in names if (found := _version(name))}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return {name: version for name, version in found.items() if version}  # a broken one has none
 
 
 THREADING_LAYERS = {"tbbpool": "tbb", "omppool": "omp", "workqueue": "workqueue"}  # its own order
@@ -423,9 +279,6 @@ def _openmp_runtimes() -> tuple[str, ...]:
     return tuple(
         sorted(str(f.relative_to(packages) if packages in f.parents else f) for f in found)
     )
-
-
-# --- reading --------------------------------------------------------------------------------------
 
 
 def query_psutil(query: Callable[[ModuleType], T]) -> T | None:
@@ -467,3 +320,86 @@ def _core_list(text: str) -> list[int]:
     """
     ranges = [part.split("-") for part in text.split(",") if part]
     return [core for ends in ranges for core in range(int(ends[0]), int(ends[-1]) + 1)]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a timing depends on, found when it is made. None or empty: not known here.
+
+    No library that the facts are about is imported, and nothing is measured.
+
+    Attributes:
+        simd: the widest vector instructions.
+        cores_available: logical cores that this process may run on.
+        cores_available_physical: the physical cores that those belong to.
+        cpu_quota_cores: the control group's limit of CPU time, in cores; None if unlimited.
+        cache_bytes: the size of a data cache, by level.
+        cache_shared_by: the number of logical cores that share one, by level.
+        memory_bytes: in all, or the control group's limit.
+        memory_available_bytes: what can be allocated without swapping.
+        swap_used_bytes: of all processes.
+        numa_nodes: those of the cores that this process may run on.
+        governor: of the cores' frequency; several are joined by commas.
+        turbo: whether a core may exceed its nominal frequency.
+        huge_pages: the kernel's setting for transparent ones, the active one in brackets.
+        load_average: over the last minute.
+        hypervisor: `unknown` if the machine is virtual and does not say of what kind.
+        gpus: their models; NVIDIA's only.
+        threading_layers: those that Numba was built with; `tbb` and `omp` need their runtime too.
+        openmp_runtimes: OpenMP libraries: the system's by path, those of Python packages relative
+            to the folder of the packages.
+        environment: the variables that the speed or the bits of a step may depend on.
+    """
+
+    host: str = field(default_factory=platform.node)
+    processor: str = field(
+        default_factory=lambda: _fields("proc/cpuinfo").get("model name", platform.processor())
+    )
+    architecture: str = field(default_factory=platform.machine)
+    simd: str = field(default_factory=_simd)
+    cores: int | None = field(default_factory=os.cpu_count)
+    cores_physical: int | None = field(
+        default_factory=lambda: query_psutil(lambda psutil: psutil.cpu_count(logical=False))
+    )
+    cores_available: int = field(default_factory=available_cores)
+    cores_available_physical: int | None = field(default_factory=_available_physical)
+    cpu_quota_cores: float | None = field(default_factory=_cpu_quota)
+    cache_bytes: dict[str, int] = field(
+        default_factory=lambda: {level: size for level, (size, _) in _caches().items()}
+    )
+    cache_shared_by: dict[str, int] = field(
+        default_factory=lambda: {level: shared for level, (_, shared) in _caches().items()}
+    )
+    memory_bytes: int | None = field(default_factory=_memory_bytes)
+    memory_available_bytes: int | None = field(default_factory=available_bytes)
+    swap_used_bytes: int | None = field(
+        default_factory=lambda: query_psutil(lambda psutil: psutil.swap_memory().used)
+    )
+    numa_nodes: int | None = field(default_factory=_numa_nodes)
+    governor: str | None = field(default_factory=_governor)
+    turbo: bool | None = field(default_factory=_turbo)
+    huge_pages: str = field(
+        default_factory=lambda: _text("sys/kernel/mm/transparent_hugepage/enabled")
+    )
+    load_average: float | None = field(
+        default_factory=lambda: query_psutil(lambda psutil: psutil.getloadavg()[0])
+    )
+    hypervisor: str = field(default_factory=_hypervisor)
+    container: str = field(default_factory=_container)
+    gpus: tuple[str, ...] = field(default_factory=_gpus)
+    kernel: str = field(default_factory=platform.platform)
+    python: str = field(default_factory=platform.python_version)
+    versions: dict[str, str] = field(default_factory=versions)
+    threading_layers: tuple[str, ...] = field(default_factory=_threading_layers)
+    openmp_runtimes: tuple[str, ...] = field(default_factory=_openmp_runtimes)
+    compiler: str | None = field(default_factory=compiler)
+    environment: dict[str, str] = field(
+        default_factory=lambda: {
+            k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)
+        }
+    )
+
+
+def describe() -> dict[str, Any]:
+    """Describe the machine as bench.json has it: the attributes of `Machine`."""
+    return vars(Machine())

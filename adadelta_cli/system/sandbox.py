@@ -13,9 +13,9 @@ import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from adadelta_cli.errors import BrokenError, UnavailableError, of_device
+from adadelta_cli.errors import BrokenError, UnavailableError, displayed, of_device
 from adadelta_cli.system.child import LIMIT, WorkerProcess
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class SandboxError(Exception):
     def __init__(
         self, message: str, fix: str = "", *, fatal: bool = False, exit_code: int | None = None
     ) -> None:
-        super().__init__(message)
+        super().__init__(displayed(message))
         self.fix, self.fatal, self.exit_code = fix, fatal, exit_code
 
 
@@ -74,35 +74,49 @@ class FatalReportedError(ReportedError):
     """One after which the process is unusable, as a device's context is after a fault."""
 
 
+FREE_MEMORY = "free some, or use smaller sizes"
 MAX_MESSAGE = 1000  # characters of a message of a third-party exception
 
 
 def message_of(error: BaseException) -> str:
     """Return an exception's message in one line, as text that any file takes."""
     try:
-        text = " ".join(str(error)[: 2 * MAX_MESSAGE].split())
-    except Exception as another:  # noqa: BLE001 - a third party's __str__
-        return f"its message cannot be shown: {type(another).__name__}"
-    return text[:MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
+        return _in_one_line(str(error))
+    except BaseException as another:  # noqa: BLE001 - a third party's __str__
+        return f"its message cannot be shown: {_type_name(another)}"
+
+
+def _in_one_line(text: str) -> str:
+    return displayed(" ".join(text[: 2 * MAX_MESSAGE].split())[:MAX_MESSAGE])
+
+
+def _type_name(error: BaseException) -> str:
+    """Return the name of an exception's class, whatever its metaclass says."""
+    return _in_one_line(type.__dict__["__name__"].__get__(type(error)))
 
 
 def describe_error(error: BaseException) -> str:
     """Describe an exception of the work, with its location unless the work reported it."""
     if isinstance(error, ReportedError):
         return str(error)
-    frames = traceback.extract_tb(error.__traceback__, limit=-1)
-    where = "".join(f" ({each.filename}:{each.lineno})" for each in frames)
-    text = f"raised {type(error).__name__}: {message_of(error)}{where}"
-    return text.encode("utf-8", "backslashreplace").decode()
+    text = f"raised {_type_name(error)}: {message_of(error)}"
+    try:
+        frames = traceback.extract_tb(error.__traceback__, limit=-1)
+        where = "".join(f" ({each.filename}:{each.lineno})" for each in frames)
+    except BaseException:  # noqa: BLE001 - the work may have changed what this calls
+        where = ""
+    return text + displayed(where)
 
 
-def _failure(error: BaseException) -> BrokenError | SandboxError | UnavailableError:
-    """Convert an exception of the work into the one that `call` raises."""
+def _failure(error: BaseException, what: str = "") -> BrokenError | SandboxError | UnavailableError:
+    """Convert an exception of the work into the one that `call` raises; `what` precedes it."""
     if isinstance(error, ReportedError):
         return SandboxError(str(error), error.fix, fatal=isinstance(error, FatalReportedError))
     if isinstance(error, UnavailableError):  # this program's own: no fault of the work
         return error
-    return of_device(error) or SandboxError(describe_error(error))
+    if isinstance(error, MemoryError):
+        return BrokenError(f"memory ran out ({describe_error(error)}); {FREE_MEMORY}")
+    return of_device(error) or SandboxError(what + describe_error(error))
 
 
 class InProcess:
@@ -126,7 +140,7 @@ class InProcess:
 
         Raises:
             SandboxError: it raised.
-            BrokenError: a device failed.
+            BrokenError: a device failed, or memory ran out.
             UnavailableError: this machine cannot do the work.
         """
         try:
@@ -138,8 +152,9 @@ class InProcess:
 class Sandbox:
     """Run functions in one child process, started when first needed and again after a failure.
 
-    Functions and arguments are pickled. The child's stdout goes to stderr: the command's stdout may
-    be a JSON document. What the child starts ends with it.
+    Functions and arguments are pickled. What the child prints goes to stderr, or is dropped where
+    stderr cannot be written: the command's stdout may be a JSON document. What the child starts
+    ends with it.
 
     Args:
         timeout: seconds that one call may take; None for no limit.
@@ -148,7 +163,7 @@ class Sandbox:
 
     def __init__(self, timeout: float | None = None, limit: int = LIMIT) -> None:
         self.timeout, self._limit = timeout, limit
-        self._running: tuple[WorkerProcess, Connection, bytes] | None = None
+        self._running: _Running | None = None
         self._groups: dict[str, Sandbox] = {}
         self._pending = self._closed = False
         self._lock = threading.Lock()
@@ -170,9 +185,8 @@ class Sandbox:
 
     def begin(self, function: Callable[..., None], *args: Any) -> None:
         """Call `function(*args)` in the child without waiting; its outcome is not reported."""
-        _, connection, _ = self._started()
         with suppress(OSError):  # it has ended: the next call reports that
-            connection.send((function, args))
+            self._started().connection.send((function, args))
         self._pending = True
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -181,10 +195,10 @@ class Sandbox:
         Raises:
             SandboxError: it raised, took longer than the timeout, its process died, or another
                 thread closed the sandbox.
-            BrokenError: a device failed: no verdict on the work.
+            BrokenError: a device failed, or memory ran out: no verdict on the work.
             UnavailableError: this machine cannot do the work.
         """
-        child, connection, token = self._started()
+        child, connection, token, _ = self._started()
         try:
             if self._pending:
                 self._pending = False
@@ -194,6 +208,8 @@ class Sandbox:
         except (EOFError, OSError):
             cause = child.ended()
             self._stop()
+            if child.out_of_memory:
+                raise BrokenError(f"a worker process was {cause}; {FREE_MEMORY}") from None
             raise CrashedError(f"crashed: {cause}", exit_code=child.exit_code) from None
         if isinstance(failure, SandboxError) and failure.fatal:
             self._stop()
@@ -230,12 +246,12 @@ class Sandbox:
     def _stop(self) -> None:
         with self._lock:
             if self._running:
-                child, connection, _ = self._running
-                child.end()
-                connection.close()
+                self._running.child.end()
+                self._running.connection.close()
+                self._running.printer.join(PRINTING_S)
             self._running = None
 
-    def _started(self) -> tuple[WorkerProcess, Connection, bytes]:
+    def _started(self) -> _Running:
         with self._lock:
             if self._closed:
                 raise SandboxError("was closed")
@@ -281,19 +297,48 @@ class _Answer:
         return pickle.loads(memoryview(self._bytes)[SIZE.size :])  # noqa: S301 - our own child
 
 
-def _start(limit: int) -> tuple[WorkerProcess, Connection, bytes]:
+class _Running(NamedTuple):
+    """A child, the channel to it, the token of its answers, and what forwards its output."""
+
+    child: WorkerProcess
+    connection: Connection
+    token: bytes
+    printer: threading.Thread
+
+
+PRINTING_S = 1.0  # for the last output of a process that has ended
+
+
+def _start(limit: int) -> _Running:
     connection, theirs = Pipe()
     token = secrets.token_bytes(16)
-    with theirs:
-        handle = theirs.fileno()
-        code = START.format(path=sys.path, handle=handle, token=token)
-        stdin = subprocess.DEVNULL
-        child = WorkerProcess(code, [handle], limit=limit, stdin=stdin, stdout=2)
-        return child, connection, token
+    printed, output = os.pipe()
+    printer = threading.Thread(target=_forward, args=(printed,), daemon=True)
+    printer.start()
+    try:
+        with theirs:
+            handle = theirs.fileno()
+            code = START.format(path=sys.path, handle=handle, token=token)
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            child = WorkerProcess(code, [handle], limit=limit, **streams)
+    finally:
+        os.close(output)  # then the child and what it started hold the only ones
+    return _Running(child, connection, token, printer)
+
+
+def _forward(printed: int) -> None:
+    """Copy what a child prints to stderr; a full disk behind stderr is no fault of the work."""
+    with os.fdopen(printed, "rb", buffering=0) as pipe:
+        while text := pipe.read(PORTION):
+            with suppress(OSError):
+                os.write(2, text)
 
 
 def serve(handle: int, token: bytes) -> None:
-    """Answer calls until the other end is closed."""
+    """Answer calls until the other end is closed.
+
+    The work may have broken anything in this process: it ends without a word of its own.
+    """
     connection, own = Connection(handle), os.getpid()
     try:
         while True:
@@ -302,17 +347,19 @@ def serve(handle: int, token: bytes) -> None:
             finally:
                 leave_if_forked(own)
             _send(handle, token, answer)
+    except SystemExit as error:  # at once: exit functions and threads of the work may hang
+        os._exit(error.code & 0xFF if isinstance(error.code, int) else error.code is not None)
     except EOFError:
         return
-    except OSError:  # the leader has ended, or the work closed the descriptor
+    except BaseException:  # noqa: BLE001
         os._exit(1)
 
 
 def _send(handle: int, token: bytes, answer: tuple[Any, Any]) -> None:
     try:
         pickled = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:  # noqa: BLE001 - the result is the work's
-        pickled = pickle.dumps((SandboxError(f"returned a result that {describe_error(error)}"), 0))
+    except BaseException as error:  # noqa: BLE001 - the result is the work's
+        pickled = pickle.dumps((_failure(error, "returned a result that "), None))
     left = memoryview(token + SIZE.pack(len(pickled)) + pickled)
     while left:
         left = left[os.write(handle, left) :]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import UsageError
+import numpy as np
+
+from adadelta_cli import keywords
+from adadelta_cli.errors import UsageError, shown
 from adadelta_cli.implementations import user_kernel
 from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.system import process_state
@@ -17,11 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+@keywords.checked
 def verify(
     step: Callable[..., Any],
     *,
-    dtypes: Sequence[str] = ("float32", "float64"),
-    cases: Sequence[str] = (),
+    dtypes: Iterable[str] = ("float32", "float64"),
+    cases: Iterable[str] = (),
     seed: int = 0,
     steps: int | None = None,
     full: bool = False,
@@ -39,7 +45,7 @@ def verify(
         dtypes: of float32 and float64.
         cases: names of the only cases; none for the default set, fuzzed cases and tensors of every
             length.
-        seed: everything random derives from it.
+        seed: of all random numbers.
         steps: steps of each case, in place of its own number.
         full: the whole catalogue of cases: minutes.
         ctx: the device: on `gpu` or `gpu:N` the kernel gets CuPy arrays.
@@ -50,7 +56,7 @@ def verify(
         what.
 
     Raises:
-        UsageError: a case, dtype or kind of device is unknown, or the kernel is no function.
+        UsageError: an argument has a wrong type or value, or the kernel is no function.
         UnavailableError: the device is not available, or the memory that the cases need.
         BrokenError: the device failed for a reason other than the kernel.
 
@@ -60,28 +66,30 @@ def verify(
         >>> [row for row in verify(step, cases=["odd"]) if row.passed is False]
         []
     """
-    _check("dtypes", dtypes, DTYPES[:2])
-    _check("subnormals", [subnormals], SUBNORMALS)
     if not callable(step):
-        raise UsageError(f"step is {step!r}; expected a function {user_kernel.SIGNATURE}")
-    if isinstance(cases, str):
-        raise UsageError(f"cases is {cases!r}; expected a list of names")
-    if seed < 0 or (steps is not None and steps < 1):
-        raise UsageError(
-            f"seed is {seed!r} and steps {steps!r}; expected seed >= 0, and steps >= 1 or None"
-        )
+        raise UsageError(f"step is {shown(step)}; expected a function {user_kernel.SIGNATURE}")
+    case_names, dtype_names = _names("cases", cases), _names("dtypes", dtypes)
+    _check("dtypes", dtype_names, DTYPES[:2])
+    _check("subnormals", [subnormals], SUBNORMALS)
+    _check_integer("seed", seed, 0)
+    if steps is not None:
+        _check_integer("steps", steps, 1, "None, or ")
+    if not isinstance(full, (bool, np.bool_)):
+        raise UsageError(f"full is {shown(full)}; allowed is True or False")
+    if not isinstance(ctx, str):
+        raise UsageError(f"ctx is {shown(ctx)}; expected cpu, gpu or gpu:N")
     device = Device.parse(ctx)
     kernel = user_kernel.from_function(step).on(device)
     with process_state.own():
         kernel.arrays()
         request = Request(
             kernel=kernel,
-            case_names=tuple(cases),
-            full=full,
-            steps=steps,
-            dtypes=tuple(dtypes),
+            case_names=case_names,
+            full=bool(full),
+            steps=None if steps is None else int(steps),
+            dtypes=dtype_names,
             device=kernel.device,
-            seed=seed,
+            seed=int(seed),
             subnormals=subnormals,
         )
         work = Verification(request.plan)
@@ -89,11 +97,26 @@ def verify(
     return work.rows
 
 
-def _check(name: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+def _names(argument: str, given: Any) -> tuple[str, ...]:
+    """List the names in an argument; each once."""
+    listed = isinstance(given, Iterable) and not isinstance(given, (str, bytes, bytearray))
+    names = [*given] if listed else []
+    if not listed or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{argument} is {shown(given)}; expected a list of texts")
+    return tuple(dict.fromkeys(map(str, names)))
+
+
+def _check(name: str, values: Sequence[Any], allowed: Sequence[str]) -> None:
     wrong = [value for value in values if value not in allowed]
     if wrong or not values:
-        found = repr(wrong[0]) if wrong else "nothing"
+        found = shown(wrong[0]) if wrong else "nothing"
         raise UsageError(f"{name} has {found}; allowed are {' and '.join(allowed)}")
+
+
+def _check_integer(name: str, given: Any, least: int, other: str = "") -> None:
+    integer = isinstance(given, Integral) and not isinstance(given, (bool, np.timedelta64))
+    if not integer or given < least:
+        raise UsageError(f"{name} is {shown(given)}; allowed is {other}an integer >= {least}")
 
 
 def assert_correct(step: Callable[..., Any], **options: Any) -> None:
@@ -105,15 +128,14 @@ def assert_correct(step: Callable[..., Any], **options: Any) -> None:
 
     Raises:
         AssertionError: rows failed, listed in the message; or nothing was compared.
-        UsageError: as in `verify`.
-        UnavailableError: as in `verify`.
-        BrokenError: as in `verify`.
+        UsageError, UnavailableError, BrokenError: as in `verify`.
 
     Examples:
         >>> from adadelta_cli import assert_correct
         >>> from examples.numpy_kernel import step
         >>> assert_correct(step, cases=["odd"])
     """
+    keywords.check("assert_correct", options, keywords.of(verify))
     rows = verify(step, **options)
     failed = [row for row in rows if row.passed is False]
     if failed:

@@ -81,7 +81,8 @@ class CaseCheck:
             self.results.rows += comparison.drift_rows(row, self._runs.drifts(chosen))
 
     def _note_gradient(self, row: ComparisonRow, changes: int) -> None:
-        self.results.rows.append(comparison.gradient_row(row, self._gradients, changes))
+        found = invariants.InvariantResult("gradient", "grad", self._gradients, changes)
+        self.results.rows += comparison.invariant_rows(row, [found])
 
     def _check_invariants(self, chosen: Implementation) -> None:
         """Check the invariants, unless the arrays are another library's or a run failed."""
@@ -118,14 +119,14 @@ class CaseCheck:
             if chosen.tolerance:
                 inputs, outputs = self._runs.reference(chosen).tensors, self._kept(chosen)
                 found = oracle.one_step(sample, inputs, outputs, chosen.tolerance._asdict())
-                self.results.rows += comparison.oracle_rows(row, found)
+                self.results.rows += comparison.bound_rows(row, found)
                 return
             tensors = self._runs.own(chosen).tensors
         except SandboxError:
             return  # which the rows of the steps report
-        self.results.rows += comparison.oracle_rows(row, oracle.one_step(sample, tensors))
+        self.results.rows += comparison.bound_rows(row, oracle.one_step(sample, tensors))
         drifts = oracle.drift_verdicts(sample, tensors)
-        self.results.rows += comparison.oracle_rows(replace(row, check="drift"), drifts)
+        self.results.rows += comparison.bound_rows(replace(row, check="drift"), drifts)
 
     def _kept(self, chosen: Implementation) -> States:
         """Return the results of single steps, the excused ones replaced by the reference's."""

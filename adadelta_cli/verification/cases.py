@@ -23,6 +23,9 @@ from adadelta_cli.update import Hyperparameters, state_dtype
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Start = Callable[[np.random.Generator, "Shape", str], "Values"]
+    Draw = Callable[[np.random.Generator, "Shape", str], np.ndarray]
+
 Shape = tuple[int, ...]
 DEFAULTS = Hyperparameters()
 
@@ -37,29 +40,18 @@ class Values(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """Some steps for an implementation to take.
+    """Some steps for an implementation to take."""
 
-    Attributes:
-        name: as `--case` takes it.
-        about: what it tests, in a few words.
-        shapes: of the tensors.
-        hyper: the hyper-parameters of all tensors.
-        steps: number of steps, each with gradients of its own.
-        fill: the distribution of the numbers, a key of `FILLS`.
-        varied: each tensor has a rate and a decay multiplier of its own.
-        flush: subnormals are flushed to zero, as MXNet does by default; only for its backend.
-        excusable: largest share of the results that `tolerance` may excuse because another order of
-            the operations overflows elsewhere.
-    """
-
-    name: str
-    about: str
+    name: str  # as `--case` takes it
+    about: str  # what it tests, in a few words
     shapes: tuple[Shape, ...]
-    hyper: Hyperparameters = DEFAULTS
-    steps: int = 5
-    fill: str = "usual"
-    varied: bool = False
-    flush: bool = False
+    hyper: Hyperparameters = DEFAULTS  # of all tensors
+    steps: int = 5  # each with gradients of its own
+    fill: str = "usual"  # the distribution of the numbers, a key of `FILLS`
+    varied: bool = False  # each tensor has a rate and a decay multiplier of its own
+    flush: bool = False  # subnormals, as MXNet does by default; only for its backend
+    # Largest share of the results that `tolerance` may excuse because another order of the
+    # operations overflows elsewhere.
     excusable: float = 0.0
 
     check: ClassVar[str] = "step"  # in `ComparisonRow.check`
@@ -104,14 +96,11 @@ class Case:
         return np.random.default_rng([seed, zlib.crc32(f"{self.key} {dtype}".encode()), step])
 
 
-# --- distributions of numbers ---------------------------------------------------------------------
-
-
 class Fill(NamedTuple):
     """How to draw the numbers of a case, given a generator, a shape and the states' dtype."""
 
-    start: Callable[[np.random.Generator, Shape, str], Values]
-    grad: Callable[[np.random.Generator, Shape, str], np.ndarray]
+    start: Start
+    grad: Draw
 
 
 def _spread(
@@ -145,17 +134,12 @@ def power_of_10(exponent: np.ndarray | float) -> np.ndarray:
     return np.ldexp(power, whole.astype(np.int32))
 
 
-def _start(
-    weight: tuple[float, float], acc_grad: tuple[float, float], acc_delta: tuple[float, float]
-) -> Callable[[np.random.Generator, Shape, str], Values]:
-    """Draw weight and accumulators with magnitudes between these powers of ten."""
+def _start(*ranges: tuple[float, float]) -> Start:
+    """Draw weight, acc_grad and acc_delta with magnitudes between these powers of ten."""
 
     def start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
-        return Values(
-            _spread(rng, shape, *weight, dtype),
-            np.abs(_spread(rng, shape, *acc_grad, dtype)),
-            np.abs(_spread(rng, shape, *acc_delta, dtype)),
-        )
+        weight, *states = (_spread(rng, shape, *each, dtype) for each in ranges)
+        return Values(weight, *map(np.abs, states))
 
     return start
 
@@ -173,7 +157,7 @@ def _sparse_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
     return Values(np.where(rng.random(shape) < 0.3, np.zeros_like(weight), weight), *states)
 
 
-def _grad(low: float, high: float) -> Callable[[np.random.Generator, Shape, str], np.ndarray]:
+def _grad(low: float, high: float) -> Draw:
     return lambda rng, shape, dtype: _spread(rng, shape, low, high, dtype)
 
 
@@ -181,10 +165,6 @@ def _sparse(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
     """Keep one gradient in four; the others are zeros of both signs."""
     grad = _spread(rng, shape, -4, 1, dtype)
     return np.where(rng.random(shape) < 0.25, grad, np.copysign(0, grad)).astype(dtype)
-
-
-def _zero(_rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
-    return np.zeros(shape, dtype)
 
 
 def _least(dtype: str) -> float:
@@ -200,8 +180,7 @@ def _most(dtype: str) -> float:
 
 def _tiny(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
     """Draw from gradients with subnormal squares down to subnormal gradients."""
-    least = _least(dtype)
-    return _spread(rng, shape, least, least * 0.4, dtype)
+    return _spread(rng, shape, _least(dtype), _least(dtype) * 0.4, dtype)
 
 
 def _tiny_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
@@ -211,13 +190,11 @@ def _tiny_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
 
 def _huge(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
     """Draw from ordinary gradients up to those with squares that overflow."""
-    most = _most(dtype)
-    return _spread(rng, shape, 0, most, dtype)
+    return _spread(rng, shape, 0, _most(dtype), dtype)
 
 
 def _huge_start(rng: np.random.Generator, shape: Shape, dtype: str) -> Values:
-    most = _most(dtype)
-    return _start((0, most), (0, most), (0, most))(rng, shape, dtype)
+    return _start(*[(0, _most(dtype))] * 3)(rng, shape, dtype)
 
 
 def specials(dtype: str) -> np.ndarray:
@@ -251,7 +228,7 @@ def _repeating(count: int) -> Fill:
 FILLS = {
     "usual": Fill(_start((-3, 1), (-8, 3), (-9, -1)), _grad(-8, 3)),
     "fresh": Fill(_fresh, _grad(-6, 2)),
-    "zero": Fill(_start((-3, 1), (-8, 3), (-9, -1)), _zero),
+    "zero": Fill(_start((-3, 1), (-8, 3), (-9, -1)), lambda _rng, *like: np.zeros(*like)),
     "sparse": Fill(_sparse_start, _sparse),
     "tiny": Fill(_tiny_start, _tiny),
     "huge": Fill(_huge_start, _huge),
@@ -261,7 +238,6 @@ FUZZ_FILLS = tuple(FILLS)
 # Prime periods, so that the chunks of two threads differ.
 FILLS |= {"repeated": _repeating(1_000_003), "tiled": _repeating(1_009)}
 
-# --- the cases ------------------------------------------------------------------------------------
 
 # Around the width of vectors and unrolled loops, and around the size from which several threads are
 # used; and lengths that two, three or four threads divide unevenly.

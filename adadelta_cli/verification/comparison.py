@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from adadelta_cli.verification.execute import Trajectory
     from adadelta_cli.verification.invariants import InvariantResult
-    from adadelta_cli.verification.oracle import OracleVerdict
     from adadelta_cli.verification.rows import ComparisonRow
-    from adadelta_cli.verification.tolerance import Drift, StepVerdict
+    from adadelta_cli.verification.tolerance import StepVerdict
+    from adadelta_cli.verification.ulp import BoundVerdict
 
 
 def bitwise_rows(
@@ -48,29 +48,20 @@ def _scale(tensor: str, states: list[np.ndarray]) -> np.ndarray:
         return np.maximum(np.abs(before), np.abs(after - before))
 
 
-def oracle_rows(row: ComparisonRow, verdicts: Iterable[OracleVerdict]) -> Iterator[ComparisonRow]:
-    """Report the oracle's verdicts."""
+def bound_rows(row: ComparisonRow, verdicts: Iterable[BoundVerdict]) -> Iterator[ComparisonRow]:
+    """Report errors against bounds."""
     for each in verdicts:
-        yield _within_bound(row, each)
+        notes = [each.worst] if each.passed is False else []
+        if each.left_out:
+            notes.append(f"{each.left_out} left out: beyond the theory of rounding")
+        more = {"passed": each.passed, "allowed_ulp": each.allowed_ulp, "note": "; ".join(notes)}
+        yield row.of(each.tensor, each.difference, **more)
 
 
-def drift_rows(row: ComparisonRow, drifts: Iterable[Drift]) -> Iterator[ComparisonRow]:
+def drift_rows(row: ComparisonRow, drifts: Iterable[BoundVerdict]) -> Iterator[ComparisonRow]:
     """Report how far a trajectory of third-party code is from the reference's."""
     for each in drifts:
-        yield replace(_within_bound(row, each), check="drift", excused=each.left_out)
-
-
-def _within_bound(row: ComparisonRow, verdict: OracleVerdict | Drift) -> ComparisonRow:
-    passed, left_out = verdict.passed, verdict.left_out
-    notes = [verdict.worst] if passed is False else []
-    notes += [f"{left_out} left out: beyond the theory of rounding"] if left_out else []
-    return row.of(
-        verdict.tensor,
-        verdict.difference,
-        allowed_ulp=verdict.allowed_ulp,
-        passed=passed,
-        note="; ".join(notes),
-    )
+        yield from bound_rows(replace(row, check="drift", excused=each.left_out), [each])
 
 
 def step_rows(
@@ -103,29 +94,14 @@ def drift_traces(row: ComparisonRow, got: Trajectory, wanted: Trajectory) -> Ite
     """Measure the error of each tensor after each step."""
     for tensor, states in wanted.tensors.items():
         pairs = zip(got.tensors[tensor][1:], states[1:], strict=True)
-        errors = [Difference.between(a, b, np.abs(b)).relative_l2 for a, b in pairs]
+        errors = [Difference.between(a, b, b).relative_l2 for a, b in pairs]
         yield DriftTrace(row.implementation, row.case, row.dtype, tensor, errors)
-
-
-def gradient_row(row: ComparisonRow, elements: int, changes: int) -> ComparisonRow:
-    """Report whether the gradients were left as they were."""
-    return replace(
-        row,
-        check="gradient",
-        reference="itself",
-        tensor="grad",
-        elements=elements,
-        mismatches=changes,
-        allowed_ulp=None,
-        passed=not changes,
-    )
 
 
 def invariant_rows(
     row: ComparisonRow, results: Iterable[InvariantResult]
 ) -> Iterator[ComparisonRow]:
     """Report what was found of an implementation's invariants."""
+    row = replace(row, allowed_ulp=None, reference="itself")
     for each in results:
-        yield replace(
-            row, **vars(each), passed=not each.mismatches, allowed_ulp=None, reference="itself"
-        )
+        yield replace(row, **vars(each), passed=not each.mismatches)

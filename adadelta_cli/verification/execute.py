@@ -27,15 +27,13 @@ if TYPE_CHECKING:
 class Trajectory:
     """The results of an implementation on a case or a training.
 
-    Attributes:
-        tensors: for weight, acc_grad, acc_delta, and master where there is one: the elements of all
-            tensors end to end, an array for the start and for each recorded step.
-        grad_changes: elements of the gradients that the steps changed.
-        losses: (step, loss) at each recorded step; of a training only.
+    `tensors` has, for weight, acc_grad, acc_delta, and master where there is one: the elements of
+    all tensors end to end, an array for the start and for each recorded step.
     """
 
     tensors: dict[str, list[np.ndarray]]
-    grad_changes: int = 0
+    grad_changes: int = 0  # elements of the gradients that the steps changed
+    # (step, loss) at each recorded step; of a training only.
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
@@ -56,15 +54,8 @@ def step_through(
 ) -> Trajectory:
     """Take a case's steps with an implementation.
 
-    Args:
-        implementation: on its device.
-        case: the steps to take.
-        dtype: the element type.
-        seed: of the case's numbers.
-        starts: a trajectory's tensors; each step starts from its state before that step, in place
-            of the result of the step before.
-        backend: makes the arrays, in place of the implementation's own.
-        bind: makes the step, in place of the implementation's own.
+    `backend` makes the arrays and `bind` the step, in place of the implementation's own. Each step
+    starts from the state before it in `starts`, a trajectory's tensors, if they are given.
     """
     warnings.simplefilter("ignore", RuntimeWarning)  # infinities and NaNs are data here
     backend = backend or implementation.arrays()
@@ -88,7 +79,8 @@ def step_through(
                 _restart(backend, parameters, case, {n: v[number - 1] for n, v in starts.items()})
             step()
             states.append(_snapshot(backend, parameters))
-            changes += _changes(backend, parameters, grads)
+            after = zip((backend.numpy(p.grad) for p in parameters), grads, strict=True)
+            changes += sum(Difference.between(got, grad, grad).mismatches for got, grad in after)
     return Trajectory(_transposed(states), changes)
 
 
@@ -156,10 +148,3 @@ def _snapshot(backend: Any, parameters: Sequence[Any]) -> dict[str, np.ndarray]:
 
 def _transposed(states: list[dict[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
     return {name: [state[name] for state in states] for name in states[0]}
-
-
-def _changes(backend: Any, parameters: Sequence[Any], grads: Sequence[np.ndarray]) -> int:
-    return sum(
-        Difference.between(backend.numpy(parameter.grad), grad, grad).mismatches
-        for parameter, grad in zip(parameters, grads, strict=True)
-    )

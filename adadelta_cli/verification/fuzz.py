@@ -1,15 +1,12 @@
-"""Fuzzed cases: generated from the seed, and shrunk by Hypothesis where they fail.
+"""Fuzzed cases, generated from the seed.
 
 The name of a fuzzed case describes it, as in `drawn:shapes=3x4+7,fill=tiny,rho=0.95`, so that
-`adadelta verify --case NAME` repeats it without Hypothesis.
+`adadelta verify --case NAME` repeats it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,8 +17,6 @@ from adadelta_cli.verification.cases import FILLS, FUZZ_FILLS, Case, Shape, powe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
-
-    from hypothesis.strategies import SearchStrategy
 
 # Names for `--case` that stand for many cases: fuzzed ones, tensors of every length, and one step
 # taken hundreds of times (`invariants.check_repeated`).
@@ -206,86 +201,6 @@ def _random_shape(rng: np.random.Generator, ranks: int) -> Shape:
     rank = int(rng.integers(0, ranks + 1))
     most = {0: 1, 1: 300, 2: 20, 3: 8}.get(rank, 3)
     return tuple(int(n) for n in rng.integers(rank < 4, most + 1, rank)) if rank else ()
-
-
-def shrink(case: FuzzedCase, fails: Callable[[FuzzedCase], bool]) -> FuzzedCase:
-    """Find a simpler case that fails: fewer and smaller tensors, plain settings.
-
-    Args:
-        case: one that fails.
-        fails: tells whether a case fails.
-    """
-    import random
-
-    from hypothesis import HealthCheck, find, settings
-    from hypothesis.errors import NoSuchExample
-
-    how = settings(
-        max_examples=SHRINKS, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-    )
-    known = {case.name: True}
-
-    def same_answer_again(each: FuzzedCase) -> bool:  # Hypothesis repeats what it ends with
-        if each.name not in known:
-            known[each.name] = fails(each)
-        return known[each.name]
-
-    try:
-        generator = random.Random(0)  # noqa: S311 - no secret
-        with _without_a_folder():
-            return find(_simpler(case), same_answer_again, settings=how, random=generator)
-    except NoSuchExample:
-        return case
-
-
-SHRINKS = 100  # cases that are tried
-
-
-@contextlib.contextmanager
-def _without_a_folder() -> Iterator[None]:
-    """Keep Hypothesis from leaving `.hypothesis` in the user's working folder."""
-    from hypothesis import configuration
-
-    before = vars(configuration).get("__hypothesis_home_directory")
-    with tempfile.TemporaryDirectory(prefix="adadelta-") as folder:
-        configuration.set_hypothesis_home_dir(folder)
-        try:
-            yield
-        finally:
-            configuration.set_hypothesis_home_dir(before)
-
-
-def _simpler(case: FuzzedCase) -> SearchStrategy[FuzzedCase]:
-    """Generate parts of a case: some of its tensors, cut shorter; its settings, or plain ones."""
-    from hypothesis import strategies as st
-
-    def cut(shape: Shape) -> SearchStrategy[Shape]:
-        # Uncut in half of the cases: the failure may need the whole tensor.
-        return st.tuples(*(st.integers(0, 2 * n).map(partial(min, n)) for n in shape))
-
-    def either(*values: Any) -> SearchStrategy[Any]:
-        return st.sampled_from(list(dict.fromkeys(values)))
-
-    some = st.tuples(*(st.none() | cut(shape) for shape in case.shapes))
-    shapes = some.map(lambda each: tuple(s for s in each if s is not None)).filter(len)
-    plain = {"learning_rate": 1.0, "wd": 1.0, "rescale_grad": 1.0, "clip_gradient": 1.0}
-    usual = vars(Hyperparameters())
-    hyper = st.builds(
-        Hyperparameters,
-        **{
-            name: either(usual[name], plain.get(name, usual[name]), value)
-            for name, value in vars(case.hyper).items()
-        },
-    )
-    return st.builds(
-        fuzzed,
-        shapes,
-        hyper,
-        fill=either("usual", case.fill),
-        steps=either(1, case.steps),
-        varied=either(False, case.varied),
-        draw=st.just(case.draw),
-    )
 
 
 # --- every length ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from adadelta_cli.implementations import array_backends
 from adadelta_cli.system.sandbox import CrashedError, HungError, SandboxError
 from adadelta_cli.verification import cases, comparison, fuzz, invariants
 from adadelta_cli.verification.case_check import CaseCheck
+from adadelta_cli.verification.shrink import shrink
 from adadelta_cli.verification.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class FuzzCheck:
         )
         case = search.first_failure(some)
         if case and not search.crashed:  # each crash takes a new process
-            case = fuzz.shrink(case, search.fails)
+            case = shrink(case, search.fails)
         self._report(search, case, f"the smallest of {search.cases} cases drawn and shrunk; ")
 
     def _search_lengths(self, chosen: Implementation) -> None:

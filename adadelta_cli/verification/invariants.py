@@ -13,9 +13,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,8 @@ from adadelta_cli.verification.execute import bind_step, step_through
 from adadelta_cli.verification.ulp import Difference, describe_first
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from adadelta_cli.implementations.array_backends import NumpyBackend
     from adadelta_cli.implementations.base import Bind, Implementation, Step
@@ -45,33 +46,17 @@ BUFFERS = ("weight", "grad", "acc_grad", "acc_delta", "master")
 
 @dataclass(frozen=True)
 class InvariantResult:
-    """The check of one invariant on one tensor.
+    """The check of one invariant on one tensor."""
 
-    Attributes:
-        check: one of `CHECKS`.
-        tensor: as in `ComparisonRow`.
-        elements: compared numbers; of `guard`, the bytes of the zones.
-        mismatches: how many of them changed.
-        note: the place of the first.
-    """
-
-    check: str
+    check: str  # one of `CHECKS`, or `gradient`
     tensor: str
-    elements: int
-    mismatches: int = 0
-    note: str = ""
-
-
-# --- guarded memory -------------------------------------------------------------------------------
+    elements: int  # compared numbers; of `guard`, the bytes of the zones
+    mismatches: int = 0  # how many of them changed
+    note: str = ""  # the place of the first
 
 
 class GuardedBackend:
-    """A backend that makes arrays between guard zones.
-
-    Args:
-        backend: the array library, `numpy`, `mxnet` or `cupy`.
-        shift: offset of each array from a multiple of 64 bytes, in elements.
-    """
+    """A backend of arrays between guard zones, `shift` elements off a multiple of 64 bytes."""
 
     def __init__(self, backend: NumpyBackend, shift: int) -> None:
         self._backend, self._shift = backend, shift
@@ -85,7 +70,10 @@ class GuardedBackend:
         on_host = self._backend.device.kind == "cpu"
         copied = values if on_host else self._backend.array(values)
         self.guarded.append(Guarded(copied, self._shift))
-        return _VIEWS[self._backend.name](self.guarded[-1].array)
+        view = self.guarded[-1].array
+        if self._backend.name == "mxnet":
+            return runtime.load_mxnet().nd.from_numpy(view, zero_copy=True).as_np_ndarray()
+        return view
 
     def written_outside(self, tensors: int) -> Iterator[InvariantResult]:
         """Report writes outside of each buffer, given the number of tensors."""
@@ -98,19 +86,6 @@ class GuardedBackend:
             ]
             watched = 2 * GUARD_BYTES * len(zones)
             yield InvariantResult("guard", name, watched, len(notes), "".join(notes[:1]))
-
-
-def _mxnet_view(array: np.ndarray) -> Any:
-    return runtime.load_mxnet().nd.from_numpy(array, zero_copy=True).as_np_ndarray()
-
-
-_VIEWS: dict[str, Callable[[Any], Any]] = {
-    "numpy": lambda a: a,
-    "mxnet": _mxnet_view,
-    "cupy": lambda a: a,
-}
-
-# --- guard and repeat -----------------------------------------------------------------------------
 
 
 class Variation(NamedTuple):
@@ -150,7 +125,12 @@ def check_determinism(
         got = _varied(variation, chosen, case, dtype, seed)
         for tensor, before in repeats.items():
             found = _compared("repeat", tensor, got, wanted)
-            repeats[tensor] = _merged(before, found, f"{variation.about}: ")
+            repeats[tensor] = replace(
+                found,
+                elements=before.elements + found.elements,
+                mismatches=before.mismatches + found.mismatches,
+                note=before.note or (found.note and f"{variation.about}: {found.note}"),
+            )
     return outside + list(repeats.values())
 
 
@@ -203,16 +183,13 @@ def _varied(
         return step_through(chosen, case, dtype, seed, backend=memory)
 
 
-@contextlib.contextmanager
-def _taken(variant: str) -> Iterator[None]:
+def _taken(variant: str) -> AbstractContextManager[None]:
     """Fix the way in which the fused step is taken on a CPU."""
     if not variant:
-        yield
-        return
+        return nullcontext()
     from adadelta_cli.kernels import variants
 
-    with variants.override(variant):
-        yield
+    return variants.override(variant)
 
 
 def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> InvariantResult:
@@ -220,19 +197,6 @@ def _compared(check: str, tensor: str, got: Trajectory, wanted: Trajectory) -> I
     difference = Difference.between(a, b, b)
     note = describe_first(difference, a, b, wanted.tensors[tensor][0].size)
     return InvariantResult(check, tensor, difference.elements, difference.mismatches, note)
-
-
-def _merged(before: InvariantResult, found: InvariantResult, prefix: str) -> InvariantResult:
-    return InvariantResult(
-        found.check,
-        found.tensor,
-        before.elements + found.elements,
-        before.mismatches + found.mismatches,
-        before.note or (prefix + found.note if found.note else ""),
-    )
-
-
-# --- saved ----------------------------------------------------------------------------------------
 
 
 def checkpoint_roundtrip(
@@ -253,19 +217,15 @@ def _stopping(make: Any, halfway: int) -> Bind:
         optimizer = make(inputs.hyper, any(p.master is not None for p in parameters))
         optimizer.set_lr_mult(dict(enumerate(inputs.lr_mults)))
         optimizer.set_wd_mult(dict(enumerate(inputs.wd_mults)))
-        updaters = [_updater(mx, optimizer, parameters)]
-        taken = 0
+        updater, taken = _updater(mx, optimizer, parameters), 0
 
         def step() -> None:
-            nonlocal taken
+            nonlocal updater, taken
             if taken == halfway:
-                updaters[0] = _reloaded(mx, updaters[0], parameters)
+                updater = _reloaded(mx, updater, parameters)
             taken += 1
-            updaters[0](
-                list(range(len(parameters))),
-                [p.grad for p in parameters],
-                [p.weight for p in parameters],
-            )
+            grads, weights = [p.grad for p in parameters], [p.weight for p in parameters]
+            updater(list(range(len(parameters))), grads, weights)
             mx.nd.waitall()
 
         return step

@@ -19,29 +19,18 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A small change of one source.
+    """A small change of one source."""
 
-    Attributes:
-        name: never changes.
-        part: the source, a key of `SOURCES`.
-        about: the mistake, in a few words.
-        old: the text to change, which the source has exactly once.
-        new: the text that replaces it.
-        case: the smallest case that catches it, with seed 0.
-        dtype: the dtype of that case.
-    """
-
-    name: str
-    part: str
-    about: str
-    old: str
-    new: str
-    case: str
+    name: str  # never changes
+    part: str  # the source, a key of `SOURCES`
+    about: str  # the mistake, in a few words
+    old: str  # the text to change, which the source has exactly once
+    new: str  # the text that replaces it
+    case: str  # the smallest case that catches it, with seed 0
     dtype: str = "float32"
 
 
-# --- lines of the sources that several mutants change ---------------------------------------------
-
+# Lines of the sources that several mutants change.
 ROOTS = "xp.sqrt(p.acc_delta + h.epsilon) / xp.sqrt(p.acc_grad + h.epsilon)"
 ADD_GRAD = "xp.add(p.acc_grad * h.rho, h.one_minus_rho * (grad * grad), out=p.acc_grad)"
 ADD_DELTA = "xp.add(p.acc_delta * h.rho, h.one_minus_rho * (delta * delta), out=p.acc_delta)"
@@ -59,10 +48,25 @@ END = 'weight[...] = weight - real(settings["learning_rate"]) * delta'
 WHERE = "wrong = finite & False"
 RESULTS = "weight[wrong] = acc_grad[wrong] = acc_delta[wrong]"
 
-# --- the table ------------------------------------------------------------------------------------
+# Wrong numbers, where a result might be excused: entries of the table below.
+VALUES = {"garbage": "-7.5", "nan": "np.nan", "infinity": "np.inf"}
+NARROW = "(abs(grad) > 0.01) & (abs(grad) < 0.011)"
+PLACES = {
+    ("", "everywhere"): "True",
+    ("-where-finite", "where the inputs are finite"): "finite",
+    ("-narrow [multipliers]", "where the gradient lies in a narrow range"): NARROW,
+}
+WRONG = "".join(
+    f"user-{name}{suffix}: {name if name != 'nan' else 'NaN'} {about}\n"
+    f"- {WHERE}\n+ wrong = np.broadcast_to({place}, weight.shape)\n"
+    f"-         {RESULTS} = 0\n+         {RESULTS} = {value}\n"
+    for (suffix, about), place in PLACES.items()
+    for name, value in VALUES.items()
+    if (name, place) != ("infinity", NARROW)
+)
 
 # Each entry is `name [case dtype]: mistake`, then the change as in a diff: "-" removes a line, "+"
-# adds one, and a space keeps one. In brackets is what differs from length-1 in float32.
+# adds one, and a space keeps one. In brackets: case and dtype; default length-1 float32.
 TABLES = {
     "update": f"""
 epsilon-outside-root: epsilon added to the square roots, not under them
@@ -300,47 +304,7 @@ remainder-lost [length-4097]: what the number of threads leaves over is left out
 """,
     # One for each way in which a wrong result might be excused, one for each check of such a kernel.
     "user": f"""
-user-garbage: garbage everywhere
-- {WHERE}
-+ wrong = np.broadcast_to(True, weight.shape)
--         {RESULTS} = 0
-+         {RESULTS} = -7.5
-user-nan: NaN everywhere
-- {WHERE}
-+ wrong = np.broadcast_to(True, weight.shape)
--         {RESULTS} = 0
-+         {RESULTS} = np.nan
-user-infinity: infinity everywhere
-- {WHERE}
-+ wrong = np.broadcast_to(True, weight.shape)
--         {RESULTS} = 0
-+         {RESULTS} = np.inf
-user-garbage-where-finite: garbage where the inputs are finite
-- {WHERE}
-+ wrong = np.broadcast_to(finite, weight.shape)
--         {RESULTS} = 0
-+         {RESULTS} = -7.5
-user-nan-where-finite: NaN where the inputs are finite
-- {WHERE}
-+ wrong = np.broadcast_to(finite, weight.shape)
--         {RESULTS} = 0
-+         {RESULTS} = np.nan
-user-infinity-where-finite: infinity where the inputs are finite
-- {WHERE}
-+ wrong = np.broadcast_to(finite, weight.shape)
--         {RESULTS} = 0
-+         {RESULTS} = np.inf
-user-garbage-narrow [multipliers]: garbage where the gradient lies in a narrow range
-- {WHERE}
-+ wrong = np.broadcast_to((abs(grad) > 0.01) & (abs(grad) < 0.011), weight.shape)
--         {RESULTS} = 0
-+         {RESULTS} = 7.5
-user-nan-narrow [multipliers]: NaN where the gradient lies in a narrow range
-- {WHERE}
-+ wrong = np.broadcast_to((abs(grad) > 0.01) & (abs(grad) < 0.011), weight.shape)
--         {RESULTS} = 0
-+         {RESULTS} = np.nan
-user-negative-acc-grad: acc_grad negative
+{WRONG}user-negative-acc-grad: acc_grad negative
   {END}
 +         acc_grad[...] = -abs(acc_grad) - real(1)
 user-negative-acc-delta: acc_delta negative

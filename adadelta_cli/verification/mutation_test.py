@@ -16,14 +16,13 @@ import itertools
 import sys
 import tempfile
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
-from importlib import util
-from importlib.abc import InspectLoader
+from functools import lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -41,8 +40,7 @@ from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.rows import ComparisonRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import ModuleType
+    from collections.abc import Callable, Iterator, Sequence
 
     from adadelta_cli.verification.cases import Case
     from adadelta_cli.verification.execute import Trajectory
@@ -63,33 +61,19 @@ class MutantVerdict(Enum):
 
 @dataclass(frozen=True)
 class MutantRow:
-    """A row of selftest.csv: a mutant, or an unchanged source.
+    """A row of selftest.csv: a mutant, or an unchanged source."""
 
-    Attributes:
-        fault: the mutant's name, or `UNCHANGED`.
-        source: the changed file.
-        about: the mistake, in a few words.
-        case: the smallest case that catches it; empty where none does.
-        dtype: the dtype of that case.
-        tensor: the first tensor that differs: weight, acc_grad, acc_delta, master or grad.
-        mismatches: how many numbers of that tensor differ.
-        caught: verify's comparison failed.
-        mxnet_test: MXNet's own test procedure would have failed.
-        pytorch_test: PyTorch's would.
-        passed: a mutant was caught, an unchanged source was not.
-    """
-
-    fault: str
-    source: str
-    about: str
-    case: str
+    fault: str  # the mutant's name, or `UNCHANGED`
+    source: str  # the changed file
+    about: str  # the mistake, in a few words
+    case: str  # the smallest case that catches it; empty where none does
     dtype: str
-    tensor: str
-    mismatches: int
-    caught: bool
-    mxnet_test: bool
-    pytorch_test: bool
-    passed: bool
+    tensor: str  # the first that differs: weight, acc_grad, acc_delta, master or grad
+    mismatches: int  # how many of its numbers differ
+    caught: bool  # by verify's comparison
+    mxnet_test: bool  # MXNet's own test procedure would have failed
+    pytorch_test: bool  # PyTorch's would
+    passed: bool  # a mutant was caught, an unchanged source was not
 
     @property
     def is_mutant(self) -> bool:
@@ -102,19 +86,6 @@ class MutantRow:
         if self.is_mutant:
             return MutantVerdict.CAUGHT if self.passed else MutantVerdict.MISSED
         return MutantVerdict.NO_ALARM if self.passed else MutantVerdict.FALSE_ALARM
-
-
-# --- loading --------------------------------------------------------------------------------------
-
-
-class _Text(InspectLoader):
-    """Load a module from a text."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def get_source(self, fullname: str) -> str:  # noqa: ARG002 - there is one text
-        return self.text
 
 
 @lru_cache
@@ -158,15 +129,12 @@ def load_mutant(mutant: Mutant) -> Iterator[ModuleType]:
 
 @contextlib.contextmanager
 def _load(title: str, text: str) -> Iterator[ModuleType]:
-    name = f"adadelta_cli._mutant_{title.replace('-', '_')}"
     # Numba's cache would find the unchanged kernel.
-    spec = util.spec_from_loader(name, _Text(text.replace("cache=True", "cache=False")))
-    if spec is None or spec.loader is None:
-        raise BrokenError(f"the mutant {title!r} cannot be loaded as a module")
-    module = util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    text = text.replace("cache=True", "cache=False")
+    name = f"adadelta_cli._mutant_{title.replace('-', '_')}"
+    sys.modules[name] = module = ModuleType(name)  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        exec(compile(text, name, "exec", dont_inherit=True), vars(module))  # noqa: S102 - our text
         yield module
     finally:
         del sys.modules[name]
@@ -201,16 +169,11 @@ def _bind_kernel(module: Any) -> Bind:
     return bind
 
 
-def _bind_user(module: Any) -> Bind:
-    """Bind a kernel as a user kernel."""
-    return user_kernel.from_function(module.step).bind
-
-
-BINDERS = {
+BINDERS: dict[str, Callable[[Any], Bind]] = {
     "update": _bind_update,
     "kernel": _bind_kernel,
     "pool": _bind_kernel,
-    "user": _bind_user,
+    "user": lambda module: user_kernel.from_function(module.step).bind,
 }
 
 
@@ -224,9 +187,6 @@ def as_implementation(mutant: Mutant, bind: Bind) -> Iterator[Implementation]:
             yield registry.implementation(f"{path}:step")
     else:
         yield Implementation("mutant", "numpy", False, bind, "numpy")
-
-
-# --- catching -------------------------------------------------------------------------------------
 
 
 def candidates() -> list[Case]:
@@ -330,20 +290,15 @@ def run_mutant(mutant: Mutant, seed: int) -> MutantRow:
     )
 
 
-# --- the tests of MXNet and PyTorch ---------------------------------------------------------------
-
-
-def _agree(
-    got: Sequence[Parameter], wanted: Sequence[Parameter], *, rtol: float, atol: float
-) -> bool:
-    pairs = zip(got, wanted, strict=True)
+def _differs(take: Callable[[Bind], list[Parameter]], bind: Bind, rtol: float, atol: float) -> bool:
+    """Tell whether results differ from the array update's; `take` takes the steps of a binding."""
     arrays = [
         (getattr(a, name), getattr(b, name))
-        for a, b in pairs
+        for a, b in zip(take(bind), take(ARRAY_UPDATE.bind), strict=True)
         for name in ("weight", "acc_grad", "acc_delta", "master")
         if getattr(a, name) is not None
     ]
-    return all(np.allclose(a, b, rtol, atol) for a, b in arrays)
+    return not all(np.allclose(a, b, rtol, atol) for a, b in arrays)
 
 
 def mxnet_test(bind: Bind, seed: int, dtypes: Sequence[str] = ("float32", "float16")) -> bool:
@@ -358,32 +313,24 @@ def mxnet_test(bind: Bind, seed: int, dtypes: Sequence[str] = ("float32", "float
     )
     for dtype, epsilon, clip, rescale, wd, together in grid:
         hyper = Hyperparameters(1.0, 0.9, epsilon, wd, rescale, clip)
-        got, wanted = (
-            _mxnet_stepped(take, hyper, dtype, together, seed) for take in (bind, ARRAY_UPDATE.bind)
-        )
-        if not _agree(got, wanted, rtol=1e-4, atol=1e-5):
+        take = partial(_mxnet_stepped, hyper, dtype, together, seed)
+        if _differs(take, bind, rtol=1e-4, atol=1e-5):
             return True
     return False
 
 
 def _mxnet_stepped(
-    bind: Bind, hyper: Hyperparameters, dtype: str, together: int, seed: int
+    hyper: Hyperparameters, dtype: str, together: int, seed: int, bind: Bind
 ) -> list[Parameter]:
-    parameters = _mxnet_parameters(dtype, seed)
+    backend, rng = ARRAY_UPDATE.arrays(), np.random.default_rng(seed)
+    parameters = [
+        registry.parameter(backend, rng.random(shape), rng.random(shape), dtype=dtype)
+        for shape in ((3, 4, 5), (10, 4), (7,))
+    ]
     ones = [1.0] * together
     for first in range(0, len(parameters), together):
         bind(StepInputs(parameters[first : first + together], hyper, ones, ones))()
     return parameters
-
-
-def _mxnet_parameters(dtype: str, seed: int) -> list[Parameter]:
-    from adadelta_cli.implementations.array_backends import NumpyBackend
-
-    rng = np.random.default_rng(seed)
-    return [
-        registry.parameter(NumpyBackend(), rng.random(shape), rng.random(shape), dtype=dtype)
-        for shape in ((3, 4, 5), (10, 4), (7,))
-    ]
 
 
 def pytorch_test(bind: Bind, seed: int) -> bool:
@@ -395,13 +342,12 @@ def pytorch_test(bind: Bind, seed: int) -> bool:
     """
     for rate, wd, rho in itertools.product((1.0, 0.01), (0.0, 0.1, 0.9), (0.9, 0.95)):
         hyper = Hyperparameters(rate, rho, 1e-6, wd)
-        got, wanted = (_pytorch_trained(take, hyper, seed) for take in (bind, ARRAY_UPDATE.bind))
-        if not _agree(got, wanted, rtol=1e-7, atol=1e-7):
+        if _differs(partial(_pytorch_trained, hyper, seed), bind, rtol=1e-7, atol=1e-7):
             return True
     return False
 
 
-def _pytorch_trained(bind: Bind, hyper: Hyperparameters, seed: int) -> list[Parameter]:
+def _pytorch_trained(hyper: Hyperparameters, seed: int, bind: Bind) -> list[Parameter]:
     rng = np.random.default_rng(seed)
     shapes = ((3, 2), (3,), (1, 3), (1,))
     layers = [
@@ -431,8 +377,6 @@ def _backward(layers: Sequence[Parameter]) -> None:
         layers[2 * k].grad[...] = error.T @ inputs
         layers[2 * k + 1].grad[...] = error.sum(axis=0)
 
-
-# --- all mutants ----------------------------------------------------------------------------------
 
 UNCHANGED = "unchanged"
 CONTROLS = tuple(
@@ -475,16 +419,13 @@ class SelfTest:
         pool = ThreadPoolExecutor(workers)
         try:
             jobs = {pool.submit(self._run, self.mutants[k], places): k for k in order}
-            self._collect(jobs, tick)
+            for done, job in enumerate(as_completed(jobs), 1):
+                self._rows[jobs[job]] = job.result()
+                tick(done, len(jobs), job.result().fault)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for sandbox in sandboxes:
                 sandbox.close()
-
-    def _collect(self, jobs: dict[Future[MutantRow], int], tick: Tick) -> None:
-        for done, job in enumerate(as_completed(jobs)):
-            self._rows[jobs[job]] = job.result()
-            tick(done + 1, len(jobs), job.result().fault)
 
     def _run(self, mutant: Mutant, places: SimpleQueue[Sandbox]) -> MutantRow:
         sandbox = places.get()

@@ -28,16 +28,17 @@ all but its last ten bits.
 from __future__ import annotations
 
 import decimal
+import math
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.verification.ulp import Difference, written
+from adadelta_cli.verification.ulp import BoundVerdict, Difference, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from adadelta_cli.update import Hyperparameters
     from adadelta_cli.verification.cases import Case
@@ -55,9 +56,6 @@ CANCELLATION = 2.0**-10
 DRIFT_BOUND = 1e-12 / 2.0**-52
 
 
-# --- one element ----------------------------------------------------------------------------------
-
-
 class State(NamedTuple):
     """The updated numbers of one element, or a magnitude for each."""
 
@@ -67,18 +65,13 @@ class State(NamedTuple):
 
 
 class Element(NamedTuple):
-    """The result of a step on one element.
+    """The result of a step on one element."""
 
-    Attributes:
-        state: the exact results, to 60 digits.
-        scale: magnitude of the largest operand of the addition that each comes from, times the
-            condition of the decayed gradient where that cancels (docs/accuracy.md, section 2).
-        ordinary: the theory of rounding applies.
-    """
-
-    state: State
+    state: State  # exact, to 60 digits
+    # Magnitude of the largest operand of the addition that each comes from, times the condition of
+    # the decayed gradient where that cancels (docs/accuracy.md, section 2).
     scale: State
-    ordinary: bool
+    ordinary: bool  # the theory of rounding applies
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class Constants:
     epsilon: Decimal
     wd: Decimal
     rescale_grad: Decimal
-    clip_gradient: Decimal | None
+    clip_gradient: Decimal  # infinity for no clipping
     least: Decimal
     most: Decimal
     condition: Decimal
@@ -111,7 +104,7 @@ class Constants:
             epsilon=rounded(hyper.epsilon),
             wd=rounded(wd),
             rescale_grad=rounded(hyper.rescale_grad),
-            clip_gradient=None if clip is None or clip > float(info.max) else rounded(clip),
+            clip_gradient=rounded(math.inf if clip is None or clip > float(info.max) else clip),
             least=Decimal(float(info.tiny)),
             most=Decimal(float(info.max)),
             condition=Decimal(CANCELLATION / (float(info.eps) / 2)),
@@ -126,9 +119,7 @@ def advance(state: State, grad: Decimal, k: Constants) -> Element:
     """Take one step on one element, in the context's precision."""
     weight, acc_grad, acc_delta = state
     rescaled = grad * k.rescale_grad
-    clipped = rescaled
-    if k.clip_gradient is not None:
-        clipped = max(-k.clip_gradient, min(rescaled, k.clip_gradient))
+    clipped = max(-k.clip_gradient, min(rescaled, k.clip_gradient))
     decay = k.wd * weight
     x = clipped + decay
     square = x * x
@@ -157,24 +148,14 @@ def advance(state: State, grad: Decimal, k: Constants) -> Element:
     return Element(State(weight - move, acc_grad, acc_delta), largest, known)
 
 
-# --- arrays of elements ---------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Exact:
-    """Exact results of one tensor, any number of elements.
+    """Exact results of one tensor, any number of elements."""
 
-    Attributes:
-        nearest: the nearest float64 of each.
-        rest: the exact result minus `nearest`: together, 106 bits.
-        scale: the magnitudes in whose ULPs the error is bounded, float64.
-        ordinary: where the bound applies.
-    """
-
-    nearest: np.ndarray
-    rest: np.ndarray
-    scale: np.ndarray
-    ordinary: np.ndarray
+    nearest: np.ndarray  # the nearest float64 of each
+    rest: np.ndarray  # the exact result minus `nearest`: together, 106 bits
+    scale: np.ndarray  # the magnitudes in whose ULPs the error is bounded, float64
+    ordinary: np.ndarray  # where the bound applies
 
     @classmethod
     def of(cls, results: Sequence[tuple[Decimal, Decimal, bool]]) -> Exact:
@@ -230,31 +211,10 @@ class Exact:
         return np.where(np.isnan(errors), np.inf, errors)
 
 
-class OracleVerdict(NamedTuple):
-    """The oracle's verdict on one tensor; `worst` names the element with the largest error."""
-
-    tensor: str
-    difference: Difference
-    allowed_ulp: float | None
-    worst: str
-    left_out: int
-
-    @property
-    def passed(self) -> bool | None:
-        """Whether the largest error is within the bound; None where everything is left out."""
-        if not self.difference.elements:
-            return None
-        return self.allowed_ulp is None or self.difference.scaled_ulp <= self.allowed_ulp
-
-
 class Sample:
     """Some elements of a case, the same at each step, evenly spread over all its tensors.
 
-    Args:
-        case: the steps.
-        dtype: float32, float64 or float16.
-        seed: of the case's numbers.
-        budget: steps of an element to compute in all; at least 8 elements are computed.
+    `budget` is in steps of an element; at least 8 elements are computed.
     """
 
     def __init__(self, case: Case, dtype: str, seed: int, budget: int) -> None:
@@ -266,11 +226,9 @@ class Sample:
         sizes = [int(np.prod(shape)) for shape in case.shapes]
         tensors = np.repeat(np.arange(len(sizes)), sizes)[self.indices]
         hyper = case.hyper
-        rates = [hyper.learning_rate * mult for mult in case.lr_mults]
-        weight_decays = [hyper.wd * mult for mult in case.wd_mults]
         each = [
-            Constants.of(hyper, rate, decay, self.real)
-            for rate, decay in zip(rates, weight_decays, strict=True)
+            Constants.of(hyper, hyper.learning_rate * rate, hyper.wd * decay, self.real)
+            for rate, decay in zip(case.lr_mults, case.wd_mults, strict=True)
         ]
         self.constants = [each[tensor] for tensor in tensors]
 
@@ -297,7 +255,7 @@ def one_step(
     tensors: dict[str, list[np.ndarray]],
     outputs: dict[str, list[np.ndarray]] | None = None,
     more_ulp: Mapping[str, float] | None = None,
-) -> Iterator[OracleVerdict]:
+) -> Iterator[BoundVerdict]:
     """Compare each step of a trajectory with the exact one from the same inputs.
 
     Args:
@@ -313,30 +271,22 @@ def one_step(
         for step in range(1, sample.case.steps + 1)
         for element in _each(_states(sample, tensors, step - 1), sample.grads(step), sample)
     ]
-    allowed = _step_bounds(tensors)
+    allowed = STEP_BOUNDS | ({"weight": HALF_BOUND} if "master" in tensors else {})
     for name, more in (more_ulp or {}).items():
-        allowed[name] = (allowed[name] or 0.0) + more
+        allowed[name] += more
     yield from _verdicts(elements, sample, tensors, allowed, outputs)
 
 
-def drift_verdicts(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[OracleVerdict]:
+def drift_verdicts(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[BoundVerdict]:
     """Compare a trajectory with the exact one from the same start, at every step.
 
     Errors are scaled by the largest magnitude in the element's trajectory so far, where the carried
     errors arose. float64 must be within 1e-12; the error of a float32 trajectory is only reported.
-
-    Args:
-        sample: as in `one_step`.
-        tensors: as in `one_step`.
+    The arguments are those of `one_step`.
     """
     elements = list(_trajectory(sample, tensors))
     allowed = DRIFT_BOUND if sample.dtype == "float64" else None
     yield from _verdicts(elements, sample, tensors, dict.fromkeys(tensors, allowed))
-
-
-def _step_bounds(tensors: Iterable[str]) -> dict[str, float | None]:
-    half = {"weight": HALF_BOUND} if "master" in tensors else {}
-    return {name: bound for name, bound in (STEP_BOUNDS | half).items() if name in tensors}
 
 
 def _states(sample: Sample, tensors: dict[str, list[np.ndarray]], step: int) -> list[State | None]:
@@ -355,16 +305,15 @@ def _states(sample: Sample, tensors: dict[str, list[np.ndarray]], step: int) -> 
 UNKNOWN = Element(State(ZERO, ZERO, ZERO), State(ZERO, ZERO, ZERO), ordinary=False)
 
 
-def _each(states: Sequence[State | None], grads: np.ndarray, sample: Sample) -> Iterator[Element]:
+def _each(states: Sequence[State | None], grads: np.ndarray, sample: Sample) -> list[Element]:
     """Take a step on each element."""
     with decimal.localcontext(DECIMAL_CONTEXT):
-        found = [
+        return [
             advance(state, Decimal(grad), constants)
             if state is not None and np.isfinite(grad)
             else UNKNOWN
             for state, grad, constants in zip(states, grads.tolist(), sample.constants, strict=True)
         ]
-    yield from found
 
 
 def _trajectory(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterator[Element]:
@@ -372,7 +321,7 @@ def _trajectory(sample: Sample, tensors: dict[str, list[np.ndarray]]) -> Iterato
     states = _states(sample, tensors, 0)
     scales = [State(ZERO, ZERO, ZERO)] * len(states)
     for step in range(1, sample.case.steps + 1):
-        elements = list(_each(states, sample.grads(step), sample))
+        elements = _each(states, sample.grads(step), sample)
         states = [element.state if element.ordinary else None for element in elements]
         scales = [
             State(*map(max, scale, element.scale))
@@ -386,9 +335,9 @@ def _verdicts(
     elements: Sequence[Element],
     sample: Sample,
     tensors: dict[str, list[np.ndarray]],
-    allowed: dict[str, float | None],
+    allowed: Mapping[str, float | None],
     outputs: dict[str, list[np.ndarray]] | None = None,
-) -> Iterator[OracleVerdict]:
+) -> Iterator[BoundVerdict]:
     left_out = sum(not element.ordinary for element in elements)
     for tensor, states in (outputs or tensors).items():
         part = State._fields.index("weight" if tensor == "master" else tensor)
@@ -396,4 +345,4 @@ def _verdicts(
         got = np.concatenate([sample.of(state) for state in states[1:]])
         difference = exact.difference(got)
         worst = "" if difference.first is None else sample.name(difference.first, tensors)
-        yield OracleVerdict(tensor, difference, allowed[tensor], worst, left_out)
+        yield BoundVerdict(tensor, difference, allowed[tensor], worst, left_out)

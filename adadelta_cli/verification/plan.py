@@ -61,63 +61,36 @@ ON_GPU = ("cupy", "cupy-fused", "mxnet", "mxnet-fused", "mxnet-stock")
 
 @dataclass(frozen=True)
 class VerifyPlan:
-    """What one `verify` does.
-
-    Attributes:
-        implementations: those to check.
-        cases: the synthetic cases.
-        configs: the problems to train, as `config.load_config` takes them.
-        dtypes: each case runs in each of these.
-        training_dtypes: each problem is trained in each of these.
-        training_steps: steps after which a training on MXNet stops; None: at its end.
-        seed: everything random derives from it.
-        timeout: seconds that one case of one implementation may take.
-        overrides: `key=value` settings for the configs.
-        oracle_checked: the implementations to compare with the oracle. Others are covered by the
-            comparison with one of these.
-        oracle_budget: steps of an element that the oracle computes in each case, 20 us each.
-        absent: frameworks that are not installed, each with the reason.
-        named: the user named the cases, so all implementations that can run them do.
-        fuzz_cases: number of fuzzed cases for each implementation that is compared bit for bit
-            (unfused ones only when `named`), and `fuzz.USER_FACTOR` times as many for user kernels.
-        longest: user kernels get tensors of every length up to this one (`fuzz.length_cases`).
-        steady: user kernels take one step hundreds of times.
-        invariant_cases: names of the cases in which invariants are checked.
-        device: where the tensors are, for the implementations that compute there.
-        flush: third-party code may flush subnormals to zero.
-        fuzz_s: seconds of fuzzing for one user kernel and dtype, at most.
-    """
+    """What one `verify` does."""
 
     implementations: Implementations
     cases: tuple[Case, ...]
-    configs: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = DTYPES
+    configs: tuple[str, ...] = ()  # the problems to train, as `config.load_config` takes them
+    dtypes: tuple[str, ...] = DTYPES  # of each case
     training_dtypes: tuple[str, ...] = ("float32",)
-    training_steps: int | None = TRAINING_STEPS
-    seed: int = 0
-    timeout: float | None = 120.0
-    overrides: tuple[str, ...] = ()
+    training_steps: int | None = TRAINING_STEPS  # at which a training on MXNet stops; None: its end
+    seed: int = 0  # of all random numbers
+    timeout: float | None = 120.0  # seconds that one case of one implementation may take
+    overrides: tuple[str, ...] = ()  # `key=value` settings for the configs
+    # Others than these are covered by the comparison with one of them.
     oracle_checked: Implementations = ()
-    oracle_budget: int = ORACLE_BUDGET
-    absent: Absent = ()
-    named: bool = False
+    oracle_budget: int = ORACLE_BUDGET  # steps of an element in each case, 20 us each
+    absent: Absent = ()  # frameworks that are not installed, each with the reason
+    named: bool = False  # the user named the cases, so all implementations that can run them do
+    # For each implementation that is compared bit for bit (unfused ones only when `named`), and
+    # `fuzz.USER_FACTOR` times as many for user kernels.
     fuzz_cases: int = 0
-    longest: int = 0
-    steady: bool = False
-    invariant_cases: frozenset[str] = invariants.CASES
-    device: Device = CPU
-    flush: bool = False
-    fuzz_s: float = fuzz.SECONDS
+    longest: int = 0  # user kernels get tensors of every length up to this (`fuzz.length_cases`)
+    steady: bool = False  # user kernels take one step hundreds of times
+    invariant_cases: frozenset[str] = invariants.CASES  # names
+    device: Device = CPU  # where the tensors are, for the implementations that compute there
+    flush: bool = False  # third-party code may flush subnormals to zero
+    fuzz_s: float = fuzz.SECONDS  # limit of fuzzing for one user kernel and dtype
 
     @property
     def is_fuzzed(self) -> bool:
         """Whether there are fuzzed cases of any kind."""
         return bool(self.fuzz_cases or self.longest or self.steady)
-
-    @property
-    def only_trains(self) -> bool:
-        """Whether nothing but trainings was requested."""
-        return not (self.cases or self.is_fuzzed)
 
     def flushes(self, chosen: Implementation) -> bool:
         """Tell whether an implementation may flush subnormals to zero."""
@@ -145,7 +118,7 @@ class VerifyPlan:
 class Request:
     """What the options of `verify` say (docs/cli.md), or the arguments of the Python function.
 
-    Naming problems, cases, sizes or a recording leaves out the rest.
+    If some problems, cases, sizes or a recording are named, only those run.
 
     Attributes:
         kernel: check this kernel, a function of this process, on cases only; `names`, `peers` and
@@ -287,13 +260,9 @@ def check_memory(plan: VerifyPlan) -> None:
 def choose(
     names: Sequence[str], backend: str, device: Device, timeout: float | None = None
 ) -> Implementations:
-    """Choose implementations by name, or all default ones of a backend.
+    """Choose implementations by name, or, without names, all default ones of a backend.
 
-    Args:
-        names: of implementations; none for the default ones.
-        backend: the array library of the default ones.
-        device: where they compute.
-        timeout: seconds that the import of a user kernel may take.
+    `timeout` is in seconds, for the import of a user kernel.
 
     Raises:
         UsageError: a name is not known.

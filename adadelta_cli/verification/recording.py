@@ -30,21 +30,14 @@ class Recording(Case):
 
     The states start at zero, as in a training. In another dtype than the training's, weights and
     gradients are rounded.
-
-    Attributes:
-        recorded: the dtype of the training.
     """
 
-    recorded: str = "float32"
+    recorded: str = "float32"  # the dtype of the training
     check: ClassVar[str] = "replay"
 
     @classmethod
     def read(cls, path: Path, steps: int | None = None) -> Recording:
         """Read a recording, all of it or its first steps.
-
-        Args:
-            path: the file.
-            steps: how many of its steps to replay; None for all.
 
         Raises:
             UsageError: it is no recording, has fewer steps, or is too large.
@@ -71,22 +64,13 @@ class Recording(Case):
             )
         return recording
 
-    def start(  # type: ignore[override] # the case's is cached
-        self,
-        dtype: str,
-        seed: int,  # noqa: ARG002 - nothing is random
-    ) -> list[Values]:
+    def start(self, dtype: str, _seed: int) -> list[Values]:  # type: ignore[override] # not cached
         """Return the tensors before the first step, in the dtype of the states."""
         state = state_dtype(dtype)
         weights = [each.astype(dtype).astype(state) for each in _content(self.name)[0]]
         return [Values(each, np.zeros_like(each), np.zeros_like(each)) for each in weights]
 
-    def grads(  # type: ignore[override]
-        self,
-        dtype: str,
-        seed: int,  # noqa: ARG002 - nothing is random
-        step: int,
-    ) -> list[np.ndarray]:
+    def grads(self, dtype: str, _seed: int, step: int) -> list[np.ndarray]:  # type: ignore[override]
         """Return the gradients of a step, counted from 1, in `dtype`."""
         with np.errstate(over="ignore"):
             return [np.asarray(each[step - 1]).astype(dtype) for each in _content(self.name)[1]]

@@ -8,8 +8,8 @@ from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import UsageError
-from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
+from adadelta_cli.errors import UsageError, displayed
+from adadelta_cli.files import jsonable, plottable, write_csv, write_json, write_plot
 from adadelta_cli.verification import catalogue
 from adadelta_cli.verification.rows import COLUMNS, CheckVerdict, Status, skip_reasons, summaries
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-    from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, Summary, TrainingTrace
+    from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
     from adadelta_cli.verification.runner import Verification
 
 
@@ -97,10 +97,10 @@ def verification_table(verification: Verification) -> Table:
     before = ""
     for each in summaries(verification.rows):
         table.add_row(
-            escape(each.implementation) if each.implementation != before else "",
+            escape(displayed(each.implementation)) if each.implementation != before else "",
             each.reference,
             CHECKS[each.check],
-            _case_count(each),
+            f"{each.cases - each.skipped}" + f" ({each.skipped} n/a)" * bool(each.skipped),
             f"{each.elements:,}",
             f"{each.mismatches:,}",
             f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
@@ -108,11 +108,6 @@ def verification_table(verification: Verification) -> Table:
         )
         before = each.implementation
     return table
-
-
-def _case_count(summary: Summary) -> str:
-    skipped = f" ({summary.skipped} n/a)" if summary.skipped else ""
-    return f"{summary.cases - summary.skipped}{skipped}"
 
 
 def verification_skips(verification: Verification) -> list[str]:
@@ -125,16 +120,20 @@ def verification_skips(verification: Verification) -> list[str]:
 
 def verification_failures(verification: Verification, most: int) -> list[str]:
     """Describe the first `most` failures, each with the command that repeats it."""
-    lines = [
-        f"FAILED {_place(row)}: "
+    failures = verification.failures
+    more = [f"... and {len(failures) - most} more, in verify.csv"] if len(failures) > most else []
+    return [*map(_described, failures[:most]), *more]
+
+
+def _described(row: ComparisonRow) -> str:
+    place = row.check, row.case, row.dtype, row.implementation, row.tensor  # "" without a result
+    return (
+        f"FAILED {' '.join(filter(None, place))}: "
         + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
         + f"{row.note}{_hyper(row)}\n"
         + "  to allow that: --subnormals flush\n" * row.only_subnormals
         + f"  repeat it: {row.replay}"
-        for row in verification.failures
-    ]
-    more = len(lines) - most
-    return lines[:most] + ([f"... and {more} more, in verify.csv"] if more > 0 else [])
+    )
 
 
 def _hyper(row: ComparisonRow) -> str:
@@ -145,12 +144,6 @@ def _hyper(row: ComparisonRow) -> str:
         return ""
     values = ", ".join(f"{name} {value}" for name, value in vars(case.hyper).items())
     return f"\n  with {values}"
-
-
-def _place(row: ComparisonRow) -> str:
-    """Name the comparison that failed; without a result it has no tensor."""
-    parts = (row.check, row.case, row.dtype, row.implementation, row.tensor)
-    return " ".join(filter(None, parts))
 
 
 def verification_figure(verification: Verification) -> Figure:
@@ -240,12 +233,12 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylim(bottom=0)
     panel.set_xlim(-1, len(cases))
-    panel.set_xticks(range(len(cases)), cases, rotation=90, fontsize=8)
+    panel.set_xticks(range(len(cases)), map(plottable, cases), rotation=90, fontsize=8)
     panel.set_ylabel("error in ULPs")
     panel.set_title(
-        f"{rows[0].implementation}: largest error of one step against {rows[0].reference}, in ULPs "
-        "of the largest operand\ndotted: the bound of each tensor; an infinite error is drawn at "
-        "the top",
+        f"{plottable(rows[0].implementation)}: largest error of one step against "
+        f"{rows[0].reference}, in ULPs of the largest operand\ndotted: the bound of each tensor; "
+        "an infinite error is drawn at the top",
         fontsize=10,
     )
     panel.grid(alpha=0.3)
@@ -260,18 +253,14 @@ def _plot_drifts(part: Any, drifts: Sequence[DriftTrace]) -> None:
             steps = range(1, len(drift.relative_l2) + 1)
             color = TENSOR_COLORS[drift.tensor]
             panel.plot(steps, drift.relative_l2, color=color, label=drift.tensor)
-        panel.set_title(f"drift of {name}: {drift.case}, {drift.dtype}", fontsize=10)
+        panel.set_title(
+            f"drift of {plottable(name)}: {plottable(drift.case)}, {drift.dtype}", fontsize=10
+        )
         panel.set_xlabel("step")
         panel.set_ylabel("relative 2-norm of the error")
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-
-
-def _plot_traces(part: Any, traces: Sequence[TrainingTrace]) -> None:
-    panels = part.subplots(1, len(traces), squeeze=False)[0]
-    for panel, trace in zip(panels, traces, strict=True):
-        _plot_trace(panel, trace)
 
 
 def _plot_verdicts(
@@ -288,22 +277,22 @@ def _plot_verdicts(
         if row.passed is None:
             continue
         y, x = lines.index((row.implementation, row.dtype)), cases.index((row.check, row.case))
-        verdicts[y][x] = (
-            min(verdicts[y][x], float(row.passed)) if verdicts[y][x] == 0 else float(row.passed)
-        )
+        verdicts[y][x] = 0.0 if verdicts[y][x] == 0 else float(row.passed)
         if not row.passed:
             panel.text(x, y, "x", ha="center", va="center", color="white", fontsize=8)
     panel.imshow(
         verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1, aspect="auto"
     )
-    panel.set_xticks(range(len(cases)), [case for _, case in cases], rotation=90, fontsize=8)
-    panel.set_yticks(range(len(lines)), [f"{name}  {dtype}" for name, dtype in lines], fontsize=8)
+    names = [plottable(case) for _, case in cases]
+    panel.set_xticks(range(len(cases)), names, rotation=90, fontsize=8)
+    implementations = [f"{plottable(name)}  {dtype}" for name, dtype in lines]
+    panel.set_yticks(range(len(lines)), implementations, fontsize=8)
     panel.set_xticks([x - 0.5 for x in range(1, len(cases))], minor=True)
     panel.set_yticks([y - 0.5 for y in range(1, len(lines))], minor=True)
     panel.grid(which="minor", color="white", linewidth=1)
     panel.tick_params(which="both", length=0)
     panel.set_title(
-        f"{_outcome(rows)}\n"
+        f"{plottable(_outcome(rows))}\n"
         "green: all bits equal, or third-party code within its bounds   red: failed   "
         "white: not applicable",
         fontsize=10,
@@ -327,15 +316,18 @@ def _outcome(rows: Sequence[ComparisonRow]) -> str:
     return "\n".join(lines or ["nothing was compared: all were skipped"])
 
 
-def _plot_trace(panel: Axes, trace: TrainingTrace) -> None:
-    for losses, label, color, width in (
-        (trace.unfused, "unfused step", "#ffcc99", 5.0),
-        (trace.fused, "fused step", "C0", 1.2),
-    ):
-        panel.plot(*zip(*losses, strict=True), label=label, color=color, linewidth=width)
-    panel.set_yscale("log")
-    panel.set_title(f"{trace.problem} ({trace.backend}, {trace.dtype})", fontsize=10)
-    panel.set_xlabel("step")
-    panel.set_ylabel("training loss")
-    panel.grid(alpha=0.3)
-    panel.legend()
+def _plot_traces(part: Any, traces: Sequence[TrainingTrace]) -> None:
+    """Plot the losses of trainings with the fused and with the unfused step, a panel for each."""
+    panels = part.subplots(1, len(traces), squeeze=False)[0]
+    for panel, trace in zip(panels, traces, strict=True):
+        for losses, label, color, width in (
+            (trace.unfused, "unfused step", "#ffcc99", 5.0),
+            (trace.fused, "fused step", "C0", 1.2),
+        ):
+            panel.plot(*zip(*losses, strict=True), label=label, color=color, linewidth=width)
+        panel.set_yscale("log")
+        panel.set_title(f"{plottable(trace.problem)} ({trace.backend}, {trace.dtype})", fontsize=10)
+        panel.set_xlabel("step")
+        panel.set_ylabel("training loss")
+        panel.grid(alpha=0.3)
+        panel.legend()

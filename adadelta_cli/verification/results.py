@@ -13,20 +13,13 @@ if TYPE_CHECKING:
 
 
 class Results:
-    """Collects what the checks find.
-
-    Attributes:
-        rows: the rows so far.
-        traces: the losses of the trainings so far.
-        drifts: the drift of third-party code in each case so far.
-        hung: by implementation, the case in which it hung; it gets no other.
-    """
+    """Collects what the checks find."""
 
     def __init__(self) -> None:
         self.rows: list[ComparisonRow] = []
-        self.traces: list[TrainingTrace] = []
-        self.drifts: list[DriftTrace] = []
-        self.hung: dict[str, str] = {}
+        self.traces: list[TrainingTrace] = []  # the losses of the trainings
+        self.drifts: list[DriftTrace] = []  # of third-party code in each case
+        self.hung: dict[str, str] = {}  # by implementation, the case; it gets no other
 
     @property
     def failures(self) -> list[ComparisonRow]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections import defaultdict
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -164,30 +163,19 @@ class CheckVerdict(Enum):
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of one check of one implementation, summed up.
-
-    Attributes:
-        implementation, reference, check: as in `ComparisonRow`.
-        cases: number of cases, counted once per dtype.
-        skipped, failed: how many of them were skipped, and failed.
-        elements: compared numbers.
-        mismatches: how many of them differ in a bit.
-        max_ulp: the largest distance.
-        scaled_ulp: the largest error in ULPs of the largest operand of the final addition.
-        bounded: whether a large error would have failed.
-    """
+    """The rows of one check of one implementation, summed up."""
 
     implementation: str
     reference: str
     check: str
-    cases: int
+    cases: int  # counted once per dtype, as `skipped` and `failed`
     skipped: int
     failed: int
-    elements: int
-    mismatches: int
-    max_ulp: float
-    scaled_ulp: float
-    bounded: bool = True
+    elements: int  # compared numbers
+    mismatches: int  # how many of them differ in a bit
+    max_ulp: float  # the largest distance
+    scaled_ulp: float  # the largest error in ULPs of the largest operand of the final addition
+    bounded: bool = True  # a large error would have failed
 
     @property
     def verdict(self) -> CheckVerdict:
@@ -201,11 +189,10 @@ class Summary:
 
 def summaries(rows: Sequence[ComparisonRow]) -> list[Summary]:
     """Sum rows up, a summary for each check of each implementation."""
-    groups: dict[tuple[str, str], list[ComparisonRow]] = defaultdict(list)
+    groups: dict[str, dict[str, list[ComparisonRow]]] = {}
     for row in rows:
-        groups[row.implementation, row.check].append(row)
-    order = list(dict.fromkeys(row.implementation for row in rows))
-    return sorted(map(_summary, groups.values()), key=lambda each: order.index(each.implementation))
+        groups.setdefault(row.implementation, {}).setdefault(row.check, []).append(row)
+    return [_summary(some) for checks in groups.values() for some in checks.values()]
 
 
 def _summary(rows: Sequence[ComparisonRow]) -> Summary:

@@ -32,9 +32,8 @@ class Verification(Results):
     def execute(self, tick: Tick = no_tick, sandbox: Sandbox | InProcess | None = None) -> None:
         """Run all checks; `rows` has those that are finished, even after an interrupt.
 
-        Args:
-            tick: called with how many jobs are done, of how many, and the name of the next.
-            sandbox: runs the implementations, in place of processes of their own.
+        `tick` gets how many jobs are done, of how many, and the name of the next. `sandbox` runs
+        the implementations, in place of processes of their own.
         """
         for missing, reason in self.plan.absent:
             self.skip(self.plan.row("step", "", missing, "", 0), reason)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adadelta_cli.update import Parameter, Scalars, update
-from adadelta_cli.verification.ulp import Difference, differing, written
+from adadelta_cli.verification.ulp import BoundVerdict, Difference, differing, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,27 +44,17 @@ STRICT_HINT = (
 
 @dataclass(frozen=True)
 class StepVerdict:
-    """The comparison of one tensor of a case, all steps together.
-
-    Attributes:
-        tensor: `weight`, `acc_grad` or `acc_delta`.
-        difference: from the reference, excused elements apart; `scaled_ulp` is what is bounded.
-        excused: number of elements outside the bound for one of the two reasons.
-        allowed_ulp: the bound.
-        passed: whether it held; None where every element is excused.
-        note: what is excused; after a failure, the worst element with its inputs.
-        kept: the results of each step, the excused ones replaced by the reference's.
-        only_subnormals: it failed, and would not if subnormals might be flushed to zero.
-    """
+    """The comparison of one tensor of a case, all steps together."""
 
     tensor: str
-    difference: Difference
-    excused: int
+    difference: Difference  # excused elements apart; `scaled_ulp` is what is bounded
+    excused: int  # elements outside the bound for one of the two reasons
     allowed_ulp: float
-    passed: bool | None
-    note: str
+    passed: bool | None  # None where every element is excused
+    note: str  # what is excused; after a failure, the worst element with its inputs
+    # The results of each step, the excused ones replaced by the reference's.
     kept: Sequence[np.ndarray] = field(repr=False, default=())
-    only_subnormals: bool = False
+    only_subnormals: bool = False  # it failed, and would not if subnormals might be flushed
 
 
 def gradients(case: Case, dtype: str, seed: int) -> list[np.ndarray]:
@@ -92,32 +82,28 @@ def check_steps(
         allowed: the bounds.
         flush: subnormals may be flushed to zero.
     """
-    setting = ElementRates.of(case)
-    steps = [
-        _compared(setting, number, grad, reference, got, allowed, flush=flush)
-        for number, grad in enumerate(grads, 1)
-    ]
+    setting = _Setting.of(case, allowed, flush=flush)
+    steps = [_compared(setting, k, grad, reference, got) for k, grad in enumerate(grads, 1)]
     for tensor in TENSORS:
-        own = [step[tensor] for step in steps]
-        yield _verdict(tensor, own, getattr(allowed, tensor), case.excusable, flush=flush)
+        yield _verdict(setting, tensor, [step[tensor] for step in steps])
 
 
-# --- one step in a wider range --------------------------------------------------------------------
-
-
-class ElementRates(NamedTuple):
-    """A case, with the learning rate and the weight decay of each element, float64."""
+class _Setting(NamedTuple):
+    """A case and its bounds, with the learning rate and the weight decay of each element."""
 
     case: Case
-    rate: np.ndarray
+    allowed: ToleranceULP
+    flush: bool
+    rate: np.ndarray  # float64, as `wd`
     wd: np.ndarray
 
     @classmethod
-    def of(cls, case: Case) -> ElementRates:
+    def of(cls, case: Case, allowed: ToleranceULP, *, flush: bool) -> _Setting:
         """Repeat the rate and the decay of each tensor for its elements."""
         sizes = [int(np.prod(shape)) for shape in case.shapes]
-        rate = np.repeat([case.hyper.learning_rate * mult for mult in case.lr_mults], sizes)
-        return cls(case, rate, np.repeat([case.hyper.wd * mult for mult in case.wd_mults], sizes))
+        rate = np.repeat(np.multiply(case.hyper.learning_rate, case.lr_mults), sizes)
+        wd = np.repeat(np.multiply(case.hyper.wd, case.wd_mults), sizes)
+        return cls(case, allowed, flush, rate, wd)
 
     def wide_step(self, before: Tensors, grad: np.ndarray, at: np.ndarray) -> WideStep:
         """Take a step in a wider range on the elements at these places."""
@@ -128,13 +114,12 @@ class ElementRates(NamedTuple):
     def slack(self, exact: WideStep, unit: float) -> Tensors:
         """Bound the error of each result where each operation may lose `unit`.
 
-        Args:
-            exact: the step.
-            unit: the least subnormal number for gradual underflow, the least normal one where
-                subnormals are flushed to zero.
+        This is the least subnormal number for gradual underflow, the least normal one where
+        subnormals are flushed to zero.
         """
         hyper, each, e = self.case.hyper, WIDE(4 * unit), exact
-        of_x = each * (1 + abs(hyper.rescale_grad) + abs(self.largest_decay))
+        largest_decay = float(np.abs(self.wd).max(initial=0.0))
+        of_x = each * (1 + abs(hyper.rescale_grad) + largest_decay)
         # The factors of an update may be multiplied in any order.
         of_delta = of_x * (1 + e.ratio + e.root + e.inverse)
         # Or the root of a quotient, which underflows sooner, and is zero at worst.
@@ -148,37 +133,21 @@ class ElementRates(NamedTuple):
         infinite = np.where(e.x <= of_x, np.inf, 0)
         return {name: np.where(np.isfinite(v), v, infinite) for name, v in lost.items()}
 
-    @property
-    def largest_decay(self) -> float:
-        """The largest decay of an element."""
-        return float(np.abs(self.wd).max(initial=0.0))
-
 
 class WideStep(NamedTuple):
-    """A step in a wider range, and the size of its terms; flat arrays of `WIDE`.
+    """A step in a wider range, and the size of its terms; flat arrays of `WIDE`."""
 
-    Attributes:
-        after: the results, by tensor.
-        scales: by tensor, the magnitude of the largest operand of the last addition, without
-            cancellation in the gradient's own sum.
-        rate: the magnitude of the learning rate.
-        x: the magnitudes of the two parts of the pre-processed gradient, added up.
-        root: sqrt(acc_delta + epsilon).
-        inverse: 1 / sqrt(acc_grad + epsilon), with the new acc_grad.
-        ratio: root / sqrt(acc_grad + epsilon), with the new acc_grad.
-        negative: the argument of a root is negative, or may be so by rounding errors.
-        still: the results of an update of zero, by tensor.
-    """
-
-    after: Tensors
+    after: Tensors  # the results
+    # The magnitude of the largest operand of the last addition, without cancellation in the
+    # gradient's own sum.
     scales: Tensors
-    rate: np.ndarray
-    x: np.ndarray
-    root: np.ndarray
-    inverse: np.ndarray
-    ratio: np.ndarray
-    negative: np.ndarray
-    still: Tensors
+    rate: np.ndarray  # the magnitude of the learning rate
+    x: np.ndarray  # the magnitudes of the two parts of the pre-processed gradient, added up
+    root: np.ndarray  # sqrt(acc_delta + epsilon)
+    inverse: np.ndarray  # 1 / sqrt(acc_grad + epsilon), with the new acc_grad
+    ratio: np.ndarray  # root / sqrt(acc_grad + epsilon), with the new acc_grad
+    negative: np.ndarray  # the argument of a root is negative, or may be so by rounding errors
+    still: Tensors  # the results of an update of zero
 
     @property
     def delta(self) -> np.ndarray:
@@ -199,15 +168,7 @@ class WideStep(NamedTuple):
     def of(
         cls, scalars: Scalars, before: Tensors, grad: np.ndarray, rate: np.ndarray, wd: np.ndarray
     ) -> WideStep:
-        """Take a step.
-
-        Args:
-            scalars: rounded to the dtype of the step.
-            before: weight, acc_grad and acc_delta.
-            grad: the gradient.
-            rate: the learning rate of each element.
-            wd: the weight decay of each element.
-        """
+        """Take a step; the scalars are rounded to the dtype of the step."""
         h, least = Scalars(*map(WIDE, scalars)), np.finfo(grad.dtype).eps
         w, g, a, d, rate, wd = (
             each.astype(WIDE)
@@ -235,9 +196,6 @@ class WideStep(NamedTuple):
         negative = (np.minimum(*arguments) < 0) | (NEAR * least * condition > 1)
         still = {"acc_delta": h.rho * d, "weight": w}
         return cls(after, scales, abs(rate), x, root, 1 / below, ratio, negative, still)
-
-
-# --- one step -------------------------------------------------------------------------------------
 
 
 class _Compared(NamedTuple):
@@ -269,14 +227,7 @@ class _Compared(NamedTuple):
 
 
 def _compared(
-    setting: ElementRates,
-    number: int,
-    grad: np.ndarray,
-    reference: States,
-    got: States,
-    allowed: ToleranceULP,
-    *,
-    flush: bool,
+    setting: _Setting, number: int, grad: np.ndarray, reference: States, got: States
 ) -> dict[str, _Compared]:
     before = {name: reference[name][number - 1] for name in TENSORS}
     after = {name: (got[name][number], reference[name][number]) for name in TENSORS}
@@ -287,9 +238,9 @@ def _compared(
         units = (info.smallest_subnormal, info.tiny)
         slacks = [setting.slack(exact, float(unit)) for unit in units]
         for name, (own, wanted) in after.items():
-            bound, lost = getattr(allowed, name), [each[name] for each in slacks]
+            bound, lost = getattr(setting.allowed, name), [each[name] for each in slacks]
             kinds = _classify(name, exact, own[at], wanted[at], bound, lost)
-            excused = kinds[-1] | kinds[-2] if flush else kinds[-1]
+            excused = kinds[-1] | kinds[-2] if setting.flush else kinds[-1]
             inputs = {**before, "grad": grad}
             found[name] = _Compared(number, own, wanted, inputs, at, *kinds, excused)
     return found
@@ -367,20 +318,16 @@ def _overflows(tensor: str, exact: WideStep, info: Any) -> tuple[np.ndarray, np.
     return delta | moved, (delta | moved) & (square | quotient | (e.rate == 0))
 
 
-# --- all steps ------------------------------------------------------------------------------------
-
-
-def _verdict(
-    tensor: str, steps: Sequence[_Compared], allowed: float, excusable: float, *, flush: bool
-) -> StepVerdict:
-    flushed = int(sum(step.flushed.sum() for step in steps)) if flush else 0
+def _verdict(setting: _Setting, tensor: str, steps: Sequence[_Compared]) -> StepVerdict:
+    allowed = getattr(setting.allowed, tensor)
+    flushed = int(sum(step.flushed.sum() for step in steps)) if setting.flush else 0
     excused = int(sum(step.excused.sum() for step in steps))
     kept = [step.kept for step in steps]
     wanted = np.concatenate([step.wanted for step in steps])
     errors = np.concatenate([np.where(step.excused, 0, step.error) for step in steps])
     worst = float(errors.max(initial=0.0))
     difference = replace(Difference.between(np.concatenate(kept), wanted, wanted), scaled_ulp=worst)
-    ranged, limit = excused - flushed, excusable * wanted.size
+    ranged, limit = excused - flushed, setting.case.excusable * wanted.size
     passed: bool | None = worst <= allowed and ranged <= limit
     notes, strict = list(_reasons(ranged, limit, flushed)), False
     if passed and excused == wanted.size > 0:
@@ -416,35 +363,6 @@ def _worst(steps: Sequence[_Compared]) -> str:
     )
 
 
-# --- all steps of a trajectory --------------------------------------------------------------------
-
-
-class Drift(NamedTuple):
-    """The distance of one tensor of a trajectory from the reference's, at every step.
-
-    Attributes:
-        tensor: as in `StepVerdict`.
-        difference: without the elements that are left out; `scaled_ulp` is the largest error, in
-            units in which the running bound is `allowed_ulp`.
-        left_out: elements of all steps to which the theory of rounding does not apply.
-        allowed_ulp: the bound of one step.
-        worst: names the element with the largest error.
-    """
-
-    tensor: str
-    difference: Difference
-    left_out: int
-    allowed_ulp: float
-    worst: str
-
-    @property
-    def passed(self) -> bool | None:
-        """Whether every error is below its running bound; None where nothing was compared."""
-        if self.difference.elements == 0:
-            return None
-        return self.difference.scaled_ulp <= self.allowed_ulp
-
-
 ROOM = 0.25  # largest relative error of a root's argument for which `_carried` holds
 
 
@@ -456,28 +374,23 @@ def drifts(
     allowed: ToleranceULP,
     *,
     flush: bool = False,
-) -> Iterator[Drift]:
+) -> Iterator[BoundVerdict]:
     """Compare two trajectories from the same start with a running error bound, for each tensor.
 
     The bound is computed along the reference alone (N. J. Higham, "Accuracy and Stability of
     Numerical Algorithms", 2002, section 3.3): each step carries on the errors of the step before by
     the derivatives of the formula, and adds the bound of one step. An element is left out as soon
     as the reference is near the largest number, or the bound exceeds `ROOM` of a root's argument.
+    `scaled_ulp` is in units in which the running bound is that of one step, `allowed_ulp`.
 
-    Args:
-        case: as in `check_steps`.
-        grads: as in `check_steps`.
-        reference: as in `check_steps`.
-        got: the implementation's own trajectory.
-        allowed: the bounds of one step.
-        flush: as in `check_steps`.
+    The arguments are those of `check_steps`, but `got` is the implementation's own trajectory.
     """
-    at = _differing_anywhere(reference, got)
+    setting, at = _Setting.of(case, allowed, flush=flush), _differing_anywhere(reference, got)
     ratios: dict[str, list[np.ndarray]] = {name: [] for name in TENSORS}
     kept = {name: [array.copy() for array in got[name][1:]] for name in TENSORS}
     left_out = 0
     with np.errstate(all="ignore"):
-        bounds = _running_bounds(case, grads, reference, allowed, at, flush=flush)
+        bounds = _running_bounds(setting, grads, reference, at)
         for number, (bound, alive) in enumerate(bounds, 1):
             left_out += int((~alive).sum())
             for name in TENSORS:
@@ -492,7 +405,7 @@ def drifts(
         elements, bound = wanted.size - left_out, getattr(allowed, name)
         difference = replace(difference, scaled_ulp=bound * ratio, elements=elements)
         worst = f"worst at step {number}, element {at[place]}" if ratio else ""
-        yield Drift(name, difference, left_out, bound, worst)
+        yield BoundVerdict(name, difference, bound, worst, left_out)
 
 
 def _largest(ratios: Sequence[np.ndarray]) -> tuple[float, int, int]:
@@ -515,17 +428,11 @@ def _differing_anywhere(reference: States, got: States) -> np.ndarray:
 
 
 def _running_bounds(
-    case: Case,
-    grads: Sequence[np.ndarray],
-    reference: States,
-    allowed: ToleranceULP,
-    at: np.ndarray,
-    *,
-    flush: bool,
+    setting: _Setting, grads: Sequence[np.ndarray], reference: States, at: np.ndarray
 ) -> Iterator[tuple[Tensors, np.ndarray]]:
     """Yield, after each step, the bound of each tensor's error and the elements it holds for."""
-    setting, info = ElementRates.of(case), np.finfo(grads[0].dtype)
-    unit = float(info.tiny if flush else info.smallest_subnormal)
+    info = np.finfo(grads[0].dtype)
+    unit = float(info.tiny if setting.flush else info.smallest_subnormal)
     errors = {name: np.zeros(at.size, WIDE) for name in TENSORS}
     alive = np.ones(at.size, bool)
     for number, grad in enumerate(grads, 1):
@@ -538,13 +445,13 @@ def _running_bounds(
         # The other trajectory's step has operands of its own, which may cancel less.
         own = exact._replace(scales={name: exact.scales[name] + carried[name] for name in TENSORS})
         for name in TENSORS:
-            step = getattr(allowed, name) * own.ulp(name, info.dtype)
+            step = getattr(setting.allowed, name) * own.ulp(name, info.dtype)
             errors[name] = carried[name] + step.astype(WIDE) * (1 + ROOM) ** 2 + slacks[name]
         yield dict(errors), alive
 
 
 def _carried(
-    setting: ElementRates, exact: WideStep, before: Tensors, errors: Tensors, at: np.ndarray
+    setting: _Setting, exact: WideStep, before: Tensors, errors: Tensors, at: np.ndarray
 ) -> tuple[Tensors, np.ndarray]:
     """Bound the effect of a step on errors in its inputs, and tell where that bound holds."""
     hyper, e = setting.case.hyper, exact

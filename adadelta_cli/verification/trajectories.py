@@ -13,12 +13,13 @@ from adadelta_cli.verification.plan import reference_of
 if TYPE_CHECKING:
     import numpy as np
 
-    from adadelta_cli.implementations.base import Implementation, ToleranceULP
+    from adadelta_cli.implementations.base import Implementation
     from adadelta_cli.system.sandbox import InProcess, Sandbox
     from adadelta_cli.verification.cases import Case
     from adadelta_cli.verification.execute import Trajectory
     from adadelta_cli.verification.plan import VerifyPlan
     from adadelta_cli.verification.tolerance import States
+    from adadelta_cli.verification.ulp import BoundVerdict
 
 # MXNet's OpenMP threads keep the subnormal mode that the engine's thread had when it first needed
 # them, whatever is set later; so each mode has a process of its own, in which it is set first.
@@ -30,17 +31,6 @@ def sandbox_group(chosen: Implementation, case: Case) -> str:
     """Name the group of libraries, and so the process, that runs a case."""
     flushing = case.flush and chosen.backend == "mxnet"
     return FLUSHING if flushing else chosen.sandbox
-
-
-def bounds_of(chosen: Implementation) -> ToleranceULP:
-    """Return how far third-party code may be from the reference.
-
-    Raises:
-        TypeError: it is compared bit for bit.
-    """
-    if chosen.tolerance is None:
-        raise TypeError(f"{chosen.name} has no tolerance: it is compared bit for bit")
-    return chosen.tolerance
 
 
 class Trajectories:
@@ -71,11 +61,14 @@ class Trajectories:
 
     def verdicts(self, chosen: Implementation) -> list[tolerance.StepVerdict]:
         """Compare single steps of third-party code with the reference's, within bounds."""
+        allowed = chosen.tolerance
+        if allowed is None:
+            raise TypeError(f"{chosen.name} has no tolerance: it is compared bit for bit")
         states = self.reference(chosen).tensors, self.restarted(chosen).tensors
-        flush, allowed = self.plan.flushes(chosen), bounds_of(chosen)
+        flush = self.plan.flushes(chosen)
         return list(tolerance.check_steps(self.case, self._grads, *states, allowed, flush=flush))
 
-    def drifts(self, chosen: Implementation) -> list[tolerance.Drift]:
+    def drifts(self, chosen: Implementation) -> list[BoundVerdict]:
         """Compare whole trajectories of third-party code with the reference's, within bounds.
 
         Even operations that both share round differently where the operands do, so the bound of a

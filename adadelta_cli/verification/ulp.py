@@ -9,35 +9,24 @@ like any number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The differences between computed numbers and a reference.
+    """The differences between computed numbers and a reference."""
 
-    Attributes:
-        elements: how many were compared.
-        mismatches: how many differ in a bit.
-        max_abs: largest absolute error.
-        max_rel: largest error relative to the reference's element.
-        relative_l2: 2-norm of the errors over that of the reference.
-        p999_ulp: 99.9th percentile of the distance in units in the last place (ULPs).
-        max_ulp: largest distance, likewise.
-        scaled_ulp: largest error in ULPs of `scale`, which cancellation does not inflate.
-        first: flat index of the first mismatch; None where there is none.
-    """
-
-    elements: int = 0
-    mismatches: int = 0
-    max_abs: float = 0.0
-    max_rel: float = 0.0
-    relative_l2: float = 0.0
-    p999_ulp: float = 0.0
-    max_ulp: float = 0.0
-    scaled_ulp: float = 0.0
-    first: int | None = None
+    elements: int = 0  # how many were compared
+    mismatches: int = 0  # how many differ in a bit
+    max_abs: float = 0.0  # largest absolute error
+    max_rel: float = 0.0  # largest error relative to the reference's element
+    relative_l2: float = 0.0  # 2-norm of the errors over that of the reference
+    p999_ulp: float = 0.0  # 99.9th percentile of the distance in units in the last place (ULPs)
+    max_ulp: float = 0.0  # largest distance, likewise
+    scaled_ulp: float = 0.0  # largest error in ULPs of `scale`, which cancellation does not inflate
+    first: int | None = None  # flat index of the first mismatch; None where there is none
 
     @classmethod
     def between(cls, got: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> Difference:
@@ -90,6 +79,23 @@ class Difference:
         )
 
 
+class BoundVerdict(NamedTuple):
+    """The errors of one tensor against a bound, without elements to which theory does not apply."""
+
+    tensor: str
+    difference: Difference  # `scaled_ulp` is the largest error, in the unit of the bound
+    allowed_ulp: float | None  # None: errors are only reported
+    worst: str  # names the element with the largest error
+    left_out: int  # elements
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every error is within the bound; None where nothing was compared."""
+        if not self.difference.elements:
+            return None
+        return self.allowed_ulp is None or self.difference.scaled_ulp <= self.allowed_ulp
+
+
 def differing(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return the flat indices at which two arrays of one dtype and shape differ in a bit."""
     both_nan = np.isnan(got) & np.isnan(wanted)
@@ -99,14 +105,7 @@ def differing(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def describe_first(
     difference: Difference, got: np.ndarray, wanted: np.ndarray, elements: int
 ) -> str:
-    """Name the first mismatch of several steps; empty where there is none.
-
-    Args:
-        difference: of the two arrays.
-        got: the computed numbers of all steps, end to end.
-        wanted: the reference.
-        elements: of one step.
-    """
+    """Name the first mismatch of several steps of `elements` each; empty where there is none."""
     if difference.first is None:
         return ""
     step, element = divmod(difference.first, elements)

@@ -20,7 +20,7 @@ def judged(new, old):
     work = runner.Benchmark(PLAN, None, {})
     work.results = [group_result(GROUP, new, {}, old)]
     work.other = {"version": "0.0.1", "path": "elsewhere"}
-    return regression.judge_in_turn(work).rows
+    return regression.judge_in_turn(work, 0.05).rows
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,8 @@ def test_training_gives_one_loss():
     results = []
     runner.train_steps("mlp", plan, results)
     (result,) = results
-    assert [each.row.implementation for each in result.measurements] == [
-        "mxnet-stock",
-        "mxnet",
-        "mxnet-fused",
-    ]
+    names = [each.row.implementation for each in result.measurements]
+    assert names == ["mxnet-stock", "mxnet", "mxnet-fused"]
     assert not any(each.problem or each.check_failed for each in result.measurements)
     assert all("mxnet-stock" in each.row.note for each in result.measurements)
     assert all(each.row.ceiling_fraction is None for each in result.measurements)

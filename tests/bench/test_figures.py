@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import KERNEL_NAMES
 
 from adadelta_cli.bench.figures import _throughput_errors, bench_figure, samples_figure, styles_of
 from adadelta_cli.bench.results import BenchRow, Measurement
+from adadelta_cli.files import write_plot
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 
 MACHINE = {
@@ -99,9 +101,6 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(lambda each: hasattr(each, "get_text"))]
 
 
-# --- looks ----------------------------------------------------------------------------------------
-
-
 def test_each_implementation_has_a_look_of_its_own():
     """All that have a name, and three kernels of a user's, differ in colour and in marker."""
     names = [*IMPLEMENTATIONS, *YARDSTICKS, "a.py:step", "b.py:step", "c.py:step"]
@@ -121,9 +120,6 @@ def test_a_kernel_is_named_without_its_folder_where_that_is_clear():
     names = ["/a/kernel.py:step", "/b/kernel.py:step", "/b/other.py:step"]
     labels = [look.label for look in styles_of(measured(name).row for name in names).values()]
     assert labels == ["/a/kernel.py:step", "/b/kernel.py:step", "other.py:step"]
-
-
-# --- bench.png ------------------------------------------------------------------------------------
 
 
 def test_one_size_has_a_ceiling_that_shows():
@@ -231,9 +227,6 @@ def test_nothing_lies_on_anything_else(measurements):
         assert all(axes.bbox.x0 < one.x0 and one.x1 < axes.bbox.x1 for one in marks)
 
 
-# --- bench-samples.png ----------------------------------------------------------------------------
-
-
 def dots(axes):
     """Return the places of the samples of each lane, from the top."""
     return [line.get_xydata() for line in axes.get_lines() if line.get_marker() == "."]
@@ -299,3 +292,17 @@ def test_an_interval_of_one_sample_reaches_nowhere():
         row = replace(one.row, ci_low_s=one.row.median_s, ci_high_s=one.row.median_s)
         assert min(_throughput_errors(row)) >= 0
     bench_figure([replace(one, row=row)], MACHINE)
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # of a very long name
+@pytest.mark.parametrize("draw", [bench_figure, samples_figure])
+@pytest.mark.parametrize("name", KERNEL_NAMES, ids=ascii)
+def test_a_kernel_of_any_name_is_drawn(tmp_path, name, draw):
+    """With a label in the legend; a `$` begins no formula."""
+    drawn = [measured(name, speedup=2.0), measured("numpy", speedup=1), untimed(name, note=name)]
+    figure = draw(drawn, MACHINE)
+    write_plot(tmp_path / "bench.png", figure)
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
+    if draw is bench_figure:
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert any(styles_of([drawn[0].row])[name].label == label for label in labels)

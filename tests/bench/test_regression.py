@@ -76,9 +76,6 @@ def only(old, new, **how):
     return judged(old, new, **how).rows[0]
 
 
-# --- verdicts
-
-
 @pytest.mark.parametrize(
     ("slower", "wanted", "code"),
     [
@@ -199,21 +196,15 @@ def test_a_process_without_samples_does_not_count():
     assert only(content(), new).processes_new == 5
 
 
-# --- rows that have no counterpart, or no time
-
-
 def test_rows_of_one_side_are_unclear():
     """What vanished and what appeared is listed, in this order after what is new."""
     old, new = content(), content()
     old["rows"][1]["workload"], new["rows"][1]["workload"] = "1e7", "1e8"
     found = judged(old, new)
-    assert [(row.workload, row.verdict) for row in found.rows[1:]] == [
-        ("1e8", Verdict.UNCLEAR),
-        ("1e7", Verdict.UNCLEAR),
-    ]
-    assert [row.note.split(";")[0] for row in found.rows[1:]] == [
-        "not in the old result",
-        "not in the new result",
+    unclear = [(row.workload, row.verdict, row.note.split(";")[0]) for row in found.rows[1:]]
+    assert unclear == [
+        ("1e8", Verdict.UNCLEAR, "not in the old result"),
+        ("1e7", Verdict.UNCLEAR, "not in the new result"),
     ]
     assert found.exit_code is ExitCode.OK
 
@@ -288,16 +279,10 @@ def test_without_a_time_a_row_is_unclear(old, new, says):
     assert found.exit_code is ExitCode.OK
 
 
-# --- reading
-
-
 def test_a_folder_stands_for_its_bench_json(tmp_path):
     """What bench was given as --out can be named."""
     (tmp_path / "bench.json").write_text(json.dumps(content()))
-    by_folder, by_file = (
-        regression.read_document(tmp_path),
-        regression.read_document(tmp_path / "bench.json"),
-    )
+    by_folder, by_file = map(regression.read_document, (tmp_path, tmp_path / "bench.json"))
     assert by_folder == by_file
     assert by_file.source == str(tmp_path / "bench.json")
 
@@ -384,9 +369,6 @@ def test_what_stdout_cannot_write_is_written_as_an_escape(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "machine.kernel was not recorded, is \\ud800" in done.stdout
-
-
-# --- the command line
 
 
 @pytest.fixture
@@ -483,12 +465,6 @@ def test_the_threshold_is_a_share(threshold, results):
     """5 does not mean 5 %."""
     with pytest.raises(UsageError, match="--threshold is "):
         compare(results["old"], results["slow"], "--threshold", threshold)
-
-
-def test_the_default_threshold_is_the_same_in_both_places():
-    """On the command line and in the function."""
-    option = next(p for p in adadelta.commands["compare"].params if p.name == "threshold")
-    assert option.default == regression.THRESHOLD
 
 
 def test_every_verdict_has_a_colour():

@@ -28,9 +28,6 @@ def one(difference, threshold=0.05):
     return judgement
 
 
-# --- known numbers
-
-
 def test_students_sleep_data():
     """Ten pairs, t = 4.0621 at 9 degrees of freedom, p = 0.00283 (Student, Biometrika 6, 1908)."""
     extra_hours = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
@@ -70,9 +67,6 @@ def test_holm_stops_at_the_first_that_fails():
     assert got == pytest.approx([0.03, 0.02, 0.08, 0.9])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([]) == []
-
-
-# --- verdicts
 
 
 @pytest.mark.parametrize(
@@ -148,9 +142,6 @@ def test_times_are_positive_numbers(values):
         unpaired([1.0], values)
 
 
-# --- properties
-
-
 @given(TIMES, TIMES, st.integers(-30, 30), THRESHOLDS)
 @settings(deadline=None)
 def test_the_unit_does_not_matter(old, new, power, threshold):
@@ -202,9 +193,6 @@ def test_a_clear_verdict_agrees_with_the_interval(old, new, threshold):
         <= 1 + threshold + 1e-12,
     }
     assert judged is Verdict.UNCLEAR or holds[judged]
-
-
-# --- error rates, as docs/benchmarks.md has them from more draws
 
 
 def test_false_alarms_are_rare_and_slow_rows_found():

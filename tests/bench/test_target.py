@@ -72,10 +72,8 @@ class TestCheckCorrect:
 
     def test_a_difference_within_the_tolerance_is_correct(self):
         """Off by a bit, and allowed two."""
-        tensors, chosen = (
-            self.tensors(),
-            replace(timeable("numpy"), tolerance=ToleranceULP(2, 2, 2)),
-        )
+        tensors = self.tensors()
+        chosen = replace(timeable("numpy"), tolerance=ToleranceULP(2, 2, 2))
         right = target.BenchTarget.to(timeable("numpy-fused"), tensors, CpuDevice())
 
         def step():

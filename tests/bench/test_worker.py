@@ -1,5 +1,6 @@
 """A worker process: how it takes samples, and when it ends."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ class TestTimedEntry:
 
     def test_copies_are_everybodys(self):
         """One cursor for all, so that nobody finds in the caches what another just left there."""
-        taken, cursor = [], worker.Cursor()
+        taken, cursor = [], itertools.count()
         entries = [
             worker.TimedEntry(
                 [partial(taken.append, k) for k in range(5)], CpuDevice().seconds, cursor=cursor
@@ -69,3 +70,17 @@ def test_a_worker_ends_with_its_leader():
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["protocol"] == worker.PROTOCOL
+
+
+def test_what_is_timed_reads_no_orders():
+    """A kernel that asks for input finds its end; its print is no answer."""
+    code = "from adadelta_cli.bench import worker; import sys, json\n"
+    code += "class Server:\n def answer(self, order):\n  print('chatter', flush=True)\n"
+    code += "  return {'read': sys.stdin.readline()}\n"
+    code += "worker.Server = Server; worker.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input='{"sample": 1}\n{"sample": 2}\n', capture_output=True,
+        text=True, check=False, timeout=60,
+    )  # fmt: skip
+    _, *answers = map(json.loads, done.stdout.splitlines())
+    assert answers == [{"read": ""}] * 2 and "chatter" in done.stderr

@@ -53,26 +53,20 @@ def environment(folder):
     return str(python)
 
 
-# --- the version that is started ------------------------------------------------------------------
-
-
 def test_a_checkout_in_the_current_folder_hides_no_version(tmp_path, monkeypatch):
     """Neither this one nor the other one; users' kernels are still found from there."""
     package(tmp_path, "os._exit(9)")
     write_kernels(tmp_path)
     monkeypatch.chdir(tmp_path)
     own = timeable("kernels.py:step")
-    specs = [
-        WorkerSpec((FUSED,)),
-        WorkerSpec((own,)),
-        WorkerSpec((FUSED,), "old", environment(tmp_path)),
-    ]
+    python = environment(tmp_path)
+    specs = [WorkerSpec((FUSED,)), WorkerSpec((own,)), WorkerSpec((FUSED,), "old", python)]
     with WorkerPool(specs, threads=1) as pool:
         pool.prepare((FUSED, own), **ORDER)
         assert pool.problems == {}
         found = pool.sample(0.01, lambda _: True)
         assert set(found) == {FUSED_KEY, EntryKey("", own.name), EntryKey("old", FUSED.name)}
-        with Worker(1, environment(tmp_path)) as worker:
+        with Worker(1, python) as worker:
             worker.handshake()
             assert Path(worker.about["path"]) == ROOT / "adadelta_cli" / "bench" / "worker.py"
 
@@ -107,9 +101,6 @@ def test_a_file_that_is_no_program(content, tmp_path):
     assert worker._child._process.returncode == 0
 
 
-# --- messages -------------------------------------------------------------------------------------
-
-
 def test_what_is_printed_at_the_start_is_no_answer(tmp_path):
     """Whatever prints before it is ready does so on stderr."""
     (tmp_path / "sitecustomize.py").write_text("print('welcome', flush=True)")
@@ -118,27 +109,18 @@ def test_what_is_printed_at_the_start_is_no_answer(tmp_path):
         assert worker.about["protocol"] == worker_pool.PROTOCOL
 
 
-def test_what_is_no_answer_is_quoted(tmp_path):
-    """The process lives on, and is not waited for."""
-    path = package(tmp_path, "print('good morning', flush=True); time.sleep(60)")
-    with (
-        Worker(1, PYTHONPATH=path) as worker,
-        pytest.raises(BrokenError, match="'good morning'; expected JSON"),
-    ):
+@pytest.mark.parametrize(
+    ("main", "says"),
+    [
+        ("print('good morning', flush=True); time.sleep(60)", "'good morning'; expected JSON"),
+        ("os.write(2, b'caf\\xe9'); os._exit(3)", "crashed: exited with 3: caf\ufffd"),
+    ],
+)
+def test_what_is_no_answer_is_quoted(main, says, tmp_path):
+    """A process that lives on is not waited for; last words need not be UTF-8."""
+    path = package(tmp_path, main)
+    with Worker(1, PYTHONPATH=path) as worker, pytest.raises(BrokenError, match=says):
         worker.handshake()
-
-
-def test_last_words_need_not_be_utf_8(tmp_path):
-    """What cannot be read is replaced."""
-    path = package(tmp_path, "os.write(2, b'caf' + bytes([0xE9])); os._exit(3)")
-    with (
-        Worker(1, PYTHONPATH=path) as worker,
-        pytest.raises(BrokenError, match="crashed: exited with 3: caf\N{REPLACEMENT CHARACTER}"),
-    ):
-        worker.handshake()
-
-
-# --- third-party code -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "how"), [("forks", ""), ("forks_and_dies", "exited with 7")])
@@ -206,9 +188,6 @@ def test_compiling_may_take_longer_than_a_sample(tmp_path, monkeypatch):
     assert worker_pool.FOREIGN_ANSWER_S["task"] > 120
 
 
-# --- rounds ---------------------------------------------------------------------------------------
-
-
 def test_rounds_alternate_between_the_processes(tmp_path):
     """All entries have samples of the same rounds, so that ratios can be taken."""
     own, key = kernel(tmp_path, "step")
@@ -250,9 +229,6 @@ def test_an_older_version_may_have_other_words(monkeypatch):
     ((key, problem),) = pool.problems.items()
     assert (key.name, problem.outcome) == ("numpy", Outcome.FAILED)
     assert problem.reason == "cannot be bound: unknown"
-
-
-# --- side by side ---------------------------------------------------------------------------------
 
 
 class Silent:

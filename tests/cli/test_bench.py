@@ -1,10 +1,12 @@
 """The command `bench`: its files, its output, its exit codes."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -14,7 +16,7 @@ from invented import ALL_WRONG, GROUP, samples, write_kernels
 
 from adadelta_cli.bench import runner
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY
-from adadelta_cli.bench.results import COLUMNS, Timings, group_result
+from adadelta_cli.bench.results import BenchRow, Timings, group_result
 from adadelta_cli.bench.worker_pool import EntryKey
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.system import machine
@@ -22,52 +24,35 @@ from adadelta_cli.system import machine
 ROOT = Path(__file__).parents[2]
 
 
-def bench(*arguments, out):
-    """Start the command, with two threads and nothing slow."""
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "adadelta_cli",
-            "bench",
-            "--out",
-            str(out),
-            "--processes",
-            "2",
-            "--max-time",
-            "0.2",
-            "--backend",
-            "numpy",
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+def command(options, *paths, out):
+    """Return the command line, with options that make it quick."""
+    options = f"-m adadelta_cli bench --processes 2 --max-time 0.2 {options}"
+    return [sys.executable, *options.split(), *paths, "--out", str(out)]
+
+
+def bench(options, *paths, out):
+    """Run the command on arrays of NumPy."""
+    line = command(f"--backend numpy {options}", *paths, out=out)
+    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def test_a_baseline_is_not_overwritten(tmp_path):
     """Else the next comparison would be with itself."""
     (tmp_path / "bench.json").write_text('{"rows": [], "by_process": [], "machine": {}}')
-    done = bench("--sizes", "1e4", "--baseline", str(tmp_path), out=tmp_path)
+    done = bench("--sizes 1e4 --baseline", str(tmp_path), out=tmp_path)
     assert (done.returncode, "would be overwritten" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow
 def test_the_command_writes_its_files(tmp_path):
     """bench.csv and bench.json hold a row for each implementation and dtype; two are pictures."""
-    done = bench("--sizes", "2e4", "--dtype", "float32", "--dtype", "float16", out=tmp_path)
+    done = bench("--sizes 2e4 --dtype float32 --dtype float16", out=tmp_path)
     assert done.returncode == 0, done.stderr
     with (tmp_path / "bench.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert tuple(table[0]) == COLUMNS
-    assert [(row["implementation"], row["dtype"]) for row in table] == [
-        ("numpy", "float32"),
-        ("numpy-fused", "float32"),
-        ("numpy", "float16"),
-        ("numpy-fused", "float16"),
-    ]
+    assert list(table[0]) == [each.name for each in fields(BenchRow)]
+    wanted = list(itertools.product(("float32", "float16"), ("numpy", "numpy-fused")))
+    assert [(row["dtype"], row["implementation"]) for row in table] == wanted
     document = json.loads((tmp_path / "bench.json").read_text())
     assert len(document["samples_s"]) == 4
     assert set(document["roofs_s"][0]) == {MEMORY, ARITHMETIC}
@@ -79,14 +64,14 @@ def test_the_command_writes_its_files(tmp_path):
 @pytest.mark.slow
 def test_json_is_alone_on_stdout(tmp_path):
     """With --json, stdout is one JSON document."""
-    done = bench("--sizes", "1e4", "--json", out=tmp_path)
+    done = bench("--sizes 1e4 --json", out=tmp_path)
     assert [row["workload"] for row in json.loads(done.stdout)["rows"]] == ["1e4", "1e4"]
 
 
 @pytest.mark.slow
 def test_markdown(tmp_path):
     """--format markdown prints a table for a pull request."""
-    done = bench("--sizes", "1e4", "--format", "markdown", out=tmp_path)
+    done = bench("--sizes 1e4 --format markdown", out=tmp_path)
     heading, rule, *body = done.stdout.strip().splitlines()
     assert heading.startswith("| workload | dtype | on | cache | B/element | implementation |")
     assert set(rule) <= set("|- ")
@@ -104,9 +89,9 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner, "_pass", interrupted)
     monkeypatch.setattr(runner, "_peaks", lambda *_: {})
-    command = ["bench", "--sizes", "1e6,1e7", "--backend", "numpy", "--out", str(tmp_path)]
+    line = ["bench", "--sizes", "1e6,1e7", "--backend", "numpy", "--out", str(tmp_path)]
     with pytest.raises((KeyboardInterrupt, click.Abort)):
-        adadelta.main(command, standalone_mode=False)
+        adadelta.main(line, standalone_mode=False)
     with (tmp_path / "bench.csv").open() as file:
         table = [(row["workload"], row["processes"]) for row in csv.DictReader(file)]
     assert table == [("1e6", "1"), ("1e6", "1")]
@@ -116,23 +101,10 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_terminating_keeps_what_was_finished(tmp_path):
     """SIGTERM in the second process or later: whole files, and the exit code of the signal."""
-    command = [
-        sys.executable,
-        "-m",
-        "adadelta_cli",
-        "bench",
-        "--sizes",
-        "1e4",
-        "--impl",
-        f"{write_kernels(tmp_path)}:step",
-        "--processes",
-        "50",
-        "--max-time",
-        "25",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    kernel = f"{write_kernels(tmp_path)}:step"
+    options = "--sizes 1e4 --processes 50 --max-time 25 --impl"
+    line = command(options, kernel, out=tmp_path / "out")
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     imports = tmp_path / "imports"  # one by the check, one by the peak, one by each process
     while process.poll() is None and (not imports.exists() or imports.stat().st_size < 5):
         time.sleep(0.1)
@@ -164,9 +136,9 @@ def test_a_baseline(slower, code, tmp_path, monkeypatch, capsys):
         found = samples(fused=times)
         found = {key: [each[0] * (1 + k / 1000) for k in range(6)] for key, each in found.items()}
         measured(monkeypatch, group_result(GROUP, Timings(found), {}))
-        command = ["bench", "--out", str(tmp_path / name)]
-        command += ["--baseline", str(tmp_path / "old")] if name == "new" else []
-        ended = adadelta.main(command, standalone_mode=False)
+        line = ["bench", "--out", str(tmp_path / name)]
+        line += ["--baseline", str(tmp_path / "old")] if name == "new" else []
+        ended = adadelta.main(line, standalone_mode=False)
     assert ended == code
     assert ("1 SLOWER" in capsys.readouterr().out) == bool(code)
 
@@ -174,20 +146,8 @@ def test_a_baseline(slower, code, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_against_this_very_environment(tmp_path):
     """The whole way, with a verdict in the output and in bench.json."""
-    done = bench(
-        "--sizes",
-        "1e4",
-        "--impl",
-        "numpy-fused",
-        "--against",
-        sys.executable,
-        "--processes",
-        "3",
-        "--threshold",
-        "0.9",
-        "--json",
-        out=tmp_path,
-    )
+    options = "--sizes 1e4 --impl numpy-fused --processes 3 --threshold 0.9 --json --against"
+    done = bench(options, sys.executable, out=tmp_path)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["comparisons"]
     written = json.loads((tmp_path / "bench.json").read_text())
@@ -199,22 +159,22 @@ def test_against_this_very_environment(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("options", "code", "says"),
     [
-        (["--sizes", "many"], 2, "--sizes has 'many'"),
-        (["--sizes", "1e12"], 3, "available"),
-        (["--threads", "0"], 2, "--threads is '0'"),
-        (["--impl", "faster"], 2, "--impl is 'faster'"),
-        (["--model", "alexnet"], 2, "--model is 'alexnet'"),
-        (["--against", "no-such-python"], 2, "no such program"),
-        (["--against", sys.executable, "--train", "mlp"], 2, "leave out --train"),
-        (["--baseline", "nowhere"], 2, "cannot be read"),
-        (["--threshold", "5"], 2, "--threshold is 5"),
+        ("--sizes many", 2, "--sizes has 'many'"),
+        ("--sizes 1e12", 3, "available"),
+        ("--threads 0", 2, "--threads is '0'"),
+        ("--impl faster", 2, "--impl is 'faster'"),
+        ("--model alexnet", 2, "--model is 'alexnet'"),
+        ("--against no-such-python", 2, "no such program"),
+        ("--against python --train mlp", 2, "leave out --train"),
+        ("--baseline nowhere", 2, "cannot be read"),
+        ("--threshold 5", 2, "--threshold is 5"),
     ],
 )
-def test_wrong_usage(arguments, code, says, tmp_path):
+def test_wrong_usage(options, code, says, tmp_path):
     """What cannot be timed ends with 2 or 3, one line of error, and no file."""
-    done = bench(*arguments, out=tmp_path)
+    done = bench(options, out=tmp_path)
     assert done.returncode == code
     assert says in done.stderr
     assert "Error: " in done.stderr
@@ -225,27 +185,7 @@ def test_wrong_usage(arguments, code, says, tmp_path):
 @needs_mxnet
 def test_the_training_alone(tmp_path):
     """`bench --train mlp`, as the help shows it, has three rows and no ceiling."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "adadelta_cli",
-            "bench",
-            "--train",
-            "mlp",
-            "--processes",
-            "1",
-            "--max-time",
-            "0.2",
-            "--format",
-            "markdown",
-            "--out",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    line = command("--train mlp --processes 1 --format markdown", out=tmp_path)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("train:mlp") == 3

@@ -205,7 +205,23 @@ def test_options_that_contradict_each_other_are_refused(refused, args):
         (["run", "--sed", "1"], "--seed"),
         (["bench", "--size", "1e6"], "--sizes"),
         (["bench", "--no-such-thing-at-all"], None),
-        (["run", "mlp", "--lr", "3"], None),
+        (["run", "mlp", "--lr", "3"], "--set optimizer.learning_rate=..."),
+        (["run", "mlp", "--epochs=3"], "--set training.epochs=..."),
+        (["run", "mlp", "--momentum", "3"], "--set optimizer.rho=..."),
+        (["run", "mlp", "-set", "a=1"], "--set"),
+        (["verify", "--lr", "3"], None),
+        (["verify", "--impls", "numpy"], "--impl"),
+        (["verify", "--dtypes", "float32"], "--dtype"),
+        (["bench", "--device", "gpu"], "--ctx"),
+        (["run", "MLP"], "mlp"),
+        (["run", "logistic"], "logistic_regression"),
+        (["verifyy"], "verify"),
+        (["help"], "--help"),
+        (["version"], "--version"),
+        (["train"], "run"),
+        (["run", "mlp", "--set", "optimizer.name=adam"], None),
+        (["run", "mlp", "--set", "problem.name=mpl"], "mlp"),
+        (["run", "mlp", "--set", "model=mlp"], "problem?"),
         (["verif"], "verify"),
         (["run", "mpl"], "mlp"),
         (["run", "--dtype", "float23"], "float32"),
@@ -226,6 +242,14 @@ def test_the_nearest_name_is_suggested(refused, args, wanted):
     assert code == 2 and len(message) < 400, message
     meant = re.search(r"[Dd]id you mean[^)?]*[)?]", message)
     assert (wanted in meant[0]) if wanted else not meant, message
+
+
+@pytest.mark.parametrize("option", ["-v", "--json", "--seed=3"])
+def test_an_option_before_the_command_is_said_to_come_after_it(refused, option):
+    """With an example."""
+    code, message = refused(option, "run", "mlp")
+    name = option.partition("=")[0]
+    assert code == 2 and f"{name} comes after the command: adadelta run {name}" in message
 
 
 # --- quickly --------------------------------------------------------------------------------------

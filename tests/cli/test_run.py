@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from adadelta_cli import __main__, inputs
+from adadelta_cli import __main__
+from adadelta_cli.errors import displayed
 from adadelta_cli.run import config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -152,11 +153,9 @@ def test_no_work_is_lost_for_a_name(adadelta, tmp_path, monkeypatch, name, encod
     assert {path.name for path in folder.iterdir()} == FILES
     screen.flush()
     shown = screen.buffer.getvalue().decode(encoding)
-    assert (
-        inputs.displayed(name).encode(encoding, "backslashreplace").decode(encoding)[:40] in shown
-    )
+    assert displayed(name).encode(encoding, "backslashreplace").decode(encoding)[:40] in shown
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    assert summary["name"].encode() == inputs.displayed(folder.name).encode()
+    assert summary["name"].encode() == displayed(folder.name).encode()
     first = (folder / "config.yaml").read_text("utf-8").splitlines()[0]
     quoted = first.removeprefix("# adadelta run ")
     found = subprocess.run(

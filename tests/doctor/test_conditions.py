@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from quiet import IDLE, QUIET
+from quiet import IDLE, QUIET, UNKNOWN
 
 from adadelta_cli.doctor.conditions import CONDITIONS, conditions
 from adadelta_cli.doctor.findings import Level
@@ -21,15 +21,6 @@ MACHINES = [
     ({"turbo": True}, Level.NOTE, "turbo", "firmware"),
     ({"hypervisor": "KVM"}, Level.NOTE, "KVM", "--processes 6"),
 ]
-UNKNOWN = {
-    "cores_available_physical": None,
-    "swap_used_bytes": None,
-    "numa_nodes": None,
-    "governor": None,
-    "turbo": None,
-    "load_average": None,
-    "huge_pages": "",
-}
 
 
 @pytest.mark.parametrize("unknown", [{}, UNKNOWN], ids=["quiet", "unknown"])

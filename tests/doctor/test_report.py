@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
-from quiet import IDLE, QUIET
+from quiet import IDLE, QUIET, UNKNOWN
 from rich.console import Console
 
 from adadelta_cli.doctor import checks, report
@@ -73,19 +73,7 @@ def test_the_facts_are_shown_with_their_units():
 
 def test_unknown_facts_are_not_shown():
     """No line contains None."""
-    unknown = {
-        "cores_physical": None,
-        "memory_bytes": None,
-        "memory_available_bytes": None,
-        "swap_used_bytes": None,
-        "numa_nodes": None,
-        "governor": None,
-        "turbo": None,
-        "huge_pages": "",
-        "load_average": None,
-        "cache_bytes": {},
-        "compiler": None,
-    }
-    here = replace(QUIET, **unknown)
+    names = ("cores_physical", "memory_bytes", "memory_available_bytes", "compiler")
+    here = replace(QUIET, **UNKNOWN, **dict.fromkeys(names), cache_bytes={})
     found = Examination(here, CpuLoad(0.5, None), None, (), ())
     assert "None" not in shown(found, 1) and "cores" in shown(found, 1)

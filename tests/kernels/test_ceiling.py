@@ -13,7 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from adadelta_cli.bench.buffers import TensorSet, traffic_bytes
@@ -78,7 +77,8 @@ def outsider(folder):
     Path(folder, "roof.c").write_text(SOURCE)
     library = Path(folder, "roof.so")
     flags = ["-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
-    subprocess.run(["gcc", *flags, "roof.c", "-o", library], check=True, cwd=folder, timeout=120)
+    command = [shutil.which("gcc"), *flags, "roof.c", "-o", library]
+    subprocess.run(command, check=True, cwd=folder, timeout=120)
     seconds = ctypes.CDLL(str(library)).seconds
     seconds.restype = ctypes.c_double
     return seconds
@@ -128,4 +128,4 @@ if __name__ == "__main__":
             best, variant = measure(compiled, size)
             moved = {name: traffic_bytes("float32") * size for name in best} | {"triad": 12 * size}
             speeds = ", ".join(f"{n} {moved[n] / s / 1e9:.1f} GB/s" for n, s in best.items())
-            print(f"{size:>10,} elements: {speeds}; the roof is {variant}")
+            sys.stdout.write(f"{size:>10,} elements: {speeds}; the roof is {variant}\n")

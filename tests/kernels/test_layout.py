@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import itertools
+import mmap
 import pickle
 import subprocess
 import sys
 import weakref
+from multiprocessing import shared_memory
 
 import numpy as np
 import pytest
-from conftest import random_arrays, simulated_gpu
+from conftest import assert_same_bits, random_arrays, simulated_gpu
 
 from adadelta_cli import FusedStep
 from adadelta_cli.kernels import cpu, cuda, layout
@@ -81,6 +84,62 @@ def test_a_step_after_the_list_was_cleared_is_no_use_after_free(views):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100
     )
     assert done.returncode == 0 and done.stdout == "whole\n", done.stderr
+
+
+def array_of(base):
+    """Make an array on a buffer; `np.ndarray` keeps a reference to it, and no view of it."""
+    return np.ndarray((8,), np.float32, buffer=base)
+
+
+def owner(_folder):
+    """Make an array, and what frees its memory."""
+    array = random_arrays(8)[0]
+    return array, lambda: array.resize(1_000_000, refcheck=False)
+
+
+def view(_folder):
+    """Likewise, where the step has a view of the array."""
+    array = random_arrays(32)[0]
+    return array.reshape(4, 8)[1], lambda: array.resize(1_000_000, refcheck=False)
+
+
+def growing(_folder):
+    """A buffer that can grow."""
+    buffer = bytearray(32)
+    return array_of(buffer), lambda: buffer.extend(bytes(1_000_000))
+
+
+def mapped(_folder):
+    """Mapped memory."""
+    memory = mmap.mmap(-1, 4096)
+    return array_of(memory), memory.close
+
+
+def file_mapped(folder):
+    """A file as an array."""
+    array = np.memmap(folder / "weights", np.float32, "w+", shape=(2, 8))
+    return array[1], array._mmap.close
+
+
+def shared(_folder):
+    """Memory that processes share."""
+    memory = shared_memory.SharedMemory(create=True, size=4096)
+    memory.unlink()
+    return array_of(memory.buf), memory.close
+
+
+@pytest.mark.parametrize("make", [owner, view, growing, mapped, file_mapped, shared])
+def test_memory_that_a_step_uses_cannot_be_freed(make, tmp_path):
+    """Else it would write into memory of others, or crash; once it is gone, one may."""
+    array, free = make(tmp_path)
+    array[:] = 1
+    step = FusedStep([Parameter(array, *random_arrays(8)[1:])])
+    with pytest.raises((ValueError, BufferError)):
+        free()
+    step()
+    assert (array != 1).any()
+    del step, array
+    free()
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])
@@ -170,6 +229,66 @@ def test_empty_tensors_share_nothing():
     FusedStep([Parameter(*(array[:0] for array in empty.arrays))] * 2)
     with pytest.raises(ValueError, match="share memory"):
         FusedStep([empty])
+
+
+# --- arrays that no kernel takes ------------------------------------------------------------------
+
+ONE = np.ones(4, np.float32)
+UNALIGNED = np.frombuffer(bytearray(17), np.float32, offset=1)
+
+
+class Interface:
+    """What says that it is an array, and is none."""
+
+    __array_interface__ = ONE.__array_interface__
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        *((array, ValueError) for array in (UNALIGNED, ONE[::-1], np.ones(8, np.float32)[::2])),
+        *((array, ValueError) for array in (np.broadcast_to(ONE[0], 4), ONE.reshape(2, 2))),
+        *((array, ValueError) for array in (ONE[:3], np.zeros(4, [("a", "f4"), ("b", "f4")])["a"])),
+        *(
+            (np.ones(4, dtype), TypeError)
+            for dtype in (">f4", "f2", "f8", "g", "c8", "i4", "O", "?")
+        ),
+        (np.ma.masked_array(ONE, [True, False, True, False]), TypeError),
+        *((wrong, TypeError) for wrong in (np.ndarray, Interface(), memoryview(ONE), [1.0] * 4)),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+@pytest.mark.parametrize("place", ["weight", "grad", "acc_grad", "acc_delta"])
+def test_a_wrong_array_is_refused_by_its_parameter(place, wrong, error):
+    """With its position, since a model may have many."""
+    good = [Parameter(*random_arrays(4, seed=k)) for k in range(3)]
+    good[1] = dataclasses.replace(good[1], **{place: wrong})
+    with pytest.raises(error, match="parameter 1"):
+        FusedStep(good)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_what_is_only_read_may_be_read_only(written):
+    """The gradient; all else is written."""
+    arrays = dict(zip(("weight", "grad", "acc_grad", "acc_delta"), random_arrays(4), strict=True))
+    for name, array in arrays.items():
+        array.flags.writeable = name != ("acc_delta" if written else "grad")
+    if written:
+        with pytest.raises(ValueError, match="acc_delta of parameter 0 is read-only"):
+            FusedStep([Parameter(**arrays)])
+    else:
+        FusedStep([Parameter(**arrays)])()
+
+
+@pytest.mark.parametrize(
+    "kind", [np.matrix, np.recarray, np.ndarray], ids=lambda kind: kind.__name__
+)
+def test_arrays_of_other_classes_are_taken(kind):
+    """With the result of plain ones."""
+    got, wanted = (Parameter(*random_arrays((2, 3))) for _ in range(2))
+    FusedStep([Parameter(*(array.view(kind) for array in got.arrays))])()
+    FusedStep([wanted])()
+    assert_same_bits(got.arrays, wanted.arrays)
 
 
 # --- rates ----------------------------------------------------------------------------------------

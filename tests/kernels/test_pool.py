@@ -51,7 +51,7 @@ def test_a_pool_without_threads_does_the_work_alone():
 
 
 def test_threads_that_come_late_find_the_job_closed():
-    """Pauses between jobs of different lengths let the threads spin, sleep and wake at any point."""
+    """Pauses between jobs of different lengths: the threads spin, sleep and wake at any point."""
     random = np.random.default_rng(0)
     for _ in range(400):
         time.sleep(float(random.choice([0, 0, 1e-5, 2e-5, 5e-5, 2e-4])))
@@ -135,7 +135,8 @@ sys.exit(any(codes))
 def test_a_process_with_idle_threads_ends():
     """At its end, by an exception and by a signal; the idle threads hold nothing up."""
     code = "import numpy as np; from adadelta_cli.kernels import pool; pool.state(); "
-    for last, wanted in (("pass", 0), ("1 / 0", 1), (f"import os; os.kill(os.getpid(), {int(signal.SIGTERM)})", -15)):
+    kill = f"import os; os.kill(os.getpid(), {int(signal.SIGTERM)})"
+    for last, wanted in (("pass", 0), ("1 / 0", 1), (kill, -signal.SIGTERM)):
         done = subprocess.run(
             [sys.executable, "-c", code + last], check=False, timeout=60, capture_output=True
         )

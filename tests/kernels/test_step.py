@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import multiprocessing
 import pickle
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import AWKWARD, assert_same_bits, random_arrays
 
 from adadelta_cli import FusedStep, Parameter
+from adadelta_cli.kernels import cpu
 from adadelta_cli.update import Hyperparameters, update
 
 SHAPES = ((), (3,), (2, 5))
@@ -101,10 +106,12 @@ def test_no_tensors_is_no_step():
         (5, "parameters is a int"),
         (None, "parameters is a NoneType"),
         (tensors()[1], "parameters is a Parameter"),
+        (set(tensors()), "parameters is a set"),
+        (dict.fromkeys(tensors()), "parameters is a dict"),
         ([[1.0, 2.0]], r"parameters\[0\] is a list"),
-        ([Parameter([1.0], *random_arrays(1)[1:])], "weight is a list"),
-        ([Parameter(*random_arrays(1)[:3], 2.0)], "acc_delta is a float"),
-        ([Parameter(np.float32(1), *random_arrays(())[1:])], "weight is a float32"),
+        ([Parameter([1.0], *random_arrays(1)[1:])], "weight of parameter 0 is a list"),
+        ([Parameter(*random_arrays(1)[:3], 2.0)], "acc_delta of parameter 0 is a float"),
+        ([Parameter(np.float32(1), *random_arrays(())[1:])], "weight of parameter 0 is a float32"),
     ],
 )
 def test_what_is_no_parameter_is_a_type_error(wrong, named):
@@ -114,22 +121,67 @@ def test_what_is_no_parameter_is_a_type_error(wrong, named):
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, "123", {1.0, 2.0, 3.0}, {0: 1, 1: 2, 2: 3}, [None] * 3, True]
+    "wrong",
+    [
+        None,
+        "123",
+        bytearray(b"123"),
+        {1.0, 2.0, 3.0},
+        {0: 1, 1: 2, 2: 3},
+        pd.DataFrame(np.ones((3, 3))),
+        [[1.0], [1.0, 2.0], []],
+        [None] * 3,
+        np.ones(3, complex),
+        np.ma.masked_array(np.ones(3), [False, True, False]),
+        True,
+    ],
+    ids=lambda wrong: type(wrong).__name__,
 )
 @pytest.mark.parametrize("name", ["learning_rate", "wd"])
 def test_what_is_no_rate_is_a_value_error(name, wrong):
-    """Text and unordered containers have no rate for each tensor."""
+    """Text, tables and unordered containers have no rate for each tensor."""
     with pytest.raises(ValueError, match=f"{name}.* is .*; allowed is a finite number"):
         FusedStep(tensors(), **{name: wrong})
 
 
-def test_a_rate_may_be_an_array_without_dimensions():
-    """As NumPy's reductions give it."""
-    got, wanted = tensors(), tensors()
-    FusedStep(got, learning_rate=np.array(0.5))()
-    FusedStep(wanted, learning_rate=0.5)()
+NAMES = ("learning_rate", "wd", "rho", "epsilon", "rescale_grad", "clip_gradient")
+
+
+@pytest.mark.parametrize("kind", [np.array, np.float16, np.float32, np.longdouble, Fraction])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_of_any_type_counts_by_its_value(name, kind):
+    """An array without dimensions, too, as NumPy's reductions give it."""
+    got, wanted, value = tensors(), tensors(), float(np.float16(0.3))
+    FusedStep(got, **{name: kind(value)})()
+    FusedStep(wanted, **{name: value})()
     for a, b in zip(got, wanted, strict=True):
         assert_same_bits(a.arrays, b.arrays)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(np.complex64(0.5), np.array(0.5j), np.timedelta64(1, "s"), np.array(True), np.bool_(1)),
+        *(np.ma.masked, np.ma.masked_array(0.5, mask=True), pd.NA, Decimal("0.5"), "1", b"1"),
+        *(10**400, 10**5000, np.longdouble("1e4000"), np.nan, -np.inf),
+    ],
+    ids=lambda wrong: type(wrong).__name__,
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_finite_real_number_is_a_value_error(name, wrong):
+    """Nothing is read as a number that is none, and the message is one short line."""
+    with pytest.raises(ValueError, match=f"{name} is .*; allowed is") as raised:
+        FusedStep(tensors(), **{name: wrong})
+    assert len(str(raised.value)) < 300 and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epsilon": Fraction(1, 10**400)}, {"rho": 1 - Fraction(1, 10**30)}], ids=str
+)
+def test_ranges_hold_for_the_double(wrong):
+    """An epsilon that is zero in double would divide by zero."""
+    with pytest.raises(ValueError, match="allowed is"):
+        FusedStep(tensors(), **wrong)
 
 
 # --- copies ---------------------------------------------------------------------------------------
@@ -169,6 +221,44 @@ def test_a_shallow_copy_has_the_same_arrays():
     FusedStep(wanted)()
     for a, b in zip(parameters, wanted, strict=True):
         assert_same_bits(a.arrays, b.arrays)
+
+
+def test_parameters_compare_by_identity():
+    """Arrays have no single truth value."""
+    parameter = tensors()[1]
+    assert parameter in [*tensors(), parameter] and parameter != copy.copy(parameter)
+    assert copy.copy(parameter).weight is parameter.weight is not copy.deepcopy(parameter).weight
+
+
+def step_twice(step, results):
+    """Take the step, and that of a new one on other arrays, in a forked process."""
+    step()
+    other = Parameter(*(np.ones(1_000_000, np.float32) for _ in range(4)))
+    FusedStep([other])()
+    results.put((step._given[0][0].weight[0], other.weight[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12: there are threads
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_step_works_in_a_forked_process(busy):
+    """GNU OpenMP ends a process that uses it on both sides; and another thread has the lock."""
+    parameter = Parameter(*(np.ones(1_000_000, np.float32) for _ in range(4)))
+    step = FusedStep([parameter])
+    step()
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    with cpu.launching if busy else contextlib.nullcontext():
+        child = context.Process(target=step_twice, args=(step, results))
+        child.start()
+    child.join(60)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+    assert child.exitcode == 0
+    again, first = results.get()
+    assert first == parameter.weight[0]
+    step()
+    assert again == parameter.weight[0]
 
 
 def step_in_child(step):

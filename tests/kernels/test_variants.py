@@ -70,7 +70,7 @@ def test_a_machine_that_becomes_quiet_is_noticed():
 
 
 def test_one_outlier_does_not_decide():
-    """A single step of ten times its time, as where the system runs something else, changes nothing."""
+    """A single step of ten times its time, where the system ran something else, changes nothing."""
     learner = Learner(lambda way, step: 10_000 if step == 500 else 1000 if way == 2 else 2000)
     assert learner.go(2000)[2] > 1800
 

@@ -23,6 +23,7 @@ if not HAS_MXNET:
 
 import adadelta_cli
 from adadelta_cli import AdaDelta
+from adadelta_cli.errors import shown
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.mxnet_bridge.fused import FusedMxnetStep
 from adadelta_cli.update import Hyperparameters, Parameter, update
@@ -401,13 +402,13 @@ def test_all_parameters_in_one_call(mxnet, monkeypatch):
     """With the fused step, Trainer hands over all parameters at once."""
     mxnet.npx.set_np()
     calls = []
-    inner = AdaDelta._fused
+    inner = AdaDelta._take
     monkeypatch.setattr(
         AdaDelta,
-        "_fused",
-        lambda self, indices, *more, **how: (
+        "_take",
+        lambda self, kind, indices, *more, **how: (
             calls.append(len(indices)),
-            inner(self, indices, *more, **how),
+            inner(self, kind, indices, *more, **how),
         ),
     )
     net = network(mxnet)
@@ -454,7 +455,7 @@ def test_states_survive_saving_and_pickling(mxnet, tmp_path, multi_precision):
     trainer.load_states(path)
     for parameter, value in zip(net.collect_params().values(), saved, strict=True):
         parameter.set_data(value)
-    assert trainer.optimizer.use_fused_step and trainer.optimizer.aggregate_num == sys.maxsize
+    assert trainer.optimizer.use_fused_step and trainer.optimizer.aggregate_num == np.inf
     assert_same_bits(train(mxnet, trainer, net, seed=2), wanted)
 
 
@@ -598,7 +599,7 @@ def test_pickled_optimizers_are_themselves():
     """A copy has the same settings, and unlimited aggregation is still unlimited."""
     optimizer = AdaDelta(rho=0.7, use_fused_step=True, aggregate_num=np.inf)
     copy = pickle.loads(pickle.dumps(optimizer))  # noqa: S301 - our own
-    assert (copy.rho, copy.use_fused_step, copy.aggregate_num) == (0.7, True, sys.maxsize)
+    assert (copy.rho, copy.use_fused_step, copy.aggregate_num) == (0.7, True, np.inf)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -617,7 +618,7 @@ def test_pickled_optimizers_are_themselves():
         {"rho": "0.9"},
         {"wd": None},
         {"rho": [0.9]},
-        {"aggregate_num": -1},
+        {"aggregate_num": 2.5},
         {"learning_rate": 10**400},
     ],
     ids=str,
@@ -625,7 +626,7 @@ def test_pickled_optimizers_are_themselves():
 def test_wrong_hyperparameters_raise_at_once(settings):
     """ValueError names what was given and what is allowed."""
     ((name, value),) = settings.items()
-    with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}; allowed is")):
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {shown(value)}; allowed is")):
         AdaDelta(**settings)
 
 
@@ -834,13 +835,6 @@ def test_aggregate_num_as_stock(mxnet, given):
     assert calls.get(Stock) == calls.get(AdaDelta)
 
 
-@pytest.mark.parametrize("given", [-1, -math.inf, math.nan, "2", [2], True])
-def test_a_wrong_aggregate_num_is_a_value_error(given):
-    """It names what is allowed."""
-    with pytest.raises(ValueError, match=r"aggregate_num is .*allowed is"):
-        AdaDelta(aggregate_num=given)
-
-
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("method", ["update", "step", "fused_step"])
 @pytest.mark.parametrize("through_mixin", [False, True])
@@ -945,13 +939,6 @@ def test_an_unknown_keyword_is_named(name, meant):
     """With the one that was probably meant, or all of them."""
     with pytest.raises(TypeError, match=rf"'{name}'.*\b{meant}\b"):
         AdaDelta(**{name: 0.5})
-
-
-@pytest.mark.parametrize("given", ["no", "False", 2, 0.0, []])
-def test_use_fused_step_is_a_bool(given):
-    """A text is true, whatever it says."""
-    with pytest.raises(TypeError, match="use_fused_step is"):
-        AdaDelta(use_fused_step=given)
 
 
 def test_a_gradient_is_left_as_it_was_when_its_weight_is_frozen(mxnet):

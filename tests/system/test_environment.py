@@ -29,6 +29,8 @@ from adadelta_cli.system.sandbox import InProcess, Sandbox
         ("MXNET_OMP_MAX_THREADS", "many"),
         ("MXNET_CPU_WORKER_NTHREADS", "1.5"),
         ("NUMBA_THREADING_LAYER", "none-such"),
+        ("NUMBA_DISABLE_JIT", "1"),
+        ("NUMBA_LOOP_VECTORIZE", "no"),
     ],
 )
 def test_a_value_that_a_library_cannot_use_is_not_available_here(monkeypatch, name, value):
@@ -48,6 +50,23 @@ def test_what_openmp_allows_is_reduced_to_what_every_library_reads(monkeypatch, 
     environment.prepare()
     environment.check()
     assert os.environ.get("OMP_NUM_THREADS") == wanted
+
+
+def test_empty_variables_of_numba_count_as_unset(monkeypatch):
+    """Numba would take an empty threading layer for an unknown one."""
+    monkeypatch.setenv("NUMBA_THREADING_LAYER", " ")
+    monkeypatch.setenv("NUMBA_CPU_NAME", "")
+    environment.prepare()
+    assert not {"NUMBA_THREADING_LAYER", "NUMBA_CPU_NAME"} & set(os.environ)
+
+
+@pytest.mark.parametrize("text", ["{{{", "[1]", "threading_layer: none-such", "disable_jit: 1"])
+def test_a_file_of_numbas_settings_is_named(monkeypatch, tmp_path, text):
+    """Numba reads it from the working folder, whatever is in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / environment.NUMBA_FILE).write_text(text)
+    with pytest.raises(UnavailableError, match=r"with .*\.numba_config\.yaml: .*; move .* away"):
+        environment.check()
 
 
 @pytest.mark.parametrize("variable", ["NUMBA_NUM_THREADS=0", "NUMBA_THREADING_LAYER=none-such"])
@@ -102,5 +121,5 @@ def test_what_is_not_available_is_no_fault_of_the_work(place):
 def test_doctor_reports_a_wrong_number(monkeypatch):
     """With its fix."""
     monkeypatch.setenv("NUMBA_NUM_THREADS", "-1")
-    found = list(conditions._variables(machine.inspect_machine()))
+    found = list(conditions._variables(machine.Machine()))
     assert [each.fix for each in found if "-1" in each.what] == ["unset NUMBA_NUM_THREADS"]

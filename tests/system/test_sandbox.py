@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
+from adadelta_cli.errors import BrokenError
+from adadelta_cli.system import child
 from adadelta_cli.system.sandbox import (
     FatalReportedError,
     HungError,
@@ -89,6 +93,33 @@ def test_nothing_reaches_stdout(capfd):
     assert out == "" and "chatter" in err
 
 
+FULL_STDERR = """
+import os
+from adadelta_cli.system.sandbox import Sandbox
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+with Sandbox(60) as sandbox:
+    for descriptor in (1, 2):
+        print(sandbox.call(os.write, descriptor, b"chatter"))
+    sandbox.call(exec, "import sys; print(1, file=sys.stderr, flush=True)")
+    sandbox.call(exec, "import sys; print(1, flush=True)")
+"""
+
+
+def test_output_that_cannot_be_written_is_no_fault_of_the_work():
+    """A full disk behind stderr: it is dropped."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_STDERR], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "7\n7\n")
+
+
+def test_the_last_output_of_a_process_is_not_lost(capfd):
+    """Not even if it is large, and the process ends at once."""
+    with Sandbox() as sandbox, pytest.raises(SandboxError, match="exited with 3"):
+        sandbox.call(exec, "import os; os.write(1, b'x' * 100_000); os._exit(3)")
+    assert len(capfd.readouterr().err) >= 100_000
+
+
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_process_that_died_between_two_calls_is_reported_and_replaced(begins):
     """The next call reports a crash, not an error of the pipe; `begin` reports nothing."""
@@ -149,17 +180,40 @@ def take_all_descriptors():
             kept.append(os.open(os.devnull, os.O_RDONLY))
 
 
-class UnprintableError(Exception):
+class _Nameless(type):
+    """A metaclass that hides the names of its classes."""
+
+    @property
+    def __name__(cls):
+        """Raise."""
+        raise RuntimeError("no name")
+
+
+class UnprintableError(Exception, metaclass=_Nameless):
     """One that cannot be shown."""
 
     def __str__(self):
+        """Raise an argument."""
+        raise self.args[0]
+
+    def __reduce__(self):
         """Raise."""
-        raise RuntimeError("no text")
+        raise RuntimeError("no pickle")
 
 
-def raise_unprintable():
+def raise_unprintable(error):
     """Raise one."""
-    raise UnprintableError
+    raise UnprintableError(error)
+
+
+def report(text):
+    """Raise an error that the work found itself."""
+    raise ReportedError(text)
+
+
+def raise_text(text, times):
+    """Raise an error with a long message."""
+    raise ValueError(text * times)
 
 
 def raise_interrupt():
@@ -179,20 +233,34 @@ def test_what_work_writes_to_the_channel_damages_nothing():
             assert sandbox.call(write_everywhere).sum() == 300_000 * 299_999 // 2
 
 
+def raise_type(name):
+    """Raise an error of a class with any name."""
+    raise type(name, (Exception,), {})
+
+
+UNPRINTABLE = "raised UnprintableError: its message cannot be shown: "
+
+
 @pytest.mark.parametrize(
-    ("work", "message"),
+    ("work", "args", "message"),
     [
-        (raise_unprintable, "raised UnprintableError: its message cannot be shown: RuntimeError"),
-        (raise_interrupt, "raised KeyboardInterrupt"),
-        (return_a_lambda, "returned a result that raised"),
+        (raise_unprintable, (RuntimeError(),), UNPRINTABLE + "RuntimeError"),
+        (raise_unprintable, (SystemExit(0),), UNPRINTABLE + "SystemExit"),
+        (raise_unprintable, (KeyboardInterrupt(),), UNPRINTABLE + "KeyboardInterrupt"),
+        (raise_interrupt, (), "raised KeyboardInterrupt"),
+        (return_a_lambda, (), "returned a result that raised"),
+        (raise_type, ("E" * 100_000,), "raised E{1000}: "),
+        (raise_text, ("\udce9\0\x1b[1m\n$", 1), r"raised ValueError: .udce9.x00.x1b\[1m \$ "),
+        (report, ("\udce9\0",), r"^.udce9.x00$"),
+        (raise_text, ("x", 100_000_000), "raised ValueError: x{1000} "),
     ],
 )
-def test_whatever_work_raises_is_its_failure(capfd, work, message):
+def test_whatever_work_raises_is_its_failure(capfd, work, args, message):
     """Its process lives on, and prints no traceback."""
     with Sandbox(60) as sandbox:
         worker = sandbox.call(os.getpid)
         with pytest.raises(SandboxError, match=message) as raised:
-            sandbox.call(work)
+            sandbox.call(work, *args)
         str(raised.value).encode()
         assert sandbox.call(os.getpid) == worker
     assert capfd.readouterr().err == ""
@@ -217,3 +285,54 @@ def test_work_that_closes_all_descriptors_crashes_silently(capfd):
             sandbox.call(os.closerange, 3, 200)
         assert sandbox.call(abs, -2) == 2
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import builtins; builtins.len = None; raise ValueError",
+        "import sys; sys.modules.clear(); raise ValueError",
+        "import os; os.write = None",
+        "import pickle; pickle.dumps = None",
+        "import atexit, sys, time; atexit.register(time.sleep, 100); sys.exit(3)",
+    ],
+)
+def test_work_that_breaks_its_process_is_replaced_silently(capfd, code):
+    """No traceback, no waiting for its exit functions; the next call has a new process."""
+    with Sandbox(60) as sandbox:
+        with pytest.raises(SandboxError, match=r"crashed: exited with [13]|raised ValueError"):
+            sandbox.call(exec, code)
+        with suppress(SandboxError):
+            sandbox.call(abs, -2)
+        assert sandbox.call(abs, -2) == 2
+    assert capfd.readouterr().err == ""
+
+
+def test_work_without_memory_is_no_verdict():
+    """It was raised in the work, but free memory is the system's."""
+    for place in (Sandbox(60), InProcess()):
+        with place as sandbox, pytest.raises(BrokenError, match=r"memory ran out .*; free some"):
+            sandbox.call(raise_memory_error)
+
+
+def raise_memory_error():
+    """Raise what an allocation raises."""
+    raise MemoryError
+
+
+@pytest.mark.parametrize("kills", [0, 1])
+def test_a_worker_that_the_system_ended_for_memory_is_reported_as_that(
+    tmp_path, monkeypatch, kills
+):
+    """The kernel counts such processes; SIGKILL alone may come from anyone."""
+    counters = tmp_path / "vmstat"
+    counters.write_text("nr_free_pages 7\noom_kill 3\nnr 1\n")
+    monkeypatch.setattr(child, "VMSTAT", counters)
+    with Sandbox(60) as sandbox:
+        worker = sandbox.call(os.getpid)
+        counters.write_text(f"nr_free_pages 7\noom_kill {3 + kills}\nnr 1\n")
+        os.kill(worker, signal.SIGKILL)
+        expected = {0: (SandboxError, "killed by SIGKILL"), 1: (BrokenError, "ran out of memory")}
+        with pytest.raises(expected[kills][0], match=expected[kills][1]):
+            sandbox.call(abs, -2)
+        assert sandbox.call(abs, -2) == 2

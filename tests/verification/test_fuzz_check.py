@@ -1,4 +1,4 @@
-"""Fuzzed cases: the same from the same seed, named by what they are, shrunk by Hypothesis."""
+"""Fuzzed cases: the same from the same seed, named by what they are, shrunk."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import adadelta_cli
 from adadelta_cli.implementations import guard, registry, user_kernel
 from adadelta_cli.kernels import variants
 from adadelta_cli.system.sandbox import InProcess
-from adadelta_cli.verification import cases, catalogue, invariants, report
+from adadelta_cli.verification import catalogue, report
 from adadelta_cli.verification.plan import VerifyPlan
 from adadelta_cli.verification.runner import Verification
 

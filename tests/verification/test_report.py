@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import plan_of
+from conftest import KERNEL_NAMES, plan_of
 from matplotlib.figure import Figure
 
-from adadelta_cli.files import jsonable
+from adadelta_cli.files import jsonable, plottable, write_plot
 from adadelta_cli.verification import catalogue, report, runner, ulp
-from adadelta_cli.verification.rows import ComparisonRow
+from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
 
 
 def test_the_document_holds_no_notation_of_python():
@@ -39,7 +39,8 @@ def failing(**more):
     row = ComparisonRow(
         "oracle", "odd", "k.py:f", "oracle", "numpy", "cpu", "float32", "weight", 7, 5, mismatches=1
     )
-    return replace(row, passed=False, note="worst at step 1", allowed_ulp=1.0, **more)
+    usual = {"passed": False, "note": "worst at step 1", "allowed_ulp": 1.0}
+    return replace(row, **usual | more)
 
 
 def test_a_failure_names_the_hyper_parameters_of_its_case():
@@ -62,3 +63,22 @@ def test_the_ticks_of_errors_do_not_overlap(worst):
     report._plot_errors([failing(scaled_ulp=worst)], figure)
     ticks = figure.axes[0].get_yticks()
     assert 2 <= len(ticks) <= 11 and len(figure.axes[0].get_yticks(minor=True)) == 0
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # of a very long name
+@pytest.mark.parametrize("name", KERNEL_NAMES, ids=ascii)
+def test_a_kernel_of_any_name_is_drawn(tmp_path, name):
+    """In all panels; a `$` begins no formula."""
+    rows = [
+        failing(implementation=name, scaled_ulp=3.0),
+        failing(implementation=name, check="step"),
+    ]
+    rows += [failing(implementation=name, check="step", passed=None, note=name, case=name)]
+    drift = DriftTrace("odd", name, "float32", "weight", (0.1, 0.2))
+    trace = TrainingTrace(name, "numpy", "float32", [(0, 1.0)], [(0, 1.0)])
+    work = SimpleNamespace(rows=rows, drifts=[drift], traces=[trace])
+    figure = report.verification_figure(work)
+    write_plot(tmp_path / "verify.png", figure)
+    assert (tmp_path / "verify.png").stat().st_size > 10_000
+    titles = " ".join(axes.get_title() for axes in figure.axes)
+    assert plottable(name) in titles and "\x1b" not in titles

@@ -21,11 +21,7 @@ ProblemSettings = RosenbrockSettings | LogisticRegressionSettings | MlpSettings
 
 
 def problem(settings: ProblemSettings, seed: int = 0) -> Problem:
-    """Build a problem, with its data and its start.
-
-    Args:
-        settings: the `problem` section of a config.
-        seed: the seed of the start and of the split of the data.
+    """Build a problem; the seed decides its start and the split of its data.
 
     Raises:
         UsageError: the data cannot be read, or do not suit this problem.

@@ -33,18 +33,11 @@ class MlpSettings(Section):
 
 
 class Activation(NamedTuple):
-    """A hidden layer's non-linearity.
+    """A hidden layer's non-linearity."""
 
-    Attributes:
-        apply: the function, of the arrays' module and the layer's input.
-        slope: its derivative, of its output.
-        gain: variance of the initial weights times the mean of fan-in and fan-out: He for relu,
-            Glorot for the others.
-    """
-
-    apply: Callable[[Any, Any], Any]
-    slope: Callable[[Any], Any]
-    gain: float
+    apply: Callable[[Any, Any], Any]  # of the arrays' module and the layer's input
+    slope: Callable[[Any], Any]  # its derivative, of its output
+    gain: float  # variance of initial weights times the mean of fan-in and fan-out: He or Glorot
 
 
 ACTIVATIONS = {

@@ -91,18 +91,12 @@ def _automatic(problem: Problem, backend: Any, parameters: Sequence[Parameter]) 
     return differentiate
 
 
-_GRADIENTS = {"numpy": _analytic, "mxnet": _automatic, "cupy": _analytic}
-
-
 def gradient(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
     """Return a function that computes the gradient on a batch into the parameters' `grad`.
 
     MXNet differentiates the loss; NumPy and CuPy use the problem's formulas. float16 weights are
-    widened to the dtype of their states, and their gradients are rounded to float16.
-
-    Args:
-        problem: the problem to differentiate.
-        backend: the library of the parameters and the batch.
-        parameters: the tensors in the order of `problem.start`.
+    widened to the dtype of their states, and their gradients are rounded to float16. `parameters`
+    are in the order of `problem.start`.
     """
-    return _GRADIENTS[backend.name](problem, backend, parameters)
+    make = _automatic if backend.name == "mxnet" else _analytic
+    return make(problem, backend, parameters)
