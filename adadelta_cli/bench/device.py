@@ -20,7 +20,7 @@ from adadelta_cli.system.sandbox import Sandbox
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adadelta_cli.update import Hyperparameters
+    from adadelta_cli.update import Hyperparameters, Parameter
 
     Step = Callable[[], Any]
 
@@ -41,6 +41,22 @@ class DeviceSurvey(NamedTuple):
     cache_bytes: int
     available_bytes: int | None
     about: dict[str, Any]
+
+
+class Roof(NamedTuple):
+    """What limits a step.
+
+    Attributes:
+        name: a key of `ROOFS`, or COPY.
+        steps: called in turn: one for each copy of the tensors, or one.
+        steps_per_call: how many steps' work a call does.
+        variant: returns how it is taken, empty where there is one way.
+    """
+
+    name: str
+    steps: list[Step]
+    steps_per_call: float
+    variant: Callable[[], str] = str
 
 
 class CpuDevice:
@@ -97,17 +113,30 @@ class CpuDevice:
 
     def roofs(
         self, copies: Sequence[TensorSet], dtype: str, seed: int, hyper: Hyperparameters
-    ) -> dict[str, tuple[list[Step], float]]:
-        """Return the roofs by name: functions to call in turn, and the steps that a call is."""
+    ) -> list[Roof]:
+        """Return the memory and the arithmetic roof."""
         from adadelta_cli.kernels import roofline
 
         small = [(roofline.cached_elements(copies[0].line),)]
         (cached,) = TensorSet.allocate(small, dtype, seed)
         roofs = [roofline.Roofs(each.line, cached.line, hyper) for each in copies]
-        return {
-            MEMORY: ([each.memory for each in roofs], 1),
-            ARITHMETIC: ([roofs[0].arithmetic], roofs[0].steps),
-        }
+        first = roofs[0]
+        return [
+            Roof(MEMORY, [each.memory for each in roofs], 1, first.memory_variant),
+            Roof(ARITHMETIC, [first.arithmetic], first.steps, first.arithmetic_variant),
+        ]
+
+    def settling_steps(self) -> int:
+        """Return the number of steps after which a step knows how it is taken fastest."""
+        from adadelta_cli.kernels import variants
+
+        return variants.settling_calls()
+
+    def variant(self, line: Parameter) -> str:
+        """Return how our steps on these tensors are taken, as `kernels.variants.parse` takes it."""
+        from adadelta_cli.kernels import cpu
+
+        return cpu.best_variant(line)
 
     def peak_extra_bytes(self, step: Step) -> int | None:
         """Take a step; return the rise of the resident set's peak, in bytes.
@@ -211,8 +240,8 @@ class GpuDevice(CpuDevice):
 
     def roofs(
         self, copies: Sequence[TensorSet], dtype: str, seed: int, hyper: Hyperparameters
-    ) -> dict[str, tuple[list[Step], float]]:
-        """Return the roofs by name: functions to call in turn, and the steps that a call is.
+    ) -> list[Roof]:
+        """Return the memory roof, and a plain copy.
 
         A kernel of the same traffic is the ceiling; there is no arithmetic roof. A plain copy by
         the driver shows the available bandwidth.
@@ -227,10 +256,19 @@ class GpuDevice(CpuDevice):
             for target, state in zip(targets, states, strict=True)
         ]
         moved = 2 * states[0].itemsize  # read and written, for each element
-        return {
-            MEMORY: ([cuda.prepared_traffic(each.line) for each in copies], 1),
-            COPY: (copying, moved / traffic_bytes(dtype)),
-        }
+        return [
+            Roof(MEMORY, [cuda.prepared_traffic(each.line) for each in copies], 1),
+            Roof(COPY, copying, moved / traffic_bytes(dtype)),
+        ]
+
+    def settling_steps(self) -> int:
+        """Return 0: there is one way to take a step."""
+        return 0
+
+    def variant(self, line: Parameter) -> str:
+        """Return an empty text: there is one way to take a step."""
+        del line
+        return ""
 
     def peak_extra_bytes(self, step: Step) -> int | None:
         """Take a step; return the rise of the allocators' peak memory, in bytes."""

@@ -59,6 +59,7 @@ class BenchPlan:
     absent: tuple[tuple[Implementation, str], ...] = ()
     against: str | None = None
     device: Device = CPU
+    busy: int = 0  # other processes that compute while steps are timed
 
     @cached_property
     def survey(self) -> DeviceSurvey:
@@ -69,7 +70,7 @@ class BenchPlan:
     def groups(self) -> list[Group]:
         """What is timed together: each workload with each dtype, number of threads and cache."""
         settings = itertools.product(self.threads, self.workloads, self.dtypes, self.caches)
-        how = (self.precision, self.device)
+        how = (self.precision, self.device, self.busy)
         return [
             Group(workload, self.implementations, dtype, threads, cache, *how)
             for threads, workload, dtype, cache in dict.fromkeys(settings)

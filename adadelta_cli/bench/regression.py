@@ -60,6 +60,7 @@ class MeasurementKey:
     workload: str
     threads: int
     cache: str
+    busy: int = 0
 
 
 KEY = tuple(field.name for field in fields(MeasurementKey))

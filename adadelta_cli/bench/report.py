@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from adadelta_cli.bench.results import BenchRow
     from adadelta_cli.bench.runner import Benchmark
 
-SETTINGS = {"dtype": "", "on": "", "cache": "", "B/element": " B/element"}
+SETTINGS = {"dtype": "", "on": "", "cache": "", "beside": "", "B/element": " B/element"}
 # Columns that a narrow terminal drops, the highest first.
-RANKS = {"memory": 6, "roof": 5, "B/element": 4, "GB/s": 3, "of the ceiling": 2, "speed-up": 1}
+RANKS = {
+    name: rank
+    for rank, name in enumerate(
+        ("speed-up", "of the ceiling", "GB/s", "B/element", "roof", "taken", "memory"), 1
+    )
+}
 
 
 def bench_cells(row: BenchRow) -> dict[str, str]:
@@ -39,16 +44,26 @@ def bench_cells(row: BenchRow) -> dict[str, str]:
         "dtype": row.dtype,
         "on": row.place,
         "cache": row.cache,
+        **({"beside": f"beside {row.busy} busy processes"} if row.busy else {}),
         "B/element": str(row.bytes_per_element or ""),
         "implementation": displayed(row.implementation),
         "a step (interval)": _interval(times, ".3g", f" {name}"),
         "GB/s": "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
         "of the ceiling": _interval(shares, ".2f"),
-        "roof": row.bound or "",
+        "taken": row.variant,
+        "roof": _roof(row),
         "speed-up": _interval(speedups, ".3g", " x"),
         "memory": "" if memory is None else f"{memory / 1e6:.2f} MB",
         "note": row.note,
     }
+
+
+def _roof(row: BenchRow) -> str:
+    """Write which roof is the ceiling, its speed, and how it was taken."""
+    if row.bound is None:
+        return ""
+    taken = f", {row.ceiling_variant}" * bool(row.ceiling_variant)
+    return f"{row.bound} ({row.ceiling_gigabytes_per_s:.3g} GB/s{taken})"
 
 
 def _interval(values: Sequence[float | None], digits: str, unit: str = "") -> str:

@@ -5,6 +5,7 @@ Ratios are of samples of one round, and every interval accounts for the processe
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class Group:
     cache: str = "warm"
     precision: float = 0.02
     device: Device = CPU
+    busy: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class BenchRow:
     speedup_high: float | None = None
     peak_extra_bytes: int | None = None
     bytes_per_element: int | None = None
+    busy: int = 0
+    variant: str = ""
+    ceiling_variant: str = ""
     note: str = ""
 
     @property
@@ -104,10 +109,17 @@ class Timings:
     Attributes:
         samples: also of the roofs; an implementation with a problem has none.
         problems: why it was not timed.
+        variants: how its steps were taken, in each process.
     """
 
     samples: Samples
     problems: Mapping[str, TimingProblem] = field(default_factory=dict)
+    variants: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def variant(self, name: str) -> str:
+        """Return the variant of most processes; empty where there is none."""
+        found = Counter(self.variants.get(name, ()))
+        return found.most_common(1)[0][0] if found else ""
 
 
 @dataclass(frozen=True)
@@ -216,6 +228,7 @@ def _row(group: Group, chosen: Implementation, note: str, **measured: Any) -> Be
         threads=group.threads,
         cache=group.cache,
         bytes_per_element=traffic_bytes(group.dtype),
+        busy=group.busy,
         note=note,
         **measured,
     )
@@ -253,6 +266,8 @@ def _measurement(
         gigabytes_per_s=moved / time_s.median / 1e9,
         ceiling_gigabytes_per_s=moved / ceiling_s.median / 1e9,
         bound=ROOFS[bound],
+        variant=timings.variant(name),
+        ceiling_variant=timings.variant(bound),
         **values,
     )
     by_process = {"median_s": medians(known), "ceiling_fraction": medians(shares)}

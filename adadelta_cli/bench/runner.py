@@ -27,16 +27,18 @@ from adadelta_cli.errors import BrokenError, ExitCode, UsageError
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.progress import Tick, no_tick
+from adadelta_cli.system.neighbours import busy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adadelta_cli.bench.plan import BenchPlan
     from adadelta_cli.bench.results import BenchRow, GroupResult, Measurement
-    from adadelta_cli.bench.worker_pool import Columns, EntryKey
+    from adadelta_cli.bench.worker_pool import Columns
     from adadelta_cli.implementations.base import Implementation
 
 # By network, what its training steps are timed with; the first is the reference.
+BUSY_SAMPLE_S = 0.2
 TRAINED = {"mlp": tuple(IMPLEMENTATIONS[name] for name in ("mxnet-stock", "mxnet", "mxnet-fused"))}
 
 
@@ -88,7 +90,7 @@ class Benchmark:
     @property
     def settings(self) -> dict[str, Any]:
         """The options that the numbers depend on."""
-        names = ("precision", "max_time_s", "processes", "seed", "threads")
+        names = ("precision", "max_time_s", "processes", "seed", "threads", "busy")
         return {name: getattr(self.plan, name) for name in names}
 
     @property
@@ -117,11 +119,14 @@ class _Passes:
     def __init__(self) -> None:
         self.samples: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
         self._problems: dict[str, dict[str, TimingProblem]] = defaultdict(dict)
+        self._variants: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
 
-    def add(self, columns: Columns, problems: dict[EntryKey, TimingProblem]) -> None:
+    def add(self, columns: Columns, pool: WorkerPool) -> None:
         """Add what fresh processes found."""
-        for (side, name), problem in problems.items():
+        for (side, name), problem in pool.problems.items():
             self._problems[side][name] = problem
+        for (side, name), variant in pool.variants.items():
+            self._variants[side][name].append(variant)
         for (side, name), values in columns.items():
             self.samples[side][name].append(values)
 
@@ -129,7 +134,7 @@ class _Passes:
         """Return what was correct in every process, and the problems of the rest."""
         problems = self._problems[side]
         samples = {n: each for n, each in self.samples[side].items() if n not in problems}
-        return Timings(samples, problems)
+        return Timings(samples, problems, self._variants[side])
 
 
 Peaks = dict[tuple[Group, str], "int | None"]
@@ -177,11 +182,12 @@ def _pass(
     place = number * len(plan.groups) + plan.groups.index(groups[0])
     what = f"process {number + 1} of {plan.processes}"
     tick(place, total, what)
-    with WorkerPool(plan.workers, threads, seed=plan.seed + number) as pool:
+    pool = WorkerPool(plan.workers, threads, seed=plan.seed + number)
+    with pool, busy(plan.busy):
         for k, group in enumerate(groups):
             tick(place + k, total, f"{group.workload.name} {group.dtype} {group.cache}, {what}")
             pool.prepare(plan.able(group), **_order(plan, group))
-            found[group].add(_sample(plan, pool), pool.problems)
+            found[group].add(_sample(plan, pool), pool)
 
 
 def _sample(plan: BenchPlan, pool: WorkerPool) -> Columns:
@@ -197,6 +203,8 @@ def _order(plan: BenchPlan, group: Group) -> dict[str, Any]:
         "shapes": group.workload.shapes,
         "cold": group.cache == "cold",
         "ctx": str(group.device),
+        # Beside neighbours a step may wait for whole slices of the scheduler, so means are long.
+        **({"sample_s": BUSY_SAMPLE_S} if plan.busy else {}),
     }
 
 
@@ -301,8 +309,9 @@ def _train_once(
 ) -> None:
     """Sample the optimizers in turn, in a fresh process each; add samples and losses."""
     specs = [WorkerSpec((each,), each.name, task="train") for each in group.implementations]
-    with WorkerPool(specs, group.threads, seed=plan.seed + number) as pool:
+    pool = WorkerPool(specs, group.threads, seed=plan.seed + number)
+    with pool, busy(plan.busy):
         answers = pool.prepare(group.implementations, seed=plan.seed)
-        passes.add(_sample(plan, pool), pool.problems)
+        passes.add(_sample(plan, pool), pool)
     for spec, answer in zip(specs, answers, strict=True):
         losses[spec.side].append(answer["loss"])

@@ -65,6 +65,8 @@ class TimedEntry:
         steps: called in turn: one step, or one for each copy of the tensors.
         clock: returns the seconds of a step, the mean of several.
         together: how many steps one call takes.
+        settling: steps after which it is known how a step is taken fastest.
+        sample_s: how long a sample lasts at least.
         evict: empties the caches before each sample; then a sample is one step on each copy.
         cursor: counts the copies that were taken. All entries that are timed on them share it:
             otherwise one would find in the caches what another has just left there.
@@ -77,13 +79,18 @@ class TimedEntry:
         together: float = 1,
         evict: Callable[[], Any] | None = None,
         cursor: Iterator[int] | None = None,
+        *,
+        settling: int = 0,
+        sample_s: float = SAMPLE_S,
     ) -> None:
         self._steps, self._clock, self._together, self._evict = steps, clock, together, evict
         self._cursor = cursor or itertools.count()
         for step in steps if len(steps) > 1 else ():
             step()  # the first call on each may compile, or query its arrays
+        for _ in range(settling):
+            self._take()
         cost = _warmed_up(self._take)
-        self._loops = len(steps) if evict else max(1, math.ceil(SAMPLE_S / cost))
+        self._loops = len(steps) if evict else max(1, math.ceil(sample_s / cost))
         self._untimed = cost < UNTIMED_BELOW_S
 
     def wake_up(self) -> None:
@@ -120,13 +127,16 @@ class TimingTask:
         self._tensors = TensorSet.allocate(shapes, dtype, seed, copies, self._processor.region)
         self._evict = self._processor.evictor(other) if other else None
         self._cursor = itertools.count()
+        self._sample_s = spec.get("sample_s", SAMPLE_S)
+        self._variants: dict[str, Callable[[], str]] = {}
         self.problems: dict[str, TimingProblem | None] = {}
         self.entries: dict[str, TimedEntry] = {}
         for name in spec["implementations"]:
             self._add(name)
         if spec["roofs"]:
-            roofs = self._processor.roofs(self._tensors, dtype, seed, HYPER)
-            self.entries |= {name: self._entry(*each) for name, each in roofs.items()}
+            for roof in self._processor.roofs(self._tensors, dtype, seed, HYPER):
+                self.entries[roof.name] = self._entry(roof.steps, roof.steps_per_call, own=True)
+                self._variants[roof.name] = roof.variant
 
     def _add(self, name: str) -> None:
         try:
@@ -137,17 +147,26 @@ class TimingTask:
             return
         self.problems[name] = check_correct(chosen, targets[0])
         if not self.problems[name]:
-            self.entries[name] = self._entry([each.step for each in targets])
+            own = chosen.fused and chosen.tolerance is None
+            self.entries[name] = self._entry([each.step for each in targets], own=own)
+            if own:
+                line = self._tensors[0].line
+                self._variants[name] = lambda: self._processor.variant(line)
 
-    def _entry(self, steps: Sequence[Callable[[], Any]], together: float = 1) -> TimedEntry:
+    def _entry(
+        self, steps: Sequence[Callable[[], Any]], together: float = 1, *, own: bool
+    ) -> TimedEntry:
         rotated = len(steps) == len(self._tensors)  # the arithmetic roof has data of its own
         shared = (self._evict, self._cursor) if rotated else ()
-        return TimedEntry(steps, self._processor.seconds, together, *shared)
+        settling = self._processor.settling_steps() if own else 0
+        how = {"settling": settling, "sample_s": self._sample_s}
+        return TimedEntry(steps, self._processor.seconds, together, *shared, **how)
 
     def ready(self) -> dict[str, Any]:
         """Report the problem of each implementation, empty for those that are timed."""
         faults = {name: str(problem or "") for name, problem in self.problems.items()}
-        return {"faults": faults, "entries": list(self.entries)}
+        variants = {n: each() for n, each in self._variants.items() if n in self.entries}
+        return {"faults": faults, "entries": list(self.entries), "variants": variants}
 
     def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
         """Return by entry the seconds of a step, and the seconds that the whole sample took."""

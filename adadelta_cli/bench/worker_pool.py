@@ -306,6 +306,7 @@ class WorkerPool:
         problems: by entry of the current task, why it is not timed; entries without a problem are
             missing. Third-party code that broke its process is not run again: it has the same
             problem in all later tasks.
+        variants: by entry of the current task, how its steps are taken; see `kernels.variants`.
     """
 
     def __init__(self, specs: Sequence[WorkerSpec], threads: int, seed: int = 0) -> None:
@@ -317,6 +318,7 @@ class WorkerPool:
         self._able: Container[Implementation] = ()
         self._lost: dict[WorkerSpec, TimingProblem] = {}
         self.problems: dict[EntryKey, TimingProblem] = {}
+        self.variants: dict[EntryKey, str] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -340,7 +342,7 @@ class WorkerPool:
             able: the implementations that support it.
             order: what the task in worker.py reads.
         """
-        self._entries, self.problems, self._able = {}, {}, able
+        self._entries, self.problems, self.variants, self._able = {}, {}, {}, able
         return [self._prepare(spec, order) for spec in self._specs]
 
     def _prepare(self, spec: WorkerSpec, order: dict[str, Any]) -> dict[str, Any]:
@@ -355,6 +357,7 @@ class WorkerPool:
                 problem = TimingProblem.parse(text) or TimingProblem(Outcome.FAILED, text)
                 self.problems[spec.key(name)] = problem
         self._entries |= {spec.key(name): spec for name in answer.get("entries", ())}
+        self.variants |= {spec.key(n): each for n, each in answer.get("variants", {}).items()}
         return answer
 
     def _names(self, spec: WorkerSpec) -> list[str]:

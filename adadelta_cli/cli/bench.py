@@ -129,6 +129,14 @@ format_option = click.option(
     help="List of CPU threads of every implementation: 1,2; default all available cores.",
 )
 @click.option(
+    "--busy",
+    type=click.IntRange(0, 1000),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Keep N other processes computing meanwhile, as data loaders do beside a training.",
+)
+@click.option(
     "--precision",
     type=POSITIVE_FLOAT,
     default=0.02,

@@ -67,11 +67,7 @@ def machine_table(found: Examination, *, verbose: bool) -> Table:
     here = found.machine
     facts = {**_hardware(here), "activity": _activity(found), **_software(here)}
     if verbose:
-        facts |= {
-            "Numba": [f"built with the threading layers {', '.join(here.threading_layers)}"],
-            "OpenMP": ["\n".join(here.openmp_runtimes)],
-            "compiler": [here.compiler or ""],
-        }
+        facts |= {"OpenMP": ["\n".join(here.openmp_runtimes)], "compiler": [here.compiler or ""]}
     for name, parts in facts.items():
         if fact := ", ".join(filter(None, parts)):
             table.add_row(f"[bold]{name}[/]", escape(fact))

@@ -33,6 +33,7 @@ from adadelta_cli.kernels.layout import (
     KeepsAddresses,
     TensorRef,
     group_by_layout,
+    layout_of,
     pinned,
     tensor_refs,
 )
@@ -454,6 +455,12 @@ def prepared(
 def taken(table: np.ndarray) -> str:
     """Return how the last step of a table was taken, as `variants.parse` takes it."""
     return f"{table[PARTS]}:{table[BLOCK]}"
+
+
+def best_variant(parameter: Parameter) -> str:
+    """Return how a step on a parameter is taken at present, as `variants.parse` takes it."""
+    layout = layout_of(*(array.dtype for array in parameter.arrays))
+    return variants.best(range_function(layout), parameter.weight.size)
 
 
 def set_function(table: np.ndarray, function: Any) -> None:

@@ -97,9 +97,12 @@ class Roofs:
         factor = float(np.sqrt(np.finfo(workload.acc_grad.dtype).tiny))
         ref = tensor_ref(workload, factor, 0.0)
         self._owners = workload, cached
-        self._memory = _table(ref, hyper, cpu.range_function(ref.layout, traffic=True))
+        self._size = ref.size
+        self._memory_function = cpu.range_function(ref.layout, traffic=True)
+        self._memory = _table(ref, hyper, self._memory_function)
         small = tensor_ref(cached, 0.0, 0.0)._replace(size=ref.size)
-        self._arithmetic = _table(small, hyper, _arithmetic_function(ref.layout))
+        self._arithmetic_function = _arithmetic_function(ref.layout)
+        self._arithmetic = _table(small, hyper, self._arithmetic_function)
         self.steps = -(-MIN_ELEMENTS // ref.size)
 
     def memory(self) -> None:
@@ -113,15 +116,13 @@ class Roofs:
         """
         _repeat(self._arithmetic, self.steps)
 
-    @property
-    def variants(self) -> tuple[str, str]:
-        """How the memory and the arithmetic roof were taken last."""
-        return cpu.taken(self._memory), cpu.taken(self._arithmetic)
+    def memory_variant(self) -> str:
+        """Return how the memory roof is taken, as `variants.parse` takes it."""
+        return variants.best(self._memory_function, self._size)
 
-
-def settling_calls() -> int:
-    """Return the number of calls after which a step or a roof knows its fastest way."""
-    return variants.ROUNDS * variants.count_ways(pool.threads())
+    def arithmetic_variant(self) -> str:
+        """Return how the arithmetic roof is taken."""
+        return variants.best(self._arithmetic_function, self._size)
 
 
 @compiled

@@ -124,6 +124,19 @@ def learn(learned, way, ns, threads):  # noqa: ANN201
         learned[EVERY], learned[NEXT] = FIRST_TRIAL, call + FIRST_TRIAL
 
 
+def settling_calls() -> int:
+    """Return the number of steps of one size after which the fastest way is known."""
+    return ROUNDS * int(count_ways(pool.threads()))
+
+
+def best(function: Any, elements: int) -> str:
+    """Return how steps of a function on so many elements are taken, as `parse` takes it."""
+    fixed = current()
+    learned = learned_of(function)[size_class(elements)]
+    parts, block = unpacked(fixed) if fixed else meaning(learned[BEST], pool.threads())
+    return f"{parts}:{block}"
+
+
 # --- fixed ones -----------------------------------------------------------------------------------
 
 

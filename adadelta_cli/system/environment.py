@@ -29,7 +29,7 @@ NUMBERS = {
     r"NUMBA_NUM_THREADS": COUNT,
     r"MXNET_\w*(NTHREADS|MAX_THREADS)": r"\s*[+-]?[0-9]{1,9}\s*",
 }
-NUMBA = "NUMBA_"  # variables that decide whether Numba can compile and start its threads
+NUMBA = "NUMBA_"  # variables that decide whether Numba can compile
 HANDLED = "NUMBA_CACHE_DIR"  # by `_find_folders`
 NUMBA_FILE = ".numba_config.yaml"  # in the working folder: the same settings
 START_S = 120.0
@@ -38,8 +38,6 @@ KNOWN_FIXES = {
     r"no locator available": "name a folder that can be written for the compiled kernels: "
     "export NUMBA_CACHE_DIR=/tmp/numba",
     r"libgomp\.so\.1": "apt-get install libgomp1, or dnf install libgomp",
-    r"(?i)threading.layer": "unset NUMBA_THREADING_LAYER NUMBA_THREADING_LAYER_PRIORITY; "
-    "apt-get install libgomp1",
     r"(?i)number of threads": "unset NUMBA_NUM_THREADS",
     r"is not usable in pure-python": "unset NUMBA_DISABLE_JIT",
 }
@@ -114,7 +112,7 @@ def _start_numba(names: list[str]) -> None:
         fixes.append(f"move {Path(NUMBA_FILE).resolve()} away")
     with Sandbox(START_S) as sandbox:
         try:
-            sandbox.call(_compile_and_launch)
+            sandbox.call(_compile)
         except SandboxError as error:
             if names:
                 fixes.append(known_fix(str(error)) or f"unset {' '.join(names)}")
@@ -124,19 +122,16 @@ def _start_numba(names: list[str]) -> None:
             ) from None
 
 
-def _compile_and_launch() -> None:
+def _compile() -> None:
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         import numba
     for each in found:  # Numba would go on with its default, and show a traceback
         if "could not be parsed" in str(each.message):
             raise ReportedError(str(each.message).splitlines()[0])
-    from numba.np.ufunc import parallel
-
     if numba.config.DISABLE_JIT:
         raise ReportedError("it compiles nothing: its compiler is not usable in pure-python mode")
     numba.njit(lambda number: number + 1)(1)
-    parallel._launch_threads()  # noqa: SLF001 - only a parallel kernel calls it, after compiling
 
 
 # --- folders --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import warnings
 from dataclasses import dataclass, field
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -246,18 +246,6 @@ def versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:
     return {name: version for name, version in found.items() if version}  # a broken one has none
 
 
-THREADING_LAYERS = {"tbbpool": "tbb", "omppool": "omp", "workqueue": "workqueue"}  # its own order
-
-
-def _threading_layers() -> tuple[str, ...]:
-    """List Numba's threading layers without importing it."""
-    spec = util.find_spec("numba")
-    if spec is None or spec.origin is None:
-        return ()
-    folder = Path(spec.origin).parent / "np" / "ufunc"
-    return tuple(name for file, name in THREADING_LAYERS.items() if any(folder.glob(f"{file}.*")))
-
-
 OPENMP = ("libgomp", "libiomp5", "libomp")
 # Shared libraries of distributions and Homebrew; those of packages, relative to site-packages.
 SYSTEM_FOLDERS = ("usr/lib/*-linux-gnu*", "usr/lib64", "usr/lib", "opt/homebrew/opt/libomp/lib")
@@ -345,7 +333,6 @@ class Machine:
         load_average: over the last minute.
         hypervisor: `unknown` if the machine is virtual and does not say of what kind.
         gpus: their models; NVIDIA's only.
-        threading_layers: those that Numba was built with; `tbb` and `omp` need their runtime too.
         openmp_runtimes: OpenMP libraries: the system's by path, those of Python packages relative
             to the folder of the packages.
         environment: the variables that the speed or the bits of a step may depend on.
@@ -390,7 +377,6 @@ class Machine:
     kernel: str = field(default_factory=platform.platform)
     python: str = field(default_factory=platform.python_version)
     versions: dict[str, str] = field(default_factory=versions)
-    threading_layers: tuple[str, ...] = field(default_factory=_threading_layers)
     openmp_runtimes: tuple[str, ...] = field(default_factory=_openmp_runtimes)
     compiler: str | None = field(default_factory=compiler)
     environment: dict[str, str] = field(

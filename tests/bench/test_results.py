@@ -16,7 +16,7 @@ COLUMNS = """
     implementation backend ctx dtype workload tensors elements threads cache processes samples
     median_s ci_low_s ci_high_s q1_s q3_s elements_per_s gigabytes_per_s ceiling_gigabytes_per_s
     ceiling_fraction ceiling_fraction_low ceiling_fraction_high bound speedup speedup_low
-    speedup_high peak_extra_bytes bytes_per_element note
+    speedup_high peak_extra_bytes bytes_per_element busy variant ceiling_variant note
 """.split()  # noqa: SIM905 - as the contract lists them
 
 

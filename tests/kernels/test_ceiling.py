@@ -17,7 +17,7 @@ import pytest
 
 from adadelta_cli.bench.buffers import TensorSet, traffic_bytes
 from adadelta_cli.bench.target import HYPER
-from adadelta_cli.kernels import roofline
+from adadelta_cli.kernels import roofline, variants
 
 SOURCE = r"""
 #include <pthread.h>
@@ -91,7 +91,7 @@ def measure(seconds, elements, rounds=30):
     roofs = roofline.Roofs(tensors.line, cached.line, HYPER)
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in tensors.line.arrays]
     times = max(1, int(2e5 // elements))
-    for _ in range(roofline.settling_calls()):
+    for _ in range(variants.settling_calls()):
         roofs.memory()
     found = {"roof": [], "C": [], "triad": []}
     for _ in range(rounds):
@@ -104,7 +104,7 @@ def measure(seconds, elements, rounds=30):
             start = time.perf_counter()
             roofs.memory()
             found["roof"].append(time.perf_counter() - start)
-    return {name: min(values) for name, values in found.items()}, roofs.variants[0]
+    return {name: min(values) for name, values in found.items()}, roofs.memory_variant()
 
 
 @pytest.mark.slow

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.usefixtures("mxnet")
 Stock = mx.optimizer.adadelta.AdaDelta
 NAN, INF = math.nan, math.inf
 OURS = {"unfused": {}, "fused": {"use_fused_step": True}}
+
+
 def plain(value):
     """Name a value without addresses: pytest-xdist compares names between processes."""
     return re.sub(r" at 0x\w+", "", str(value))[:60]

@@ -28,7 +28,6 @@ from adadelta_cli.system.sandbox import InProcess, Sandbox
         ("OMP_NUM_THREADS", "many"),
         ("MXNET_OMP_MAX_THREADS", "many"),
         ("MXNET_CPU_WORKER_NTHREADS", "1.5"),
-        ("NUMBA_THREADING_LAYER", "none-such"),
         ("NUMBA_DISABLE_JIT", "1"),
         ("NUMBA_LOOP_VECTORIZE", "no"),
     ],
@@ -60,7 +59,7 @@ def test_empty_variables_of_numba_count_as_unset(monkeypatch):
     assert not {"NUMBA_THREADING_LAYER", "NUMBA_CPU_NAME"} & set(os.environ)
 
 
-@pytest.mark.parametrize("text", ["{{{", "[1]", "threading_layer: none-such", "disable_jit: 1"])
+@pytest.mark.parametrize("text", ["{{{", "[1]", "disable_jit: 1"])
 def test_a_file_of_numbas_settings_is_named(monkeypatch, tmp_path, text):
     """Numba reads it from the working folder, whatever is in it."""
     monkeypatch.chdir(tmp_path)
@@ -69,7 +68,7 @@ def test_a_file_of_numbas_settings_is_named(monkeypatch, tmp_path, text):
         environment.check()
 
 
-@pytest.mark.parametrize("variable", ["NUMBA_NUM_THREADS=0", "NUMBA_THREADING_LAYER=none-such"])
+@pytest.mark.parametrize("variable", ["NUMBA_NUM_THREADS=0", "NUMBA_DISABLE_JIT=1"])
 @pytest.mark.parametrize("command", ["verify --case odd --impl numpy-fused", "run rosenbrock"])
 def test_commands_end_with_3(tmp_path, variable, command):
     """One line on stderr; no row of a table, no traceback."""
