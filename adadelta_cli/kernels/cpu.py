@@ -24,6 +24,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import carray, types
 from numba.core.cgutils import get_or_insert_function
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
@@ -110,6 +111,26 @@ def _single_to_half(_context, _value):
     return types.uint16(types.float32), generate
 
 
+@intrinsic
+def _bits_of(_context, _value):
+    """Return the bits of a float32."""
+
+    def generate(_context, builder, _signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
+def _from_bits(_context, _bits):
+    """Return the float32 of these bits."""
+
+    def generate(_context, builder, _signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
 def _mxcsr_slot(builder):
     slot = builder.alloca(ir.IntType(32))
     return slot, builder.bitcast(slot, ir.PointerType(ir.IntType(8)))
@@ -150,6 +171,43 @@ def write_mxcsr(_context, _value):  # noqa: ANN201
     return types.void(types.uint32), generate
 
 
+# x86-64 before 2012, and LLVM's baseline, cannot convert float16; LLVM would call functions that no
+# library here has. Numba compiles for the processor, or what NUMBA_CPU_FEATURES says.
+CONVERTS_HALF = not ON_X86 or "+f16c" in cpu_target.target_context.codegen().magic_tuple()[2]
+
+
+@compiled
+def widened(half):  # noqa: ANN201 - Numba's
+    """Widen a float16, given by its bits, as `_half_to_single`; whatever the subnormal mode is."""
+    rest = np.uint32(half) & np.uint32(0x7FFF)
+    if rest < np.uint32(0x0400):  # zero and subnormals, in units of 2^-24
+        found = _bits_of(np.float32(rest) * np.float32(2.0**-24))
+    elif rest < np.uint32(0x7C00):
+        found = (rest << np.uint32(13)) + np.uint32(112 << 23)
+    else:
+        quiet = np.uint32(0x400000) if rest > np.uint32(0x7C00) else np.uint32(0)
+        found = np.uint32(0x7F800000) | (rest << np.uint32(13)) | quiet
+    return _from_bits(np.uint32(found | ((np.uint32(half) & np.uint32(0x8000)) << np.uint32(16))))
+
+
+@compiled
+def narrowed(value):  # noqa: ANN201
+    """Round a float32 to float16, ties to even, as `_single_to_half`; return its bits."""
+    bits = _bits_of(value)
+    rest = bits & np.uint32(0x7FFFFFFF)
+    if rest > np.uint32(0x7F800000):
+        found = np.uint32(0x7E00) | ((rest >> np.uint32(13)) & np.uint32(0x03FF))
+    elif rest >= np.uint32(0x477FF000):  # 65520, from which on the nearest is infinity
+        found = np.uint32(0x7C00)
+    elif rest >= np.uint32(0x38800000):  # 2^-14, the least normal
+        even = (rest >> np.uint32(13)) & np.uint32(1)
+        found = (rest - np.uint32(112 << 23) + np.uint32(0x0FFF) + even) >> np.uint32(13)
+    else:  # the last place of a number from 1/2 on is a subnormal's
+        half = np.float32(0.5)
+        found = _bits_of(_from_bits(np.uint32(rest)) + half) - _bits_of(half)
+    return np.uint16(found | ((bits >> np.uint32(16)) & np.uint32(0x8000)))
+
+
 def _load(bits): ...
 def _store(value, like): ...
 def _view(address, offset, size, like): ...
@@ -161,13 +219,15 @@ def _rounded(value, like): ...
 def _load_overload(bits):
     """Widen a stored element: a float16, given by its bits, to float32."""
     if bits == types.uint16:
-        return lambda bits: _half_to_single(bits)
+        return (lambda bits: _half_to_single(bits)) if CONVERTS_HALF else lambda bits: widened(bits)
     return lambda bits: bits
 
 
 @overload(_store, inline="always")
 def _store_overload(value, like):
     """Round to the stored type: that of `like`."""
+    if like == types.uint16 and not CONVERTS_HALF:
+        return lambda value, like: narrowed(value)
     if like == types.uint16:
         return lambda value, like: _single_to_half(value)
     return lambda value, like: value
