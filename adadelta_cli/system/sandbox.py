@@ -114,9 +114,11 @@ def _failure(error: BaseException, what: str = "") -> BrokenError | SandboxError
         return SandboxError(str(error), error.fix, fatal=isinstance(error, FatalReportedError))
     if isinstance(error, UnavailableError):  # this program's own: no fault of the work
         return error
+    if broken := of_device(error):  # CuPy's lack of memory is a MemoryError, too
+        return broken
     if isinstance(error, MemoryError):
         return BrokenError(f"memory ran out ({describe_error(error)}); {FREE_MEMORY}")
-    return of_device(error) or SandboxError(what + describe_error(error))
+    return SandboxError(what + describe_error(error))
 
 
 class InProcess:

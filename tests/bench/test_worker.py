@@ -74,13 +74,26 @@ def test_a_worker_ends_with_its_leader():
 
 def test_what_is_timed_reads_no_orders():
     """A kernel that asks for input finds its end; its print is no answer."""
-    code = "from adadelta_cli.bench import worker; import sys, json\n"
-    code += "class Server:\n def answer(self, order):\n  print('chatter', flush=True)\n"
-    code += "  return {'read': sys.stdin.readline()}\n"
-    code += "worker.Server = Server; worker.main()"
+    code = """
+import sys
+from adadelta_cli.bench import worker
+
+class Task:
+    def __init__(self, order): ...
+    def ready(self):
+        print("chatter", flush=True)
+        return {"read": sys.stdin.readline()}
+
+worker.TASKS["time"] = Task
+worker.main()
+"""
     done = subprocess.run(
-        [sys.executable, "-c", code], input='{"sample": 1}\n{"sample": 2}\n', capture_output=True,
-        text=True, check=False, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        input='{"task": "time"}\n{"task": "time"}\n',
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     _, *answers = map(json.loads, done.stdout.splitlines())
     assert answers == [{"read": ""}] * 2 and "chatter" in done.stderr
