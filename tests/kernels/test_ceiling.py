@@ -1,6 +1,6 @@
-"""The memory roof is as fast as a C program that moves the same bytes, compiled on the spot.
+"""The memory roof and the step are as fast as C programs that do the same, compiled on the spot.
 
-`python tests/kernels/test_ceiling.py` prints both, and STREAM's triad, for docs/benchmarks.md.
+`python tests/kernels/test_ceiling.py` prints them, and STREAM's triad, for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 from adadelta_cli.bench.buffers import TensorSet, traffic_bytes
 from adadelta_cli.bench.target import HYPER
 from adadelta_cli.kernels import roofline, variants
+from adadelta_cli.kernels.step import FusedStep
 
 SOURCE = r"""
 #include <pthread.h>
@@ -45,6 +46,29 @@ static void *serve(void *given) {
     }
 }
 #include <time.h>
+#include <math.h>
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+double step(float *restrict w, float *restrict g, float *restrict a, float *restrict d, long n,
+            int times) {
+    double start = now();
+    for (int t = 0; t < times; t++)
+        for (long k = 0; k < n; k++) {
+            float x = g[k] * 1.0f;
+            x = x < -3e38f ? -3e38f : x;
+            x = x > 3e38f ? 3e38f : x;
+            x = x + 0.0f * w[k];
+            float acc = a[k] * 0.9f + 0.1f * (x * x);
+            float delta = sqrtf(d[k] + 1e-6f) / sqrtf(acc + 1e-6f) * x;
+            a[k] = acc;
+            d[k] = d[k] * 0.9f + 0.1f * (delta * delta);
+            w[k] = w[k] - 1.0f * delta;
+        }
+    return (now() - start) / times;
+}
 double seconds(float *w, float *g, float *a, float *d, long n, int threads, int times, int triad) {
     atomic_long go = 0, done = 0;
     Part parts[64]; pthread_t ids[64];
@@ -54,15 +78,13 @@ double seconds(float *w, float *g, float *a, float *d, long n, int threads, int 
         if (t) pthread_create(&ids[t], 0, serve, &parts[t]);
     }
     double best = 1e9;
-    struct timespec x, y;
     for (int k = 0; k < times; k++) {
-        clock_gettime(CLOCK_MONOTONIC, &x);
+        double start = now();
         atomic_store(&done, 0);
         atomic_fetch_add(&go, 1);
         move(&parts[0]);
         while (atomic_load(&done) < threads - 1) __builtin_ia32_pause();
-        clock_gettime(CLOCK_MONOTONIC, &y);
-        double s = (y.tv_sec - x.tv_sec) + 1e-9 * (y.tv_nsec - x.tv_nsec);
+        double s = now() - start;
         if (s < best) best = s;
     }
     atomic_store(&go, -1);
@@ -76,15 +98,16 @@ def outsider(folder):
     """Compile the C program."""
     Path(folder, "roof.c").write_text(SOURCE)
     library = Path(folder, "roof.so")
-    flags = ["-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
+    flags = ["-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno"]
+    flags += ["-shared", "-fPIC", "-pthread"]
     command = [shutil.which("gcc"), *flags, "roof.c", "-o", library]
     subprocess.run(command, check=True, cwd=folder, timeout=120)
-    seconds = ctypes.CDLL(str(library)).seconds
-    seconds.restype = ctypes.c_double
-    return seconds
+    loaded = ctypes.CDLL(str(library))
+    loaded.seconds.restype = loaded.step.restype = ctypes.c_double
+    return loaded
 
 
-def measure(seconds, elements, rounds=30):
+def measure(loaded, elements, rounds=30):
     """Return the shortest times of the roof, of C, and of the triad, measured in turn."""
     (tensors,) = TensorSet.allocate([(elements,)], "float32", seed=0)
     (cached,) = TensorSet.allocate([(roofline.cached_elements(tensors.line),)], "float32", seed=0)
@@ -98,7 +121,7 @@ def measure(seconds, elements, rounds=30):
         for threads in {1, roofline.pool.threads()}:
             for name, triad in (("C", 0), ("triad", 1)):
                 found[name].append(
-                    seconds(*pointers, ctypes.c_long(elements), threads, times, triad)
+                    loaded.seconds(*pointers, ctypes.c_long(elements), threads, times, triad)
                 )
         for _ in range(times):
             start = time.perf_counter()
@@ -107,24 +130,56 @@ def measure(seconds, elements, rounds=30):
     return {name: min(values) for name, values in found.items()}, roofs.memory_variant()
 
 
+def measure_step(loaded, elements, rounds=50):
+    """Return the shortest times of our step on one thread, and of C's, measured in turn."""
+    (tensors,) = TensorSet.allocate([(elements,)], "float32", seed=0)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in tensors.line.arrays]
+    with variants.override("1:0"):
+        step = FusedStep(tensors.parameters)
+    times = max(1, int(1e6 // elements))
+    found = {"step": [], "C": []}
+    for _ in range(rounds):
+        found["C"].append(loaded.step(*pointers, ctypes.c_long(elements), times))
+        start = time.perf_counter()
+        for _ in range(times):
+            step()
+        found["step"].append((time.perf_counter() - start) / times)
+    return {name: min(values) for name, values in found.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 @pytest.mark.skipif(roofline.pool.threads() > 64, reason="the C program has 64 threads at most")
 @pytest.mark.parametrize("elements", [100_000, 10_000_000])
 def test_the_roof_is_as_high_as_a_c_programs(tmp_path, elements):
     """The shortest of many times, so busy neighbours matter little; it may be a third slower."""
-    seconds = outsider(tmp_path)
+    loaded = outsider(tmp_path)
     for _ in range(5):
-        found, _ = measure(seconds, elements)
+        found, _ = measure(loaded, elements)
         if found["roof"] < 1.5 * found["C"]:
             return
     pytest.fail(f"the roof takes {found['roof'] / found['C']:.2f} times as long as C")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+def test_the_step_is_as_fast_as_a_c_program(tmp_path):
+    """On one thread and data in the caches; the shortest of many times, with room for noise."""
+    loaded = outsider(tmp_path)
+    for _ in range(5):
+        found = measure_step(loaded, 10_000)
+        if found["step"] < 1.25 * found["C"]:
+            return
+    pytest.fail(f"the step takes {found['step'] / found['C']:.2f} times as long as C")
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         compiled = outsider(place)
-        for size in map(int, map(float, sys.argv[1:] or ["1e5", "1e6", "1e7"])):
+        for size in map(int, map(float, sys.argv[1:] or ["1e4", "1e5", "1e6", "1e7"])):
+            steps = measure_step(compiled, size)
+            each = ", ".join(f"{n} {s / size * 1e9:.3f} ns" for n, s in steps.items())
+            sys.stdout.write(f"{size:>10,} elements, one thread: {each} an element\n")
             best, variant = measure(compiled, size)
             moved = {name: traffic_bytes("float32") * size for name in best} | {"triad": 12 * size}
             speeds = ", ".join(f"{n} {moved[n] / s / 1e9:.1f} GB/s" for n, s in best.items())
