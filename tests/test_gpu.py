@@ -340,8 +340,8 @@ def test_the_ceiling_and_the_copy_change_no_tensor(simulated, dtype):
     place = processor.GpuDevice(Device("gpu"))
     (tensors,) = TensorSet.allocate([(3000,), (7, 5)], dtype, 0, region=place.region)
     before = [place.numpy(array) for array in tensors.line.arrays]
-    for steps, _ in place.roofs([tensors], dtype, 0, Hyperparameters()).values():
-        for step in steps:
+    for roof in place.roofs([tensors], dtype, 0, Hyperparameters()):
+        for step in roof.steps:
             step()
     assert_same_bits([place.numpy(array) for array in tensors.line.arrays], before)
 
@@ -355,17 +355,16 @@ def test_a_device_copy_moves_the_bytes_that_are_counted(monkeypatch, simulated):
         "copy_from_device_async",
         lambda target, source, nbytes: moved.append((target.ptr, source.ptr, nbytes)),
     )
-    roofs = place.roofs(two, "float32", 0, Hyperparameters())
-    copies, together = roofs[processor.COPY]
-    for step in copies:
+    memory, copy = place.roofs(two, "float32", 0, Hyperparameters())
+    for step in copy.steps:
         step()
     states = [each.line.acc_grad for each in two]
     assert [(source, nbytes) for _, source, nbytes in moved] == [
         (state.data.ptr, 4 * state.size) for state in states
     ]
     assert len({pointer for each in moved for pointer in each[:2]}) == 4
-    assert together == 8 / 28
-    lines = [each.owners[0].data.ptr for each in roofs[processor.MEMORY][0]]
+    assert copy.steps_per_call == 8 / 28
+    lines = [each.owners[0].data.ptr for each in memory.steps]
     assert lines == [each.line.weight.data.ptr for each in two]
 
 

@@ -30,11 +30,11 @@ from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system.neighbours import busy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from adadelta_cli.bench.plan import BenchPlan
     from adadelta_cli.bench.results import BenchRow, GroupResult, Measurement
-    from adadelta_cli.bench.worker_pool import Columns
+    from adadelta_cli.bench.worker_pool import Columns, EntryKey
     from adadelta_cli.implementations.base import Implementation
 
 # By network, what its training steps are timed with; the first is the reference.
@@ -121,11 +121,16 @@ class _Passes:
         self._problems: dict[str, dict[str, TimingProblem]] = defaultdict(dict)
         self._variants: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
 
-    def add(self, columns: Columns, pool: WorkerPool) -> None:
+    def add(
+        self,
+        columns: Columns,
+        problems: Mapping[EntryKey, TimingProblem],
+        variants: Mapping[EntryKey, str],
+    ) -> None:
         """Add what fresh processes found."""
-        for (side, name), problem in pool.problems.items():
+        for (side, name), problem in problems.items():
             self._problems[side][name] = problem
-        for (side, name), variant in pool.variants.items():
+        for (side, name), variant in variants.items():
             self._variants[side][name].append(variant)
         for (side, name), values in columns.items():
             self.samples[side][name].append(values)
@@ -187,7 +192,7 @@ def _pass(
         for k, group in enumerate(groups):
             tick(place + k, total, f"{group.workload.name} {group.dtype} {group.cache}, {what}")
             pool.prepare(plan.able(group), **_order(plan, group))
-            found[group].add(_sample(plan, pool), pool)
+            found[group].add(_sample(plan, pool), pool.problems, pool.variants)
 
 
 def _sample(plan: BenchPlan, pool: WorkerPool) -> Columns:
@@ -312,6 +317,6 @@ def _train_once(
     pool = WorkerPool(specs, group.threads, seed=plan.seed + number)
     with pool, busy(plan.busy):
         answers = pool.prepare(group.implementations, seed=plan.seed)
-        passes.add(_sample(plan, pool), pool)
+        passes.add(_sample(plan, pool), pool.problems, pool.variants)
     for spec, answer in zip(specs, answers, strict=True):
         losses[spec.side].append(answer["loss"])

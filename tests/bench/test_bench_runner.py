@@ -52,8 +52,12 @@ def test_passes_keep_the_versions_apart():
     """Samples of one name are of this version or of the other; a problem discards its samples."""
     passes = runner._Passes()
     here, there, lost = EntryKey("", "a"), EntryKey(OLD, "a"), EntryKey("", "b")
-    passes.add({here: np.ones(2), there: np.zeros(3), lost: np.ones(1)}, {})
-    passes.add({here: np.ones(2), there: np.zeros(3)}, {lost: ALL_WRONG})
+    passes.add({here: np.ones(2), there: np.zeros(3), lost: np.ones(1)}, {}, {here: "2:0"})
+    passes.add(
+        {here: np.ones(2), there: np.zeros(3)}, {lost: ALL_WRONG}, {here: "1:0", there: "1:64"}
+    )
+    passes.add({}, {}, {here: "2:0"})
+    assert [passes.timings(side).variant("a") for side in ("", OLD)] == ["2:0", "1:64"]
     assert list(map(len, passes.timings().samples["a"])) == [2, 2]
     assert list(map(len, passes.timings(OLD).samples["a"])) == [3, 3]
     assert set(passes.timings().samples) == {"a"} and passes.timings().problems == {"b": ALL_WRONG}

@@ -85,7 +85,7 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
         if number:
             raise KeyboardInterrupt
         columns = {EntryKey("", name): each[0] for name, each in samples().items()}
-        found[plan.groups[0]].add(columns, {})
+        found[plan.groups[0]].add(columns, {}, {})
 
     monkeypatch.setattr(runner, "_pass", interrupted)
     monkeypatch.setattr(runner, "_peaks", lambda *_: {})
