@@ -141,34 +141,59 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
 # --- options --------------------------------------------------------------------------------------
 
 
-def test_each_option_and_argument_given_empty_is_named(refused):
-    """As a script gives it that lacks a variable: of every command, none is forgotten."""
-    seen = 0
-    for name, command in adadelta.commands.items():
-        for parameter in command.params:
-            if getattr(parameter, "is_flag", False):
-                continue
-            for empty in ("", " "):
-                option = isinstance(parameter, click.Option)
-                given = (
-                    [max(parameter.opts, key=len), empty]
-                    if option
-                    else [empty] * max(1, parameter.nargs)
-                )
-                given += ["x"] if name == "compare" and parameter.name == "old" else []
-                given = ["x", *given] if parameter.name == "new" else given
-                given += ["x", "x"] if name == "compare" and option else []
-                code, message = refused(name, *given)
-                what = (
-                    given[0]
-                    if option
-                    else re.sub(r"\W", "", parameter.make_metavar(click.Context(command)))
-                )
-                assert code == 2 and f"{what} is empty" in message, (given, message)
-                seen += 1
-    assert seen > 50
-    assert refused("")[0] == 2
+def given_to(name, parameter, value):
+    """Return a command line that gives an option or an argument this value, and its name."""
+    if isinstance(parameter, click.Option):
+        option = max(parameter.opts, key=len)
+        return [name, option, value, *(["x", "x"] if name == "compare" else [])], option
+    shown = parameter.make_metavar(click.Context(adadelta.commands[name]))
+    before = ["x"] if parameter.name == "new" else []
+    after = ["x"] if parameter.name == "old" else []
+    return [name, *before, value, *after], re.sub(r"\W", "", shown)
+
+
+TAKE_A_VALUE = {
+    f"{name} {parameter.name}": (name, parameter)
+    for name, command in adadelta.commands.items()
+    for parameter in command.params
+    if not getattr(parameter, "is_flag", False)
+}
+
+
+@pytest.mark.parametrize(("name", "parameter"), TAKE_A_VALUE.values(), ids=TAKE_A_VALUE)
+def test_an_option_or_argument_without_a_value_is_named(refused, name, parameter):
+    """Nothing, as a script gives it that lacks a variable, or two; and a NUL, which no text has."""
+    wrong = dict.fromkeys(["", " ", ",", ",,", " , ", "\t"], "is empty") | dict.fromkeys(
+        ["\0", "a\0b", "/tmp/\0"], "NUL"
+    )
+    for value, fault in wrong.items():
+        args, what = given_to(name, parameter, value)
+        code, message = refused(*args)
+        assert code == 2 and f"{what} is" in message and fault in message, (args, message)
+        if args[1].startswith("--"):
+            assert refused(name, f"{args[1]}={value}", *args[3:]) == (code, message)
     assert not Path("results").exists()
+
+
+def test_every_command_is_in_the_test_of_empty_values():
+    """But for those without a parameter that takes a value."""
+    assert {name for name, _ in TAKE_A_VALUE.values()} == {"run", "verify", "bench", "compare"}
+    assert len(TAKE_A_VALUE) > 30
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", ",,", "\0"])
+def test_a_command_without_a_name_is_named(refused, value):
+    """As for a script whose variable is the command."""
+    code, message = refused(value)
+    assert code == 2 and "COMMAND is" in message
+
+
+@pytest.mark.parametrize("option", ["--sizes", "--threads"])
+@pytest.mark.parametrize("value", ["1,,2", "1,", ",1", "1, ,2"])
+def test_an_empty_part_of_a_list_is_refused(refused, option, value):
+    """One variable of two may be missing."""
+    code, message = refused("bench", option, value)
+    assert code == 2 and option in message
 
 
 CONTRADICTIONS = [
