@@ -164,7 +164,7 @@ TAKE_A_VALUE = {
 def test_an_option_or_argument_without_a_value_is_named(refused, name, parameter):
     """Nothing, as a script gives it that lacks a variable, or two; and a NUL, which no text has."""
     wrong = dict.fromkeys(["", " ", ",", ",,", " , ", "\t"], "is empty") | dict.fromkeys(
-        ["\0", "a\0b", "/tmp/\0"], "NUL"
+        ["\0", "a\0b", "a/\0"], "NUL"
     )
     for value, fault in wrong.items():
         args, what = given_to(name, parameter, value)
@@ -413,3 +413,37 @@ def test_a_name_in_brackets_is_no_markup(tmp_path):
     ):
         done = command(tmp_path, *args)
         assert done.returncode == 0 and shown in done.stdout, (args, done.stderr)
+
+
+FORGED = "\n\x1b[31mError: all is well\a\u202e\x85"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"a{0}",a,label\n1,2,0\n1,2\n',
+        '"a{0}","a{0}",label\n1,2,0\n',
+        '"a{0}",b\n1,2\n',
+        'a,label\n"x{0}",0\n1,1\n',
+        'a,label\n1,"x{0}"\n2,"y{0}"\n3,"z{0}"\n',
+        '"a{0}",label\n1,\n',
+        '"a{0}",label\nx,0\n2,1\n',
+    ],
+)
+def test_a_csv_file_cannot_forge_a_message(refused, tmp_path, text):
+    """A header or a cell may hold line breaks, colours and changes of direction."""
+    path = tmp_path / "data.csv"
+    path.write_bytes(text.format(FORGED).encode())
+    code, message = refused(*setting(f"problem.csv={path}"))
+    assert code == 2 and message.isprintable(), message
+
+
+@pytest.mark.parametrize("value", ["\x1b[31m\n", "\udce9\n", "\u202e"])
+def test_no_option_can_forge_a_message(refused, value):
+    """Each value that a message repeats is escaped."""
+    for name, parameter in TAKE_A_VALUE.values():
+        if parameter.name in {"out", "record_gradients"}:  # such a folder can be made
+            continue
+        code, message = refused(*given_to(name, parameter, f"x{value}x")[0])
+        assert code == 2 and value not in message, message
+        assert not {"\x1b", "\u202e", "\udce9"} & {*message}, message
