@@ -447,3 +447,72 @@ def test_no_option_can_forge_a_message(refused, value):
         code, message = refused(*given_to(name, parameter, f"x{value}x")[0])
         assert code == 2 and value not in message, message
         assert not {"\x1b", "\u202e", "\udce9"} & {*message}, message
+
+
+# --- links and what is no file --------------------------------------------------------------------
+
+
+@pytest.fixture
+def links(tmp_path):
+    """Make a config with a relative CSV file, and links of every kind."""
+    real, far = tmp_path / "real", tmp_path / "far"
+    for each in (real, far, tmp_path / "folder"):
+        each.mkdir()
+    (real / "c.yaml").write_text(
+        "problem: {name: logistic_regression, csv: data.csv}\ntraining: {steps: 2}\n"
+    )
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in {
+        "one": "../real/c.yaml",
+        "two": "one",
+        "dangling": "nowhere",
+        "twice": "dangling",
+        "loop": "pool",
+        "pool": "loop",
+        "folder": "../folder",
+        "pipe": "../pipe",
+        "beside": "../real",
+    }.items():
+        (far / name).symlink_to(target)
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", ["far/one", "far/two", "far/beside/c.yaml", "real/c.yaml"])
+def test_a_relative_csv_is_beside_the_file_that_links_lead_to(refused, links, where):
+    """Never beside a link; the message says where it was looked for."""
+    data = links / "real" / "data.csv"
+    (links / "far" / "data.csv").write_text("never read\n")
+    code, message = refused("run", where, *ON_NUMPY)
+    assert code == 2 and f"problem.csv is {data}," in message and "link's target" in message
+    data.write_text("a,label\n" + "".join(f"{k},{k % 2}\n" for k in range(20)))
+    assert refused("run", where, *ON_NUMPY)[0] in (None, 0)
+
+
+NO_FILES = {
+    "far/dangling": "symbolic link to nowhere, which does not exist",
+    "far/twice": "symbolic link to dangling, which does not exist",
+    "far/loop": "levels of symbolic links",
+    "far/folder": "it is a folder",
+    "folder": "it is a folder",
+    "far/pipe": "a pipe",
+    "pipe": "a pipe",
+    "/dev/null": "a device",
+    "real/c.yaml/below": "Not a directory",
+}
+READ = {
+    "run CONFIG": lambda path: ["run", path],
+    "verify CONFIG": lambda path: ["verify", path],
+    "problem.csv": lambda path: setting(f"problem.csv={path}"),
+    "--replay": lambda path: ["verify", "--replay", path],
+    "--baseline": lambda path: ["bench", "--baseline", path],
+    "compare OLD": lambda path: ["compare", path, path],
+}
+
+
+@pytest.mark.parametrize("reader", READ.values(), ids=READ)
+@pytest.mark.parametrize(("where", "reason"), NO_FILES.items())
+def test_what_is_no_file_is_refused_before_it_is_opened(refused, links, reader, where, reason):
+    """Nothing waits for a pipe; a folder may stand for its bench.json."""
+    code, message = refused(*reader(where))
+    assert code == 2 and str(where) in message
+    assert reason in message or ("folder" in where and "bench.json" in message), message
