@@ -489,8 +489,8 @@ def test_a_relative_csv_is_beside_the_file_that_links_lead_to(refused, links, wh
 
 
 NO_FILES = {
-    "far/dangling": "symbolic link to nowhere, which does not exist",
-    "far/twice": "symbolic link to dangling, which does not exist",
+    "far/dangling": "No such file or directory (a symbolic link to nowhere)",
+    "far/twice": "No such file or directory (a symbolic link to dangling)",
     "far/loop": "levels of symbolic links",
     "far/folder": "it is a folder",
     "folder": "it is a folder",
@@ -509,9 +509,10 @@ READ = {
 }
 
 
+@pytest.mark.usefixtures("links")
 @pytest.mark.parametrize("reader", READ.values(), ids=READ)
 @pytest.mark.parametrize(("where", "reason"), NO_FILES.items())
-def test_what_is_no_file_is_refused_before_it_is_opened(refused, links, reader, where, reason):
+def test_what_is_no_file_is_refused_before_it_is_opened(refused, reader, where, reason):
     """Nothing waits for a pipe; a folder may stand for its bench.json."""
     code, message = refused(*reader(where))
     assert code == 2 and str(where) in message
