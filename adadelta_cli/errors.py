@@ -63,13 +63,17 @@ class DeviceError(BrokenError):
 
 
 def shortened(value: object, most: int = 160) -> str:
-    """Format a value for a message; of a long one, only both ends.
+    r"""Format a value for a message in printable characters; of a long one, only both ends.
 
     >>> shortened("a" * 5000, most=20)
     'aaaaaaaa...aaaaaaaa (5000 characters)'
+    >>> shortened("a\nb\udce9")
+    'a\\nb\\udce9'
     """
     text, end = str(value), (most - 3) // 2
-    return text if len(text) <= most else f"{text[:end]}...{text[-end:]} ({len(text)} characters)"
+    if len(text) > most:
+        text = f"{text[:end]}...{text[-end:]} ({len(text)} characters)"
+    return displayed(text)
 
 
 LEAST_PREFIX = 3  # characters of a name that others are said to begin with

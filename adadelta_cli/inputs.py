@@ -17,7 +17,9 @@ def unreadable_reason(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        return str(error.strerror)
+        dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+        target = f" (a symbolic link to {shortened(path.readlink())})" if dangling else ""
+        return f"{error.strerror}{target}"
     except ValueError:  # a NUL, or a character that UTF-8 cannot encode
         return "no file can have this name"
     if stat.S_ISDIR(mode):

@@ -51,7 +51,7 @@ class Command(click.Command):
         """Check what was typed, then parse it as Click does.
 
         Raises:
-            UsageError: a value is empty, or two options contradict each other.
+            UsageError: a value is empty or has a NUL, or two options contradict each other.
         """
         if not ctx.resilient_parsing:
             try:
@@ -59,7 +59,7 @@ class Command(click.Command):
             except click.NoSuchOption as error:
                 raise self.unknown_option(ctx, _as_typed(error.option_name, args)) from None
             if not given.get("help"):
-                _check_not_empty(given, self.get_params(ctx))
+                _check_values(given, self.get_params(ctx))
                 _check_contradictions(args, order)
         return super().parse_args(ctx, args)
 
@@ -105,8 +105,7 @@ class Group(Command, click.Group):
         Raises:
             UsageError: its name is empty or unknown; the nearest names are suggested.
         """
-        if not args[0].strip():
-            raise UsageError(EMPTY.format(name="COMMAND"))
+        _check_value("COMMAND", args[0])
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             known = self.list_commands(ctx)
             alias = COMMAND_ALIASES.get(args[0].lower())
@@ -120,12 +119,20 @@ class Group(Command, click.Group):
 EMPTY = "{name} is empty; give it a value, or leave it out (is a variable of your script not set?)"
 
 
-def _check_not_empty(given: dict[str, Any], parameters: Sequence[click.Parameter]) -> None:
+def _check_values(given: dict[str, Any], parameters: Sequence[click.Parameter]) -> None:
     for parameter in parameters:
         value = given.get(parameter.name or "")
-        values = value if isinstance(value, (list, tuple)) else (value,)
-        if any(isinstance(each, str) and not each.strip() for each in values):
-            raise UsageError(EMPTY.format(name=_name(parameter)))
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(each, str):
+                _check_value(_name(parameter), each)
+
+
+def _check_value(name: str, value: str) -> None:
+    """Refuse what no option takes: nothing, also between commas, and a NUL."""
+    if not value.replace(",", "").strip():
+        raise UsageError(EMPTY.format(name=name))
+    if "\0" in value:
+        raise UsageError(f"{name} is {shortened(repr(value))}, which has a NUL; leave it out")
 
 
 def _name(parameter: click.Parameter) -> str:

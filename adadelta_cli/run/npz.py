@@ -51,12 +51,16 @@ def _check_sizes(path: Path) -> None:
     """Check that the arrays take no more memory than the file has bytes.
 
     Raises:
-        ValueError: they take more, or are neither floats nor texts.
+        ValueError: they take more, are neither floats nor texts, or one name stands for two.
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        if sum(member.file_size for member in members) > path.stat().st_size:
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > path.stat().st_size:
             raise ValueError("it is compressed, or its parts are larger than the file")
+        names = [member.filename.removesuffix(".npy") for member in members]
+        if len(names) != len({*names}):
+            raise ValueError("it holds two parts of one name")
         for member in members:
             with archive.open(member) as stream:
                 shape, dtype = _header(stream)

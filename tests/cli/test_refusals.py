@@ -141,34 +141,59 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
 # --- options --------------------------------------------------------------------------------------
 
 
-def test_each_option_and_argument_given_empty_is_named(refused):
-    """As a script gives it that lacks a variable: of every command, none is forgotten."""
-    seen = 0
-    for name, command in adadelta.commands.items():
-        for parameter in command.params:
-            if getattr(parameter, "is_flag", False):
-                continue
-            for empty in ("", " "):
-                option = isinstance(parameter, click.Option)
-                given = (
-                    [max(parameter.opts, key=len), empty]
-                    if option
-                    else [empty] * max(1, parameter.nargs)
-                )
-                given += ["x"] if name == "compare" and parameter.name == "old" else []
-                given = ["x", *given] if parameter.name == "new" else given
-                given += ["x", "x"] if name == "compare" and option else []
-                code, message = refused(name, *given)
-                what = (
-                    given[0]
-                    if option
-                    else re.sub(r"\W", "", parameter.make_metavar(click.Context(command)))
-                )
-                assert code == 2 and f"{what} is empty" in message, (given, message)
-                seen += 1
-    assert seen > 50
-    assert refused("")[0] == 2
+def given_to(name, parameter, value):
+    """Return a command line that gives an option or an argument this value, and its name."""
+    if isinstance(parameter, click.Option):
+        option = max(parameter.opts, key=len)
+        return [name, option, value, *(["x", "x"] if name == "compare" else [])], option
+    shown = parameter.make_metavar(click.Context(adadelta.commands[name]))
+    before = ["x"] if parameter.name == "new" else []
+    after = ["x"] if parameter.name == "old" else []
+    return [name, *before, value, *after], re.sub(r"\W", "", shown)
+
+
+TAKE_A_VALUE = {
+    f"{name} {parameter.name}": (name, parameter)
+    for name, command in adadelta.commands.items()
+    for parameter in command.params
+    if not getattr(parameter, "is_flag", False)
+}
+
+
+@pytest.mark.parametrize(("name", "parameter"), TAKE_A_VALUE.values(), ids=TAKE_A_VALUE)
+def test_an_option_or_argument_without_a_value_is_named(refused, name, parameter):
+    """Nothing, as a script gives it that lacks a variable, or two; and a NUL, which no text has."""
+    wrong = dict.fromkeys(["", " ", ",", ",,", " , ", "\t"], "is empty") | dict.fromkeys(
+        ["\0", "a\0b", "a/\0"], "NUL"
+    )
+    for value, fault in wrong.items():
+        args, what = given_to(name, parameter, value)
+        code, message = refused(*args)
+        assert code == 2 and f"{what} is" in message and fault in message, (args, message)
+        if args[1].startswith("--"):
+            assert refused(name, f"{args[1]}={value}", *args[3:]) == (code, message)
     assert not Path("results").exists()
+
+
+def test_every_command_is_in_the_test_of_empty_values():
+    """But for those without a parameter that takes a value."""
+    assert {name for name, _ in TAKE_A_VALUE.values()} == {"run", "verify", "bench", "compare"}
+    assert len(TAKE_A_VALUE) > 30
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", ",,", "\0"])
+def test_a_command_without_a_name_is_named(refused, value):
+    """As for a script whose variable is the command."""
+    code, message = refused(value)
+    assert code == 2 and "COMMAND is" in message
+
+
+@pytest.mark.parametrize("option", ["--sizes", "--threads"])
+@pytest.mark.parametrize("value", ["1,,2", "1,", ",1", "1, ,2"])
+def test_an_empty_part_of_a_list_is_refused(refused, option, value):
+    """One variable of two may be missing."""
+    code, message = refused("bench", option, value)
+    assert code == 2 and option in message
 
 
 CONTRADICTIONS = [
@@ -388,3 +413,107 @@ def test_a_name_in_brackets_is_no_markup(tmp_path):
     ):
         done = command(tmp_path, *args)
         assert done.returncode == 0 and shown in done.stdout, (args, done.stderr)
+
+
+FORGED = "\n\x1b[31mError: all is well\a\u202e\x85"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"a{0}",a,label\n1,2,0\n1,2\n',
+        '"a{0}","a{0}",label\n1,2,0\n',
+        '"a{0}",b\n1,2\n',
+        'a,label\n"x{0}",0\n1,1\n',
+        'a,label\n1,"x{0}"\n2,"y{0}"\n3,"z{0}"\n',
+        '"a{0}",label\n1,\n',
+        '"a{0}",label\nx,0\n2,1\n',
+    ],
+)
+def test_a_csv_file_cannot_forge_a_message(refused, tmp_path, text):
+    """A header or a cell may hold line breaks, colours and changes of direction."""
+    path = tmp_path / "data.csv"
+    path.write_bytes(text.format(FORGED).encode())
+    code, message = refused(*setting(f"problem.csv={path}"))
+    assert code == 2 and message.isprintable(), message
+
+
+@pytest.mark.parametrize("value", ["\x1b[31m\n", "\udce9\n", "\u202e"])
+def test_no_option_can_forge_a_message(refused, value):
+    """Each value that a message repeats is escaped."""
+    for name, parameter in TAKE_A_VALUE.values():
+        if parameter.name in {"out", "record_gradients"}:  # such a folder can be made
+            continue
+        code, message = refused(*given_to(name, parameter, f"x{value}x")[0])
+        assert code == 2 and value not in message, message
+        assert not {"\x1b", "\u202e", "\udce9"} & {*message}, message
+
+
+# --- links and what is no file --------------------------------------------------------------------
+
+
+@pytest.fixture
+def links(tmp_path):
+    """Make a config with a relative CSV file, and links of every kind."""
+    real, far = tmp_path / "real", tmp_path / "far"
+    for each in (real, far, tmp_path / "folder"):
+        each.mkdir()
+    (real / "c.yaml").write_text(
+        "problem: {name: logistic_regression, csv: data.csv}\ntraining: {steps: 2}\n"
+    )
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in {
+        "one": "../real/c.yaml",
+        "two": "one",
+        "dangling": "nowhere",
+        "twice": "dangling",
+        "loop": "pool",
+        "pool": "loop",
+        "folder": "../folder",
+        "pipe": "../pipe",
+        "beside": "../real",
+    }.items():
+        (far / name).symlink_to(target)
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", ["far/one", "far/two", "far/beside/c.yaml", "real/c.yaml"])
+def test_a_relative_csv_is_beside_the_file_that_links_lead_to(refused, links, where):
+    """Never beside a link; the message says where it was looked for."""
+    data = links / "real" / "data.csv"
+    (links / "far" / "data.csv").write_text("never read\n")
+    code, message = refused("run", where, *ON_NUMPY)
+    assert code == 2 and f"problem.csv is {data}," in message and "link's target" in message
+    data.write_text("a,label\n" + "".join(f"{k},{k % 2}\n" for k in range(20)))
+    assert refused("run", where, *ON_NUMPY)[0] in (None, 0)
+
+
+NO_FILES = {
+    "far/dangling": "No such file or directory (a symbolic link to nowhere)",
+    "far/twice": "No such file or directory (a symbolic link to dangling)",
+    "far/loop": "levels of symbolic links",
+    "far/folder": "it is a folder",
+    "folder": "it is a folder",
+    "far/pipe": "a pipe",
+    "pipe": "a pipe",
+    "/dev/null": "a device",
+    "real/c.yaml/below": "Not a directory",
+}
+READ = {
+    "run CONFIG": lambda path: ["run", path],
+    "verify CONFIG": lambda path: ["verify", path],
+    "problem.csv": lambda path: setting(f"problem.csv={path}"),
+    "--replay": lambda path: ["verify", "--replay", path],
+    "--baseline": lambda path: ["bench", "--baseline", path],
+    "compare OLD": lambda path: ["compare", path, path],
+}
+
+
+@pytest.mark.usefixtures("links")
+@pytest.mark.parametrize("reader", READ.values(), ids=READ)
+@pytest.mark.parametrize(("where", "reason"), NO_FILES.items())
+def test_what_is_no_file_is_refused_before_it_is_opened(refused, reader, where, reason):
+    """Nothing waits for a pipe; a folder may stand for its bench.json."""
+    code, message = refused(*reader(where))
+    assert code == 2 and str(where) in message
+    assert reason in message or ("folder" in where and "bench.json" in message), message

@@ -70,6 +70,17 @@ MEMBERS = {
     "objects": member("(1,)", "'|O'", b"\x80\x04N." + bytes(8)),
     "fields": member("(1,)", "[('a', '<f4'), ('b', '<f8')]"),
     "no dtype": member(descr="'?!'"),
+    "an expression": member(descr="__import__('os').abort()"),
+    "a dtype with a shape": member("()", "('<f4', (3,))"),
+    "dates": member("(1,)", "'<M8[s]'", bytes(8)),
+    "a NUL in the dtype": member(descr="'<f4\\x00'"),
+    "an archive in an archive": b"PK\3\4" + bytes(100),
+    "a fraction for the shape": member("(3.0,)"),
+    "a product for the shape": member("(1*3,)"),
+    "more dimensions than NumPy has": member(f"({'1,' * 80})", data=bytes(4)),
+    "a header longer than the file": member()[:8] + b"\xff\xff" + member()[10:],
+    "a header shorter than it says": member()[:8] + b"\x09\0" + member()[10:],
+    "a header of no length": member()[:8] + b"\0\0" + member()[10:],
     "a list for the shape": member("[3]"),
     "no header": b"\x93NUMPY\x01\x00",
     "no magic": b"nonsense",
@@ -93,6 +104,46 @@ def test_a_member_that_is_not_what_it_says_is_refused(tmp_path, content):
         load(path)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("other", ["a.npy", "a"])
+def test_two_parts_of_one_name_are_refused(tmp_path, other):
+    """Which of them counts would be for the reader to choose."""
+    path = archive(tmp_path / "a.npz", a=member())
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(other, member(data=b"\1" * 12))
+    with pytest.raises(UsageError, match="two parts of one name"):
+        load(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_compressed_is_refused_whatever_its_size(tmp_path, method):
+    """Also where it grew."""
+    with pytest.raises(UsageError, match="compressed"):
+        load(archive(tmp_path / "a.npz", method, a=member()))
+
+
+NAMES = ["/etc/a", "../../a", "b/../../a", "C:\\a", "\x1b[31m", "\u202e", "é", "a" * 60_000, ""]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:9]))
+def test_the_name_of_a_part_is_a_key_and_no_path(tmp_path, name):
+    """Nothing is extracted."""
+    folder = tmp_path / "one" / "two"
+    folder.mkdir(parents=True)
+    assert list(load(archive(folder / "a.npz", **{name: member()}))) == [name]
+    assert [*tmp_path.rglob("*.npy")] == [] and [*folder.iterdir()] == [folder / "a.npz"]
+
+
+def test_a_long_comment_does_not_matter(tmp_path):
+    """Nor junk after the archive."""
+    path = archive(tmp_path / "a.npz", a=member())
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"x" * 65_535
+    assert list(load(path)) == ["a"]
+    path.write_bytes(archive(path, a=member()).read_bytes() + b"PK" * 100)
+    assert list(load(path)) == ["a"]
 
 
 def test_what_is_compressed_is_refused(tmp_path):
