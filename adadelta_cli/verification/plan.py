@@ -94,7 +94,7 @@ class VerifyPlan:
 
     def flushes(self, chosen: Implementation) -> bool:
         """Tell whether an implementation may flush subnormals to zero."""
-        return self.flush or chosen.flushes
+        return chosen.flushes or (self.flush and chosen.tolerance is not None)
 
     def row(
         self, check: str, case: str, chosen: Implementation, dtype: str, steps: int
