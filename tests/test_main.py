@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -10,6 +11,7 @@ import sys
 
 import click
 import pytest
+from test_regression import content
 
 from adadelta_cli import __main__
 from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError, UsageError
@@ -132,6 +134,8 @@ STREAMS = {  # the shell's redirection: whether results are lost, whether messag
 }
 RUN = ["run", "rosenbrock", "--backend", "numpy", "--set", "training.steps=3"]
 RUN += ["--set", "expect={}"]
+BENCH = ["bench", "--sizes", "10", "--impl", "numpy-fused", "--processes", "1"]
+BENCH += ["--max-time", "0.05"]
 COMMANDS = {
     "--help": (["--help"], 0),
     "--version": (["--version"], 0),
@@ -141,7 +145,26 @@ COMMANDS = {
     "run": (RUN, 0),
     "run --json": ([*RUN, "--json"], 0),
     "verify": (["verify", "--case", "odd", "--impl", "numpy-fused", "--dtype", "float32"], 0),
+    "verify --self-test": (["verify", "--self-test"], 0),
+    "bench": (BENCH, 0),
+    "bench --json": ([*BENCH, "--json"], 0),
+    "compare": (["compare", "old.json", "old.json", "--out", "results/compare"], 0),
+    "doctor": (["doctor"], 0),
+    "doctor --json": (["doctor", "--json"], 0),
 }
+WRITES_FILES = {"run", "verify", "bench", "compare"}
+# The command line with one mutant and one check of doctor's, for all take minutes.
+SHORT = """
+from adadelta_cli.cli import streams
+streams.install()
+from adadelta_cli import __main__
+from adadelta_cli.doctor import checks
+from adadelta_cli.verification import mutation_test
+checks.REQUIREMENTS = checks.REQUIREMENTS[:1]
+mutation_test.CONTROLS = ()
+mutation_test.SelfTest.__init__.__defaults__ = mutation_test.MUTANTS[:1], 0
+__main__.main()
+"""
 
 
 @pytest.mark.slow
@@ -153,7 +176,10 @@ def test_a_stream_that_cannot_be_written_has_the_documented_code(
     """Lost results: code 4 and a message. Lost messages: the usual code. The files are written."""
     out_lost, err_lost = STREAMS[redirection]
     err = tmp_path / "err"
-    line = shlex.join([sys.executable, "-m", "adadelta_cli", *args])
+    is_long = args[0] == "doctor" or "--self-test" in args
+    program = ["-c", SHORT] if is_long else ["-m", "adadelta_cli"]
+    line = shlex.join([sys.executable, *program, *args])
+    (tmp_path / "old.json").write_text(json.dumps(content()))
     end = redirection if redirection.startswith("|") else ""
     usual_places = "" if err_lost else f"2>{err}"
     usual_places += "" if out_lost else " >/dev/null"
@@ -169,8 +195,42 @@ def test_a_stream_that_cannot_be_written_has_the_documented_code(
         assert ("Error: " in said) == (lost or usual != 0), said
         assert ("stdout" in said) == lost, said
         assert not any(word in said for word in ("bug", "Traceback", "Exception")), said
-    if args[0] in {"run", "verify"} and usual == 0 and "-h" not in args:
+    if args[0] in WRITES_FILES and usual == 0 and "-h" not in args:
         assert list(tmp_path.glob(f"results/{args[0]}/**/*.csv"))
+
+
+DETAILS = {
+    "run": (RUN, ["rosenbrock on numpy, steps 0 to 3, in results/run/rosenbrock", "rosenbrock: "]),
+    "bench": (BENCH, ["timed: numpy-fused on 10, in 1 processes", "bench: "]),
+    "compare": (["compare", "old.json", "old.json"], ["old.json: 2 rows, measured on one by"]),
+    "doctor": (["doctor"], ["doctor: "]),
+    "verify": (["verify", "--sizes", "10", "--impl", "numpy-fused"], ["verify: "]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("args", "wanted"), DETAILS.values(), ids=DETAILS)
+def test_verbose_says_with_what_and_how_long(tmp_path, args, wanted):
+    """On stderr, so that stdout stays the document of --json; nothing of it comes without -v."""
+    (tmp_path / "old.json").write_text(json.dumps(content()))
+    is_long = args[0] == "doctor"
+    program = ["-c", SHORT] if is_long else ["-m", "adadelta_cli"]
+    plain, more = (
+        subprocess.run(
+            [sys.executable, *program, *args, "--json", *v, *["--force"] * (args[0] == "run")],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        )
+        for v in ([], ["-v"])
+    )
+    json.loads(more.stdout)
+    for text in ("versions: Python 3", "settings: ", f"{args[0]}: ", " s in all", *wanted):
+        assert text in more.stderr, more.stderr
+    assert "versions: " not in plain.stderr and "in all" not in plain.stderr
+    if args[0] in {"run", "bench", "verify"}:
+        assert "--seed 0 (default)" in more.stderr
 
 
 def test_a_closed_pipe_is_no_failed_check():

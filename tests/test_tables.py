@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from conftest import KERNEL_NAMES
-from rich.console import Console
+from quiet import IDLE, QUIET
+from rich.console import Console, Group
 from rich.text import Text
 
 from adadelta_cli.bench import regression, regression_report
+from adadelta_cli.bench import report as bench_report
+from adadelta_cli.bench.results import BenchRow
 from adadelta_cli.bench.significance import Verdict
+from adadelta_cli.doctor import report as doctor_report
+from adadelta_cli.doctor.checks import Check, CheckOutcome, Examination
+from adadelta_cli.doctor.findings import Finding, Level
+from adadelta_cli.run import report as run_report
+from adadelta_cli.run.result import Expectation, RunOutcome, RunResult, Side, TrainingRow
 from adadelta_cli.tables import FittingTable
+from adadelta_cli.verification import mutation_report
 from adadelta_cli.verification import report as verify_report
+from adadelta_cli.verification.mutation_test import MutantRow
 from adadelta_cli.verification.rows import ComparisonRow
+
+DOCS = Path(__file__).parents[1] / "docs" / "cli.md"
 
 WIDTHS = [20, 40, 60, 80, 120, 200]
 
@@ -88,11 +101,15 @@ def test_what_a_terminal_cannot_show_is_escaped_before_the_widths_are_measured(n
     assert len(ends) == 1, text
 
 
+LONG = "a_config_of_forty_characters_" + "x" * 11
+KERNEL = "a_long_folder/below_another/my_kernel.py:step"
+
+
 def verify_table():
     """Make the table of a kernel that failed once."""
     rows = [
         ComparisonRow(
-            "step", f"odd{k}", "a_long_folder/my_kernel.py:step", "numpy-fused", "numpy", "cpu",
+            "step", f"odd{k}", KERNEL, "numpy-fused", "numpy", "cpu",
             "float32", "weight", 12_345_678, 3, mismatches=k * 1_000_003, max_ulp=3.0,
             scaled_ulp=1.2e24 * k, passed=not k,
         )
@@ -101,31 +118,120 @@ def verify_table():
     return verify_report.verification_table(type("Work", (), {"rows": rows}))
 
 
+def self_test_table():
+    """Make the table of a mutant that was caught, and of one that was missed."""
+    about = "a mistake that takes some more words than fit on a line of a narrow terminal"
+    rows = [
+        MutantRow(
+            fault, "user kernel", about, "flushed-and-clipped", "float16", "acc_delta", 12_345,
+            caught, mxnet_test=False, pytorch_test=True, passed=caught,
+        )
+        for fault, caught in (("epsilon-added-after-the-root", True), ("rho-for-1-rho", False))
+    ]  # fmt: skip
+    return mutation_report.self_test_table(rows)
+
+
+def run_table():
+    """Make the table of two configs, one of which has a long name and misses."""
+    history = [
+        TrainingRow(step=k, epoch=k, grad_norm=None, update_norm=None, loss=loss, accuracy=0.8125)
+        for k, loss in enumerate((1e100, 6.931e-100))
+    ]
+    check = Expectation("loss", Side.MAX, 1.25e-101, 6.931e-100)
+    results = [
+        RunResult(
+            name, "logistic_regression", "numpy", "cpu", "float32", True, 0, outcome, checks,
+            123_456, 1234.5, None, {"loss": "the loss", "accuracy": "a share"}, tuple(history),
+        )
+        for name, outcome, checks in (
+            (LONG, RunOutcome.MISSED, (check,)), ("mlp", RunOutcome.FINISHED, ())
+        )
+    ]  # fmt: skip
+    return run_report.run_table(results)
+
+
+def bench_table():
+    """Make the table of a built-in step and of a kernel, in two dtypes."""
+    rows = [
+        BenchRow(
+            name, "numpy", "cpu", dtype, "bert-base", 199, 109_482_240, 2, "warm", 6, 600,
+            0.12345, 0.12246, 0.12457, 0.12, 0.13, 8.7e8, 17.53, 18.25, 0.962, 0.951, 0.973,
+            "memory", 12.34, 12.25, 12.46, 123_456_789, size, 0, "2:64", "12:256",
+        )
+        for dtype, size in (("float32", 20), ("float64", 40))
+        for name in ("mxnet-fused", KERNEL)
+    ]  # fmt: skip
+    return bench_report.bench_table(rows)
+
+
 def compare_table():
     """Make the table of several verdicts."""
+    names, workloads = ("mxnet-fused", KERNEL) * 2, ("1e7", "resnet50", "bert-base", "mlp")
     rows = [
         regression.RegressionRow(
-            "mxnet-fused", "mxnet", "cpu", "float32", workload, 2, "warm", 0,
+            name, "mxnet", "cpu", "float32", workload, 2, "warm", 0,
             "share of the ceiling", 0.912, 0.856, 1.0654, 1.0412, 1.0899, 0.001, 6, 6, verdict,
         )
-        for workload, verdict in zip(("1e7", "resnet50", "bert-base"), Verdict, strict=False)
+        for workload, name, verdict in zip(workloads, names, Verdict, strict=True)
     ]  # fmt: skip
     return regression_report.comparison_table(
-        regression.Comparison(rows, [], 0.05, "a test", "old/bench.json", "new/bench.json")
+        regression.Comparison(rows, [], 0.05, "a test", LONG, "new/bench.json")
     )
 
 
+def doctor_table():
+    """Make the tables of a check that is broken, and of a finding."""
+    check = Check(
+        "NumPy kernels", CheckOutcome.BROKEN, f"12,345 numbers differ in {LONG}", "run", "do"
+    )
+    finding = Finding(
+        Level.DISTURBS, f"1.1 of 2 cores were busy: {LONG} (pid 7132)", "slow", "end it"
+    )
+    found = Examination(QUIET, IDLE, None, (check,), (finding,))
+    return Group(*doctor_report.doctor_tables(found, 0))
+
+
 ALWAYS = {
-    verify_table: ["a_long_folder/my_kernel.py:step", "1FAILED", "1,000,003", "syntheticsteps"],
-    compare_table: ["resnet50", "bert-base", "1.065(1.041-1.090)", "mxnet-fused"],
+    run_table: [LONG, "loss", "accuracy", "6.931e-100", "0.8125", "at most 1.25e-101", "missed"],
+    verify_table: [KERNEL, "1 FAILED", "1,000,003", "synthetic steps"],
+    self_test_table: [
+        "epsilon-added-after-the-root",
+        "rho-for-1-rho",
+        "caught",
+        "SLIPPED THROUGH",
+        "flushed-and-clipped float16",
+    ],
+    bench_table: ["bert-base", "mxnet-fused", KERNEL, "float64", "123 ms (122-125)"],
+    compare_table: [
+        "resnet50",
+        "bert-base",
+        KERNEL,
+        "1.065 (1.041-1.090)",
+        *(v.value for v in Verdict),
+    ],
+    doctor_table: ["NumPy kernels", "broken", "12,345", "disturbs", "pid 7132", LONG],
 }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("make", ALWAYS, ids=lambda make: make.__name__)
-def test_each_report_shows_names_numbers_and_verdicts(make, width):
-    """At each width, and in ASCII."""
-    for encoding in ("utf-8", "ascii"):
-        text = whole(shown(make(), width, encoding))
-        for must in ALWAYS[make]:
-            assert must in text, text
+def test_each_report_shows_names_numbers_and_verdicts(make, width, encoding):
+    """All of them; a word goes on in the next line only if it is longer than a line."""
+    text = shown(make(), width, encoding)
+    for must in ALWAYS[make]:
+        assert whole(must) in whole(text), text
+        assert all(word in text for word in must.split() if len(word) <= width), text
+
+
+@pytest.mark.parametrize("make", ALWAYS, ids=lambda make: make.__name__)
+def test_the_documented_columns_are_dropped_in_that_order(make):
+    """docs/cli.md lists what has a rank, the highest first; doctor drops nothing."""
+    command = make.__name__.removesuffix("_table").replace("self_test", "verify --self-test")
+    listed = DOCS.read_text().partition("| table of |")[2]
+    documented = re.search(rf"^\| `{command}` \| (.*) \|$", listed, re.MULTILINE)[1]
+    tables = make().renderables if make is doctor_table else [make()]
+    ranked = sorted((-rank, k) for k, rank in enumerate(tables[0]._ranks) if rank)
+    dropped = [str(tables[0].columns[k].header) for _, k in ranked] or ["nothing"]
+    assert re.split(", | and ", documented) == dropped
+    assert not any(any(table._ranks) for table in tables[1:])

@@ -167,6 +167,14 @@ def _choose(name: str, backend: str, device: Device) -> Implementation:
     return found
 
 
+def described(plan: BenchPlan) -> list[str]:
+    """Say in lines what is timed, on what, and what is not available."""
+    names = ", ".join(each.name for each in plan.implementations)
+    workloads = ", ".join(each.name for each in plan.workloads) or "no single steps"
+    absent = [f"not timed: {each.name}: {reason}" for each, reason in plan.absent]
+    return [f"timed: {names} on {workloads}, in {len(plan.workers)} processes at a time", *absent]
+
+
 TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured
 
 

@@ -120,6 +120,16 @@ class Document(BaseModel):
         return self
 
     @property
+    def described(self) -> str:
+        """Say in a line where it comes from."""
+        host, versions = self.machine.get("host"), self.machine.get("versions")
+        version = versions.get("adadelta") if isinstance(versions, dict) else None
+        return (
+            f"{self.source}: {len(self.rows)} rows, measured on {host or 'an unknown host'} by "
+            f"adadelta {version or 'of an unknown version'}"
+        )
+
+    @property
     def by_key(self) -> dict[MeasurementKey, Found]:
         """The rows, with the medians of each process."""
         both = zip(self.rows, self.by_process, strict=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from adadelta_cli.cli.options import (
     MOST_THREADS,
@@ -204,8 +205,11 @@ def bench(
 
     files.check_pictures()
     screen = terminal(as_json, quiet, verbose)
+    _check_effective(train, baseline, **asked)
     before = _baseline(baseline, out) if baseline else None
     plan = _plan(train=train, **asked)
+    for line in planning.described(plan):
+        screen.note(line, level=1)
     planning.check_memory(plan)
     work = runner.Benchmark(plan, train, machine.describe())
     files.prepare_folder(out, report.FILES)
@@ -220,6 +224,31 @@ def bench(
             this = regression.parse_document(report.bench_document(work), str(out))
             judged.append(regression.judge(before, this, threshold))
     return max(work.exit_code, *(each.exit_code for each in judged), ExitCode.OK)
+
+
+def _check_effective(
+    train: str | None, baseline: Path | None, device: Device, peers: bool, **asked: Any
+) -> None:
+    """Refuse options without an effect."""
+    typed = click.get_current_context().get_parameter_source
+    given = {
+        name for name in ("threshold", "threads") if typed(name) is ParameterSource.COMMANDLINE
+    }
+    if "threshold" in given and not (baseline or asked["against"]):
+        raise UsageError(
+            "--threshold has no effect without a comparison; add --baseline or --against, or leave "
+            "it out"
+        )
+    if "threads" in given and device.kind == "gpu":
+        raise UsageError(
+            f"--threads has no effect with --ctx {device}, where no step computes on the CPU; "
+            "leave out one of them"
+        )
+    if train and peers and not (asked["sizes"] or asked["models"]):
+        raise UsageError(
+            "--train and --peers contradict each other: a training is always on MXNet; leave out "
+            "one of them, or add --sizes or --model"
+        )
 
 
 def _plan(
@@ -368,6 +397,8 @@ def compare(
 
     screen = terminal(as_json, quiet, verbose)
     before, after = map(regression.read_document, (old, new))
+    for each in (before, after):
+        screen.note(each.described, level=1)
     found = regression.judge(before, after, threshold)
     if out:
         files.prepare_folder(out, regression_report.FILES)

@@ -69,7 +69,17 @@ class Terminal:
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Tick]:
-        """Show progress on stderr: a bar on a terminal, else a plain line now and then."""
+        """Show progress on stderr: a bar on a terminal, else a plain line now and then.
+
+        With `-v`, say at the end how long it took.
+        """
+        began = time.perf_counter()
+        with self._progress(title) as tick:
+            yield tick
+        self.note(f"{title}: {time.perf_counter() - began:.1f} s", level=1)
+
+    @contextlib.contextmanager
+    def _progress(self, title: str) -> Iterator[Tick]:
         if self.verbosity < 0:
             yield no_tick
         elif sys.stderr.isatty():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from adadelta_cli.cli.console import Terminal
 from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
@@ -60,14 +63,54 @@ class Command(click.Command):
                 raise self.unknown_option(ctx, _as_typed(error.option_name, args)) from None
             if not given.get("help"):
                 _check_values(given, self.get_params(ctx))
-                _check_contradictions(args, order)
+                _check_contradictions(args, order, given)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; with `-v`, say first with what, and at the end how long it took."""
+        if not ctx.params.get("verbose"):
+            return super().invoke(ctx)
+        began = time.perf_counter()
+        screen = Terminal(verbosity=1)
+        for line in details(ctx):
+            screen.note(line)
+        try:
+            return super().invoke(ctx)
+        finally:
+            screen.note(f"{ctx.info_name}: {time.perf_counter() - began:.1f} s in all")
 
     def unknown_option(self, ctx: click.Context, option: str) -> click.UsageError:
         """Return the error of an unknown option, which suggests what it may stand for."""
         near = " or ".join(meant_by(option, self.params))
         meant = f" (did you mean {near}?)" if near else ""
         return click.UsageError(f"no such option: {shortened(option)}{meant}", ctx)
+
+
+def details(ctx: click.Context) -> list[str]:
+    """Return the lines that `-v` begins with: versions, and each setting with its origin."""
+    import platform
+
+    from adadelta_cli.system import machine
+
+    versions = {"Python": platform.python_version(), **machine.versions()}
+    settings = {}
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        is_given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        value = ctx.params.get(name)
+        if name not in ctx.params:  # --threads, whose callback has set the environment
+            value = os.environ.get(machine.THREAD_VARIABLES[0]) or machine.available_cores()
+        if (
+            name not in {"as_json", "quiet", "verbose"}
+            and value not in (None, ())
+            and value is not False
+        ):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            settings[_name(parameter)] = f"{text} ({'given' if is_given else 'default'})"
+    return [
+        f"versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        f"settings: {', '.join(f'{name} {text}' for name, text in settings.items()) or 'none'}",
+    ]
 
 
 # What users call a command, or take for one.
@@ -142,29 +185,59 @@ def _name(parameter: click.Parameter) -> str:
     return parameter.human_readable_name.strip("[].")
 
 
-TOGETHER_NEVER = (("quiet", "verbose"), ("resume", "force"))
+SELF_TEST = "the self-test chooses implementations, cases and dtypes itself, on the CPU"
+# Pairs of parameters, by their names in the code; with a reason where it is not plain. What depends
+# on the values given is checked where they are used.
+TOGETHER_NEVER = {
+    ("quiet", "verbose"): "",
+    ("resume", "force"): "",
+    ("resume", "record_gradients"): "the recording needs every step; use --force instead",
+    ("as_json", "layout"): "stdout is one JSON document, without a table",
+    ("case_names", "sizes"): "sizes replace the cases",
+    **dict.fromkeys(
+        (("replay", name) for name in ("configs", "case_names", "sizes", "full")),
+        "the recording is the only case",
+    ),
+    **dict.fromkeys(
+        (
+            ("self_test", name)
+            for name in (
+                *("configs", "names", "peers", "replay", "full", "case_names", "sizes", "steps"),
+                *("dtypes", "timeout", "subnormals", "threads", "backend"),
+            )
+        ),
+        SELF_TEST,
+    ),
+}
 
 
-def _check_contradictions(args: Sequence[str], order: Sequence[click.Parameter]) -> None:
-    """Refuse flags for one setting with different values, such as --warm and --cold."""
-    typed = set(args[: args.index("--")] if "--" in args else args)
-    flags = [each for each in dict.fromkeys(order) if isinstance(each, click.Option)]
-    flags = [each for each in flags if each.is_flag]
-    named = {flag.name or "": _name(flag) for flag in flags}
-    for pair in TOGETHER_NEVER:
+def _check_contradictions(
+    args: Sequence[str], order: Sequence[click.Parameter], given: dict[str, Any]
+) -> None:
+    """Refuse what is given twice, with two values, or together with what it contradicts."""
+    # An argument is in the order even if nothing was typed for it.
+    typed = [
+        each
+        for each in order
+        if isinstance(each, click.Option)
+        or (isinstance(values := given.get(each.name or ""), (str, list, tuple)) and values)
+    ]
+    named = {each.name or "": _name(each) for each in typed}
+    for pair, reason in TOGETHER_NEVER.items():
         if named.keys() >= {*pair}:
-            _refuse(*(named[name] for name in pair))
-    settings: dict[str, list[str]] = {name: [] for name in named}
-    for flag in flags:
-        for side in (flag.opts, flag.secondary_opts):
-            settings[flag.name or ""] += [*side[:1]] if typed & {*side} else []
-    for sides in settings.values():
-        if len(sides) > 1:
+            _refuse(*(named[name] for name in pair), reason=reason)
+    words = set(args[: args.index("--")] if "--" in args else args)
+    for option in (each for each in dict.fromkeys(typed) if isinstance(each, click.Option)):
+        sides = [side[0] for side in (option.opts, option.secondary_opts) if words & {*side}]
+        if option.is_flag and len(sides) > 1:
             _refuse(*sides)
+        if not (option.is_flag or option.multiple) and typed.count(option) > 1:
+            raise UsageError(f"{_name(option)} is given twice; give it once")
 
 
-def _refuse(*options: str) -> None:
-    raise UsageError(f"{' and '.join(options)} contradict each other; leave one of them out")
+def _refuse(*options: str, reason: str = "") -> None:
+    why = f": {reason}" if reason else ""
+    raise UsageError(f"{' and '.join(options)} contradict each other{why}; leave one of them out")
 
 
 def _as_typed(option: str, args: Sequence[str]) -> str:
@@ -218,7 +291,8 @@ SCREEN_OPTIONS = (
         "-v",
         "--verbose",
         is_flag=True,
-        help="Print more: verify lists more failures, doctor more of the machine.",
+        help="Print more: versions, settings, files and times; verify lists more failures, doctor "
+        "more of the machine.",
     ),
 )
 

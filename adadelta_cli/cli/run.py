@@ -98,6 +98,8 @@ def run(
     files.prepare_folder(out)
     if record_gradients:
         files.prepare_folder(record_gradients.parent, option="--record-gradients")
+    for each in runs:
+        screen.note(each.described, level=1)
     with ExitStack() as finished:
         finished.callback(_show_runs, screen, runs)
         for each in runs:

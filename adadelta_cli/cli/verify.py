@@ -11,6 +11,7 @@ import click
 
 from adadelta_cli.cli.options import (
     POSITIVE_FLOAT,
+    SELF_TEST,
     Choice,
     Command,
     shared_options,
@@ -21,6 +22,7 @@ from adadelta_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from adadelta_cli.cli.console import Terminal
+    from adadelta_cli.implementations.array_backends import Device
     from adadelta_cli.verification.mutation_test import SelfTest
     from adadelta_cli.verification.runner import Verification
 
@@ -137,8 +139,7 @@ def verify(
 
     screen = terminal(as_json, quiet, verbose)
     if self_test:
-        given = names or case_names or any(options[key] for key in CHOSEN_BY_SELF_TEST)
-        _self_test(screen, out, seed, alone=not given and options["device"].kind == "cpu")
+        _self_test(screen, out, seed, options["device"])
     check_pictures()
     plan = Request(names=names, case_names=case_names, seed=seed, **options).plan
     files.prepare_folder(out, report.FILES)
@@ -166,18 +167,12 @@ def _show_verification(screen: Terminal, work: Verification, most: int) -> None:
     screen.document(report.verification_document(work))
 
 
-CHOSEN_BY_SELF_TEST = ("configs", "full", "peers", "replay", "sizes", "steps", "dtypes")
-
-
-def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
+def _self_test(screen: Terminal, out: Path, seed: int, device: Device) -> None:
     from adadelta_cli import files
     from adadelta_cli.verification import mutation_report, mutation_test
 
-    if not alone:
-        raise UsageError(
-            "--self-test chooses implementations, cases and dtypes itself, and changes the sources "
-            "for a CPU only; leave out all other options but --seed and --out"
-        )
+    if device.kind != "cpu":
+        raise UsageError(f"--self-test and --ctx {device} contradict each other: {SELF_TEST}")
     files.prepare_folder(out, mutation_report.FILES)
     work = mutation_test.SelfTest(seed=seed)
     with ExitStack() as finished:

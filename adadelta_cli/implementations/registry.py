@@ -258,9 +258,10 @@ def check_backend(chosen: Implementation, backend: str) -> None:
         UsageError: it computes on another array library.
     """
     if backend not in ("auto", chosen.backend):
+        own = f", or make it {chosen.backend}" if chosen.backend in array_backends.BACKENDS else ""
         raise UsageError(
             f"--impl {chosen.name} computes on {chosen.backend} and --backend is {backend}; leave "
-            f"--backend out, or make it {chosen.backend}"
+            f"--backend out{own}"
         )
 
 

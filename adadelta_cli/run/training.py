@@ -86,6 +86,15 @@ class Run:
         if record_gradients:
             self._recorder = Recorder(record_gradients, self.trainer, config, dtype)
 
+    @property
+    def described(self) -> str:
+        """What is trained, where, and for how long, in a line."""
+        trainer = self.trainer
+        return (
+            f"{self.name}: {self.config.problem.name} on {self._facts['backend']}, steps "
+            f"{trainer.step} to {trainer.total}, in {self.folder}"
+        )
+
     def _identity(self) -> dict[str, Any]:
         """Collect everything that decides the trajectory and its recording, except its length."""
         facts = {key: value for key, value in self._facts.items() if key != "ctx"}

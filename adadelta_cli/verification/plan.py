@@ -94,7 +94,7 @@ class VerifyPlan:
 
     def flushes(self, chosen: Implementation) -> bool:
         """Tell whether an implementation may flush subnormals to zero."""
-        return self.flush or chosen.flushes
+        return chosen.flushes or (self.flush and chosen.tolerance is not None)
 
     def row(
         self, check: str, case: str, chosen: Implementation, dtype: str, steps: int
@@ -155,6 +155,7 @@ class Request:
         for reference in self.configs:
             config.load_config(reference)
         implementations, oracle_checked, absent = self._implementations()
+        self._check_effective(implementations)
         user_kernel = any(map(is_user_kernel, implementations))
         alone = self._named or bool(self.configs)
         plan = VerifyPlan(
@@ -182,6 +183,25 @@ class Request:
         )
         check_memory(plan)
         return plan
+
+    def _check_effective(self, implementations: Implementations) -> None:
+        """Refuse options without an effect."""
+        for each in implementations:
+            if each.name in self.names:
+                registry.check_backend(each, self.backend)
+        builtin = all(each.tolerance is None for each in implementations)
+        no_cases = bool(self.configs) and not self._named
+        useless = {
+            "--subnormals flush is for a kernel of your own; add --impl FILE.py:FUNCTION": (
+                self.subnormals == "flush" and builtin
+            ),
+            "--steps counts those of a case, and only trainings are asked for; add --case or "
+            "--sizes": bool(self.steps) and no_cases,
+            f"--backend {self.backend} chooses built-in implementations, and --peers only others; "
+            "add --impl": self.peers and not self.names and self.backend != "auto",
+        }
+        for problem in (problem for problem, is_so in useless.items() if is_so):
+            raise UsageError(f"{problem}, or leave the option out")
 
     @property
     def _named(self) -> bool:
@@ -271,7 +291,7 @@ def choose(
     given = {name: registry.implementation(name, device) for name in names}
     for each in given.values():
         registry.check_place(each, device)
-        if each.name in registry.IMPLEMENTATIONS and each.name not in registry.FRAMEWORKS:
+        if each.name not in registry.FRAMEWORKS:
             registry.check_backend(each, backend)
         if each.name in registry.FRAMEWORKS:
             _check_on_cpu(f"--impl {each.name}", device)

@@ -197,31 +197,83 @@ def test_an_empty_part_of_a_list_is_refused(refused, option, value):
 
 
 CONTRADICTIONS = [
-    ["run", "small.yaml", "-q", "-v"],
-    ["run", "small.yaml", "-qv"],
-    ["doctor", "--quiet", "--verbose"],
-    ["compare", "a", "b", "-v", "-q"],
-    ["run", "small.yaml", "--fused", "--no-fused"],
-    ["run", "small.yaml", "--resume", "--force"],
-    ["bench", "--warm", "--cold"],
-    ["bench", "--train", "mlp", "--backend", "numpy"],
-    ["bench", "--train", "mlp", "--impl", "numpy"],
-    ["bench", "--train", "mlp", "--dtype", "float64"],
-    ["bench", "--train", "mlp", "--cold"],
-    ["bench", "--sizes", "10", "--backend", "numpy", "--impl", "mxnet-fused"],
-    ["verify", "--case", "odd", "--backend", "numpy", "--impl", "mxnet-fused"],
-    ["verify", "--case", "odd", "--backend", "cupy", "--impl", "numpy-fused"],
+    "run small.yaml -q -v",
+    "run small.yaml -qv",
+    "doctor --quiet --verbose",
+    "compare a b -v -q",
+    "run small.yaml --fused --no-fused",
+    "run small.yaml --resume --force",
+    "run small.yaml --resume --record-gradients g.npz",
+    "run small.yaml --seed 1 --seed 2",
+    "run small.yaml --ctx cpu --backend cupy",
+    "run small.yaml --ctx gpu --backend numpy",
+    "bench --warm --cold",
+    "bench --sizes 10 --sizes 20",
+    "bench --train mlp --backend numpy",
+    "bench --train mlp --impl numpy",
+    "bench --train mlp --dtype float64",
+    "bench --train mlp --cold",
+    "bench --train mlp --peers",
+    "bench --train mlp --ctx gpu",
+    "bench --train mlp --against python",
+    "bench --sizes 10 --threshold 0.1",
+    "bench --ctx gpu --threads 2",
+    "bench --json --format markdown",
+    "compare a b --json --format table",
+    "bench --sizes 10 --backend numpy --impl mxnet-fused",
+    "bench --sizes 10 --backend mxnet --impl kernel.py:step",
+    "bench --sizes 10 --ctx gpu --impl numpy-fused",
+    "verify --case odd --backend numpy --impl mxnet-fused",
+    "verify --case odd --backend cupy --impl numpy-fused",
+    "verify --case odd --backend mxnet --impl kernel.py:step",
+    "verify --case odd --sizes 10",
+    "verify --replay small.yaml --full",
+    "verify --replay small.yaml --case odd",
+    "verify --replay small.yaml --sizes 10",
+    "verify small.yaml --replay small.yaml",
+    "verify --case odd --subnormals flush",
+    "verify small.yaml --steps 3",
+    "verify --ctx gpu --peers",
+    "verify small.yaml --self-test",
+    *(
+        f"verify --self-test {option}"
+        for option in (
+            *("--impl numpy", "--peers", "--replay small.yaml", "--full", "--case odd"),
+            *("--sizes 10", "--steps 3", "--dtype float32", "--timeout 3", "--subnormals strict"),
+            *("--threads 1", "--backend auto", "--ctx gpu"),
+        )
+    ),
 ]
 
 
-@pytest.mark.parametrize("args", CONTRADICTIONS, ids=" ".join)
-def test_options_that_contradict_each_other_are_refused(refused, args):
-    """Both are named, whatever their order."""
+@pytest.mark.parametrize("line", CONTRADICTIONS)
+def test_options_that_contradict_each_other_are_refused(refused, line):
+    """And those without an effect. They are named."""
+    Path("kernel.py").write_text("def step(*arrays, **settings): ...")
+    args = line.split()
     code, message = refused(*args)
     assert code == 2, message
-    asked = [arg.replace("-qv", "--quiet") for arg in args if arg.startswith("--")]
+    without = {"--threshold", "--subnormals", "--steps"}  # what lacks something is named alone
+    asked = [arg for arg in args if arg.startswith("--")]
+    asked = [arg for arg in asked if arg in without] or asked
     assert all(option in message for option in asked[-2:]), message
     assert not Path("results").exists()
+
+
+GO_TOGETHER = [
+    "run small.yaml --backend numpy --force --json -q",
+    "run small.yaml --backend numpy --resume -v --json --json",
+    "run small.yaml --backend numpy --force --record-gradients g.npz --dtype float64 --threads 1",
+    "verify --full --case odd --impl numpy-fused --dtype float32 --seed 3 --steps 2 -q",
+    "verify --sizes 10 --impl numpy-fused --dtype float32 --timeout 30 --subnormals strict",
+    "verify small.yaml --case odd --steps 2 --backend numpy --impl numpy-fused --dtype float32",
+]
+
+
+@pytest.mark.parametrize("line", GO_TOGETHER)
+def test_options_that_say_the_same_or_have_nothing_to_do_go_together(refused, line):
+    """Such as --force where there is nothing to discard, and a flag that is given twice."""
+    assert refused(*line.split())[0] in (None, 0)
 
 
 @pytest.mark.parametrize(

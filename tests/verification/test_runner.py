@@ -353,7 +353,7 @@ def test_the_naive_engine_is_refused(tmp_path):
         (["--ctx", "tpu"], 2, "gpu:N"),
         (["--backend", "cupy"], 2, "take --ctx gpu"),
         (["--timeout", "0"], 2, "--timeout"),
-        (["--case", "odd", "--sizes", "5"], 2, "leave out"),
+        (["--case", "odd", "--sizes", "5"], 2, "--case and --sizes"),
     ],
 )
 def test_wrong_usage_has_an_answer(tmp_path, args, code, words):
