@@ -140,7 +140,9 @@ def verify(
         given = names or case_names or any(options[key] for key in CHOSEN_BY_SELF_TEST)
         _self_test(screen, out, seed, alone=not given and options["device"].kind == "cpu")
     check_pictures()
-    plan = Request(names=names, case_names=case_names, seed=seed, **options).plan
+    threads = click.get_current_context().meta["threads"]
+    asked = Request(names=names, case_names=case_names, seed=seed, threads=threads, **options)
+    plan = asked.plan
     files.prepare_folder(out, report.FILES)
     work = runner.Verification(plan)
     show = partial(_show_verification, screen, work, most=1000 if verbose else 10)

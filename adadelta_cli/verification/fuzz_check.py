@@ -85,19 +85,19 @@ class FuzzCheck:
 
     def _repeat(self, chosen: Implementation) -> None:
         """Repeat one step hundreds of times, to meet a race; and compare it once."""
-        for elements, _ in invariants.REPEATED:
-            case = replace(cases.single(elements), steps=1)
-            row = self.plan.row(case.check, case.name, chosen, self.dtype, 1)
-            CaseCheck(self.plan, self.results, case, self.dtype, self._sandbox).compare(chosen, row)
-        row = self.plan.row("repeat", fuzz.STEADY, chosen, self.dtype, 1)
-        row = replace(row, reference="itself")
         place = self._sandbox.of(chosen.sandbox)
-        try:
-            found = place.call(invariants.check_repeated, chosen, self.dtype, self.plan.seed)
-        except SandboxError as error:
-            self.results.fail(row, error)
-            return
-        self.results.rows += comparison.invariant_rows(row, found)
+        for elements, times in invariants.REPEATED:
+            case, name = replace(cases.single(elements), steps=1), fuzz.steady_name(elements)
+            row = self.plan.row(case.check, name, chosen, self.dtype, 1)
+            CaseCheck(self.plan, self.results, case, self.dtype, self._sandbox).compare(chosen, row)
+            row = replace(row, check="repeat", reference="itself")
+            how = elements, times, self.dtype, self.plan.seed
+            try:
+                found = place.call(invariants.check_repeated, chosen, *how)
+            except SandboxError as error:
+                self.results.fail(row, error)
+                return
+            self.results.rows += comparison.invariant_rows(row, found)
 
 
 class _Search:

@@ -50,6 +50,7 @@ def is_user_kernel(chosen: Implementation) -> bool:
 
 
 DTYPES = ("float32", "float64", "float16")
+TIMEOUT_S = 120.0
 SUBNORMALS = ("strict", "flush")
 # Of a training on MXNet in the default set, since its small operators take a millisecond a step. On
 # NumPy, and with `--full` on both, a training goes to its end.
@@ -70,7 +71,7 @@ class VerifyPlan:
     training_dtypes: tuple[str, ...] = ("float32",)
     training_steps: int | None = TRAINING_STEPS  # at which a training on MXNet stops; None: its end
     seed: int = 0  # of all random numbers
-    timeout: float | None = 120.0  # seconds that one case of one implementation may take
+    timeout: float | None = TIMEOUT_S  # seconds that one case of one implementation may take
     overrides: tuple[str, ...] = ()  # `key=value` settings for the configs
     # Others than these are covered by the comparison with one of them.
     oracle_checked: Implementations = ()
@@ -86,6 +87,8 @@ class VerifyPlan:
     device: Device = CPU  # where the tensors are, for the implementations that compute there
     flush: bool = False  # third-party code may flush subnormals to zero
     fuzz_s: float = fuzz.SECONDS  # limit of fuzzing for one user kernel and dtype
+    full: bool = False  # complete trainings, and more single steps against the oracle
+    threads: int | None = None  # if the user limited them
 
     @property
     def is_fuzzed(self) -> bool:
@@ -111,7 +114,17 @@ class VerifyPlan:
             steps=steps,
             seed=self.seed,
             subnormals=SUBNORMALS[self.flushes(chosen)],
+            options=self._options(check),
         )
+
+    def _options(self, check: str) -> tuple[str, ...]:
+        """Return further options that a command needs to repeat rows of a check."""
+        given = {
+            "--timeout": None if self.timeout == TIMEOUT_S else self.timeout,
+            "--threads": self.threads,
+        }
+        full = ("--full",) * (self.full and check in {"training", "oracle"})
+        return sum(((k, f"{v:g}") for k, v in given.items() if v is not None), full)
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,7 @@ class Request:
     timeout: float | None = None
     subnormals: str = "strict"
     kernel: Implementation | None = None
+    threads: int | None = None
 
     @property
     def plan(self) -> VerifyPlan:
@@ -179,6 +193,8 @@ class Request:
             device=self.device,
             flush=self.subnormals == "flush",
             fuzz_s=fuzz.time_limit_s(full=full),
+            full=full,
+            threads=self.threads,
         )
         check_memory(plan)
         return plan
