@@ -317,6 +317,8 @@ def _show_bench(
         screen.table(report.bench_table(work.rows))
         for line in report.bench_notes(work.rows):
             screen.text(line)
+    for line in report.bench_checked(work.rows):
+        screen.note(line)
     for warning in work.warnings:
         screen.note(f"Warning: {warning}")
     for each in judged:

@@ -218,6 +218,14 @@ TENSOR_COLORS = {"weight": "C0", "acc_grad": "C1", "acc_delta": "C2", "master": 
 DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
 
 
+LABEL = 24  # characters
+
+
+def _label(case: str) -> str:
+    """Shorten the name of a fuzzed case: it would take the panel's place."""
+    return plottable(case if len(case) <= LABEL else f"{case[: LABEL - 3]}...")
+
+
 def _largest_drawn(errors: Sequence[float]) -> float:
     """Return where an infinite error is drawn: above the finite ones."""
     finite = max((each for each in errors if math.isfinite(each)), default=0.0)
@@ -255,7 +263,7 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylim(bottom=0)
     panel.set_xlim(-1, len(cases))
-    panel.set_xticks(range(len(cases)), map(plottable, cases), rotation=90, fontsize=8)
+    panel.set_xticks(range(len(cases)), map(_label, cases), rotation=90, fontsize=8)
     panel.set_ylabel("error in ULPs")
     panel.set_title(
         f"{plottable(rows[0].implementation)}: largest error of one step against "
@@ -308,7 +316,7 @@ def _plot_verdicts(
     panel.imshow(
         verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1, aspect="auto"
     )
-    names = [plottable(case) for _, case in cases]
+    names = [_label(case) for _, case in cases]
     panel.set_xticks(range(len(cases)), names, rotation=90, fontsize=8)
     implementations = [f"{plottable(name)}  {dtype}" for name, dtype in lines]
     panel.set_yticks(range(len(lines)), implementations, fontsize=8)
