@@ -95,17 +95,19 @@ def test_a_failure_has_its_error_its_bound_and_its_values():
     assert "allowed" not in "".join(report.verification_failures(work, 10))
 
 
-@pytest.mark.parametrize(("width", "lost"), [(200, ()), (72, ("numbers",))])
-def test_a_narrow_table_drops_the_numbers_first(width, lost):
-    """And keeps what they were compared against, and the bound."""
+def test_a_narrow_table_drops_the_numbers_first():
+    """Last of all what they were compared with; the bounds are a range."""
     rows = [failing(case=name, scaled_ulp=7.0, max_ulp=7.0) for name in ("odd", "long")]
     rows += [failing(tensor="acc_grad", allowed_ulp=16.0, scaled_ulp=2.0)]
-    console = Console(width=width, file=io.StringIO())
-    console.print(report.verification_table(SimpleNamespace(rows=rows)))
-    text = console.file.getvalue()
-    assert "bitwise" not in text and "1-16" in text
-    left_out = re.findall(r"not shown in .*: (.*)", text)
-    assert tuple(left_out) == lost and "against" in text
+    lost = []
+    for width in range(120, 20, -1):
+        console = Console(width=width, file=io.StringIO())
+        console.print(report.verification_table(SimpleNamespace(rows=rows)))
+        text = console.file.getvalue()
+        lost += re.findall(r"not shown in .*: (.*)", text)
+        assert "bitwise" not in text and (lost or "1-16" in text)
+    assert lost[0] == "numbers" and all("numbers" in each for each in lost)
+    assert all("against" not in each or "bound" in each for each in lost)
 
 
 def test_the_errors_against_each_reference_have_a_panel():
