@@ -21,8 +21,8 @@ from adadelta_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from adadelta_cli.cli.console import Terminal
-    from adadelta_cli.verification.mutation_test import SelfTest
     from adadelta_cli.verification.runner import Verification
+    from adadelta_cli.verification.self_test import SelfTest
 
 
 def _sizes(
@@ -173,7 +173,7 @@ CHOSEN_BY_SELF_TEST = ("configs", "full", "peers", "replay", "sizes", "steps", "
 
 def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
     from adadelta_cli import files
-    from adadelta_cli.verification import mutation_report, mutation_test
+    from adadelta_cli.verification import mutation_report, self_test
 
     if not alone:
         raise UsageError(
@@ -181,7 +181,7 @@ def _self_test(screen: Terminal, out: Path, seed: int, *, alone: bool) -> None:
             "for a CPU only; leave out all other options but --seed and --out"
         )
     files.prepare_folder(out, mutation_report.FILES)
-    work = mutation_test.SelfTest(seed=seed)
+    work = self_test.SelfTest(seed=seed)
     with ExitStack() as finished:
         finished.callback(lambda: mutation_report.write_self_test(out, work.rows))
         finished.callback(_show_self_test, screen, work)

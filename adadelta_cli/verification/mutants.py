@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SOURCES = {"update": "update.py", "kernel": "kernels/cpu.py", "user": "verification/own_kernel.py"}
+SOURCES = {
+    "update": "update.py",
+    "kernel": "kernels/cpu.py",
+    "user": "verification/sample_user_kernel.py",
+}
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def reference_of(chosen: Implementation) -> Implementation:
 
 def is_user_kernel(chosen: Implementation) -> bool:
     """Tell whether an implementation is neither built in nor another framework's."""
-    return chosen.tolerance is not None and chosen.name not in registry.FRAMEWORKS
+    return chosen.tolerance is not None and chosen.name not in registry.PEERS
 
 
 DTYPES = ("float32", "float64", "float16")
@@ -236,7 +236,7 @@ class Request:
     def _frameworks(self) -> tuple[Implementations, Absent]:
         """Return the frameworks that are installed, and those that are not, with reasons."""
         _check_on_cpu("--peers", self.device)
-        here, absent = frameworks.available(registry.FRAMEWORKS.values())
+        here, absent = frameworks.available(registry.PEERS.values())
         if not here and not self.names:
             reasons = "; ".join(f"{each.name}: {reason}" for each, reason in absent)
             raise UnavailableError(f"--peers: no other framework is installed: {reasons}")
@@ -287,9 +287,9 @@ def choose(
     given = {name: registry.implementation(name, device) for name in names}
     for each in given.values():
         registry.check_place(each, device)
-        if each.name in registry.IMPLEMENTATIONS and each.name not in registry.FRAMEWORKS:
+        if each.name in registry.IMPLEMENTATIONS and each.name not in registry.PEERS:
             registry.check_backend(each, backend)
-        if each.name in registry.FRAMEWORKS:
+        if each.name in registry.PEERS:
             _check_on_cpu(f"--impl {each.name}", device)
     on_gpu = device.kind == "gpu"
     # Else a user kernel would wait for MXNet's import.
@@ -318,7 +318,7 @@ def _check_on_cpu(what: str, device: Device) -> None:
 
 
 def _check_available(chosen: Implementation, timeout: float | None) -> None:
-    if chosen.name in registry.FRAMEWORKS:  # an import here would disturb other libraries
+    if chosen.name in registry.PEERS:  # an import here would disturb other libraries
         lack = frameworks.missing_requirement(chosen)
         if lack:
             raise UnavailableError(f"--impl {chosen.name}: {lack}")
