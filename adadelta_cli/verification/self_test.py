@@ -238,7 +238,8 @@ def check_fuzzed(chosen: Implementation, dtypes: Sequence[str], seed: int) -> Ca
     work.execute(sandbox=InProcess())
     for row in work.failures:
         listed = f"fill={fuzz.LENGTH_FILL}" in row.case
-        case = fuzz.LENGTHS if listed else fuzz.ALL if row.check == "drawn" else row.case
+        repeats = fuzz.collective_name(row.case) or row.case
+        case = fuzz.LENGTHS if listed else fuzz.ALL if row.check == "drawn" else repeats
         return Catch(case, row.dtype, row.tensor, row.mismatches or 0)
     return Catch()
 
