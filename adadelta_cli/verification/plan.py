@@ -46,7 +46,7 @@ def reference_of(chosen: Implementation) -> Implementation:
 
 def is_user_kernel(chosen: Implementation) -> bool:
     """Tell whether an implementation is neither built in nor another framework's."""
-    return chosen.tolerance is not None and chosen.name not in registry.PEERS
+    return not chosen.is_built_in and chosen.name not in registry.PEERS
 
 
 DTYPES = ("float32", "float64", "float16")
@@ -322,7 +322,7 @@ def _check_available(chosen: Implementation, timeout: float | None) -> None:
         lack = frameworks.missing_requirement(chosen)
         if lack:
             raise UnavailableError(f"--impl {chosen.name}: {lack}")
-    elif chosen.tolerance:
+    elif not chosen.is_built_in:
         user_kernel.check_kernel(chosen.name, timeout)
     else:
         array_backends.library(chosen.backend, chosen.device)
