@@ -16,7 +16,7 @@ from conftest import HERE, needs_mxnet
 import adadelta_cli
 from adadelta_cli.bench import workloads
 from adadelta_cli.cli.main import adadelta
-from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS
+from adadelta_cli.implementations.registry import PEERS, YARDSTICKS
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
 
@@ -103,7 +103,7 @@ def test_no_summary_is_cut_in_a_terminal_of_80_columns():
 
 
 NAMES = {
-    "bench": [*FRAMEWORKS, *YARDSTICKS, *workloads.MODELS],
+    "bench": [*PEERS, *YARDSTICKS, *workloads.MODELS],
     "run": config.shipped(),
     "verify": config.shipped(),
 }

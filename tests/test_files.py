@@ -17,7 +17,7 @@ from test_regression import content
 
 from adadelta_cli import __main__, files
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
-from adadelta_cli.verification import mutation_test
+from adadelta_cli.verification import self_test
 
 ROOT = Path(files.__file__).parents[1]
 MODE = 0o640
@@ -263,7 +263,7 @@ def test_rows_of_verify_survive_a_full_disk(adadelta):
 @pytest.mark.usefixtures("full")
 def test_rows_of_a_self_test_survive_a_full_disk(adadelta, monkeypatch):
     """One fault stands for all."""
-    row = mutation_test.MutantRow(
+    row = self_test.MutantRow(
         "planted",
         "update.py",
         "a mistake",
@@ -276,9 +276,7 @@ def test_rows_of_a_self_test_survive_a_full_disk(adadelta, monkeypatch):
         pytorch_test=False,
         passed=True,
     )
-    monkeypatch.setattr(
-        mutation_test.SelfTest, "execute", lambda self, _: self._rows.update({0: row})
-    )
+    monkeypatch.setattr(self_test.SelfTest, "execute", lambda self, _: self._rows.update({0: row}))
     assert_shown(adadelta("verify", "--self-test"), "planted", "selftest.csv")
 
 

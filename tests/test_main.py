@@ -159,10 +159,10 @@ from adadelta_cli.cli import streams
 streams.install()
 from adadelta_cli import __main__
 from adadelta_cli.doctor import checks
-from adadelta_cli.verification import mutation_test
+from adadelta_cli.verification import self_test
 checks.REQUIREMENTS = checks.REQUIREMENTS[:1]
-mutation_test.CONTROLS = ()
-mutation_test.SelfTest.__init__.__defaults__ = mutation_test.MUTANTS[:1], 0
+self_test.CONTROLS = ()
+self_test.SelfTest.__init__.__defaults__ = self_test.MUTANTS[:1], 0
 __main__.main()
 """
 

@@ -24,8 +24,8 @@ from adadelta_cli.run.result import Expectation, RunOutcome, RunResult, Side, Tr
 from adadelta_cli.tables import FittingTable
 from adadelta_cli.verification import mutation_report
 from adadelta_cli.verification import report as verify_report
-from adadelta_cli.verification.mutation_test import MutantRow
 from adadelta_cli.verification.rows import ComparisonRow
+from adadelta_cli.verification.self_test import MutantRow
 
 DOCS = Path(__file__).parents[1] / "docs" / "cli.md"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.bench.figures import bench_figure, samples_figure
+from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.regression_report import comparison_document
 from adadelta_cli.bench.tables import markdown_table, terminal_table
 from adadelta_cli.bench.units import unit
 from adadelta_cli.errors import displayed
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
+from adadelta_cli.implementations.registry import is_user_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +79,19 @@ def _interval(values: Sequence[float | None], digits: str, unit: str = "") -> st
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:
     """Lay out rows of bench.csv for a terminal, a rule between workloads, all but their notes."""
-    return terminal_table("adadelta bench: ", list(map(bench_cells, rows)), SETTINGS, RANKS)
+    skipped = TimingProblem(Outcome.SKIPPED, "")
+    tried = [row for row in rows if not row.note.startswith(str(skipped))] or rows
+    return terminal_table("adadelta bench: ", list(map(bench_cells, tried)), SETTINGS, RANKS)
+
+
+def bench_checked(rows: Sequence[BenchRow]) -> list[str]:
+    """Say what was checked of the user's kernels before they were timed."""
+    names = dict.fromkeys(row.implementation for row in rows if is_user_kernel(row.implementation))
+    return [
+        f"{name}: one step with the default hyper-parameters was checked (no clip_gradient, wd 0, "
+        f"rescale_grad 1); adadelta verify --impl {shlex.quote(name)} checks all others"
+        for name in map(displayed, names)
+    ]
 
 
 def bench_notes(rows: Sequence[BenchRow]) -> list[str]:

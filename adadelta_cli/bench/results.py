@@ -255,7 +255,7 @@ def _measurement(
             "faster than its ceiling: the roofs were disturbed, so the share means nothing"
         )
     values = _times(group, known, time_s) | _interval("ceiling_fraction", share)
-    unfused = None if chosen.tolerance else samples.get(chosen.unfused)
+    unfused = samples.get(chosen.unfused) if chosen.is_built_in else None
     if unfused:
         values |= _interval("speedup", median_ci(ratio(unfused, samples[name])))
     row = _row(
@@ -309,9 +309,9 @@ def _notes(
     if COPY in samples:
         share = median_ci(ratio(samples[COPY], own))
         yield f"{share.median:.3g} ({share.low:.3g}-{share.high:.3g}) of a device copy's bandwidth"
-    others = [each for each in group.implementations if each.tolerance or not each.keeps_grad]
+    others = [each for each in group.implementations if not (each.is_built_in and each.keeps_grad)]
     gains = {e.name: median_ci(ratio(samples[e.name], own)) for e in others if e.name in samples}
-    if chosen.fused and chosen.tolerance is None and gains:
+    if chosen.fused and chosen.is_built_in and gains:
         listed = [f"{name} {g.median:.3g} ({g.low:.3g}-{g.high:.3g})" for name, g in gains.items()]
         yield f"times as fast as {', '.join(listed)}"
 

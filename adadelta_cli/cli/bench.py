@@ -277,7 +277,7 @@ def _plan(
     own = plan.choose_implementations(names, backend, device, fused_only=fused_only)
     if train or any(each.backend == "mxnet" for each in own):
         runtime.check_environment()
-    others = (*registry.FRAMEWORKS.values(), *registry.YARDSTICKS.values()) if peers else ()
+    others = (*registry.PEERS.values(), *registry.YARDSTICKS.values()) if peers else ()
     here, absent = frameworks.available(each.on(device) for each in others)
     return plan.BenchPlan(
         (*workloads.sizes(sizes), *map(workloads.model, models)),
@@ -354,6 +354,8 @@ def _show_bench(
         screen.table(report.bench_table(work.rows))
         for line in report.bench_notes(work.rows):
             screen.text(line)
+    for line in report.bench_checked(work.rows):
+        screen.note(line)
     for warning in work.warnings:
         screen.note(f"Warning: {warning}")
     for each in judged:

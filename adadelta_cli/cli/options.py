@@ -26,6 +26,7 @@ def _threads(_context: click.Context, _parameter: click.Parameter, count: int | 
 
     if count is not None:
         machine.limit_threads(count)
+    _context.meta["threads"] = count
     return count
 
 

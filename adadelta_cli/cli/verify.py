@@ -23,8 +23,8 @@ from adadelta_cli.errors import UsageError
 if TYPE_CHECKING:
     from adadelta_cli.cli.console import Terminal
     from adadelta_cli.implementations.array_backends import Device
-    from adadelta_cli.verification.mutation_test import SelfTest
     from adadelta_cli.verification.runner import Verification
+    from adadelta_cli.verification.self_test import SelfTest
 
 
 def _sizes(
@@ -141,7 +141,9 @@ def verify(
     if self_test:
         _self_test(screen, out, seed, options["device"])
     check_pictures()
-    plan = Request(names=names, case_names=case_names, seed=seed, **options).plan
+    threads = click.get_current_context().meta["threads"]
+    asked = Request(names=names, case_names=case_names, seed=seed, threads=threads, **options)
+    plan = asked.plan
     files.prepare_folder(out, report.FILES)
     work = runner.Verification(plan)
     show = partial(_show_verification, screen, work, most=1000 if verbose else 10)
@@ -169,12 +171,12 @@ def _show_verification(screen: Terminal, work: Verification, most: int) -> None:
 
 def _self_test(screen: Terminal, out: Path, seed: int, device: Device) -> None:
     from adadelta_cli import files
-    from adadelta_cli.verification import mutation_report, mutation_test
+    from adadelta_cli.verification import mutation_report, self_test
 
     if device.kind != "cpu":
         raise UsageError(f"--self-test and --ctx {device} contradict each other: {SELF_TEST}")
     files.prepare_folder(out, mutation_report.FILES)
-    work = mutation_test.SelfTest(seed=seed)
+    work = self_test.SelfTest(seed=seed)
     with ExitStack() as finished:
         finished.callback(lambda: mutation_report.write_self_test(out, work.rows))
         finished.callback(_show_self_test, screen, work)

@@ -108,6 +108,11 @@ class Implementation:
     on_gpu: str = ""
     device: Device = CPU
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is this package's or MXNet's, compared bit for bit, or third-party code."""
+        return self.tolerance is None
+
     def on(self, device: Device) -> Implementation:
         """Return it for a device; implementations on CPUs only are unchanged."""
         if device.kind == "gpu" and self.on_gpu:

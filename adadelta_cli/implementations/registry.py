@@ -199,7 +199,7 @@ def _by_name(*each: Implementation) -> dict[str, Implementation]:
     return {implementation.name: implementation for implementation in each}
 
 
-FRAMEWORKS = _by_name(
+PEERS = _by_name(
     _adadelta("torch", "torch", "bind_torch", **_TORCH),
     _adadelta("torch-foreach", "torch", "bind_torch", how=_FOREACH, **_TORCH),
     _adadelta("torch-compile", "torch", "bind_torch", how=_COMPILE, **_COMPILED),
@@ -217,7 +217,7 @@ IMPLEMENTATIONS = _by_name(
     _mxnet("mxnet", partial(_own_optimizer, fused=False), fused=False),
     _mxnet("mxnet-fused", partial(_own_optimizer, fused=True), fused=True),
     _mxnet_stock(),
-    *FRAMEWORKS.values(),
+    *PEERS.values(),
 )
 
 

@@ -89,7 +89,7 @@ def bind_step(
 ) -> Callable[[], None]:
     """Bind an implementation; third-party code runs in its own state of the process."""
     bind = bind or implementation.bind
-    if implementation.tolerance is None:
+    if implementation.is_built_in:
         return bind(inputs)
     with process_state.third_party():
         step = bind(inputs)

@@ -99,6 +99,22 @@ def _shape(text: str) -> Shape:
     return shape
 
 
+def steady_name(elements: int) -> str:
+    """Name the step on a tensor of this length that `STEADY` takes hundreds of times."""
+    return f"{STEADY}:{elements}"
+
+
+def length_name(case: str) -> str:
+    """Name the case of `catalogue` with the numbers of a case that `steady_name` named."""
+    return case.replace(f"{STEADY}:", "length-")
+
+
+def collective_name(case: str) -> str:
+    """Return the name in `COLLECTIVE` that repeats a case; empty where it has its own."""
+    name = STEADY if case.startswith(f"{STEADY}:") else case
+    return name if name in COLLECTIVE else ""
+
+
 def example_count(names: tuple[str, ...], *, full: bool, alone: bool) -> int:
     """Return the number of fuzzed cases of a run; `alone`: it names cases or anything else."""
     if ALL in names or (full and not alone):

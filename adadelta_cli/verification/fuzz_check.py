@@ -39,22 +39,22 @@ class FuzzCheck:
             framework = chosen.backend in array_backends.FRAMEWORKS
             if self.dtype not in chosen.dtypes or chosen.name in hung or framework:
                 continue
-            if plan.longest and chosen.tolerance:
+            if plan.longest and not chosen.is_built_in:
                 self._search_lengths(chosen)
-            if plan.steady and chosen.tolerance:
+            if plan.steady and not chosen.is_built_in:
                 self._repeat(chosen)
-            wanted = chosen.fused or plan.named or chosen.tolerance
+            wanted = chosen.fused or plan.named or not chosen.is_built_in
             if plan.fuzz_cases and wanted and chosen.name not in hung:
                 self._search_cases(chosen)
 
     def _search_cases(self, chosen: Implementation) -> None:
         """Run fuzzed cases until one fails, and shrink that."""
         plan = self.plan
-        search = self._search(chosen, fuzz.ALL, 0, plan.fuzz_s if chosen.tolerance else math.inf)
+        search = self._search(chosen, fuzz.ALL, 0, math.inf if chosen.is_built_in else plan.fuzz_s)
         some = (
-            fuzz.fuzzed_cases(plan.seed, plan.fuzz_cases * fuzz.USER_FACTOR)
-            if chosen.tolerance
-            else fuzz.fuzzed_cases(plan.seed, plan.fuzz_cases, fuzz.BUILTIN_RANKS)
+            fuzz.fuzzed_cases(plan.seed, plan.fuzz_cases, fuzz.BUILTIN_RANKS)
+            if chosen.is_built_in
+            else fuzz.fuzzed_cases(plan.seed, plan.fuzz_cases * fuzz.USER_FACTOR)
         )
         case = search.first_failure(some)
         if case and not search.crashed:  # each crash takes a new process
@@ -85,19 +85,19 @@ class FuzzCheck:
 
     def _repeat(self, chosen: Implementation) -> None:
         """Repeat one step hundreds of times, to meet a race; and compare it once."""
-        for elements, _ in invariants.REPEATED:
-            case = replace(cases.single(elements), steps=1)
-            row = self.plan.row(case.check, case.name, chosen, self.dtype, 1)
-            CaseCheck(self.plan, self.results, case, self.dtype, self._sandbox).compare(chosen, row)
-        row = self.plan.row("repeat", fuzz.STEADY, chosen, self.dtype, 1)
-        row = replace(row, reference="itself")
         place = self._sandbox.of(chosen.sandbox)
-        try:
-            found = place.call(invariants.check_repeated, chosen, self.dtype, self.plan.seed)
-        except SandboxError as error:
-            self.results.fail(row, error)
-            return
-        self.results.rows += comparison.invariant_rows(row, found)
+        for elements, times in invariants.REPEATED:
+            case, name = replace(cases.single(elements), steps=1), fuzz.steady_name(elements)
+            row = self.plan.row(case.check, name, chosen, self.dtype, 1)
+            CaseCheck(self.plan, self.results, case, self.dtype, self._sandbox).compare(chosen, row)
+            row = replace(row, check="repeat", reference="itself")
+            how = elements, times, self.dtype, self.plan.seed
+            try:
+                found = place.call(invariants.check_repeated, chosen, *how)
+            except SandboxError as error:
+                self.results.fail(row, error)
+                return
+            self.results.rows += comparison.invariant_rows(row, found)
 
 
 class _Search:
@@ -149,10 +149,10 @@ class _Search:
 
     def _differs(self, runs: Trajectories) -> bool:
         chosen = self.chosen
-        got = runs.restarted(chosen) if chosen.tolerance else runs.own(chosen)
+        got = runs.own(chosen) if chosen.is_built_in else runs.restarted(chosen)
         if got.grad_changes and chosen.keeps_grad:
             return True
-        if chosen.tolerance is None:
+        if chosen.is_built_in:
             rows = comparison.bitwise_rows(self.row, got, runs.reference(chosen))
             return any(not row.passed for row in rows)
         found = runs.verdicts(chosen)

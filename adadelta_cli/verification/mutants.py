@@ -13,7 +13,7 @@ SOURCES = {
     "update": "update.py",
     "kernel": "kernels/cpu.py",
     "pool": "kernels/pool.py",
-    "user": "verification/own_kernel.py",
+    "user": "verification/sample_user_kernel.py",
 }
 
 

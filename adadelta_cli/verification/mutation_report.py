@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from adadelta_cli.verification import mutation_test
+    from adadelta_cli.verification import self_test
 
 
 SELF_TEST_PAGE = """# Mutants
@@ -41,19 +41,19 @@ as in its repository, would have caught the same mistake, with the array update 
 FILES = ("selftest.csv", "self-test.md")
 
 
-def write_self_test(folder: Path, rows: Sequence[mutation_test.MutantRow]) -> None:
+def write_self_test(folder: Path, rows: Sequence[self_test.MutantRow]) -> None:
     """Write selftest.csv and the page self-test.md."""
     if rows:
         write_csv(folder / "selftest.csv", rows)
         write_bytes(folder / "self-test.md", self_test_page(rows).encode())
 
 
-def self_test_document(rows: Sequence[mutation_test.MutantRow]) -> dict[str, Any]:
+def self_test_document(rows: Sequence[self_test.MutantRow]) -> dict[str, Any]:
     """Arrange a self-test for `--json`."""
     return {"passed": all(row.passed for row in rows), "rows": jsonable(list(rows))}
 
 
-def _self_test_counts(rows: Sequence[mutation_test.MutantRow]) -> str:
+def _self_test_counts(rows: Sequence[self_test.MutantRow]) -> str:
     mutants = [row for row in rows if row.is_mutant]
     caught, mxnet, pytorch = (
         sum(getattr(row, name) for row in mutants)
@@ -65,7 +65,7 @@ def _self_test_counts(rows: Sequence[mutation_test.MutantRow]) -> str:
     )
 
 
-def self_test_page(rows: Sequence[mutation_test.MutantRow]) -> str:
+def self_test_page(rows: Sequence[self_test.MutantRow]) -> str:
     """Write the page of the documentation that lists the mutants."""
     lines = [
         f"| `{row.fault}` | {row.about} | `{row.source}` | `{row.case}` {row.dtype} | "
@@ -80,7 +80,7 @@ def _caught(caught: bool) -> str:
     return "catches it" if caught else "lets it pass"
 
 
-def self_test_table(rows: Sequence[mutation_test.MutantRow]) -> Table:
+def self_test_table(rows: Sequence[self_test.MutantRow]) -> Table:
     """Lay out what caught each mutant."""
     from adadelta_cli.tables import FittingTable
 

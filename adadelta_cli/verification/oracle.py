@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.verification.ulp import BoundVerdict, Difference, written
+from adadelta_cli.verification.ulp import BoundVerdict, Difference, describe_worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -241,13 +241,14 @@ class Sample:
         """Select the sample from all elements."""
         return flat[self.indices]
 
-    def name(self, place: int, tensors: dict[str, list[np.ndarray]]) -> str:
+    def name(
+        self, place: int, tensors: dict[str, list[np.ndarray]], got: float, wanted: float
+    ) -> str:
         """Describe the element at a place of the results of all steps, with its inputs."""
         step, k = divmod(place, len(self.indices))
         inputs = {name: states[step][self.indices[k]] for name, states in tensors.items()}
         inputs["grad"] = self.grads(step + 1)[k]
-        values = ", ".join(f"{name} {written(value)}" for name, value in inputs.items())
-        return f"worst at step {step + 1}, element {self.indices[k]}: {values}"
+        return describe_worst(step + 1, self.indices[k], got, wanted, inputs)
 
 
 def one_step(
@@ -344,5 +345,8 @@ def _verdicts(
         exact = Exact.of([(e.state[part], e.scale[part], e.ordinary) for e in elements])
         got = np.concatenate([sample.of(state) for state in states[1:]])
         difference = exact.difference(got)
-        worst = "" if difference.first is None else sample.name(difference.first, tensors)
+        worst = ""
+        if (first := difference.first) is not None:
+            pair = got[first], exact.rounded(got.dtype)[first]
+            worst = sample.name(first, tensors, *pair)
         yield BoundVerdict(tensor, difference, allowed[tensor], worst, left_out)

@@ -46,10 +46,11 @@ def reference_of(chosen: Implementation) -> Implementation:
 
 def is_user_kernel(chosen: Implementation) -> bool:
     """Tell whether an implementation is neither built in nor another framework's."""
-    return chosen.tolerance is not None and chosen.name not in registry.FRAMEWORKS
+    return not chosen.is_built_in and chosen.name not in registry.PEERS
 
 
 DTYPES = ("float32", "float64", "float16")
+TIMEOUT_S = 120.0
 SUBNORMALS = ("strict", "flush")
 # Of a training on MXNet in the default set, since its small operators take a millisecond a step. On
 # NumPy, and with `--full` on both, a training goes to its end.
@@ -70,7 +71,7 @@ class VerifyPlan:
     training_dtypes: tuple[str, ...] = ("float32",)
     training_steps: int | None = TRAINING_STEPS  # at which a training on MXNet stops; None: its end
     seed: int = 0  # of all random numbers
-    timeout: float | None = 120.0  # seconds that one case of one implementation may take
+    timeout: float | None = TIMEOUT_S  # seconds that one case of one implementation may take
     overrides: tuple[str, ...] = ()  # `key=value` settings for the configs
     # Others than these are covered by the comparison with one of them.
     oracle_checked: Implementations = ()
@@ -86,6 +87,8 @@ class VerifyPlan:
     device: Device = CPU  # where the tensors are, for the implementations that compute there
     flush: bool = False  # third-party code may flush subnormals to zero
     fuzz_s: float = fuzz.SECONDS  # limit of fuzzing for one user kernel and dtype
+    full: bool = False  # complete trainings, and more single steps against the oracle
+    threads: int | None = None  # if the user limited them
 
     @property
     def is_fuzzed(self) -> bool:
@@ -94,7 +97,7 @@ class VerifyPlan:
 
     def flushes(self, chosen: Implementation) -> bool:
         """Tell whether an implementation may flush subnormals to zero."""
-        return chosen.flushes or (self.flush and chosen.tolerance is not None)
+        return chosen.flushes or (self.flush and not chosen.is_built_in)
 
     def row(
         self, check: str, case: str, chosen: Implementation, dtype: str, steps: int
@@ -111,7 +114,17 @@ class VerifyPlan:
             steps=steps,
             seed=self.seed,
             subnormals=SUBNORMALS[self.flushes(chosen)],
+            options=self._options(check),
         )
+
+    def _options(self, check: str) -> tuple[str, ...]:
+        """Return further options that a command needs to repeat rows of a check."""
+        given = {
+            "--timeout": None if self.timeout == TIMEOUT_S else self.timeout,
+            "--threads": self.threads,
+        }
+        full = ("--full",) * (self.full and check in {"training", "oracle"})
+        return sum(((k, f"{v:g}") for k, v in given.items() if v is not None), full)
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,7 @@ class Request:
     timeout: float | None = None
     subnormals: str = "strict"
     kernel: Implementation | None = None
+    threads: int | None = None
 
     @property
     def plan(self) -> VerifyPlan:
@@ -180,6 +194,8 @@ class Request:
             device=self.device,
             flush=self.subnormals == "flush",
             fuzz_s=fuzz.time_limit_s(full=full),
+            full=full,
+            threads=self.threads,
         )
         check_memory(plan)
         return plan
@@ -189,7 +205,7 @@ class Request:
         for each in implementations:
             if each.name in self.names:
                 registry.check_backend(each, self.backend)
-        builtin = all(each.tolerance is None for each in implementations)
+        builtin = all(each.is_built_in for each in implementations)
         no_cases = bool(self.configs) and not self._named
         useless = {
             "--subnormals flush is for a kernel of your own; add --impl FILE.py:FUNCTION": (
@@ -240,7 +256,7 @@ class Request:
     def _frameworks(self) -> tuple[Implementations, Absent]:
         """Return the frameworks that are installed, and those that are not, with reasons."""
         _check_on_cpu("--peers", self.device)
-        here, absent = frameworks.available(registry.FRAMEWORKS.values())
+        here, absent = frameworks.available(registry.PEERS.values())
         if not here and not self.names:
             reasons = "; ".join(f"{each.name}: {reason}" for each, reason in absent)
             raise UnavailableError(f"--peers: no other framework is installed: {reasons}")
@@ -291,9 +307,9 @@ def choose(
     given = {name: registry.implementation(name, device) for name in names}
     for each in given.values():
         registry.check_place(each, device)
-        if each.name not in registry.FRAMEWORKS:
+        if each.name not in registry.PEERS:
             registry.check_backend(each, backend)
-        if each.name in registry.FRAMEWORKS:
+        if each.name in registry.PEERS:
             _check_on_cpu(f"--impl {each.name}", device)
     on_gpu = device.kind == "gpu"
     # Else a user kernel would wait for MXNet's import.
@@ -322,11 +338,11 @@ def _check_on_cpu(what: str, device: Device) -> None:
 
 
 def _check_available(chosen: Implementation, timeout: float | None) -> None:
-    if chosen.name in registry.FRAMEWORKS:  # an import here would disturb other libraries
+    if chosen.name in registry.PEERS:  # an import here would disturb other libraries
         lack = frameworks.missing_requirement(chosen)
         if lack:
             raise UnavailableError(f"--impl {chosen.name}: {lack}")
-    elif chosen.tolerance:
+    elif not chosen.is_built_in:
         user_kernel.check_kernel(chosen.name, timeout)
     else:
         array_backends.library(chosen.backend, chosen.device)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import UsageError, displayed
 from adadelta_cli.files import jsonable, plottable, write_csv, write_json, write_plot
-from adadelta_cli.verification import catalogue
+from adadelta_cli.verification import catalogue, fuzz
 from adadelta_cli.verification.rows import COLUMNS, CheckVerdict, Status, skip_reasons, summaries
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ CHECKS = {
 }
 COUNTED = {"gradient", "guard", "repeat", "saved"}  # the checks without distances
 PLOTTED = {"step", "training", "replay"}  # the checks in the picture
+HEADINGS = (
+    *("implementation", "against", "over", "cases"),
+    *("numbers", "differ", "ULP", "bound", "verdict"),
+)
+RANKS = {"numbers": 4, "bound": 3, "ULP": 2, "against": 1}  # dropped in this order
 VERDICTS = {CheckVerdict.FAILED: "[red]{} FAILED[/]", CheckVerdict.PASSED: "[green]passed[/]"}
 
 FILES = ("verify.csv", "verify.json", "verify.png")
@@ -85,15 +90,14 @@ def verification_table(verification: Verification) -> Table:
     from adadelta_cli.tables import FittingTable
 
     table = FittingTable(
-        title="adadelta verify: bitwise comparison",
+        title="adadelta verify",
         caption="cases: counted once per dtype (n/a: not applicable)   numbers: over all steps"
-        "\nULP: largest error in units in the last place of the largest operand",
+        "\ndiffer: in a bit   ULP: largest error in units in the last place of the largest operand"
+        "\nbound: largest allowed ULP; 0: every bit must be equal",
     )
-    names = ("implementation", "against", "over", "cases", "numbers", "differ", "ULP", "verdict")
-    for name in names:
-        right = name in {"cases", "numbers", "differ", "ULP"}
-        rank = {"against": 3, "ULP": 2, "numbers": 1}.get(name, 0)  # dropped in this order
-        table.add_column(name, justify="right" if right else "left", rank=rank)
+    for name in HEADINGS:
+        right = name in {"cases", "numbers", "differ", "ULP", "bound"}
+        table.add_column(name, justify="right" if right else "left", rank=RANKS.get(name, 0))
     before = ""
     for each in summaries(verification.rows):
         table.add_row(
@@ -104,10 +108,15 @@ def verification_table(verification: Verification) -> Table:
             f"{each.elements:,}",
             f"{each.mismatches:,}",
             f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
+            "-".join(f"{bound:.3g}" for bound in _ends(each.allowed_ulp)),
             VERDICTS.get(each.verdict, each.verdict.value).format(each.failed),
         )
         before = each.implementation
     return table
+
+
+def _ends(bounds: Sequence[float]) -> list[float]:
+    return sorted({*bounds[:1], *bounds[-1:]})
 
 
 def verification_skips(verification: Verification) -> list[str]:
@@ -130,16 +139,24 @@ def _described(row: ComparisonRow) -> str:
     return (
         f"FAILED {' '.join(filter(None, place))}: "
         + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
-        + f"{row.note}{_hyper(row)}\n"
+        + f"{_excess(row)}{row.note}{_hyper(row)}\n"
         + "  to allow that: --subnormals flush\n" * row.only_subnormals
         + f"  repeat it: {row.replay}"
     )
 
 
+def _excess(row: ComparisonRow) -> str:
+    """Write an error beyond its bound; empty for comparisons of bits."""
+    error, allowed = row.scaled_ulp, row.allowed_ulp
+    if error is None or not allowed or error <= allowed:
+        return ""
+    return f"{error:.4g} ULPs, allowed {allowed:.4g}; "
+
+
 def _hyper(row: ComparisonRow) -> str:
     """Write the hyper-parameters of a row's case; empty for a training and other kinds."""
     try:
-        (case,) = catalogue.select((row.case,))
+        (case,) = catalogue.select((fuzz.length_name(row.case),))
     except UsageError:
         return ""
     values = ", ".join(f"{name} {value}" for name, value in vars(case.hyper).items())
@@ -159,10 +176,10 @@ def verification_figure(verification: Verification) -> Figure:
         panels.append((height, lambda part: _plot_verdicts(part.subplots(), rows, cases, lines)))
     bounded = [row for row in verification.rows if row.allowed_ulp and row.check != "drift"]
     errors = [row for row in bounded if row.scaled_ulp is not None]
-    for name in dict.fromkeys(row.implementation for row in errors):
-        own = [row for row in errors if row.implementation == name]
+    for pair in dict.fromkeys((row.implementation, row.reference) for row in errors):
+        own = [row for row in errors if (row.implementation, row.reference) == pair]
         panels.append((4.0, partial(_plot_errors, own)))
-    drifts = _longest(verification.drifts)
+    drifts = _largest(verification.drifts)
     if drifts:
         panels.append((3.4, lambda part: _plot_drifts(part, drifts)))
     traces = _traces(verification)
@@ -184,17 +201,29 @@ def _traces(verification: Verification) -> list[TrainingTrace]:
     return list({trace.problem: trace for trace in longest}.values())
 
 
-def _longest(drifts: Sequence[DriftTrace]) -> list[DriftTrace]:
-    """Choose the case with the most steps for each implementation and tensor, in one dtype."""
-    dtype = {d.implementation: d.dtype for d in reversed(drifts)}
-    some = [d for d in drifts if d.dtype == dtype[d.implementation] and len(d.relative_l2) > 1]
-    ordered = sorted(some, key=lambda d: len(d.relative_l2))
-    return list({(d.implementation, d.tensor): d for d in ordered}.values())
+def _largest(drifts: Sequence[DriftTrace]) -> list[DriftTrace]:
+    """Choose the case with the largest error for each implementation, of equal ones the longest."""
+    some = sorted((d for d in drifts if len(d.relative_l2) > 1), key=_size)
+    chosen = {d.implementation: (d.case, d.dtype) for d in some}
+    return [d for d in drifts if chosen.get(d.implementation) == (d.case, d.dtype)]
+
+
+def _size(drift: DriftTrace) -> tuple[float, int]:
+    finite = filter(math.isfinite, drift.relative_l2)
+    return max(finite, default=0.0), len(drift.relative_l2)
 
 
 LARGEST_DRAWN = 1e150  # Matplotlib cannot lay out an axis up to the largest float64
 TENSOR_COLORS = {"weight": "C0", "acc_grad": "C1", "acc_delta": "C2", "master": "C3"}
 DTYPE_MARKS = {"float32": "o", "float64": "x", "float16": "^"}
+
+
+LABEL = 24  # characters
+
+
+def _label(case: str) -> str:
+    """Shorten the name of a fuzzed case: it would take the panel's place."""
+    return plottable(case if len(case) <= LABEL else f"{case[: LABEL - 3]}...")
 
 
 def _largest_drawn(errors: Sequence[float]) -> float:
@@ -224,7 +253,8 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
                 xs, ys = zip(*points, strict=True)
                 panel.scatter(xs, ys, s=14, color=color, marker=mark, label=label, alpha=0.8)
         for bound in sorted({row.allowed_ulp or 0.0 for row in own}):
-            panel.axhline(bound, color=color, linestyle=":", linewidth=1)
+            label = f"{tensor}: allowed {bound:.3g}"
+            panel.axhline(bound, color=color, linestyle=":", linewidth=1, label=label)
     panel.set_yscale("symlog", linthresh=1)
     decades = math.log10(max(1.0, top))
     every = 1 + int(decades / 8)  # decades between ticks: at most nine fit beside each other
@@ -233,11 +263,11 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylim(bottom=0)
     panel.set_xlim(-1, len(cases))
-    panel.set_xticks(range(len(cases)), map(plottable, cases), rotation=90, fontsize=8)
+    panel.set_xticks(range(len(cases)), map(_label, cases), rotation=90, fontsize=8)
     panel.set_ylabel("error in ULPs")
     panel.set_title(
         f"{plottable(rows[0].implementation)}: largest error of one step against "
-        f"{rows[0].reference}, in ULPs of the largest operand\ndotted: the bound of each tensor; "
+        f"{rows[0].reference}, in ULPs of the largest operand\ndotted: the bound of each tensor   "
         "an infinite error is drawn at the top",
         fontsize=10,
     )
@@ -249,13 +279,16 @@ def _plot_drifts(part: Any, drifts: Sequence[DriftTrace]) -> None:
     """Plot how the errors add up over the steps, a panel for each implementation."""
     names = list(dict.fromkeys(drift.implementation for drift in drifts))
     for panel, name in zip(part.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for drift in (each for each in drifts if each.implementation == name):
+        own = [each for each in drifts if each.implementation == name]
+        for drift in own:
             steps = range(1, len(drift.relative_l2) + 1)
             color = TENSOR_COLORS[drift.tensor]
             panel.plot(steps, drift.relative_l2, color=color, label=drift.tensor)
         panel.set_title(
             f"drift of {plottable(name)}: {plottable(drift.case)}, {drift.dtype}", fontsize=10
         )
+        if not any(map(any, (drift.relative_l2 for drift in own))):
+            panel.text(0.5, 0.5, "0: no error in any case", transform=panel.transAxes, ha="center")
         panel.set_xlabel("step")
         panel.set_ylabel("relative 2-norm of the error")
         panel.set_ylim(bottom=0)
@@ -283,7 +316,7 @@ def _plot_verdicts(
     panel.imshow(
         verdicts, cmap=ListedColormap(["#c62828", "#66bb6a"]), vmin=0, vmax=1, aspect="auto"
     )
-    names = [plottable(case) for _, case in cases]
+    names = [_label(case) for _, case in cases]
     panel.set_xticks(range(len(cases)), names, rotation=90, fontsize=8)
     implementations = [f"{plottable(name)}  {dtype}" for name, dtype in lines]
     panel.set_yticks(range(len(lines)), implementations, fontsize=8)

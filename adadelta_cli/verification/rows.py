@@ -42,6 +42,7 @@ class ComparisonRow:
         note: what differs first, or the reason.
         skip_reason: why the case was skipped; part of `note`, and no column.
         only_subnormals: as in `StepVerdict`; no column.
+        options: further ones that `replay` needs; no column.
     """
 
     check: str
@@ -69,6 +70,7 @@ class ComparisonRow:
     subnormals: str = "strict"
     skip_reason: str = ""
     only_subnormals: bool = False
+    options: tuple[str, ...] = ()
 
     def of(self, tensor: str, difference: Difference, **more: Any) -> ComparisonRow:
         """Return the row of one tensor, with its errors."""
@@ -106,8 +108,8 @@ class ComparisonRow:
         steps, own = ["--steps", str(self.steps)], _own_steps(self.case)
         if self.check == "training":
             what = [self.case]
-        elif self.case in fuzz.COLLECTIVE:
-            what = ["--case", self.case]
+        elif collective := fuzz.collective_name(self.case):
+            what = ["--case", collective]
         elif own is None:  # the file of a recording
             what = ["--replay", self.case, *steps]
         else:
@@ -116,10 +118,10 @@ class ComparisonRow:
         seed = ["--seed", str(self.seed)] if self.seed else []
         which = ["--impl", self.implementation, "--dtype", self.dtype]
         which += ["--subnormals", self.subnormals] if self.subnormals != "strict" else []
-        return shlex.join(["adadelta", "verify", *what, *which, *ctx, *seed])
+        return shlex.join(["adadelta", "verify", *what, *which, *ctx, *seed, *self.options])
 
 
-NO_COLUMNS = {"skip_reason", "only_subnormals"}
+NO_COLUMNS = {"skip_reason", "only_subnormals", "options"}
 COLUMNS = tuple(f.name for f in fields(ComparisonRow) if f.name not in NO_COLUMNS)
 
 
@@ -173,6 +175,7 @@ class Summary:
     failed: int
     elements: int  # compared numbers
     mismatches: int  # how many of them differ in a bit
+    allowed_ulp: tuple[float, ...]  # the bounds that its rows have, in order
     max_ulp: float  # the largest distance
     scaled_ulp: float  # the largest error in ULPs of the largest operand of the final addition
     bounded: bool = True  # a large error would have failed
@@ -208,10 +211,16 @@ def _summary(rows: Sequence[ComparisonRow]) -> Summary:
         failed=cases(row for row in rows if row.passed is False),
         elements=sum(row.elements for row in rows),
         mismatches=sum(row.mismatches or 0 for row in rows),
+        allowed_ulp=_bounds(rows),
         max_ulp=max(row.max_ulp or 0.0 for row in rows),
         bounded=any(row.allowed_ulp is not None for row in rows) or not rows[0].max_ulp,
         scaled_ulp=max(row.scaled_ulp or 0.0 for row in rows),
     )
+
+
+def _bounds(rows: Iterable[ComparisonRow]) -> tuple[float, ...]:
+    measured = (row.allowed_ulp for row in rows if row.scaled_ulp is not None)
+    return tuple(sorted({bound for bound in measured if bound is not None}))
 
 
 def skip_reasons(rows: Sequence[ComparisonRow]) -> list[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from adadelta_cli.update import Parameter, Scalars, update
-from adadelta_cli.verification.ulp import BoundVerdict, Difference, differing, written
+from adadelta_cli.verification.ulp import BoundVerdict, Difference, describe_worst, differing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -356,11 +356,8 @@ def _worst(steps: Sequence[_Compared]) -> str:
         zip(steps, errors, strict=True), key=lambda pair: float(pair[1].max(initial=-1.0))
     )
     index = int(step.at[error.argmax()])
-    inputs = ", ".join(f"{name} {written(v[index])}" for name, v in step.inputs.items())
-    return (
-        f"worst at step {step.step}, element {index}: got {written(step.got[index])}, expected "
-        f"{written(step.wanted[index])}; from {inputs}"
-    )
+    inputs = {name: values[index] for name, values in step.inputs.items()}
+    return describe_worst(step.step, index, step.got[index], step.wanted[index], inputs)
 
 
 ROOM = 0.25  # largest relative error of a root's argument for which `_carried` holds
@@ -404,7 +401,13 @@ def drifts(
         ratio, number, place = _largest(ratios[name])
         elements, bound = wanted.size - left_out, getattr(allowed, name)
         difference = replace(difference, scaled_ulp=bound * ratio, elements=elements)
-        worst = f"worst at step {number}, element {at[place]}" if ratio else ""
+        worst = ""
+        if ratio:
+            element = int(at[place])
+            pair = got[name][number][element], reference[name][number][element]
+            inputs = {tensor: got[tensor][number - 1][element] for tensor in TENSORS}
+            inputs["grad"] = grads[number - 1][element]
+            worst = describe_worst(number, element, *pair, inputs)
         yield BoundVerdict(name, difference, bound, worst, left_out)
 
 

@@ -9,9 +9,12 @@ like any number.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,17 @@ def describe_first(
     step, element = divmod(difference.first, elements)
     values = (written(each[difference.first]) for each in (got, wanted))
     return "first at step {}, element {}: got {}, expected {}".format(step + 1, element, *values)
+
+
+def describe_worst(
+    step: int, element: int, got: float, wanted: float, inputs: Mapping[str, float]
+) -> str:
+    """Name the element with the largest error, counting steps from 1, with the step's inputs."""
+    values = ", ".join(f"{name} {written(value)}" for name, value in inputs.items())
+    return (
+        f"worst at step {step}, element {element}: got {written(got)}, expected "
+        f"{written(wanted)}; from {values}"
+    )
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

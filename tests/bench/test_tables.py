@@ -1,7 +1,11 @@
 """Tables for a terminal and as Markdown."""
 
+from dataclasses import replace
+
 from rich.text import Text
 
+from adadelta_cli.bench import report
+from adadelta_cli.bench.results import BenchRow
 from adadelta_cli.bench.tables import markdown_table, terminal_table
 
 ROWS = [
@@ -40,3 +44,14 @@ def test_markdown_has_one_line_a_row():
     assert len(lines) == 2 + len(ROWS)
     assert {line.count("|") for line in lines} == {5}
     assert "a/b" in lines[2]
+
+
+def test_what_was_not_tried_is_no_blank_row_and_a_users_kernel_says_what_was_checked():
+    """A framework that is not installed is in the notes; a kernel's check names what it leaves."""
+    row = BenchRow("k.py:f", "numpy", "cpu", "float32", "1e4", 1, 10_000, 1, median_s=1e-6)
+    absent = replace(row, implementation="torch", median_s=None, note="skipped: not installed")
+    table = report.bench_table([row, absent])
+    assert table.row_count == 1 and any("torch" in n for n in report.bench_notes([row, absent]))
+    assert report.bench_table([absent]).row_count == 1, "rather than nothing"
+    (line,) = report.bench_checked([row, absent])
+    assert "clip_gradient" in line and "adadelta verify --impl k.py:f" in line

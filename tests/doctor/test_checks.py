@@ -17,7 +17,7 @@ from adadelta_cli.doctor import checks
 from adadelta_cli.doctor.checks import CheckOutcome, Examination, Requirement
 from adadelta_cli.doctor.findings import Level
 from adadelta_cli.errors import DeviceError, ExitCode
-from adadelta_cli.implementations.registry import FRAMEWORKS
+from adadelta_cli.implementations.registry import PEERS
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import ReportedError, Sandbox
 
@@ -147,7 +147,7 @@ def test_unmet_version_requirements_are_named(monkeypatch):
 def test_every_framework_has_a_check():
     """The purpose of one names it, as `--impl` takes it."""
     named = {word.strip(",") for each in checks.REQUIREMENTS for word in each.purpose.split()}
-    assert named >= {*FRAMEWORKS}
+    assert named >= {*PEERS}
 
 
 def run(*args, **environment):

@@ -20,7 +20,7 @@ from adadelta_cli.errors import ExitCode, UnavailableError
 from adadelta_cli.implementations import array_backends, frameworks, registry
 from adadelta_cli.implementations.array_backends import CPU
 from adadelta_cli.implementations.base import StepInputs
-from adadelta_cli.implementations.registry import FRAMEWORKS, YARDSTICKS, ToleranceULP, timeable
+from adadelta_cli.implementations.registry import PEERS, YARDSTICKS, ToleranceULP, timeable
 from adadelta_cli.system import machine
 from adadelta_cli.update import Hyperparameters, Parameter, update
 from adadelta_cli.verification import case_check, cases, catalogue, execute, plan, tolerance
@@ -34,7 +34,7 @@ CASES = ("odd", "multipliers", "length-0", "special-odd", "subnormal", "overflow
 
 def needs(name):
     """Skip where a peer is not installed, with what it lacks."""
-    lack = frameworks.missing_requirement(FRAMEWORKS[name])
+    lack = frameworks.missing_requirement(PEERS[name])
     if lack:
         pytest.skip(f"{name}: {lack}")
 
@@ -55,7 +55,7 @@ def test_peers_are_within_their_bounds(name):
     assert work.failures == []
     steps = [row for row in work.rows if row.check == "step" and row.passed]
     assert {row.allowed_ulp for row in steps if row.tensor == "weight"} == {
-        FRAMEWORKS[name].tolerance.weight
+        PEERS[name].tolerance.weight
     }
     assert len(steps) == 2 * 3 * (len(CASES) - 1)
     assert {row.check for row in work.rows} == {"step", "gradient", "drift"}
@@ -84,7 +84,7 @@ def test_frameworks_and_builtin_steps_share_a_verification():
     assert {row.backend for row in work.rows} == {"torch", "jax", "numpy"}
 
 
-@pytest.mark.parametrize("name", FRAMEWORKS)
+@pytest.mark.parametrize("name", PEERS)
 def test_cases_that_a_peer_cannot_express_are_skipped_with_the_reason(name):
     """Found out without the library: nothing is imported for it."""
     peer = registry.implementation(name)
@@ -235,17 +235,15 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
         plan.choose(("optax",), "numpy", CPU)
     with pytest.raises(UnavailableError, match=r"torch not installed.*'adadelta\[torch\]'"):
         array_backends.import_library("torch")
-    here, absent = frameworks.available(FRAMEWORKS.values())
-    assert here == () and {each.name for each, _ in absent} == set(FRAMEWORKS)
+    here, absent = frameworks.available(PEERS.values())
+    assert here == () and {each.name for each, _ in absent} == set(PEERS)
     work = Verification(VerifyPlan(here, (), absent=absent))
     work.execute()
     assert all(row.passed is None and "pip install" in row.note for row in work.rows)
-    assert len(work.rows) == len(FRAMEWORKS)
+    assert len(work.rows) == len(PEERS)
     assert work.exit_code is ExitCode.CHECK_FAILED
     lines = verification_skips(work)
-    assert len(lines) == len(FRAMEWORKS) + 1 and lines[-1].startswith(
-        "Nothing was compared: torch not"
-    )
+    assert len(lines) == len(PEERS) + 1 and lines[-1].startswith("Nothing was compared: torch not")
     with pytest.raises(UnavailableError, match=r"--peers.*'adadelta\[jax\]'"):
         _ = plan.Request(peers=True).plan
 
@@ -254,15 +252,15 @@ def test_torch_compile_needs_a_compiler(monkeypatch):
     """Where there is none, that is what it lacks."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: True)
     monkeypatch.setattr(machine.shutil, "which", lambda _name: None)
-    assert "C++ compiler" in frameworks.missing_requirement(FRAMEWORKS["torch-compile"])
-    assert frameworks.missing_requirement(FRAMEWORKS["torch"]) == ""
+    assert "C++ compiler" in frameworks.missing_requirement(PEERS["torch-compile"])
+    assert frameworks.missing_requirement(PEERS["torch"]) == ""
 
 
 def test_choosing_a_peer_imports_nothing():
     """Libraries that disturb each other are loaded in their own processes only."""
     program = (
         "import sys; from adadelta_cli.implementations import frameworks, registry; "
-        "frameworks.available(registry.FRAMEWORKS.values()); "
+        "frameworks.available(registry.PEERS.values()); "
         "sys.exit(bool({'torch', 'jax', 'optax'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

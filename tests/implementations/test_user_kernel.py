@@ -119,7 +119,13 @@ def test_the_right_kernel_passes_every_default_case_and_is_bit_equal():
     drawn = [row for row in rows if row.check == "drawn"]
     assert {row.case for row in drawn} == {"drawn", "drawn:lengths"}
     assert all(row.passed and row.elements > 100_000 for row in drawn)
-    assert all(row.passed for row in rows if row.case == "steady")
+    assert {row.case for row in rows if row.case.startswith("steady")} == {
+        "steady:4099",
+        "steady:100003",
+    }
+    assert all(row.passed for row in rows if row.case.startswith("steady"))
+    keys = [(r.check, r.case, r.implementation, r.reference, r.dtype, r.tensor) for r in rows]
+    assert len(set(keys)) == len(keys), "a row is found by what it is about"
 
 
 def test_steps_and_drift_are_bounded():

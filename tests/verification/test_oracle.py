@@ -138,7 +138,8 @@ def test_the_worst_element_is_named_with_its_inputs():
     tensors = {name: [state.copy() for state in states] for name, states in stepped().items()}
     tensors["acc_grad"][3][0] *= 2
     worst = verdicts_of(tensors)["acc_grad"].worst
-    assert worst.startswith("worst at step 3, element 0: weight ")
+    assert worst.startswith("worst at step 3, element 0: got ")
+    assert "(0.0780456141), expected 0x1.3facc40000000p-5 (0.0390228108); from weight " in worst
     assert f"acc_grad {float(tensors['acc_grad'][2][0]).hex()}" in worst
     assert f"grad {float(cases.CASES['odd'].grads('float32', 0, 3)[0].ravel()[0]).hex()}" in worst
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import KERNEL_NAMES, plan_of
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from adadelta_cli.files import jsonable, plottable, write_plot
 from adadelta_cli.verification import catalogue, report, runner, ulp
@@ -82,3 +84,46 @@ def test_a_kernel_of_any_name_is_drawn(tmp_path, name):
     assert (tmp_path / "verify.png").stat().st_size > 10_000
     titles = " ".join(axes.get_title() for axes in figure.axes)
     assert plottable(name) in titles and "\x1b" not in titles
+
+
+def test_a_failure_has_its_error_its_bound_and_its_values():
+    """Of a kernel that is off by far: each check with a bound names error, bound, got, expected."""
+    work = SimpleNamespace(failures=[failing(scaled_ulp=1234.0, allowed_ulp=60.0)])
+    (line,) = report.verification_failures(work, 10)
+    assert "1234 ULPs, allowed 60" in line
+    work.failures = [failing(allowed_ulp=0.0, scaled_ulp=3.0), failing(scaled_ulp=0.5)]
+    assert "allowed" not in "".join(report.verification_failures(work, 10))
+
+
+def test_a_narrow_table_drops_the_numbers_first():
+    """Last of all what they were compared with; the bounds are a range."""
+    rows = [failing(case=name, scaled_ulp=7.0, max_ulp=7.0) for name in ("odd", "long")]
+    rows += [failing(tensor="acc_grad", allowed_ulp=16.0, scaled_ulp=2.0)]
+    lost = []
+    for width in range(120, 20, -1):
+        console = Console(width=width, file=io.StringIO())
+        console.print(report.verification_table(SimpleNamespace(rows=rows)))
+        text = console.file.getvalue()
+        lost += re.findall(r"not shown in .*: (.*)", text)
+        assert "bitwise" not in text and (lost or "1-16" in text)
+    assert lost[0] == "numbers" and all("numbers" in each for each in lost)
+    assert all("against" not in each or "bound" in each for each in lost)
+
+
+def test_the_errors_against_each_reference_have_a_panel():
+    """With the bounds in its legend; the drift shown is the largest, or a zero that says so."""
+    rows = [failing(scaled_ulp=3.0), failing(check="step", reference="numpy", scaled_ulp=2.0)]
+    steps = {"odd": [0.1, 0.2], "long": [0.0] * 9}
+    drifts = [DriftTrace("k.py:f", name, "float32", "weight", each) for name, each in steps.items()]
+    work = SimpleNamespace(rows=rows, drifts=drifts, traces=[])
+    axes = report.verification_figure(work).axes
+    titles = [each.get_title() for each in axes]
+    assert sum("against numpy" in title for title in titles) == 1
+    assert sum("against oracle" in title for title in titles) == 1
+    assert any("drift of k.py:f: odd" in title for title in titles)
+    assert "weight: allowed 1" in axes[1].get_legend_handles_labels()[1]
+    work.drifts = drifts[1:]
+    texts = [
+        text.get_text() for each in report.verification_figure(work).axes for text in each.texts
+    ]
+    assert any(text.startswith("0: ") for text in texts)

@@ -159,8 +159,22 @@ def test_the_command_that_repeats_a_failure_asks_for_the_same(monkeypatch, tmp_p
     assert "--impl 'my kernel.py:step'" in own.replay
     fuzzed = replace(row, check="drawn", case="drawn:shapes=3", steps=1)
     assert "--case drawn:shapes=3 --impl" in fuzzed.replay
+    steady = replace(row, case="steady:4099", steps=1)
+    assert "--case steady --impl" in steady.replay
     whole = replace(row, check="drawn", case="drawn", steps=0)
     assert "--case drawn --impl" in whole.replay
+
+
+def test_the_command_that_repeats_a_failure_has_the_options_of_the_run():
+    """A time limit and threads always; --full where it takes more steps, or checks more of them."""
+    plan = plan_of(("numpy-fused",), (), timeout=7.5, threads=2, full=True)
+    chosen = plan.implementations[0]
+    for check, full in (("step", False), ("oracle", True), ("training", True)):
+        command = plan.row(check, "odd", chosen, "float32", 10).replay
+        assert command.endswith(" --timeout 7.5 --threads 2") and ("--full" in command) is full
+    assert (
+        "--t" not in plan_of(("numpy-fused",), ()).row("step", "odd", chosen, "float32", 0).replay
+    )
 
 
 def test_the_first_mismatch_is_named_exactly(monkeypatch):

@@ -15,9 +15,9 @@ from conftest import HERE
 from adadelta_cli import files
 from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.implementations import registry
-from adadelta_cli.verification import cases, mutation_report, mutation_test
+from adadelta_cli.verification import cases, mutation_report, self_test
 from adadelta_cli.verification.mutants import MUTANTS, SOURCES, Mutant
-from adadelta_cli.verification.mutation_test import MutantRow, SelfTest
+from adadelta_cli.verification.self_test import MutantRow, SelfTest
 
 PAGE = HERE.parent / "docs" / "self-test.md"
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
@@ -41,7 +41,7 @@ def test_there_are_forty_mutants_of_different_names():
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_each_mutant_applies_to_its_source(mutant):
     """Its text stands there once, and the change is a change."""
-    assert mutation_test.mutated_text(mutant) != mutation_test.source(mutant.part)
+    assert self_test.mutated_text(mutant) != self_test.source(mutant.part)
 
 
 @pytest.mark.parametrize("old", ["no such text", "p.acc_grad"], ids=["gone", "twice"])
@@ -49,7 +49,7 @@ def test_a_mutant_that_no_longer_applies_is_an_error(old):
     """It does not pass silently as caught or as missed."""
     mutant = Mutant("stale", "update", "", old, "x", "")
     with pytest.raises(BrokenError, match=r"'stale' .* \d+ times"):
-        mutation_test.mutated_text(mutant)
+        self_test.mutated_text(mutant)
     with pytest.raises(BrokenError, match="'stale'"):
         SelfTest([mutant]).execute()
 
@@ -58,7 +58,7 @@ def test_a_mutant_that_no_longer_applies_is_an_error(old):
 @pytest.mark.parametrize("mutant", [*IN_UPDATE, *SOME_IN_KERNEL], ids=lambda mutant: mutant.name)
 def test_mutants_are_caught_by_the_case_that_they_name(mutant):
     """And by no smaller one; the page says so, and what other tests make of it."""
-    row = mutation_test.run_mutant(mutant, seed=0)
+    row = self_test.run_mutant(mutant, seed=0)
     assert row.passed and row.caught and row.mismatches > 0
     assert (row.case, row.dtype) == (mutant.case, mutant.dtype)
     _, _, _, where, mxnet, pytorch = page_rows()[f"`{mutant.name}`"]
@@ -88,14 +88,14 @@ def test_the_unchanged_update_raises_no_alarm(seed, monkeypatch):
     small = [case for case in cases.DEFAULT if case.elements * case.steps < 20_000]
     monkeypatch.setattr(cases, "DEFAULT", tuple(small))
     monkeypatch.setitem(cases.CASES, "million", cases.CASES["odd"])
-    row = mutation_test.run_mutant(mutation_test.CONTROLS[0], seed)
+    row = self_test.run_mutant(self_test.CONTROLS[0], seed)
     assert row.passed and not (row.caught or row.mxnet_test or row.pytorch_test)
 
 
 def test_a_mutant_that_slips_through_fails(monkeypatch):
     """Where no case sees it, the row says so, and the exit code is 1."""
-    monkeypatch.setattr(mutation_test, "candidates", lambda: [cases.CASES["length-0"]])
-    row = mutation_test.run_mutant(BY_NAME["ascent"], seed=0)
+    monkeypatch.setattr(self_test, "candidates", lambda: [cases.CASES["length-0"]])
+    row = self_test.run_mutant(BY_NAME["ascent"], seed=0)
     assert not row.passed and not row.caught and row.case == ""
     work = SelfTest([])
     work._rows[0] = row
@@ -104,14 +104,14 @@ def test_a_mutant_that_slips_through_fails(monkeypatch):
 
 def test_a_false_alarm_fails(monkeypatch):
     """An unchanged source must pass."""
-    monkeypatch.setattr(mutation_test, "candidates", lambda: [cases.CASES["length-1"]])
+    monkeypatch.setattr(self_test, "candidates", lambda: [cases.CASES["length-1"]])
     wrong = replace(BY_NAME["ascent"], name="unchanged")
     monkeypatch.setattr(
-        mutation_test,
+        self_test,
         "mutated_text",
-        lambda _: mutation_test.source("update").replace(wrong.old, wrong.new),
+        lambda _: self_test.source("update").replace(wrong.old, wrong.new),
     )
-    row = mutation_test.run_mutant(mutation_test.CONTROLS[0], seed=0)
+    row = self_test.run_mutant(self_test.CONTROLS[0], seed=0)
     assert row.caught and not row.passed
 
 
@@ -127,7 +127,7 @@ def test_what_gives_no_verdict_is_an_error():
 def test_nothing_is_left_behind():
     """Neither the implementation nor the module stays."""
     before = set(registry.IMPLEMENTATIONS), set(sys.modules)
-    mutation_test.run_mutant(BY_NAME["rate-ignored"], seed=0)
+    self_test.run_mutant(BY_NAME["rate-ignored"], seed=0)
     assert (set(registry.IMPLEMENTATIONS), set(sys.modules)) == before
 
 

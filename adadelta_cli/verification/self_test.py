@@ -218,7 +218,7 @@ class Catch(NamedTuple):
 def run_case(chosen: Implementation, case: Case, dtype: str, seed: int) -> Catch:
     """Run a case, and compare it as verify does."""
     wanted = _wanted(case, dtype, seed)
-    starts = wanted.tensors if chosen.tolerance else None
+    starts = None if chosen.is_built_in else wanted.tensors
     got = execute.step_through(chosen, case, dtype, seed, starts)
     row = ComparisonRow("step", case.name, chosen.name, "numpy", "numpy", "cpu", dtype)
     if chosen.tolerance:
@@ -231,7 +231,7 @@ def run_case(chosen: Implementation, case: Case, dtype: str, seed: int) -> Catch
     failed = next((each for each in rows if each.passed is False), None)
     if failed:
         return Catch(case.name, dtype, failed.tensor, failed.mismatches or 0)
-    if got.grad_changes and not chosen.tolerance:
+    if got.grad_changes and chosen.is_built_in:
         return Catch(case.name, dtype, "grad", got.grad_changes)
     return Catch()
 
@@ -251,7 +251,8 @@ def check_fuzzed(chosen: Implementation, dtypes: Sequence[str], seed: int) -> Ca
     work.execute(sandbox=InProcess())
     for row in work.failures:
         listed = f"fill={fuzz.LENGTH_FILL}" in row.case
-        case = fuzz.LENGTHS if listed else fuzz.ALL if row.check == "drawn" else row.case
+        repeats = fuzz.collective_name(row.case) or row.case
+        case = fuzz.LENGTHS if listed else fuzz.ALL if row.check == "drawn" else repeats
         return Catch(case, row.dtype, row.tensor, row.mismatches or 0)
     return Catch()
 
