@@ -157,6 +157,7 @@ VARIABLES = (
     ("NUMBA_DISABLE_JIT", NONZERO, BROKEN, "the kernel is not compiled, and cannot run"),
     ("NUMBA_BOUNDSCHECK", NONZERO, DISTURBS, "the kernel checks every index"),
     ("NUMBA_DEBUGINFO", NONZERO, DISTURBS, "the kernel is compiled for a debugger"),
+    ("ADADELTA_KERNEL", ANY, DISTURBS, "the fused step is always taken in this way"),
     ("NUMBA_OPT", "[012]", DISTURBS, "the kernel is not fully optimised"),
     ("NUMBA_LOOP_VECTORIZE", "0", DISTURBS, "the kernel's loops are not vectorised"),
     ("NUMBA_ENABLE_AVX", "0", DISTURBS, NARROW),

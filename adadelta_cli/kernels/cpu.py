@@ -53,7 +53,9 @@ SERIAL_ELEMENTS = 4096
 # without, as are all on data in their caches: which way is taken, `variants.py` learns.
 AHEAD_ELEMENTS = 512
 LINE_ELEMENTS = 16  # float32 elements a cache line; a line of float64 is prefetched twice
-FLUSH_TO_ZERO, DENORMALS_ARE_ZERO = 0x8000, 0x0040  # MXCSR, Intel SDM vol. 1, 10.2.3
+# MXCSR, Intel SDM vol. 1, 10.2.3; its default: round to nearest, no exception interrupts. So the
+# bits depend neither on the calling thread's mode nor on that of the pool's threads.
+FLUSH_TO_ZERO, DENORMALS_ARE_ZERO, NEAREST = 0x8000, 0x0040, 0x1F80
 ON_X86 = platform.machine() in {"x86_64", "AMD64"}
 
 binding.initialize_native_asmparser()  # for the two instructions that reach MXCSR
@@ -392,7 +394,7 @@ def _update_range_in_mode(table, zeros, traffic, low, high):
     """Take the step in the table's subnormal mode; restore the thread's mode."""
     before = read_mxcsr()
     both = np.uint32(FLUSH_TO_ZERO | DENORMALS_ARE_ZERO)
-    write_mxcsr((before | both) if table[FLUSH] else (before & ~both))
+    write_mxcsr(np.uint32(NEAREST | both) if table[FLUSH] else np.uint32(NEAREST))
     _update_range(table, zeros, traffic, low, high)
     write_mxcsr(before)
 
@@ -446,7 +448,7 @@ def launch(table):  # noqa: ANN201
     else:
         pool.run(state, function, address, words, total, parts)
     if fixed == 0:
-        variants.learn(learned, way, variants.now(learned) - begin, threads)
+        variants.learn(learned, way, variants.now(learned) - begin, total, threads)
 
 
 launching = threading.Lock()  # a pool has one job at a time

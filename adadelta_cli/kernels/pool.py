@@ -42,11 +42,11 @@ ALIGNED = 64  # elements: pieces end at a cache line's end where the tensors beg
 
 # The pool's state: int64 words, those that different threads write in cache lines of their own.
 LINE = 8
-WORKERS, GENERATION, OPEN, INSIDE, SLEEPING, WAITING = (LINE * k for k in range(6))
+WORKERS, GENERATION, OPEN, INSIDE, WAITING, DONE = (LINE * k for k in range(6))
 FUNCTION, TABLE, WORDS, TOTAL, PARTS, PIECE = (LINE * 6 + k for k in range(6))
-MUTEX, WAKE, DONE, TAKEN = LINE * 8, LINE * 9, LINE * 10, LINE * 11
 MAX_PARTS = 1024
-STATE_WORDS = TAKEN + LINE * MAX_PARTS
+# A line each for every part or thread.
+TAKEN, SLEEPS, WAKE, STATE_WORDS = (LINE * (7 + MAX_PARTS * k) for k in range(4))
 # A range function: it takes a table's address, a number for it, and the first and the end of the
 # elements that it works on.
 RANGE = types.void(types.int64, types.int64, types.int64, types.int64)
@@ -67,6 +67,17 @@ def _add(_context, _array, _index, _value):
     def generate(context, builder, signature, args):
         address = _element(context, builder, signature, args)
         return builder.atomic_rmw("add", address, args[2], "seq_cst")
+
+    return types.int64(_array, types.int64, types.int64), generate
+
+
+@intrinsic
+def _swap(_context, _array, _index, _value):
+    """Write an element in one atomic operation; return what it was."""
+
+    def generate(context, builder, signature, args):
+        address = _element(context, builder, signature, args)
+        return builder.atomic_rmw("xchg", address, args[2], "seq_cst")
 
     return types.int64(_array, types.int64, types.int64), generate
 
@@ -124,13 +135,10 @@ def call_range(_context, _function, _table, _words, _low, _high):  # noqa: ANN20
 
 _int = types.int32
 _clock_gettime = types.ExternalFunction("clock_gettime", _int(_int, types.uint64))
-_lock = types.ExternalFunction("pthread_mutex_lock", _int(types.uint64))
-_unlock = types.ExternalFunction("pthread_mutex_unlock", _int(types.uint64))
-_wait = types.ExternalFunction("pthread_cond_wait", _int(types.uint64, types.uint64))
-_wake_one = types.ExternalFunction("pthread_cond_signal", _int(types.uint64))
-_wake_all = types.ExternalFunction("pthread_cond_broadcast", _int(types.uint64))
-_init_mutex = types.ExternalFunction("pthread_mutex_init", _int(types.uint64, types.uint64))
-_init_cond = types.ExternalFunction("pthread_cond_init", _int(types.uint64, types.uint64))
+# POSIX semaphores; one of zeros has the value 0 (glibc and musl). Condition variables will not do:
+# glibc's, up to 2.40, make who signals wait until all those that were woken before have run.
+_post = types.ExternalFunction("sem_post", _int(types.uint64))
+_wait = types.ExternalFunction("sem_wait", _int(types.uint64))
 MONOTONIC = 1 if sys.platform == "linux" else 6  # CLOCK_MONOTONIC: time.h; macOS has 6
 
 
@@ -168,10 +176,9 @@ def run(state, function, table, words, total, parts):  # noqa: ANN201
     state[PIECE] = max(PIECE_ELEMENTS, total // (parts * PIECES) // ALIGNED * ALIGNED)
     _set(state, OPEN, 1)
     _add(state, GENERATION, 1)
-    if _get(state, SLEEPING) > 0:
-        _lock(_address(state, MUTEX))
-        _wake_all(_address(state, WAKE))
-        _unlock(_address(state, MUTEX))
+    for worker in range(1, min(parts, state[WORKERS] + 1)):
+        if _swap(state, SLEEPS + LINE * worker, 0) == 1:
+            _post(_address(state, WAKE + LINE * worker))
     _work(state, 0)
     _set(state, OPEN, 0)
     _finish(state)
@@ -194,18 +201,17 @@ def _work(state, own):
 
 @compiled
 def _finish(state):
-    """Wait until no other thread is inside the job."""
+    """Wait until no other thread is inside the job: spin, then sleep."""
     scratch = np.empty(2, np.int64)
     end = now_ns(scratch) + SPIN_NS
-    while _get(state, INSIDE) > 0 and now_ns(scratch) < end:
-        _pause()
-    if _get(state, INSIDE) > 0:
-        _lock(_address(state, MUTEX))
+    while _get(state, INSIDE) > 0:
+        if now_ns(scratch) < end:
+            _pause()
+            continue
         _set(state, WAITING, 1)
-        while _get(state, INSIDE) > 0:
-            _wait(_address(state, DONE), _address(state, MUTEX))
-        _set(state, WAITING, 0)
-        _unlock(_address(state, MUTEX))
+        if _get(state, INSIDE) == 0 and _swap(state, WAITING, 0) == 1:
+            return  # nobody has seen it wait
+        _sleep(state, DONE)
 
 
 # --- the other threads ----------------------------------------------------------------------------
@@ -217,72 +223,76 @@ def _serve(state, own):
     seen = np.int64(0)
     scratch = np.empty(2, np.int64)
     while True:
-        seen = _next_generation(state, seen, scratch)
+        seen = _next_generation(state, own, seen, scratch)
         _add(state, INSIDE, 1)
         # Closed, or the next job is not published yet: its words may not be read.
         if _get(state, OPEN) == 1 and own < state[PARTS]:
             _work(state, own)
-        if _add(state, INSIDE, -1) == 1 and _get(state, WAITING) == 1:
-            _lock(_address(state, MUTEX))
-            _wake_one(_address(state, DONE))
-            _unlock(_address(state, MUTEX))
+        if _add(state, INSIDE, -1) == 1 and _swap(state, WAITING, 0) == 1:
+            _post(_address(state, DONE))
 
 
 @compiled
-def _next_generation(state, seen, scratch):
+def _next_generation(state, own, seen, scratch):
     """Wait for a job after the one that was seen: spin, then sleep."""
     end = now_ns(scratch) + SPIN_NS
     while _get(state, GENERATION) == seen:
         if now_ns(scratch) < end:
             _pause()
             continue
-        _lock(_address(state, MUTEX))
-        _add(state, SLEEPING, 1)
-        while _get(state, GENERATION) == seen:
-            _wait(_address(state, WAKE), _address(state, MUTEX))
-        _add(state, SLEEPING, -1)
-        _unlock(_address(state, MUTEX))
+        _set(state, SLEEPS + LINE * own, 1)
+        if _get(state, GENERATION) != seen and _swap(state, SLEEPS + LINE * own, 0) == 1:
+            break  # nobody has seen it sleep
+        _sleep(state, WAKE + LINE * own)
     return _get(state, GENERATION)
 
 
 @compiled
-def _initialise(state):
-    _init_mutex(_address(state, MUTEX), np.uint64(0))
-    _init_cond(_address(state, WAKE), np.uint64(0))
-    _init_cond(_address(state, DONE), np.uint64(0))
+def _sleep(state, semaphore):
+    while _wait(_address(state, semaphore)) != 0:  # a signal interrupted it
+        pass
 
 
 # --- the pool of this process ---------------------------------------------------------------------
 
 _states: dict[int, np.ndarray] = {}  # by process: a forked child has the memory, not the threads
+_made: list[np.ndarray] = []  # all of them: tables have their addresses
+_starting = threading.Lock()
 
 
 def threads() -> int:
-    """Return the number of threads: NUMBA_NUM_THREADS, by default the cores of this process."""
-    return int(min(numba.config.NUMBA_NUM_THREADS, MAX_PARTS))
+    """Return the number of threads: NUMBA_NUM_THREADS, by default the cores of this process.
+
+    One on other systems than Linux, for want of semaphores that were tested there.
+    """
+    most = MAX_PARTS if sys.platform == "linux" else 1
+    return int(min(numba.config.NUMBA_NUM_THREADS, most))
 
 
 def state() -> np.ndarray:
     """Return the state of this process's pool; start its threads where there are none."""
     found = _states.get(os.getpid())
     if found is None:
-        found = _states[os.getpid()] = _start()
+        with _starting:
+            found = _states.get(os.getpid())
+            if found is None:
+                found = _states[os.getpid()] = _start()
     return found
 
 
 def _start() -> np.ndarray:
     made = _without_threads()
-    made[WORKERS] = threads() - 1
-    for number in range(1, threads()):
-        name = f"adadelta-{number}"
-        threading.Thread(target=_serve, args=(made, number), name=name, daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # the system allows no more threads
+        for number in range(1, threads()):
+            name = f"adadelta-{number}"
+            threading.Thread(target=_serve, args=(made, number), name=name, daemon=True).start()
+            made[WORKERS] = number
     return made
 
 
 def _without_threads() -> np.ndarray:
-    made = np.zeros(STATE_WORDS, np.int64)
-    _initialise(made)
-    return made
+    _made.append(np.zeros(STATE_WORDS, np.int64))
+    return _made[-1]
 
 
 _alone = functools.cache(_without_threads)
@@ -291,21 +301,23 @@ _alone = functools.cache(_without_threads)
 @contextlib.contextmanager
 def no_threads() -> Iterator[None]:
     """Let the calling thread alone take steps that are prepared meanwhile, piece after piece."""
-    before = _states.get(os.getpid())
-    _states[os.getpid()] = _alone()
+    process = os.getpid()
+    before = _states.get(process)
+    _states[process] = _alone()
     try:
         yield
     finally:
-        del _states[os.getpid()]
+        _states.pop(process)
         if before is not None:
-            _states[os.getpid()] = before
+            _states[process] = before
 
 
 def _after_fork() -> None:
-    """Forget the threads of the parent: they are not here, and one may have held the mutex."""
-    for inherited in [*_states.values(), _alone()]:
+    """Forget the parent's threads: they are not here. Whatever they held is free again."""
+    global _starting  # noqa: PLW0603 - another thread may have held it
+    _starting = threading.Lock()
+    for inherited in _made:
         inherited[:] = 0
-        _initialise(inherited)
 
 
 if hasattr(os, "register_at_fork"):

@@ -107,14 +107,16 @@ class Roofs:
 
     def memory(self) -> None:
         """Move the bytes of one step."""
-        cpu.launch(self._memory)
+        with cpu.launching:
+            cpu.launch(self._memory)
 
     def arithmetic(self) -> None:
         """Do the arithmetic of `steps` steps, with rate 0, so that values change little.
 
         Small workloads take several steps a call, so that the call itself does not count.
         """
-        _repeat(self._arithmetic, self.steps)
+        with cpu.launching:
+            _repeat(self._arithmetic, self.steps)
 
     def memory_variant(self) -> str:
         """Return how the memory roof is taken, as `variants.parse` takes it."""

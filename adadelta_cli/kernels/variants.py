@@ -7,7 +7,7 @@ two. ADADELTA_KERNEL fixes one way, for measurements.
 
 A row of what is learned, int64: CALLS, the number of steps; BEST, the fastest way; NEXT, the call
 at which others are tried; EVERY, the calls between two trials; TRIED, the last way that was tried;
-CLOCK, two words; TIMES, the time of a step for each way, in ns.
+CLOCK, two words; TIMES, the time of an element for each way, in units of 1e-14 s.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ WORDS = TIMES + WAYS
 ROUNDS = 3  # of the first calls, for each way
 TRIAL_CALLS = 4  # one after the other, so that the ones after the first find warm caches
 FIRST_TRIAL, LAST_TRIAL = 64, 1024  # calls between two trials, doubled where nothing changes
+HOPELESS = 2  # times as slow as the best: not tried again at once
+SCALE = 100_000  # of the times: units of 1e-14 s an element
 WEIGHT = 16  # of the mean: a step that waited long counts for a sixteenth of its time
 CLASSES = 64
 VARIABLE = "ADADELTA_KERNEL"
@@ -86,10 +88,13 @@ def unpacked(word):  # noqa: ANN201
 @compiled
 def choose(learned, threads):  # noqa: ANN201
     """Return the way for the next step."""
-    call, count = learned[CALLS], count_ways(threads)
+    call, count, times = learned[CALLS], count_ways(threads), learned[TIMES:]
     learned[CALLS] = call + 1
     if call < ROUNDS * count:
-        return call % count
+        # In another order each round, so that steps of different sizes that alternate meet all.
+        way = (call + call // count) % count
+        hopeless = call >= count and times[way] > HOPELESS * times[:count].min()
+        return times[:count].argmin() if hopeless else way
     if call < learned[NEXT]:
         return learned[BEST]
     if call == learned[NEXT]:
@@ -100,26 +105,29 @@ def choose(learned, threads):  # noqa: ANN201
 
 
 @compiled
-def learn(learned, way, ns, threads):  # noqa: ANN201
-    """Note the time of a step, and which way is the fastest now."""
+def learn(learned, way, ns, total, threads):  # noqa: ANN201
+    """Note the time of a step on `total` elements, and which way is the fastest now."""
     call, count, times = learned[CALLS] - 1, count_ways(threads), learned[TIMES:]
-    first = call < ROUNDS * count
-    trial = not first and call >= learned[NEXT]
-    if (first and call < count) or (trial and call == learned[NEXT]):
-        times[way] = ns
-    elif first or trial:
-        times[way] = min(times[way], ns)
-    else:
-        times[way] += (ns - times[way]) // WEIGHT
-    if call == ROUNDS * count - 1:
+    time = ns * SCALE // total  # an element's: sizes in a class differ by up to 2
+    if call < ROUNDS * count:
+        times[way] = time if call < count else min(times[way], time)
+        if call < ROUNDS * count - 1:
+            return
         learned[EVERY], learned[NEXT] = FIRST_TRIAL, call + FIRST_TRIAL
-    elif trial and call >= learned[NEXT] + TRIAL_CALLS - 1:
-        learned[EVERY] = min(2 * learned[EVERY], LAST_TRIAL)
-        learned[NEXT] = call + learned[EVERY]
-    elif first or trial:
-        return
+    elif call < learned[NEXT]:
+        times[way] += (time - times[way]) // WEIGHT
+    else:
+        times[way] = time if call == learned[NEXT] else min(times[way], time)
+        slower = times[way] // max(1, times[learned[BEST]])
+        if call < learned[NEXT] + TRIAL_CALLS - 1 and slower < HOPELESS:
+            return
+        # A trial takes a hundredth of the time or less.
+        rare = max(min(2 * learned[EVERY], LAST_TRIAL), 100 * slower)
+        learned[EVERY], learned[NEXT] = rare, call + rare
     best = times[:count].argmin()
     if best != learned[BEST]:
+        # What was best is tried again first: a single step that waited long may have decided.
+        learned[TRIED] = learned[BEST] - 1
         learned[BEST] = best
         learned[EVERY], learned[NEXT] = FIRST_TRIAL, call + FIRST_TRIAL
 

@@ -32,6 +32,7 @@ NUMBERS = {
 NUMBA = "NUMBA_"  # variables that decide whether Numba can compile
 HANDLED = "NUMBA_CACHE_DIR"  # by `_find_folders`
 NUMBA_FILE = ".numba_config.yaml"  # in the working folder: the same settings
+VARIANT = "ADADELTA_KERNEL"  # read by `kernels.variants`
 START_S = 120.0
 # Errors of libraries that can only be recognised by their message.
 KNOWN_FIXES = {
@@ -78,6 +79,12 @@ def check() -> None:
         raise UnavailableError(
             f"{name} is {value[:80]!r}; expected a whole number, at least 1; unset {name}, or set "
             "it to the number of cores"
+        )
+    variant = os.environ.get(VARIANT, "")
+    if not re.fullmatch(r"|([1-9][0-9]{0,2}|all):[0-9]{1,9}", variant):
+        raise UnavailableError(
+            f"{VARIANT} is {variant[:80]!r}; expected THREADS:BLOCK, such as 1:0 or all:64; unset "
+            f"{VARIANT}"
         )
     names = [name for name in os.environ if name.startswith(NUMBA) and name != HANDLED]
     if names or Path(NUMBA_FILE).is_file():

@@ -33,7 +33,18 @@ THREAD_VARIABLES = (
     "MKL_NUM_THREADS",
 )
 # Prefixes of environment variables that the speed or the bits of a step may depend on.
-VARIABLES = ("GOMP_", "KMP_", "LD_PRELOAD", "MKL_", "MXNET_", "NUMBA_", "OMP_", "OPENBLAS_", "XLA_")
+VARIABLES = (
+    "ADADELTA_",
+    "GOMP_",
+    "KMP_",
+    "LD_PRELOAD",
+    "MKL_",
+    "MXNET_",
+    "NUMBA_",
+    "OMP_",
+    "OPENBLAS_",
+    "XLA_",
+)
 LIBRARIES = (
     *("adadelta", "mxnet", "numpy", "numba", "llvmlite", "scikit-learn", "scipy", "pandas"),
     *("matplotlib", "pydantic", "PyYAML", "click", "rich"),

@@ -285,8 +285,8 @@ states-exchanged: acc_grad and acc_delta exchanged in the table of addresses
 -                 _view(addresses[t, 3]
 +                 _view(addresses[t, 2]
 subnormals-flushed-kernel [subnormal]: the kernel always flushes subnormals to zero
-- (before | both) if table[FLUSH] else (before & ~both)
-+ before | both
+- np.uint32(NEAREST | both) if table[FLUSH] else np.uint32(NEAREST)
++ np.uint32(NEAREST | both)
 half-weight-stale-kernel [length-1 float16]: the kernel's master moves, the float16 weight does not
 - half[i] = _store(new, half[i])
 + pass

@@ -299,3 +299,27 @@ def test_float16_is_converted_where_the_processor_cannot(flush):
     widened, narrowed = convert(halves, singles, mode)
     assert_same_bits([widened], [values])
     assert_same_bits([narrowed.view(np.float16)], [rounded])
+
+
+@pytest.mark.parametrize("variant", ["1:0", "3:64"])
+def test_the_callers_rounding_mode_changes_no_bit(variant):
+    """Each thread has a mode of its own, and the pool's threads have the default one."""
+    hyper = Hyperparameters(**AWKWARD)
+    parameters = [Parameter(*random_arrays(100_003))]
+    wanted = unfused(parameters, hyper, [0.7], [0.01])
+    step = cpu.prepared([tensor_ref(parameters[0], 0.7, 0.01)], hyper.doubles, fixed=variant)
+
+    @numba.njit
+    def set_mode(mode):
+        before = cpu.read_mxcsr()
+        cpu.write_mxcsr(mode)
+        return before
+
+    before = set_mode(np.uint32(0x5F80))  # upward
+    try:
+        step()
+        after = set_mode(np.uint32(0x1F80))
+    finally:
+        set_mode(np.uint32(before))
+    assert after & 0x6000 == 0x4000, "the calling thread's mode was put back"
+    assert_same_bits(parameters[0].arrays, wanted)

@@ -80,6 +80,100 @@ def test_other_threads_take_part():
     assert seen[1] == 1
 
 
+def test_a_worker_that_is_kept_waiting_keeps_nobody_waiting():
+    """Three threads, the last of which never runs while the core is busy: no job waits for it.
+
+    With a condition variable in place of the semaphores, jobs waited for tenths of a second here.
+    """
+    code = """
+import os, statistics, sys, threading, time, numba
+from adadelta_cli.kernels import cpu, pool
+
+@numba.cfunc(pool.RANGE)
+def nothing(table, words, low, high):
+    pass
+
+state, started = pool.state(), {each.name: each.native_id for each in threading.enumerate()}
+os.sched_setscheduler(started["adadelta-2"], os.SCHED_IDLE, os.sched_param(0))
+for core in os.sched_getaffinity(0):
+    if os.fork() == 0:
+        os.sched_setaffinity(0, {core})
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            pass
+        os._exit(0)
+times = []
+until = time.monotonic() + 3
+while time.monotonic() < until:
+    begin = time.monotonic()
+    pool.run(state, nothing.address, 0, 0, 0, 3)
+    times.append(time.monotonic() - begin)
+    time.sleep(1e-4)
+sys.exit(statistics.median(times) > 0.02)
+"""
+    environment = os.environ | {"NUMBA_NUM_THREADS": "3"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
+
+
+def test_threads_that_begin_together_share_one_pool():
+    """And no table has the address of another one, which nobody would keep alive."""
+    code = """
+import sys, threading
+from adadelta_cli.kernels import pool
+barrier, found = threading.Barrier(8), []
+def get():
+    barrier.wait()
+    found.append(pool.state())
+threads = [threading.Thread(target=get) for _ in range(8)]
+[each.start() for each in threads]
+[each.join() for each in threads]
+sys.exit(len({each.ctypes.data for each in found}) > 1)
+"""
+    for number in ("1", "2"):
+        environment = os.environ | {"NUMBA_NUM_THREADS": number}
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
+
+
+def test_a_fork_compiles_nothing():
+    """Another thread may hold the compiler's lock, with which the child would wait for ever."""
+    code = """
+import os, sys
+from numba.core.compiler_lock import global_compiler_lock
+from adadelta_cli.kernels import pool
+pool.state()
+import threading
+held, done = threading.Event(), threading.Event()
+def hold():
+    with global_compiler_lock:
+        held.set()
+        done.wait()
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0)
+code = os.waitpid(child, 0)[1]
+done.set()
+sys.exit(code)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+def test_a_fork_without_threads_is_left_in_order():
+    """The child of a process inside `no_threads` has a pool of its own afterwards."""
+    code = """
+import os, sys
+from adadelta_cli.kernels import pool
+before = pool.state()
+with pool.no_threads():
+    child = os.fork()
+if child == 0:
+    os._exit(not (before[pool.WORKERS] == 0 and pool.state() is not before))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or pool.state() is not before)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
 FORKED = """
 import os, sys, numpy as np
 from adadelta_cli import FusedStep, Parameter

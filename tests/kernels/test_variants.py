@@ -15,7 +15,7 @@ class Learner:
     """Steps whose times are given by a function of the way and of the step's number."""
 
     def __init__(self, times):
-        self.times, self.step = times, 0
+        self.times, self.step, self.elements = times, 0, 10_000
         self.learned = np.zeros(variants.WORDS, np.int64)
         self.taken = []
 
@@ -23,7 +23,8 @@ class Learner:
         """Take so many steps; return how often each way was taken."""
         for _ in range(steps):
             way = variants.choose(self.learned, THREADS)
-            variants.learn(self.learned, way, self.times(way, self.step), THREADS)
+            time = self.times(way, self.step)
+            variants.learn(self.learned, way, time, self.elements, THREADS)
             self.taken.append(way)
             self.step += 1
         return np.bincount(self.taken[-steps:], minlength=variants.count_ways(THREADS))
@@ -93,3 +94,24 @@ def test_a_variable_fixes_the_way(monkeypatch):
     for wrong in ("fast", "1", "0:64", "1:-1", "all:", "99999:0", "1:64:2"):
         with pytest.raises(UsageError, match="THREADS:BLOCK"):
             variants.parse(wrong)
+
+
+def test_sizes_that_alternate_are_no_different_ways():
+    """Two models of one class, one 1.9 times as large: the fastest way for both is found."""
+
+    def times(way, step):
+        return (1000 if way == 1 else 1200) * (19 if step % 2 else 10)
+
+    learner = Learner(times)
+    for _ in range(1000):
+        for elements in (10_000, 19_000):
+            learner.elements = elements
+            learner.go(1)
+    assert np.bincount(learner.taken[-1000:])[1] > 900
+
+
+def test_ways_that_are_much_slower_cost_little():
+    """One thread of many takes 15 times as long; so it is hardly tried."""
+    learner = Learner(lambda way, _: 15_000 if way < 3 else 1000)
+    learner.go(1000)
+    assert sum(learner.times(way, 0) for way in learner.taken) < 1.15 * 1000 * 1000

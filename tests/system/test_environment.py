@@ -29,6 +29,9 @@ from adadelta_cli.system.sandbox import InProcess, Sandbox
         ("MXNET_OMP_MAX_THREADS", "many"),
         ("MXNET_CPU_WORKER_NTHREADS", "1.5"),
         ("NUMBA_DISABLE_JIT", "1"),
+        ("ADADELTA_KERNEL", "fast"),
+        ("ADADELTA_KERNEL", "0:64"),
+        ("ADADELTA_KERNEL", "all:-64"),
         ("NUMBA_LOOP_VECTORIZE", "no"),
     ],
 )
