@@ -49,8 +49,8 @@ compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
 # Below this many elements, neither other threads nor blocks pay.
 SERIAL_ELEMENTS = 4096
 # In blocks, the elements that follow by so many are prefetched: hardware prefetching stops at each
-# page, which costs Intel's processors a third of their speed on data in memory. AMD's are faster
-# without, as are all on data in their caches: which way is taken, `variants.py` learns.
+# page, which costs Intel's processors a third of their speed on data in memory. Elsewhere it pays
+# little or costs time; whether it is taken, `variants.py` learns.
 AHEAD_ELEMENTS = 512
 LINE_ELEMENTS = 16  # float32 elements a cache line; a line of float64 is prefetched twice
 # MXCSR, Intel SDM vol. 1, 10.2.3; its default: round to nearest, no exception interrupts. So the
