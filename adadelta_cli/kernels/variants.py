@@ -31,10 +31,10 @@ BLOCKS = (0, 64, 256)
 CALLS, BEST, NEXT, EVERY, TRIED, CLOCK, TIMES = 0, 1, 2, 3, 4, 5, 7
 WAYS = 3 * len(BLOCKS)
 WORDS = TIMES + WAYS
-ROUNDS = 3  # of the first calls, for each way
+ROUNDS = 4  # of the first calls, for each way
 TRIAL_CALLS = 4  # one after the other, so that the ones after the first find warm caches
 FIRST_TRIAL, LAST_TRIAL = 64, 1024  # calls between two trials, doubled where nothing changes
-HOPELESS = 2  # times as slow as the best: not tried again at once
+HOPELESS = 3  # times as slow as the best: not tried again at once
 SCALE = 100_000  # of the times: units of 1e-14 s an element
 WEIGHT = 16  # of the mean: a step that waited long counts for a sixteenth of its time
 CLASSES = 64
@@ -91,9 +91,10 @@ def choose(learned, threads):  # noqa: ANN201
     call, count, times = learned[CALLS], count_ways(threads), learned[TIMES:]
     learned[CALLS] = call + 1
     if call < ROUNDS * count:
-        # In another order each round, so that steps of different sizes that alternate meet all.
-        way = (call + call // count) % count
-        hopeless = call >= count and times[way] > HOPELESS * times[:count].min()
+        # Twice in a row, for the first call wakes threads. In another order the second time, so that
+        # steps of different sizes that alternate meet all.
+        way = (call // 2 + call // (2 * count)) % count
+        hopeless = call >= 2 * count and times[way] > HOPELESS * times[:count].min()
         return times[:count].argmin() if hopeless else way
     if call < learned[NEXT]:
         return learned[BEST]
@@ -110,7 +111,7 @@ def learn(learned, way, ns, total, threads):  # noqa: ANN201
     call, count, times = learned[CALLS] - 1, count_ways(threads), learned[TIMES:]
     time = ns * SCALE // total  # an element's: sizes in a class differ by up to 2
     if call < ROUNDS * count:
-        times[way] = time if call < count else min(times[way], time)
+        times[way] = time if call < 2 * count and call % 2 == 0 else min(times[way], time)
         if call < ROUNDS * count - 1:
             return
         learned[EVERY], learned[NEXT] = FIRST_TRIAL, call + FIRST_TRIAL
@@ -119,7 +120,8 @@ def learn(learned, way, ns, total, threads):  # noqa: ANN201
     else:
         times[way] = time if call == learned[NEXT] else min(times[way], time)
         slower = times[way] // max(1, times[learned[BEST]])
-        if call < learned[NEXT] + TRIAL_CALLS - 1 and slower < HOPELESS:
+        tried = call - learned[NEXT] + 1
+        if tried < TRIAL_CALLS and (tried < 2 or slower < HOPELESS):
             return
         # A trial takes a hundredth of the time or less.
         rare = max(min(2 * learned[EVERY], LAST_TRIAL), 100 * slower)
