@@ -43,10 +43,12 @@ ALIGNED = 64  # elements: pieces end at a cache line's end where the tensors beg
 # The pool's state: int64 words, those that different threads write in cache lines of their own.
 LINE = 8
 WORKERS, GENERATION, OPEN, INSIDE, WAITING, DONE = (LINE * k for k in range(6))
-FUNCTION, TABLE, WORDS, TOTAL, PARTS, PIECE = (LINE * 6 + k for k in range(6))
+FUNCTION, TABLE, WORDS, TOTAL, PARTS, PIECE, CORE = (LINE * 6 + k for k in range(7))
 MAX_PARTS = 1024
 # A line each for every part or thread.
-TAKEN, SLEEPS, WAKE, STATE_WORDS = (LINE * (7 + MAX_PARTS * k) for k in range(4))
+TAKEN, SLEEPS, WAKE, ALLOWED = (LINE * (7 + MAX_PARTS * k) for k in range(4))
+CORES = 1024  # in ALLOWED, a bit each: those that this process may run on; as a cpu_set_t of glibc
+STATE_WORDS = ALLOWED + CORES // 64
 # A range function: it takes a table's address, a number for it, and the first and the end of the
 # elements that it works on.
 RANGE = types.void(types.int64, types.int64, types.int64, types.int64)
@@ -139,6 +141,8 @@ _clock_gettime = types.ExternalFunction("clock_gettime", _int(_int, types.uint64
 # glibc's, up to 2.40, make who signals wait until all those that were woken before have run.
 _post = types.ExternalFunction("sem_post", _int(types.uint64))
 _wait = types.ExternalFunction("sem_wait", _int(types.uint64))
+_getcpu = types.ExternalFunction("sched_getcpu", _int())
+_setaffinity = types.ExternalFunction("sched_setaffinity", _int(_int, types.uint64, types.uint64))
 MONOTONIC = 1 if sys.platform == "linux" else 6  # CLOCK_MONOTONIC: time.h; macOS has 6
 
 
@@ -172,7 +176,7 @@ def run(state, function, table, words, total, parts):  # noqa: ANN201
     for part in range(parts):
         state[TAKEN + LINE * part] = 0
     state[FUNCTION], state[TABLE], state[WORDS] = function, table, words
-    state[TOTAL], state[PARTS] = total, parts
+    state[TOTAL], state[PARTS], state[CORE] = total, parts, _getcpu()
     state[PIECE] = max(PIECE_ELEMENTS, total // (parts * PIECES) // ALIGNED * ALIGNED)
     _set(state, OPEN, 1)
     _add(state, GENERATION, 1)
@@ -221,15 +225,34 @@ def _finish(state):
 def _serve(state, own):
     """Work on each job, for ever."""
     seen = np.int64(0)
-    scratch = np.empty(2, np.int64)
+    scratch, mask = np.empty(2, np.int64), np.empty(CORES // 64, np.int64)
     while True:
         seen = _next_generation(state, own, seen, scratch)
         _add(state, INSIDE, 1)
         # Closed, or the next job is not published yet: its words may not be read.
         if _get(state, OPEN) == 1 and own < state[PARTS]:
+            if _getcpu() == state[CORE]:
+                _leave_core(state, mask)
             _work(state, own)
         if _add(state, INSIDE, -1) == 1 and _swap(state, WAITING, 0) == 1:
             _post(_address(state, DONE))
+
+
+@compiled
+def _leave_core(state, mask):
+    """Move to another core than the caller's, if there is one.
+
+    The system wakes a thread on the core of who woke it; and since the two take turns in sleeping,
+    it may never see that both want to run at once.
+    """
+    any_left = False
+    for k in range(mask.size):
+        mask[k] = state[ALLOWED + k]
+        if k == state[CORE] // 64:
+            mask[k] &= ~(np.int64(1) << (state[CORE] % 64))
+        any_left |= mask[k] != 0
+    if any_left:
+        _setaffinity(np.int32(0), np.uint64(8 * mask.size), np.uint64(mask.ctypes.data))
 
 
 @compiled
@@ -282,6 +305,9 @@ def state() -> np.ndarray:
 
 def _start() -> np.ndarray:
     made = _without_threads()
+    for core in os.sched_getaffinity(0) if threads() > 1 else ():
+        if core < CORES:
+            made[ALLOWED + core // 64] |= np.int64(np.uint64(1 << core % 64).view(np.int64))
     with contextlib.suppress(RuntimeError):  # the system allows no more threads
         for number in range(1, threads()):
             name = f"adadelta-{number}"

@@ -91,8 +91,8 @@ def choose(learned, threads):  # noqa: ANN201
     call, count, times = learned[CALLS], count_ways(threads), learned[TIMES:]
     learned[CALLS] = call + 1
     if call < ROUNDS * count:
-        # Twice in a row, for the first call wakes threads. In another order the second time, so that
-        # steps of different sizes that alternate meet all.
+        # Twice in a row, for the first call wakes threads. In another order the second time, so
+        # that steps of different sizes that alternate meet all.
         way = (call // 2 + call // (2 * count)) % count
         hopeless = call >= 2 * count and times[way] > HOPELESS * times[:count].min()
         return times[:count].argmin() if hopeless else way
