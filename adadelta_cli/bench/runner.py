@@ -26,8 +26,8 @@ from adadelta_cli.bench.workloads import model
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS
 from adadelta_cli.mxnet_bridge import runtime
-from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system.neighbours import busy
+from adadelta_cli.system.progress import Tick, no_tick
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

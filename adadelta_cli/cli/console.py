@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import displayed
-from adadelta_cli.progress import Tick, no_tick
+from adadelta_cli.system.progress import Tick, no_tick
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

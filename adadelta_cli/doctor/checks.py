@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from adadelta_cli.doctor.conditions import conditions
 from adadelta_cli.doctor.findings import Finding, Level, severity
 from adadelta_cli.errors import BrokenError, ExitCode, UnavailableError
-from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import cpu_load, environment, gpu, machine
+from adadelta_cli.system.progress import Tick, no_tick
 from adadelta_cli.system.sandbox import (
     HungError,
     ReportedError,

@@ -11,13 +11,13 @@ import numpy as np
 
 from adadelta_cli import files, inputs
 from adadelta_cli.errors import ExitCode, UsageError, displayed
-from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import report, signals
 from adadelta_cli.run.checkpoint import Checkpoint
 from adadelta_cli.run.recorder import Recorder
 from adadelta_cli.run.result import Expectation, RunOutcome, RunResult
 from adadelta_cli.run.trainer import Trainer
+from adadelta_cli.system.progress import Tick, no_tick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

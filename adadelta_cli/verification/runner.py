@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adadelta_cli.progress import Tick, no_tick
+from adadelta_cli.system.progress import Tick, no_tick
 from adadelta_cli.system.sandbox import Sandbox
 from adadelta_cli.verification.case_check import CaseCheck
 from adadelta_cli.verification.execute import make_ready

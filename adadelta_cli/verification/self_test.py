@@ -30,8 +30,8 @@ import numpy as np
 from adadelta_cli.errors import BrokenError, ExitCode
 from adadelta_cli.implementations import registry, user_kernel
 from adadelta_cli.implementations.base import Bind, Implementation, Step, StepInputs
-from adadelta_cli.progress import Tick, no_tick
 from adadelta_cli.system import machine
+from adadelta_cli.system.progress import Tick, no_tick
 from adadelta_cli.system.sandbox import InProcess, Sandbox, SandboxError
 from adadelta_cli.update import Hyperparameters, Parameter
 from adadelta_cli.verification import cases, comparison, execute, fuzz, runner, tolerance
