@@ -1,22 +1,42 @@
-"""Numba's cache on disk: recompile what cannot be read or written.
+"""Numba's cache on disk: recompile what cannot be read or written, and what has changed.
 
 Numba itself raises what unpickling a damaged file raises, at each start until the file is deleted.
+And it recompiles a function when its own file has changed, but not when one that it calls has: the
+old code of another module would go on working, on memory that the new code lays out otherwise.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numba
+from numba.core import sigutils
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@functools.cache
+def sources() -> str:
+    """Return a digest of all modules with compiled functions."""
+    package = Path(__file__).parents[1]
+    files = sorted(
+        f for folder in ("kernels", "mxnet_bridge") for f in package.glob(f"{folder}/*.py")
+    )
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 class _Cache(FunctionCache):
-    """A cache that treats damaged files as missing."""
+    """A cache that treats damaged files, and those of other sources, as missing."""
+
+    def _index_key(self, signature: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(signature, codegen), sources())
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Load a compiled function; None if it is missing or damaged."""
@@ -50,13 +70,25 @@ def njit(*, cache: bool, **options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-def cfunc(signature: Any) -> Callable[[Any], Any]:
-    """Compile a C function as `numba.cfunc` does; without the cache if it is damaged."""
+class _CFunc(CFunc):
+    """A C function with this cache."""
 
-    def decorate(function: Any) -> Any:
-        try:
-            return numba.cfunc(signature, nopython=True, cache=True)(function)
-        except Exception:  # noqa: BLE001 - as above; an error of the function is raised here again
-            return numba.cfunc(signature, nopython=True)(function)
+    _pyfunc: Any
+
+    def enable_caching(self) -> None:
+        """Cache it on disk, unless no folder is writable."""
+        with contextlib.suppress(RuntimeError):
+            self._cache = _Cache(self._pyfunc)
+
+
+def cfunc(signature: Any) -> Callable[[Any], CFunc]:
+    """Compile a C function as `numba.cfunc` does, with this cache."""
+
+    def decorate(function: Any) -> CFunc:
+        types = sigutils.normalize_signature(signature)
+        made = _CFunc(function, types, locals={}, options={"nopython": True})
+        made.enable_caching()
+        made.compile()
+        return made
 
     return decorate

@@ -1,13 +1,17 @@
-"""Files of Numba's cache that are damaged are compiled anew."""
+"""Files of Numba's cache that are damaged, or of other sources, are compiled anew."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import needs_mxnet
+
+import adadelta_cli
 
 STEP = """
 import numpy as np
@@ -28,7 +32,7 @@ event.register("numba:compile", Count())
 """
 
 
-def step(folder, code=STEP, **environment):
+def step(folder, code=STEP, cwd=None, **environment):
     """Take a step in a process with this cache; return its output, and how often it compiled."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT + code + "print(Count.compiled)"],
@@ -37,6 +41,7 @@ def step(folder, code=STEP, **environment):
         env={**os.environ, "NUMBA_CACHE_DIR": str(folder), **environment},
         capture_output=True,
         timeout=200,
+        cwd=cwd,  # the package there comes first
     )
     assert done.returncode == 0, done.stderr
     return [float(line) for line in done.stdout.split()]
@@ -87,3 +92,19 @@ def test_the_probe_of_the_engine_is_compiled_anew(tmp_path):
     for file in tmp_path.rglob("*.nb?"):
         os.truncate(file, 1)
     assert step(tmp_path, probe)[0] == wanted[0]
+
+
+@pytest.mark.slow
+def test_code_whose_callee_has_changed_is_compiled_anew(tmp_path):
+    """Numba looks at a function's own file only; the old pool went on in a new step."""
+    source = Path(adadelta_cli.__file__).parent
+    shutil.copytree(source, tmp_path / "adadelta_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    code = STEP.replace("np.full(5,", "np.full(5000,").replace("arrays[0][0]", "arrays[0][-1]")
+    how = {"cwd": tmp_path, "ADADELTA_KERNEL": "3:0"}
+    before, _ = step(tmp_path / "cache", code, **how)
+    pool = tmp_path / "adadelta_cli" / "kernels" / "pool.py"
+    text = pool.read_text()
+    pool.write_text(text.replace("state[WORDS], low, high)", "state[WORDS], low, high - 1)"))
+    assert pool.read_text() != text
+    after, _ = step(tmp_path / "cache", code, **how)
+    assert before < 1 and after == 1, "the last element of a piece is left out"
