@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
 
 # Longer than Python takes from one step to the next, shorter than what a neighbour would notice.
-SPIN_NS = 20_000
+SPIN_NS = 50_000
 PIECES = 16  # of a thread's part: what is left when others are done is small
-PIECE_ELEMENTS = 4096  # the least: taking a piece costs 50 ns or more
+# The least, since taking a piece costs 50 ns or more; and the most, so that who waits for the last
+# piece need not sleep: who wakes it would take it to its own core.
+PIECE_ELEMENTS, MOST_PIECE_ELEMENTS = 4096, 32768
 ALIGNED = 64  # elements: pieces end at a cache line's end where the tensors begin at one
 
 # The pool's state: int64 words, those that different threads write in cache lines of their own.
@@ -177,7 +179,8 @@ def run(state, function, table, words, total, parts):  # noqa: ANN201
         state[TAKEN + LINE * part] = 0
     state[FUNCTION], state[TABLE], state[WORDS] = function, table, words
     state[TOTAL], state[PARTS], state[CORE] = total, parts, _getcpu()
-    state[PIECE] = max(PIECE_ELEMENTS, total // (parts * PIECES) // ALIGNED * ALIGNED)
+    piece = min(total // (parts * PIECES), MOST_PIECE_ELEMENTS) // ALIGNED * ALIGNED
+    state[PIECE] = max(PIECE_ELEMENTS, piece)
     _set(state, OPEN, 1)
     _add(state, GENERATION, 1)
     for worker in range(1, min(parts, state[WORKERS] + 1)):
@@ -228,11 +231,12 @@ def _serve(state, own):
     scratch, mask = np.empty(2, np.int64), np.empty(CORES // 64, np.int64)
     while True:
         seen = _next_generation(state, own, seen, scratch)
+        # Before it is inside, where the caller would wait for it.
+        if _getcpu() == _get(state, CORE):
+            _leave_core(state, mask)
         _add(state, INSIDE, 1)
         # Closed, or the next job is not published yet: its words may not be read.
         if _get(state, OPEN) == 1 and own < state[PARTS]:
-            if _getcpu() == state[CORE]:
-                _leave_core(state, mask)
             _work(state, own)
         if _add(state, INSIDE, -1) == 1 and _swap(state, WAITING, 0) == 1:
             _post(_address(state, DONE))
