@@ -241,7 +241,7 @@ def _measurement(
     name, samples = chosen.name, timings.samples
     if name not in samples:
         problem = timings.problems.get(name)
-        # What is wrong with a framework is not for who runs the command to fix.
+        # A user of this command cannot fix what is wrong with a framework.
         failed = bool(problem and problem.is_failure) and chosen.backend not in FRAMEWORKS
         row = _row(group, chosen, str(problem or ""), peak_extra_bytes=peak)
         return Measurement(row, problem=problem, check_failed=failed)

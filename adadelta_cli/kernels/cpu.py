@@ -160,7 +160,7 @@ def read_mxcsr(_context):  # noqa: ANN201 - Numba's
 
 
 @intrinsic
-def write_mxcsr(_context, _value):  # noqa: ANN201
+def write_mxcsr(_context, _value):  # noqa: ANN201 - Numba's
     """Write MXCSR; do nothing on processors without it."""
 
     def generate(context, builder, _signature, args):
@@ -193,7 +193,7 @@ def widened(half):  # noqa: ANN201 - Numba's
 
 
 @compiled
-def narrowed(value):  # noqa: ANN201
+def narrowed(value):  # noqa: ANN201 - Numba's
     """Round a float32 to float16, ties to even, as `_single_to_half`; return its bits."""
     bits = _bits_of(value)
     rest = bits & np.uint32(0x7FFFFFFF)
@@ -423,7 +423,7 @@ def range_function(layout: DTypeLayout, traffic: bool | None = None) -> Any:
 
 
 @compiled
-def launch(table):  # noqa: ANN201
+def launch(table):  # noqa: ANN201 - Numba's
     """Take a step on all elements of a table."""
     total = columns(table)[2].sum()
     address, words = np.int64(table.ctypes.data), np.int64(table.size)
@@ -455,8 +455,8 @@ launching = threading.Lock()  # a pool has one job at a time
 
 
 def _new_lock() -> None:
-    """In a forked child: whoever held the lock is not here."""
-    global launching  # noqa: PLW0603
+    """Free the lock in a forked child: the thread that held it is not there."""
+    global launching  # noqa: PLW0603 - steps look it up at each call
     launching = threading.Lock()
 
 

@@ -1,7 +1,7 @@
 """Threads that take shares of a range, such that nobody waits for a thread that has not begun.
 
-The calling thread publishes a job and works on it at once. The other threads wake, and whoever is
-free takes the next piece. The call returns when no piece is left and no thread is inside one. So a
+The calling thread publishes a job and works on it at once. The other threads wake, and each free
+one takes the next piece. The call returns when no piece is left and no thread is inside one. So a
 thread that the system keeps waiting, because other processes compute on its core, costs nothing;
 only one that is preempted inside a piece does. OpenMP's threads, and Numba's other layers, all wait
 for each other at the end of each region, often for whole slices of the scheduler.
@@ -37,8 +37,8 @@ compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
 # Longer than Python takes from one step to the next, shorter than what a neighbour would notice.
 SPIN_NS = 50_000
 PIECES = 16  # of a thread's part: what is left when others are done is small
-# The least, since taking a piece costs 50 ns or more; and the most, so that who waits for the last
-# piece need not sleep: who wakes it would take it to its own core.
+# The least, since taking a piece costs 50 ns or more; and the most, so that the caller need
+# not sleep until the last piece is done: the thread that wakes it would take it to its own core.
 PIECE_ELEMENTS, MOST_PIECE_ELEMENTS = 4096, 32768
 ALIGNED = 64  # elements: pieces end at a cache line's end where the tensors begin at one
 
@@ -64,26 +64,20 @@ def _element(context, builder, signature, args):
     return builder.gep(array.data, [args[1]])
 
 
-@intrinsic
-def _add(_context, _array, _index, _value):
-    """Add to an element in one atomic operation; return what it was."""
+def _atomic(operation):
+    """Make an intrinsic that changes an element in one atomic operation; it returns what it was."""
 
-    def generate(context, builder, signature, args):
-        address = _element(context, builder, signature, args)
-        return builder.atomic_rmw("add", address, args[2], "seq_cst")
+    def typed(_context, _array, _index, _value):
+        def generate(context, builder, signature, args):
+            address = _element(context, builder, signature, args)
+            return builder.atomic_rmw(operation, address, args[2], "seq_cst")
 
-    return types.int64(_array, types.int64, types.int64), generate
+        return types.int64(_array, types.int64, types.int64), generate
+
+    return intrinsic(typed)
 
 
-@intrinsic
-def _swap(_context, _array, _index, _value):
-    """Write an element in one atomic operation; return what it was."""
-
-    def generate(context, builder, signature, args):
-        address = _element(context, builder, signature, args)
-        return builder.atomic_rmw("xchg", address, args[2], "seq_cst")
-
-    return types.int64(_array, types.int64, types.int64), generate
+_add, _swap = _atomic("add"), _atomic("xchg")
 
 
 @intrinsic
@@ -140,7 +134,7 @@ def call_range(_context, _function, _table, _words, _low, _high):  # noqa: ANN20
 _int = types.int32
 _clock_gettime = types.ExternalFunction("clock_gettime", _int(_int, types.uint64))
 # POSIX semaphores; one of zeros has the value 0 (glibc and musl). Condition variables will not do:
-# glibc's, up to 2.40, make who signals wait until all those that were woken before have run.
+# glibc's, up to 2.40, make a thread that signals wait until all that were woken before have run.
 _post = types.ExternalFunction("sem_post", _int(types.uint64))
 _wait = types.ExternalFunction("sem_wait", _int(types.uint64))
 _getcpu = types.ExternalFunction("sched_getcpu", _int())
@@ -164,7 +158,7 @@ def _address(state, index):
 
 
 @compiled
-def run(state, function, table, words, total, parts):  # noqa: ANN201
+def run(state, function, table, words, total, parts):  # noqa: ANN201 - Numba's
     """Call a range function on pieces that cover the range [0, total) once.
 
     Args:

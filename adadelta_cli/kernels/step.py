@@ -130,7 +130,7 @@ def _one_each(name: str, value: float | Sequence[float], count: int) -> list[flo
     is_listed = isinstance(value, Sequence) and not is_text
     if not is_listed and getattr(value, "ndim", 0) != 1:  # arrays and series are no Sequences
         return [checked(name, _number(value), "a finite number, or one for each tensor")] * count
-    numbers: list[float] = list(value)  # type: ignore[arg-type]
+    numbers: list[float] = list(value)  # type: ignore[arg-type] # an array or a series, too
     if len(numbers) != count:
         raise ValueError(
             f"{name} has {len(numbers)} numbers for {count} tensors; expected one number for all, "

@@ -66,13 +66,13 @@ def now(learned):  # noqa: ANN201 - Numba's
 
 
 @compiled
-def count_ways(threads):  # noqa: ANN201
+def count_ways(threads):  # noqa: ANN201 - Numba's
     """Count the ways: those of one thread, of all, and of half of them, where they differ."""
     return len(BLOCKS) * min(3, threads)
 
 
 @compiled
-def meaning(way, threads):  # noqa: ANN201
+def meaning(way, threads):  # noqa: ANN201 - Numba's
     """Return the number of threads and the length of a block."""
     kind = way // len(BLOCKS)
     parts = 1 if kind == 0 else threads if kind == 1 else (threads + 1) // 2
@@ -80,13 +80,13 @@ def meaning(way, threads):  # noqa: ANN201
 
 
 @compiled
-def unpacked(word):  # noqa: ANN201
+def unpacked(word):  # noqa: ANN201 - Numba's
     """Return the number of threads and the length of a block of a word of `parse`."""
     return word >> 32, word & 0xFFFFFFFF
 
 
 @compiled
-def choose(learned, threads):  # noqa: ANN201
+def choose(learned, threads):  # noqa: ANN201 - Numba's
     """Return the way for the next step."""
     call, count, times = learned[CALLS], count_ways(threads), learned[TIMES:]
     learned[CALLS] = call + 1
@@ -106,7 +106,7 @@ def choose(learned, threads):  # noqa: ANN201
 
 
 @compiled
-def learn(learned, way, ns, total, threads):  # noqa: ANN201
+def learn(learned, way, ns, total, threads):  # noqa: ANN201 - Numba's
     """Note the time of a step on `total` elements, and which way is the fastest now."""
     call, count, times = learned[CALLS] - 1, count_ways(threads), learned[TIMES:]
     time = ns * SCALE // total  # an element's: sizes in a class differ by up to 2

@@ -88,7 +88,7 @@ def wait_all(function):  # noqa: ANN201 - Numba's
 
 
 @compiled
-def query(functions, handles, layouts, table):  # noqa: ANN201
+def query(functions, handles, layouts, table):  # noqa: ANN201 - Numba's
     """Query every array of every tensor.
 
     Args:
@@ -137,7 +137,7 @@ def query(functions, handles, layouts, table):  # noqa: ANN201
 
 
 @compiled
-def step(functions, handles, table, number):  # noqa: ANN201
+def step(functions, handles, table, number):  # noqa: ANN201 - Numba's
     """Take a step on tensors of one dtype layout, given by its index in `LAYOUT_OF`.
 
     Args:

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import assert_same_bits
 
 from adadelta_cli.bench.buffers import TensorSet, traffic_bytes
 from adadelta_cli.bench.target import HYPER
@@ -154,6 +153,8 @@ def measure_step(loaded, elements, rounds=50):
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 def test_c_has_the_bits_of_the_step(tmp_path):
     """So what is timed beside it is the same work; compiled without contraction."""
+    from conftest import assert_same_bits  # not as a program
+
     loaded = outsider(tmp_path)
     ours, theirs = (TensorSet.allocate([(10_007,)], "float32", seed=0)[0].line for _ in range(2))
     step = FusedStep([ours])
@@ -167,7 +168,7 @@ def test_c_has_the_bits_of_the_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 def test_the_measurement_runs(tmp_path):
-    """It times all that it says; how fast is for who runs it on a quiet machine."""
+    """It times all that it says; the times themselves need a quiet machine."""
     loaded = outsider(tmp_path)
     found, variant = measure(loaded, 10_000, rounds=1)
     assert set(found) == {"roof", "C", "triad"} and variants.parse(variant)

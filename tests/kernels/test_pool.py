@@ -1,4 +1,4 @@
-"""The pool covers a range once, whoever is late; nobody waits for a thread that has not begun."""
+"""The pool covers a range once; no call waits for a thread that has not begun."""
 
 from __future__ import annotations
 
