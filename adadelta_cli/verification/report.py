@@ -252,8 +252,11 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
                 label = f"{tensor} {dtype}"
                 xs, ys = zip(*points, strict=True)
                 panel.scatter(xs, ys, s=14, color=color, marker=mark, label=label, alpha=0.8)
-        for bound in sorted({row.allowed_ulp or 0.0 for row in own}):
-            label = f"{tensor}: allowed {bound:.3g}"
+        bounds = sorted({row.allowed_ulp or 0.0 for row in own})
+        for bound in bounds:
+            having = dict.fromkeys(row.dtype for row in own if row.allowed_ulp == bound)
+            which = f" {', '.join(having)}" if len(bounds) > 1 else ""
+            label = f"{tensor}{which}: allowed {bound:.3g}"
             panel.axhline(bound, color=color, linestyle=":", linewidth=1, label=label)
     panel.set_yscale("symlog", linthresh=1)
     decades = math.log10(max(1.0, top))

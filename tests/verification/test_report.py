@@ -122,6 +122,9 @@ def test_the_errors_against_each_reference_have_a_panel():
     assert sum("against oracle" in title for title in titles) == 1
     assert any("drift of k.py:f: odd" in title for title in titles)
     assert "weight: allowed 1" in axes[1].get_legend_handles_labels()[1]
+    work.rows = [*rows, failing(dtype="float16", scaled_ulp=0.5, allowed_ulp=9.0)]
+    labels = report.verification_figure(work).axes[1].get_legend_handles_labels()[1]
+    assert {"weight float32: allowed 1", "weight float16: allowed 9"} <= {*labels}
     work.drifts = drifts[1:]
     texts = [
         text.get_text() for each in report.verification_figure(work).axes for text in each.texts
