@@ -425,7 +425,9 @@ def range_function(layout: DTypeLayout, traffic: bool | None = None) -> Any:
 @compiled
 def launch(table):  # noqa: ANN201 - Numba's
     """Take a step on all elements of a table."""
-    total = columns(table)[2].sum()
+    total = np.int64(0)
+    for size in columns(table)[2]:
+        total += size
     address, words = np.int64(table.ctypes.data), np.int64(table.size)
     function, fixed = np.int64(table[FUNCTION]), np.int64(table[FIXED])
     if total < SERIAL_ELEMENTS and fixed == 0:

@@ -86,6 +86,16 @@ def unpacked(word):  # noqa: ANN201 - Numba's
 
 
 @compiled
+def _fastest(times, count):
+    """Return the index of the least time; NumPy's `argmin` takes half a second to compile."""
+    fastest = 0
+    for way in range(1, count):
+        if times[way] < times[fastest]:
+            fastest = way
+    return fastest
+
+
+@compiled
 def choose(learned, threads):  # noqa: ANN201 - Numba's
     """Return the way for the next step."""
     call, count, times = learned[CALLS], count_ways(threads), learned[TIMES:]
@@ -94,8 +104,9 @@ def choose(learned, threads):  # noqa: ANN201 - Numba's
         # Twice in a row, for the first call wakes threads. In another order the second time, so
         # that steps of different sizes that alternate meet all.
         way = (call // 2 + call // (2 * count)) % count
-        hopeless = call >= 2 * count and times[way] > HOPELESS * times[:count].min()
-        return times[:count].argmin() if hopeless else way
+        fastest = _fastest(times, count)
+        hopeless = call >= 2 * count and times[way] > HOPELESS * times[fastest]
+        return fastest if hopeless else way
     if call < learned[NEXT]:
         return learned[BEST]
     if call == learned[NEXT]:
@@ -126,7 +137,7 @@ def learn(learned, way, ns, total, threads):  # noqa: ANN201 - Numba's
         # A trial takes a hundredth of the time or less.
         rare = max(min(2 * learned[EVERY], LAST_TRIAL), 100 * slower)
         learned[EVERY], learned[NEXT] = rare, call + rare
-    best = times[:count].argmin()
+    best = _fastest(times, count)
     if best != learned[BEST]:
         # What was best is tried again first: a single step that waited long may have decided.
         learned[TRIED] = learned[BEST] - 1
