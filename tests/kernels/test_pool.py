@@ -58,6 +58,28 @@ def test_threads_that_come_late_find_the_job_closed():
         assert (run(int(random.integers(20_000)), 2) == 1).all()
 
 
+@numba.cfunc(pool.RANGE)
+def count_slowly(table, words, low, high):
+    """As `count`, but the last part's first piece, with which another thread begins, takes long."""
+    if low == words // 2 // pool.ALIGNED * pool.ALIGNED:
+        for _ in range(200_000):
+            pool._pause()
+    counted = cpu.view_table(table, words)
+    for k in range(low, high):
+        counted[k] += np.uint64(1)
+
+
+def test_a_call_returns_when_all_pieces_are_done():
+    """Also the one that another thread is still inside."""
+    total, missed = 4 * pool.PIECE_ELEMENTS, 0
+    for _ in range(50):
+        counted = np.zeros(total, np.uint64)
+        with cpu.launching:
+            pool.run(pool.state(), count_slowly.address, counted.ctypes.data, total, total, 2)
+        missed += int((counted != 1).sum())
+    assert missed == 0
+
+
 def test_other_threads_take_part():
     """Two threads are inside at once: each waits until it has seen the other."""
     if pool.threads() < 2:
