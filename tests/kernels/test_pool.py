@@ -60,10 +60,13 @@ def test_threads_that_come_late_find_the_job_closed():
 
 @numba.cfunc(pool.RANGE)
 def count_slowly(table, words, low, high):
-    """As `count`, but the last part's first piece, with which another thread begins, takes long."""
-    if low == words // 2 // pool.ALIGNED * pool.ALIGNED:
-        for _ in range(200_000):
-            pool._pause()
+    """As `count`, but the first piece of each part takes long: the second one's, ten times as long.
+
+    So another thread has the time to wake and to begin with the second part.
+    """
+    half = words // 2 // pool.ALIGNED * pool.ALIGNED
+    for _ in range(200_000 * (low == half) + 20_000 * (low == 0)):
+        pool._pause()
     counted = cpu.view_table(table, words)
     for k in range(low, high):
         counted[k] += np.uint64(1)
