@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -48,6 +49,26 @@ def test_a_pool_without_threads_does_the_work_alone():
     with pool.no_threads():
         for total in TOTALS:
             assert (run(total, 3) == 1).all()
+
+
+def test_a_closed_job_is_touched_by_no_thread():
+    """One that wakes late must not read the next job's words while they are written."""
+    if pool.threads() < 2:
+        pytest.skip("one core")
+    state, counted = pool.state(), np.zeros(10_000, np.uint64)
+    with cpu.launching:
+        state[pool.TAKEN] = state[pool.TAKEN + pool.LINE] = 0
+        state[pool.FUNCTION], state[pool.TABLE] = count.address, counted.ctypes.data
+        state[pool.WORDS] = state[pool.TOTAL] = counted.size
+        state[pool.PARTS], state[pool.PIECE], state[pool.OPEN] = 2, 4096, 0
+        state[pool.GENERATION] += 1
+        if state[pool.SLEEPS + pool.LINE]:
+            state[pool.SLEEPS + pool.LINE] = 0
+            semaphore = state.ctypes.data + 8 * (pool.WAKE + pool.LINE)
+            ctypes.CDLL(None).sem_post(ctypes.c_void_p(semaphore))
+        time.sleep(0.1)
+        assert not counted.any()
+    assert (run(10_000, 2) == 1).all()
 
 
 def test_threads_that_come_late_find_the_job_closed():
