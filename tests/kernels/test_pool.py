@@ -56,17 +56,19 @@ def test_a_closed_job_is_touched_by_no_thread():
     if pool.threads() < 2:
         pytest.skip("one core")
     state, counted = pool.state(), np.zeros(10_000, np.uint64)
+    while not state[pool.SLEEPS + pool.LINE]:
+        time.sleep(0.01)
     with cpu.launching:
         state[pool.TAKEN] = state[pool.TAKEN + pool.LINE] = 0
         state[pool.FUNCTION], state[pool.TABLE] = count.address, counted.ctypes.data
         state[pool.WORDS] = state[pool.TOTAL] = counted.size
         state[pool.PARTS], state[pool.PIECE], state[pool.OPEN] = 2, 4096, 0
         state[pool.GENERATION] += 1
-        if state[pool.SLEEPS + pool.LINE]:
-            state[pool.SLEEPS + pool.LINE] = 0
-            semaphore = state.ctypes.data + 8 * (pool.WAKE + pool.LINE)
-            ctypes.CDLL(None).sem_post(ctypes.c_void_p(semaphore))
-        time.sleep(0.1)
+        state[pool.SLEEPS + pool.LINE] = 0
+        semaphore = state.ctypes.data + 8 * (pool.WAKE + pool.LINE)
+        ctypes.CDLL(None).sem_post(ctypes.c_void_p(semaphore))
+        while not state[pool.SLEEPS + pool.LINE]:  # until it has seen the job and sleeps again
+            time.sleep(0.01)
         assert not counted.any()
     assert (run(10_000, 2) == 1).all()
 
