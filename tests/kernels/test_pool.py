@@ -51,13 +51,21 @@ def test_a_pool_without_threads_does_the_work_alone():
             assert (run(total, 3) == 1).all()
 
 
+def wait_until_asleep(state):
+    """Wait until the first thread of a pool sleeps."""
+    for _ in range(6000):
+        if state[pool.SLEEPS + pool.LINE]:
+            return
+        time.sleep(0.01)
+    pytest.fail("the thread does not sleep")
+
+
 def test_a_closed_job_is_touched_by_no_thread():
     """One that wakes late must not read the next job's words while they are written."""
     if pool.threads() < 2:
         pytest.skip("one core")
     state, counted = pool.state(), np.zeros(10_000, np.uint64)
-    while not state[pool.SLEEPS + pool.LINE]:
-        time.sleep(0.01)
+    wait_until_asleep(state)
     with cpu.launching:
         state[pool.TAKEN] = state[pool.TAKEN + pool.LINE] = 0
         state[pool.FUNCTION], state[pool.TABLE] = count.address, counted.ctypes.data
@@ -67,8 +75,7 @@ def test_a_closed_job_is_touched_by_no_thread():
         state[pool.SLEEPS + pool.LINE] = 0
         semaphore = state.ctypes.data + 8 * (pool.WAKE + pool.LINE)
         ctypes.CDLL(None).sem_post(ctypes.c_void_p(semaphore))
-        while not state[pool.SLEEPS + pool.LINE]:  # until it has seen the job and sleeps again
-            time.sleep(0.01)
+        wait_until_asleep(state)  # it has seen the job then
         assert not counted.any()
     assert (run(10_000, 2) == 1).all()
 
