@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adadelta_cli.bench.results import BenchRow
     from adadelta_cli.bench.runner import Benchmark
 
-SETTINGS = {"dtype": "", "on": "", "cache": "", "beside": "", "B/element": " B/element"}
+SETTINGS = {"dtype": "", "on": "", "cache": "", "B/element": " B/element"}
 # Columns that a narrow terminal drops, the highest first.
 RANKS = {
     name: rank
@@ -47,7 +47,6 @@ def bench_cells(row: BenchRow) -> dict[str, str]:
         "dtype": row.dtype,
         "on": row.place,
         "cache": row.cache,
-        **({"beside": f"beside {row.busy} busy processes"} if row.busy else {}),
         "B/element": str(row.bytes_per_element or ""),
         "implementation": displayed(row.implementation),
         "a step (interval)": _interval(times, ".3g", f" {name}"),

@@ -98,8 +98,10 @@ class BenchRow:
 
     @property
     def place(self) -> str:
-        """Where it was computed: the threads of a CPU, or the GPU."""
-        return f"{self.threads} thread{'s' * (self.threads > 1)}" if self.ctx == "cpu" else self.ctx
+        """Where it was computed: the threads of a CPU, or the GPU; and beside what."""
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        beside = f" beside {self.busy} busy process{'es' * (self.busy > 1)}" * bool(self.busy)
+        return (threads if self.ctx == "cpu" else self.ctx) + beside
 
 
 @dataclass(frozen=True)

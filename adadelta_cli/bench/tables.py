@@ -34,7 +34,6 @@ def terminal_table(
 
     from adadelta_cli.tables import FittingTable
 
-    settings = {name: unit for name, unit in settings.items() if all(name in row for row in rows)}
     common = {name for name in settings if len({row[name] for row in rows}) == 1}
     about = ", ".join(rows[0][name] + settings[name] for name in settings if name in common)
     table = FittingTable(title=escape(title + about), **options)

@@ -148,6 +148,13 @@ def test_cold_rows_have_panels_of_their_own_and_no_caches():
     assert titles == ["float32, 2 threads, warm caches", "float32, 2 threads, cold caches"]
 
 
+def test_a_picture_says_what_computed_beside_it():
+    """Else times beside busy processes would be read as those of a quiet machine."""
+    busy = [replace(each, row=replace(each.row, busy=2)) for each in MANY]
+    (part,) = bench_figure(busy, MACHINE).subfigs
+    assert part.get_suptitle() == "float32, 2 threads beside 2 busy processes, warm caches"
+
+
 def test_networks_stand_apart():
     """Their names are on an axis of their own, and no line joins them with the sizes."""
     found = panels(bench_figure(MANY, MACHINE))
