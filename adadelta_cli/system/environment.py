@@ -32,7 +32,7 @@ NUMBERS = {
 NUMBA = "NUMBA_"  # variables that decide whether Numba can compile
 HANDLED = "NUMBA_CACHE_DIR"  # by `_find_folders`
 NUMBA_FILE = ".numba_config.yaml"  # in the working folder: the same settings
-VARIANT = "ADADELTA_KERNEL"  # read by `kernels.variants`
+VARIANT = "ADADELTA_KERNEL"  # as `kernels.variants.parse` reads it; that needs Numba
 START_S = 120.0
 # Errors of libraries that can only be recognised by their message.
 KNOWN_FIXES = {
