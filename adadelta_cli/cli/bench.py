@@ -277,7 +277,7 @@ def _plan(
     own = plan.choose_implementations(names, backend, device, fused_only=fused_only)
     if train or any(each.backend == "mxnet" for each in own):
         runtime.check_environment()
-    others = (*registry.PEERS.values(), *registry.YARDSTICKS.values()) if peers else ()
+    others = (*registry.ON_FRAMEWORKS.values(), *registry.YARDSTICKS.values()) if peers else ()
     here, absent = frameworks.available(each.on(device) for each in others)
     return plan.BenchPlan(
         (*workloads.sizes(sizes), *map(workloads.model, models)),

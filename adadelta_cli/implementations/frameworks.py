@@ -59,7 +59,12 @@ def bind_torch(
 ) -> Step:
     """Bind `torch.optim.Adadelta`; a group of parameters for each rate."""
     torch, parameters = array_backends.import_library("torch"), inputs.parameters
-    optimizer = _torch_optimizer(torch, inputs, foreach=foreach)
+    optimizer = _torch_optimizer(
+        torch.optim.Adadelta,
+        inputs,
+        foreach=foreach,
+        capturable=parameters[0].weight.is_cuda,  # else each step brings a count to the host
+    )
     update = _compiled(torch, optimizer.step) if compiled else optimizer.step
     if timed:
         return _given(parameters, update)
@@ -72,6 +77,32 @@ def bind_torch(
             seen.append(grad)
         update()
         _check_kept([p.weight.grad.numpy() for p in parameters], seen)
+
+    return step
+
+
+def bind_torch_fused(inputs: StepInputs, *, timed: bool = False) -> Step:
+    """Bind `adadelta_cli.torch.Adadelta`; a group of parameters for each rate and decay.
+
+    Its own `weight_decay` and `maximize` are used where they mean the same: without clipping, and
+    with a rescaling by 1 or -1. A decay of 0 is added by this package's other steps, and omitted
+    by PyTorch's optimizers, which shows at infinite weights only; so it is preprocessed.
+    """
+    torch = array_backends.import_library("torch")
+    import adadelta_cli.torch as torch_optimizer
+
+    parameters, hyper = inputs.parameters, inputs.hyper
+    plain = hyper.clip_gradient is None and hyper.rescale_grad in (1, -1)
+    natively = timed or (plain and 0 not in inputs.weight_decays)
+    optimizer = _torch_optimizer(torch_optimizer.Adadelta, inputs, natively=natively)
+    if natively:
+        return _given(parameters, optimizer.step)
+
+    def step() -> None:
+        for number, p in enumerate(parameters):
+            grad = _preprocessed(inputs, number, p.grad.numpy(), p.weight.numpy())
+            p.weight.grad = torch.from_numpy(grad)
+        optimizer.step()
 
     return step
 
@@ -128,20 +159,26 @@ def _compiled(torch: Any, update: Callable[[], Any]) -> Callable[[], Any]:
     return torch.compile(update)
 
 
-def _torch_optimizer(torch: Any, inputs: StepInputs, *, foreach: bool) -> Any:
-    parameters, groups = inputs.parameters, dict[float, list[Any]]()
-    for p, rate in zip(parameters, inputs.learning_rates, strict=True):
-        groups.setdefault(rate, []).append(p.weight)
-    optimizer = torch.optim.Adadelta(
-        [{"params": weights, "lr": rate} for rate, weights in groups.items()],
-        rho=inputs.hyper.rho,
-        eps=inputs.hyper.epsilon,
-        weight_decay=0,
-        foreach=foreach,
-        capturable=parameters[0].weight.is_cuda,  # else each step brings a count to the host
+def _torch_optimizer(
+    kind: Any, inputs: StepInputs, *, natively: bool = False, **settings: Any
+) -> Any:
+    """Make an Adadelta of PyTorch's interface on the tensors of a step.
+
+    `natively`: it gets weight decay and sign; else the gradients are preprocessed.
+    """
+    parameters, hyper, groups = inputs.parameters, inputs.hyper, dict[Any, list[Any]]()
+    each = zip(parameters, inputs.learning_rates, inputs.weight_decays, strict=True)
+    for p, rate, decay in each:
+        groups.setdefault((rate, decay if natively else 0.0), []).append(p.weight)
+    optimizer = kind(
+        [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()],
+        rho=hyper.rho,
+        eps=hyper.epsilon,
+        maximize=natively and hyper.rescale_grad < 0,
+        **settings,
     )
     for p in parameters:
-        count = torch.tensor(0.0, device=p.weight.device)
+        count = array_backends.import_library("torch").tensor(0.0, device=p.weight.device)
         state = {"step": count, "square_avg": p.acc_grad, "acc_delta": p.acc_delta}
         optimizer.state[p.weight] = state
     return optimizer

@@ -148,9 +148,8 @@ def _framework(name: str, library: str, bind: Bind, **more: Any) -> Implementati
     more.setdefault("fused", False)
     more.setdefault("sandbox", library)
     floats = ("float32", "float64")
-    return Implementation(
-        name, library, bind=bind, unfused=name, dtypes=floats, on_gpu=library, **more
-    )
+    more.setdefault("unfused", name)
+    return Implementation(name, library, bind=bind, dtypes=floats, on_gpu=library, **more)
 
 
 def _adadelta(name: str, library: str, function: str, *, how: Any = None, **more: Any) -> Any:
@@ -195,6 +194,13 @@ def _mxnet_stock() -> Implementation:
     )
 
 
+def _torch_fused() -> Implementation:
+    bind = partial(_bind_framework, "bind_torch_fused")
+    return _framework(
+        "torch-fused", "torch", bind, timed=partial(bind, timed=True), fused=True, unfused="torch"
+    )
+
+
 def _by_name(*each: Implementation) -> dict[str, Implementation]:
     return {implementation.name: implementation for implementation in each}
 
@@ -205,6 +211,8 @@ PEERS = _by_name(
     _adadelta("torch-compile", "torch", "bind_torch", how=_COMPILE, **_COMPILED),
     _adadelta("optax", "jax", "bind_optax", **_OPTAX),
 )
+# The steps on the tensors of other frameworks: this package's, and the peers.
+ON_FRAMEWORKS = _by_name(_torch_fused(), *PEERS.values())
 # Optimizers with another formula and the same traffic, timed by `bench` for comparison.
 YARDSTICKS = _by_name(
     _framework("torch-adam-fused", "torch", partial(_bind_framework, "bind_torch_adam"), **_ADAM)
@@ -217,7 +225,7 @@ IMPLEMENTATIONS = _by_name(
     _mxnet("mxnet", partial(_own_optimizer, fused=False), fused=False),
     _mxnet("mxnet-fused", partial(_own_optimizer, fused=True), fused=True),
     _mxnet_stock(),
-    *PEERS.values(),
+    *ON_FRAMEWORKS.values(),
 )
 
 

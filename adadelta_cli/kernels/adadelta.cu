@@ -95,7 +95,8 @@ inline __device__ State rounded(double number) {
     return to;
 }
 
-template <typename State>
+// Without decay, the sum is omitted: 0 * weight would be NaN for an infinite weight.
+template <typename State, bool decays>
 struct Update {
     State rescale_grad, least, most, rho, one_minus_rho, epsilon, learning_rate, wd;
 
@@ -113,7 +114,7 @@ struct Update {
         State grad = e.grad * rescale_grad;
         grad = grad < least ? least : grad;  // a NaN passes through
         grad = most < grad ? most : grad;
-        grad = grad + wd * e.weight;
+        if constexpr (decays) grad = grad + wd * e.weight;
         e.acc_grad = e.acc_grad * rho;
         e.acc_grad = e.acc_grad + one_minus_rho * (grad * grad);
         State delta = sqrt(e.acc_delta + epsilon) / sqrt(e.acc_grad + epsilon) * grad;
@@ -122,6 +123,12 @@ struct Update {
         e.weight = e.weight - learning_rate * delta;
     }
 };
+
+template <typename State>
+using UpdateWithDecay = Update<State, true>;
+
+template <typename State>
+using UpdateWithoutDecay = Update<State, false>;
 
 // The same traffic with next to no arithmetic: the memory roof of the update.
 template <typename State>
@@ -273,7 +280,8 @@ inline __device__ void sweep(const Tensor* table, long long tensors, long long t
     }
 
 #define KERNELS(NAME, ...)                     \
-    KERNEL(update_##NAME, Update, __VA_ARGS__) \
+    KERNEL(update_##NAME, UpdateWithDecay, __VA_ARGS__) \
+    KERNEL(update_no_decay_##NAME, UpdateWithoutDecay, __VA_ARGS__) \
     KERNEL(traffic_##NAME, Traffic, __VA_ARGS__)
 
 KERNELS(float32, Real<float>, Real<float>, Real<float>, false)

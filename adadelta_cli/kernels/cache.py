@@ -27,7 +27,7 @@ def sources() -> str:
     """Return a digest of all modules with compiled functions."""
     package = Path(__file__).parents[1]
     files = sorted(
-        f for folder in ("kernels", "mxnet_bridge") for f in package.glob(f"{folder}/*.py")
+        f for folder in ("kernels", "mxnet_bridge", "torch") for f in package.glob(f"{folder}/*.py")
     )
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

@@ -253,7 +253,9 @@ def _slice_overload(array, low, high):
 
 @overload(_rounded, inline="always")
 def _rounded_overload(value, like):
-    """Round a float64 to the type of `like`, once."""
+    """Round a float64 to the type of `like`, once; None where `like` is None."""
+    if isinstance(like, types.NoneType):
+        return lambda value, like: None
     if like == types.float32:
         return lambda value, like: np.float32(value)
     return lambda value, like: value
@@ -261,12 +263,13 @@ def _rounded_overload(value, like):
 
 @compiled
 def _update(weight, grad, acc_grad, acc_delta, learning_rate, wd, hyper):
-    """Take one step on one element; all scalars have the type of the states."""
+    """Take one step on one element; all scalars have the type of the states; `wd` may be None."""
     rescale_grad, clip, rho, one_minus_rho, epsilon = hyper
     grad = grad * rescale_grad
     grad = -clip if grad < -clip else grad
     grad = clip if grad > clip else grad
-    grad = grad + wd * weight
+    if wd is not None:  # no decay at all: 0 * weight would be NaN for an infinite weight
+        grad = grad + wd * weight
     acc_grad = acc_grad * rho
     acc_grad = acc_grad + one_minus_rho * (grad * grad)
     delta = np.sqrt(acc_delta + epsilon) / np.sqrt(acc_grad + epsilon) * grad
@@ -364,7 +367,7 @@ def hyper_of(table, like):  # noqa: ANN201 - Numba's
 @compiled
 def _update_range(table, zeros, traffic, low, high):
     """Take the step on the elements [low, high) of the concatenated tensors."""
-    weight0, grad0, state0, half0 = zeros
+    weight0, grad0, state0, half0, decay0 = zeros
     rates, weight_decays, sizes, addresses = columns(table)
     hyper, block = hyper_of(table, state0), np.int64(table[BLOCK])
     start = np.int64(0)  # of the tensor
@@ -379,7 +382,7 @@ def _update_range(table, zeros, traffic, low, high):
                 _view(addresses[t, 3], at, size, state0),
                 _view(addresses[t, 4], at, size, half0),
                 _rounded(rates[t], state0),
-                _rounded(weight_decays[t], state0),
+                _rounded(weight_decays[t], decay0),
                 hyper,
                 block,
                 traffic,
@@ -406,14 +409,15 @@ def view_table(address, words):  # noqa: ANN201 - Numba's
 
 
 @functools.cache
-def range_function(layout: DTypeLayout, traffic: bool | None = None) -> Any:
+def range_function(layout: DTypeLayout, traffic: bool | None = None, *, decays: bool = True) -> Any:
     """Compile the step on a range of a table of tensors of one dtype layout (`pool.RANGE`).
 
     Args:
         layout: of the tensors.
         traffic: None for the step, True for its traffic alone: the rates are the factor.
+        decays: whether the weight decay is added, a decay of 0 included: PyTorch omits that.
     """
-    zeros = layout.zeros
+    zeros = (*layout.zeros, layout.zeros[2] if decays else None)
 
     @cache.cfunc(pool.RANGE)
     def take(table, words, low, high):

@@ -94,8 +94,9 @@ def prepared(
 ) -> PreparedGpuStep:
     """Prepare a step on tensors of the current GPU, as `cpu.prepared` does on a CPU.
 
-    `work` is `update`; or `traffic`, which adds the gradient times `rescale_grad` to weight and
-    states: the bytes of an update with next to no arithmetic.
+    `work` is `update`; `update_no_decay`, which omits the weight decay; or `traffic`, which adds
+    the gradient times `rescale_grad` to weight and states: the bytes of an update with next to no
+    arithmetic.
     """
     groups = layout.group_by_layout(refs)
     plans = [(each.name, plan_tiles(group)) for each, group in groups.items()]

@@ -250,6 +250,7 @@ LENGTHS = (
 ODD = Hyperparameters(
     learning_rate=0.7, rho=0.95, epsilon=1e-5, wd=0.013, rescale_grad=0.37, clip_gradient=0.9
 )
+MAXIMIZE = Hyperparameters(learning_rate=0.5, wd=0.02, rescale_grad=-1.0)  # PyTorch's `maximize`
 SHAPES: tuple[Shape, ...] = ((3, 4, 5), (10, 4), (7,), (), (2, 0, 3), (64, 3, 3, 3), (1000,))
 RANKS: tuple[Shape, ...] = tuple((2, 3, 1, 4, 2)[:rank] for rank in range(6))
 FEW: tuple[Shape, ...] = ((), (7,), (40, 25))
@@ -301,6 +302,7 @@ DEFAULT = (
     Case("fresh", "accumulators that start at zero", SHAPES, fill="fresh", steps=10),
     Case("odd", "all hyper-parameters at odd values", SHAPES, ODD, steps=10),
     *_one_at_a_time(),
+    Case("maximize", "the gradient's sign reversed", SHAPES, MAXIMIZE, steps=3),
     Case("multipliers", "lr_mult and wd_mult of each tensor", ((50,),) * 9, ODD, varied=True),
     Case("lengths", "lengths around vectors and threads", tuple((n,) for n in LENGTHS), ODD, 2),
     *(single(length) for length in (0, 1, 17, 4097, 100_003)),

@@ -256,7 +256,7 @@ class Request:
     def _frameworks(self) -> tuple[Implementations, Absent]:
         """Return the frameworks that are installed, and those that are not, with reasons."""
         _check_on_cpu("--peers", self.device)
-        here, absent = frameworks.available(registry.PEERS.values())
+        here, absent = frameworks.available(registry.ON_FRAMEWORKS.values())
         if not here and not self.names:
             reasons = "; ".join(f"{each.name}: {reason}" for each, reason in absent)
             raise UnavailableError(f"--peers: no other framework is installed: {reasons}")
@@ -307,10 +307,10 @@ def choose(
     given = {name: registry.implementation(name, device) for name in names}
     for each in given.values():
         registry.check_place(each, device)
-        if each.name not in registry.PEERS:
-            registry.check_backend(each, backend)
-        if each.name in registry.PEERS:
+        if each.backend in array_backends.FRAMEWORKS:
             _check_on_cpu(f"--impl {each.name}", device)
+        else:
+            registry.check_backend(each, backend)
     on_gpu = device.kind == "gpu"
     # Else a user kernel would wait for MXNet's import.
     needed = not names or backend != "auto" or on_gpu
@@ -338,7 +338,7 @@ def _check_on_cpu(what: str, device: Device) -> None:
 
 
 def _check_available(chosen: Implementation, timeout: float | None) -> None:
-    if chosen.name in registry.PEERS:  # an import here would disturb other libraries
+    if chosen.backend in array_backends.FRAMEWORKS:  # an import here would disturb other libraries
         lack = frameworks.missing_requirement(chosen)
         if lack:
             raise UnavailableError(f"--impl {chosen.name}: {lack}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adadelta_cli.implementations import registry
+from adadelta_cli.implementations import array_backends, registry
 from adadelta_cli.system.sandbox import SandboxError
 from adadelta_cli.verification import comparison
 from adadelta_cli.verification.execute import train
@@ -24,13 +24,22 @@ def check_training(
     plan: VerifyPlan, results: Results, config: str, dtype: str, sandbox: Sandbox | InProcess
 ) -> None:
     """Train a problem with each fused step and with its unfused one; compare them bit for bit."""
-    unfused = [each for each in plan.implementations if not each.fused]
-    for chosen in () if plan.cases or plan.is_fuzzed else unfused:
-        row = plan.row("training", config, chosen, dtype, 0)
-        results.skip(row, f"trainings compare fused steps; {chosen.name} is unfused")
+    only_trainings = not (plan.cases or plan.is_fuzzed)
     for chosen in plan.implementations:
-        if chosen.fused:
+        reason = _without_training(chosen)
+        if not reason:
             _compare(plan, results, config, chosen, dtype, sandbox)
+        elif only_trainings:
+            results.skip(plan.row("training", config, chosen, dtype, 0), reason)
+
+
+def _without_training(chosen: Implementation) -> str:
+    """Say why an implementation trains no problems; empty if it does."""
+    if not chosen.fused:
+        return f"trainings compare fused steps; {chosen.name} is unfused"
+    if chosen.backend not in array_backends.BACKENDS:
+        return f"problems are not trained on {chosen.backend}; its step is checked by the cases"
+    return ""
 
 
 def _compare(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adadelta_cli.kernels import cpu, variants
-from adadelta_cli.kernels.layout import tensor_ref
+from adadelta_cli.kernels.layout import layout_of, tensor_ref
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 SIZES = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 4095, 4097, 100_003]
@@ -323,3 +323,22 @@ def test_the_callers_rounding_mode_changes_no_bit(variant):
         set_mode(np.uint32(before))
     assert after & 0x6000 == 0x4000, "the calling thread's mode was put back"
     assert_same_bits(parameters[0].arrays, wanted)
+
+
+def test_without_decay_nothing_is_added():
+    """As in PyTorch: no decay is no sum, so that 0 * infinity makes no NaN; else the bits agree."""
+    results = []
+    for decays in (True, False):
+        rng = np.random.default_rng(5)
+        arrays = [rng.random(5003, np.float32) for _ in range(4)]
+        arrays[0][7] = -np.inf
+        table = cpu.pack_table(
+            [tensor_ref(Parameter(*arrays), 0.5, 0.0)], Hyperparameters().doubles
+        )
+        cpu.set_function(table, cpu.range_function(layout_of(*["float32"] * 4), decays=decays))
+        cpu.launch(table)
+        results.append(arrays)
+    assert np.isnan(results[0][0][7])
+    assert np.isneginf(results[1][0][7])
+    for decayed, plain in zip(*results, strict=True):
+        assert np.array_equal(np.delete(plain, 7), np.delete(decayed, 7))

@@ -308,6 +308,21 @@ class TestTraffic:
         assert_same_bits(arrays, [*wanted, right] if master else wanted)
 
 
+def test_without_decay_nothing_is_added():
+    """As in PyTorch: no decay is no sum, so that 0 * infinity makes no NaN; else the bits agree."""
+    results = []
+    for work in ("update", "update_no_decay"):
+        arrays = random_arrays(2 * TILE + 5, "float32", low=-3)
+        arrays[0][7] = -np.inf
+        refs = [tensor_ref(Parameter(*arrays), 0.5, 0.0)]
+        cuda.prepared(refs, HYPER.doubles, work=work)()
+        results.append(arrays)
+    assert np.isnan(results[0][0][7])
+    assert np.isneginf(results[1][0][7])
+    for decayed, plain in zip(*results, strict=True):
+        assert_same_bits([np.delete(plain, 7)], [np.delete(decayed, 7)])
+
+
 # --- broken on purpose ----------------------------------------------------------------------------
 
 FAULTS = {

@@ -1,0 +1,57 @@
+"""What a step on PyTorch's tensors does in compiled code, beside the kernel itself."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from adadelta_cli.kernels import cpu
+from adadelta_cli.kernels.cpu import _pointer, compiled
+
+
+@compiled
+def _shares_memory(grads, sizes, itemsize, starts, ends):
+    """Return whether a gradient overlaps one of the spans, which are sorted and disjoint."""
+    for t in range(sizes.size):
+        end = grads[t] + np.uint64(sizes[t] * itemsize)
+        low, high = 0, starts.size
+        while low < high:  # find the number of spans that start before `end`
+            middle = (low + high) // 2
+            if starts[middle] < end:
+                low = middle + 1
+            else:
+                high = middle
+        if sizes[t] > 0 and low > 0 and ends[low - 1] > grads[t]:
+            return True
+    return False
+
+
+@compiled
+def _count(counts):
+    """Add 1 to each count of steps, a float32 given by its address."""
+    for address in counts:
+        carray(_pointer(address, 0, np.float32(0)), (1,))[0] += np.float32(1)
+
+
+@compiled
+def begin(addresses, sizes, itemsize, starts, ends, counts):  # noqa: ANN201 - Numba's
+    """Count the step, unless a gradient shares memory with what is written; return whether."""
+    shares = _shares_memory(addresses, sizes, itemsize, starts, ends)
+    if not shares:
+        _count(counts)
+    return shares
+
+
+@compiled
+def step(table, itemsize, starts, ends, counts):  # noqa: ANN201 - Numba's
+    """Take the step and count it, in the subnormal mode of the calling thread.
+
+    Returns:
+        Whether a gradient shares memory with what is written; then nothing was done.
+    """
+    _, _, sizes, addresses = cpu.columns(table)
+    if begin(addresses[:, 1], sizes, itemsize, starts, ends, counts):
+        return True
+    table[cpu.FLUSH] = np.uint64(cpu.read_mxcsr() & np.uint32(cpu.FLUSH_TO_ZERO))
+    cpu.launch(table)
+    return False

@@ -1,0 +1,150 @@
+"""`Adadelta`: `torch.optim.Adadelta` with the fused step."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adadelta_cli.torch.fused import Settings
+from adadelta_cli.torch.group import prepare, tensors_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adadelta_cli.torch.fused import FusedTorchStep, Tensors
+
+    Plan = tuple[list[tuple[FusedTorchStep, Tensors]], list[torch.Tensor]]
+
+# The stock's step without what PyTorch wraps around each optimizer's: hooks and the profile.
+_stock_step = inspect.unwrap(torch.optim.Adadelta.step)
+
+
+class Adadelta(torch.optim.Adadelta):
+    """`torch.optim.Adadelta` with the fused step: one pass over memory for all parameters.
+
+    A drop-in replacement: the same arguments, errors, parameter groups, hooks and `state_dict`.
+    Each step updates each parameter by::
+
+        grad        = (-grad if maximize else grad) + weight_decay * param
+        square_avg  = rho * square_avg + (1 - rho) * grad * grad
+        delta       = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * grad
+        acc_delta   = rho * acc_delta + (1 - rho) * delta * delta
+        param      -= lr * delta
+
+    The result has the bits of that formula with each operation rounded once. PyTorch's own step
+    contracts some operations, so it differs by a few units in the last place (docs/pytorch.md).
+
+    The kernel takes dense float32 and float64 parameters on a CPU, and on a GPU through CuPy; each
+    with a gradient and states of the same dtype and order in memory. Everything else steps as
+    `torch.optim.Adadelta` does: other dtypes, tensor subclasses, `differentiable`, `capturable`,
+    and tensors that share memory.
+
+    Args:
+        params: the parameters, or parameter groups.
+        lr: factor of the step, a number or a tensor of one element; not negative.
+        rho: decay of both accumulators, 0 <= rho <= 1.
+        eps: added under both square roots; not negative.
+        weight_decay: added to the gradient as `weight_decay * param`; not negative.
+        foreach: as in `torch.optim.Adadelta`, for what the kernel does not take.
+        capturable: likewise, for a step in a CUDA graph.
+        maximize: ascend instead of descend.
+        differentiable: as in `torch.optim.Adadelta`, so without the kernel.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+
+    Example:
+        >>> import torch
+        >>> from adadelta_cli.torch import Adadelta
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = Adadelta(model.parameters(), rho=0.95)
+        >>> model(torch.ones(3)).backward()
+        >>> optimizer.step()
+
+    References:
+        M. D. Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701.
+    """
+
+    param_groups: list[dict[str, Any]]  # PyTorch's types are not read here
+
+    @functools.wraps(torch.optim.Adadelta.__init__)  # type: ignore[misc] # keeps the signature
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._forget()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set the state of this class's or the stock's; addresses are taken anew."""
+        super().__setstate__(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the steps of the groups: they keep addresses of tensors."""
+        self._steps: dict[int, FusedTorchStep] = {}
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; no parameter is changed before all gradients were looked at.
+
+        Args:
+            closure: computes the loss and the gradients anew.
+
+        Returns:
+            The closure's result, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step_groups()
+        return loss
+
+    @torch.compiler.disable
+    def _step_groups(self) -> None:
+        plans = [self._plan(number, group) for number, group in enumerate(self.param_groups)]
+        for group, (parts, others) in zip(self.param_groups, plans, strict=True):
+            left = others
+            for step, tensors in parts:
+                if not step(tensors.grads, Settings.of(group)):
+                    left = [*left, *tensors.weights]
+            if left:
+                self._step_stock(group, left)
+
+    def _plan(self, number: int, group: dict[str, Any]) -> Plan:
+        """Decide what the kernel steps and what the stock; change no parameter.
+
+        A step is kept for the next time where it is that of the whole group.
+        """
+        weights = [p for p in group["params"] if p.grad is not None]
+        if group["differentiable"] or group["capturable"]:
+            return [], weights
+        before = self._steps.get(number)
+        if before is not None:
+            tensors = tensors_of(weights, [p.grad for p in weights], self.state)
+            if before.matches(tensors):
+                return [(before, tensors)], []
+            del self._steps[number]
+        if any(p.grad.is_sparse for p in weights):
+            raise RuntimeError("Adadelta does not support sparse gradients")
+        parts = prepare(weights, self.state)
+        taken = {id(p) for _, tensors in parts for p in tensors.weights}
+        others = [p for p in weights if id(p) not in taken]
+        if len(parts) == 1 and not others:
+            self._steps[number] = parts[0][0]
+        return parts, others
+
+    def _step_stock(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        """Let the stock step some parameters of a group, in the group's order."""
+        chosen = set(map(id, params))
+        ordered = [p for p in group["params"] if id(p) in chosen]
+        groups = self.param_groups
+        self.param_groups = [{**group, "params": ordered}]
+        try:
+            with torch.set_grad_enabled(group["differentiable"]):
+                _stock_step(self)
+        finally:
+            self.param_groups = groups

@@ -1,0 +1,429 @@
+"""`adadelta_cli.torch.Adadelta`: its bits, what it leaves to the stock, and what it notices."""
+
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from adadelta_cli.torch import Adadelta
+from adadelta_cli.update import Hyperparameters, Parameter, update
+
+Stock = torch.optim.Adadelta
+SHAPES = ((), (7,), (3, 0), (40, 25), (5000,))
+
+
+def parameters(dtype=torch.float32, shapes=SHAPES, seed=0):
+    """Make parameters of some shapes, drawn from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes
+    ]
+
+
+def set_grads(tensors, seed):
+    """Give each a new gradient, drawn from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for each in tensors:
+        each.grad = torch.randn(each.shape, generator=generator, dtype=each.dtype)
+
+
+def copies(tensors):
+    """Copy parameters."""
+    return [torch.nn.Parameter(each.detach().clone()) for each in tensors]
+
+
+def bits(tensors):
+    """Return the bytes of each tensor."""
+    return [np.ascontiguousarray(each.detach().numpy()).tobytes() for each in tensors]
+
+
+def kernel_takes(optimizer, group=0):
+    """Whether the last step of a group was the kernel's as a whole."""
+    return group in optimizer._steps
+
+
+class Reference:
+    """The formula on NumPy arrays, one operation at a time, with PyTorch's names."""
+
+    def __init__(self, tensors, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, maximize=False):
+        sign = -1.0 if maximize else 1.0
+        self.hyper = Hyperparameters(lr, rho, eps, weight_decay, sign)
+        weights = [each.detach().numpy().copy() for each in tensors]
+        self.parameters = [
+            Parameter(w, np.zeros_like(w), np.zeros_like(w), np.zeros_like(w)) for w in weights
+        ]
+
+    def step(self, tensors):
+        h = self.hyper
+        for p, each in zip(self.parameters, tensors, strict=True):
+            p.grad[...] = each.grad.numpy()
+            update(np, p, h.scalars(p.weight.dtype), h.learning_rate, h.wd)
+
+    def assert_equals(self, tensors, optimizer):
+        for p, each in zip(self.parameters, tensors, strict=True):
+            state = optimizer.state[each]
+            assert p.weight.tobytes() == each.detach().numpy().tobytes()
+            assert p.acc_grad.tobytes() == state["square_avg"].numpy().tobytes()
+            assert p.acc_delta.tobytes() == state["acc_delta"].numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lr": 0.3, "rho": 0.95, "eps": 1e-8},
+        {"weight_decay": 0.02},
+        {"maximize": True},
+        {"lr": 0.7, "weight_decay": 0.1, "maximize": True},
+    ],
+    ids=str,
+)
+def test_the_bits_are_those_of_the_formula(dtype, settings):
+    """In ten steps, weights and states have the bits of the formula on NumPy arrays."""
+    tensors = parameters(dtype)
+    reference, optimizer = Reference(tensors, **settings), Adadelta(tensors, **settings)
+    for k in range(10):
+        set_grads(tensors, k)
+        reference.step(tensors)
+        optimizer.step()
+    assert kernel_takes(optimizer)
+    reference.assert_equals(tensors, optimizer)
+    assert [optimizer.state[each]["step"].item() for each in tensors] == [10] * len(tensors)
+
+
+def test_without_decay_an_infinite_weight_stays():
+    """As in the stock: no decay is no sum, so that no 0 * infinity makes a NaN."""
+    weight = torch.nn.Parameter(torch.tensor([-torch.inf, 1.0]))
+    weight.grad = torch.tensor([0.0, 0.5])
+    Adadelta([weight]).step()
+    assert weight[0] == -torch.inf
+    assert weight[1] < 1
+
+
+def test_signature_and_defaults_are_the_stocks():
+    """What the stock takes, this takes, under the same names."""
+    assert inspect.signature(Adadelta) == inspect.signature(Stock)
+    assert Adadelta(parameters()).defaults == Stock(parameters()).defaults
+    assert isinstance(Adadelta(parameters()), Stock)
+
+
+class Subclass(torch.Tensor):
+    """A tensor that may have operators of its own."""
+
+
+ODD = {
+    "half": lambda: torch.ones(4, 4, dtype=torch.float16),
+    "bfloat16": lambda: torch.ones(4, 4, dtype=torch.bfloat16),
+    "complex": lambda: torch.ones(4, 4, dtype=torch.complex64),
+    "holes": lambda: torch.ones(4, 8)[:, ::2],
+    "subclass": lambda: torch.ones(4, 4).as_subclass(Subclass),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_the_kernel_does_not_take_steps_as_the_stock(kind):
+    """Such a parameter gets the stock's bits; one beside it those of the kernel."""
+    odd, stock_odd = (ODD[kind]().requires_grad_() for _ in range(2))
+    (usual,) = parameters(shapes=[(9,)])
+    reference = Reference([usual])
+    optimizer, stock = Adadelta([odd, usual]), Stock([stock_odd], foreach=False)
+    for k in range(3):
+        set_grads([usual], k)
+        for each in (odd, stock_odd):
+            each.grad = torch.full_like(each, 0.25 + k, requires_grad=False)
+        optimizer.step()
+        stock.step()
+        reference.step([usual])
+    assert torch.equal(odd.detach(), stock_odd.detach())
+    reference.assert_equals([usual], optimizer)
+    assert optimizer.state[odd]["step"] == 3
+
+
+@pytest.mark.parametrize("setting", ["differentiable", "capturable"])
+def test_these_settings_step_as_the_stock(setting):
+    """A differentiable step has the stock's bits and graph; capturable fails as it does there."""
+    outcomes = []
+    for kind in (Adadelta, Stock):
+        (weight,) = parameters(shapes=[(300,)])
+        leaf = weight.clone()
+        leaf.grad = torch.linspace(-1, 1, 300)
+        optimizer = kind([weight], **{setting: True})
+        optimizer.param_groups[0]["params"] = [leaf]
+        try:
+            optimizer.step()
+            outcomes.append((leaf.detach().numpy().tobytes(), leaf.grad_fn.name()))
+        except AssertionError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_rate_that_became_negative_is_used():
+    """The stock checks the rate only when it is made; a schedule may do what it likes."""
+    tensors = parameters()
+    reference, optimizer = Reference(tensors, lr=-0.5), Adadelta(tensors)
+    optimizer.param_groups[0]["lr"] = -0.5
+    set_grads(tensors, 1)
+    reference.step(tensors)
+    optimizer.step()
+    reference.assert_equals(tensors, optimizer)
+
+
+def test_the_rate_may_be_a_tensor():
+    """A tensor of one element; changed in place, it counts from the next step on."""
+    tensors = parameters()
+    rate = torch.tensor(0.5)
+    reference, optimizer = Reference(tensors, lr=0.5), Adadelta(tensors, lr=rate)
+    for k, value in enumerate((0.5, 0.25)):
+        rate.fill_(value)
+        reference.hyper = Hyperparameters(learning_rate=value)
+        set_grads(tensors, k)
+        reference.step(tensors)
+        optimizer.step()
+    reference.assert_equals(tensors, optimizer)
+
+
+def test_tensors_may_be_replaced_between_steps():
+    """A step uses the tensors of now: data, gradients and states that were replaced since."""
+    tensors = parameters(shapes=[(6, 6), (9,)])
+    optimizer = Adadelta(tensors)
+    twins = copies(tensors)
+    other = Adadelta(twins)
+
+    def step_both(k):
+        set_grads(tensors, k)
+        for each, twin in zip(tensors, twins, strict=True):
+            twin.grad = each.grad.clone()
+        optimizer.step()
+        other._forget()  # nothing is kept here
+        other.step()
+        assert bits(tensors) == bits(twins)
+
+    step_both(0)
+    for each in (tensors, twins):
+        each[0].data = each[0].data.t().contiguous()
+    step_both(1)
+    for each in (tensors, twins):
+        each[0].data = each[0].data.t()  # the same memory in another order
+    step_both(2)
+    for a in (optimizer, other):
+        for state in a.state.values():
+            state["acc_delta"] = state["acc_delta"] + 1
+    step_both(3)
+    for a in (optimizer, other):
+        for state in a.state.values():
+            state["square_avg"].zero_()
+    step_both(4)
+    for a, each in ((optimizer, tensors), (other, twins)):
+        a.state.pop(each[1])
+    step_both(5)
+    assert optimizer.state[tensors[1]]["step"] == 1
+
+
+def test_a_shorter_view_of_the_same_memory_is_stepped_alone():
+    """Data narrowed in place, at the same address: what lies behind it is not written."""
+    whole = torch.zeros(10)
+    weight = torch.nn.Parameter(whole)
+    optimizer = Adadelta([weight])
+    weight.grad = torch.ones(10)
+    optimizer.step()
+    before = whole[5:].clone()
+    optimizer.state.clear()
+    weight.grad = None
+    weight.data = whole[:5]
+    weight.grad = torch.ones(5)
+    optimizer.step()
+    assert torch.equal(whole[5:], before)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 5), (4, 3, 1, 1), (4, 1, 5, 5)])
+def test_channels_last_is_stepped_in_place(shape):
+    """A dense layout other than the usual one: the kernel takes it, in the order of memory."""
+    (weight,) = parameters(shapes=[shape])
+    weight.data = weight.data.to(memory_format=torch.channels_last)
+    reference, optimizer = Reference([weight]), Adadelta([weight])
+    for k in range(3):
+        set_grads([weight], k)
+        reference.step([weight])
+        weight.grad = weight.grad.to(memory_format=torch.channels_last)
+        optimizer.step()
+    assert kernel_takes(optimizer)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    p = reference.parameters[0]
+    assert np.array_equal(p.weight, weight.detach().numpy())
+    assert np.array_equal(p.acc_grad, optimizer.state[weight]["square_avg"].numpy())
+
+
+def test_a_gradient_in_another_order_steps_as_the_stock():
+    """Else elements would meet others' gradients."""
+    (weight,), (twin,) = parameters(shapes=[(5, 7)]), parameters(shapes=[(5, 7)])
+    grad = torch.randn(7, 5, generator=torch.Generator().manual_seed(3)).t()
+    for kind, each in ((Adadelta, weight), (Stock, twin)):
+        optimizer = kind([each])
+        each.grad = grad
+        optimizer.step()
+    assert torch.equal(weight, twin)
+
+
+def test_views_of_one_buffer_are_stepped():
+    """Parameters that are disjoint views of one buffer are the kernel's."""
+    buffer = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    views = [torch.nn.Parameter(buffer[:8]), torch.nn.Parameter(buffer[8:])]
+    reference, optimizer = Reference(views), Adadelta(views)
+    set_grads(views, 1)
+    reference.step(views)
+    optimizer.step()
+    assert kernel_takes(optimizer)
+    reference.assert_equals(views, optimizer)
+
+
+@pytest.mark.parametrize("overlap", ["weights", "gradient"])
+def test_tensors_that_overlap_step_as_the_stock(overlap):
+    """The stock steps one after the other, so the result is defined."""
+    results = []
+    for kind in (Adadelta, Stock):
+        buffer = torch.linspace(-1, 1, 20)
+        first, second = torch.nn.Parameter(buffer[:12]), torch.nn.Parameter(buffer[8:])
+        if overlap == "gradient":
+            second = torch.nn.Parameter(torch.ones(12))
+        optimizer = kind([first, second], foreach=False)
+        for k in range(3):
+            set_grads([first, second], k)
+            if overlap == "gradient" and k > 0:
+                second.grad = first.detach()
+            optimizer.step()
+        results.append(bits([first, second]))
+    if overlap == "weights":
+        assert results[0] == results[1]
+    else:
+        assert np.allclose(*(np.frombuffer(each[1], np.float32) for each in results), rtol=1e-5)
+
+
+def test_a_sparse_gradient_is_refused_before_anything_changes():
+    """The error is the stock's; the parameters before it are as they were."""
+    first, second = parameters(shapes=[(4,), (5, 2)])
+    optimizer = Adadelta([{"params": [first]}, {"params": [second]}])
+    set_grads([first, second], 0)
+    optimizer.step()
+    before = bits([first, second])
+    second.grad = torch.sparse_coo_tensor([[1], [0]], [1.0], (5, 2), check_invariants=True)
+    with pytest.raises(RuntimeError, match="Adadelta does not support sparse gradients"):
+        optimizer.step()
+    assert bits([first, second]) == before
+
+
+def test_a_parameter_without_a_gradient_is_left_out():
+    """Frozen in the middle of a training, and then trained again."""
+    tensors = parameters(shapes=[(5,), (6,)])
+    optimizer = Adadelta(tensors)
+    for k in range(4):
+        set_grads(tensors, k)
+        if k in (1, 2):
+            tensors[0].grad = None
+        optimizer.step()
+    assert [optimizer.state[each]["step"].item() for each in tensors] == [2, 4]
+
+
+def test_autograd_notices_the_change():
+    """A graph that saved a weight refuses to use it after a step, as with the stock."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = Adadelta([weight])
+    loss = (weight * weight).sum()
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def pickled(optimizer):
+    """Copy it as a checkpoint of the whole object would."""
+    return pickle.loads(pickle.dumps(optimizer))  # noqa: S301 - its own bytes
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, pickled])
+def test_copies_step_on_their_own_tensors(copy_of):
+    """A copy has its own parameters, states and addresses."""
+    tensors = parameters()
+    optimizer = Adadelta(tensors)
+    set_grads(tensors, 0)
+    optimizer.step()
+    twin = copy_of(optimizer)
+    twins = twin.param_groups[0]["params"]
+    before = bits(tensors)
+    for _ in range(2):
+        for each, other in zip(tensors, twins, strict=True):
+            other.grad = each.grad.clone()
+        twin.step()
+    assert bits(tensors) == before != bits(twins)
+    optimizer.step()
+    optimizer.step()
+    assert bits(tensors) == bits(twins)
+
+
+def test_checkpoints_go_both_ways():
+    """A checkpoint of either is one of the other, also an old one whose counts are numbers."""
+    tensors, twins = parameters(), parameters()
+    optimizer, stock = Adadelta(tensors), Stock(twins)
+    set_grads(twins, 0)
+    stock.step()
+    saved = copy.deepcopy(stock.state_dict())
+    for state in saved["state"].values():
+        state["step"] = 1
+    for each, twin in zip(tensors, twins, strict=True):
+        each.data.copy_(twin.data)
+    optimizer.load_state_dict(saved)
+    set_grads(tensors, 1)
+    set_grads(twins, 1)
+    optimizer.step()
+    stock.step()
+    assert kernel_takes(optimizer)
+    assert all(torch.allclose(a, b, rtol=1e-6) for a, b in zip(tensors, twins, strict=True))
+    stock.load_state_dict(optimizer.state_dict())
+    stock.step()
+    assert stock.state[twins[0]]["step"] == 3
+
+
+def test_subnormals_follow_the_mode_of_the_thread():
+    """As PyTorch's operators do: strict by default, flushed after `set_flush_denormal(True)`."""
+    results = []
+    for flush in (False, True):
+        weight = torch.nn.Parameter(torch.zeros(5000))
+        weight.grad = torch.full((5000,), 1e-30)
+        optimizer = Adadelta([weight], rho=0.5, eps=1e-6)
+        optimizer.state[weight] = {
+            "step": torch.tensor(0.0),
+            "square_avg": torch.full((5000,), 1.5e-38),
+            "acc_delta": torch.zeros(5000),
+        }
+        torch.set_flush_denormal(flush)
+        try:
+            optimizer.step()
+        finally:
+            torch.set_flush_denormal(False)
+        results.append(optimizer.state[weight]["square_avg"].unique().numpy())
+    assert [float(each[0]) for each in results] == [float(np.float32(0.75e-38)), 0.0]
+    assert [each.size for each in results] == [1, 1]
+
+
+def test_a_compiled_training_step_works():
+    """`torch.compile` around forward, backward and step; the graph breaks at the step."""
+    results = []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, backend="eager")):
+        model = torch.nn.Linear(4, 1)
+        torch.nn.init.ones_(model.weight)
+        torch.nn.init.zeros_(model.bias)
+        optimizer = Adadelta(model.parameters())
+
+        def train(x, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+        trained = wrap(train)
+        for k in range(3):
+            trained(torch.full((2, 4), 1.0 + k))
+        results.append(bits(model.parameters()))
+    assert results[0] == results[1]
