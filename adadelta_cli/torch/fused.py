@@ -29,6 +29,9 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)  # a subclass may have other operator
 DEVICES = ("cpu", "cuda")
 
 
+SETTINGS = ("lr", "rho", "eps", "weight_decay", "maximize")  # of a group
+
+
 class Settings(NamedTuple):
     """The hyper-parameters of a group, as Python's numbers."""
 
@@ -124,6 +127,7 @@ def has_order(shape: tuple[int, ...], strides: tuple[int, ...], others: tuple[in
 
 _address = torch.Tensor.data_ptr
 _strides = torch.Tensor.stride
+_is_negated = torch.Tensor.is_neg  # its memory has the negated values
 
 
 class FusedTorchStep(KeepsAddresses):
@@ -150,7 +154,7 @@ class FusedTorchStep(KeepsAddresses):
         self._itemsize = weights[0].element_size()
         self._starts = np.array([span.start for span in spans], np.uint64)
         self._ends = np.array([span.end for span in spans], np.uint64)
-        self._facts, self._grad_facts = _facts(tensors), _grad_facts(grads)
+        self._facts = _facts(*tensors)
         self._written = [*weights, *squares, *deltas, *counts]
         # Aliases keep the memory, so that an equal address is the same memory.
         self._aliases = [each.detach() for each in self._written]
@@ -158,21 +162,26 @@ class FusedTorchStep(KeepsAddresses):
         self._other_counts = [n for n, ok in zip(counts, usual, strict=True) if not ok]
         addresses = [_address(n) for n, ok in zip(counts, usual, strict=True) if ok]
         self._counts = np.array(addresses, np.uint64)
+        self._given: list[Any] = []
+        self._settings: Settings
 
     def matches(self, tensors: Tensors) -> bool:
         """Return whether tensors are the same, gradients apart, which must be alike."""
         try:
-            return self._facts == _facts(tensors) and self._grad_facts == _grad_facts(tensors.grads)
+            return self._facts == _facts(*tensors)
         except (RuntimeError, TypeError):  # a sparse tensor has no strides; a state is missing
             return False
 
-    def __call__(self, grads: list[torch.Tensor], settings: Settings) -> bool:
+    def __call__(self, grads: list[torch.Tensor], group: dict[str, Any]) -> bool:
         """Take the step with these gradients and count it, unless they share memory.
 
         Returns:
             Whether it was taken: not if a gradient shares memory with what is written.
         """
-        if not self._take(list(map(_address, grads)), settings):
+        given = list(map(group.__getitem__, SETTINGS))
+        if given != self._given or not given[0] or isinstance(given[0], torch.Tensor):
+            self._settings, self._given = Settings.of(group), given  # a rate of 0 has two signs
+        if not self._take(list(map(_address, grads)), self._settings):
             return False
         for count in self._other_counts:
             count.add_(1)
@@ -183,15 +192,28 @@ class FusedTorchStep(KeepsAddresses):
         raise NotImplementedError
 
 
-def _facts(tensors: Tensors) -> list[Any]:
-    """List what changes if a tensor is another one, or has other memory; gradients apart."""
-    weights, _, squares, deltas, counts = tensors
+def _facts(
+    weights: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    squares: list[torch.Tensor],
+    deltas: list[torch.Tensor],
+    counts: list[torch.Tensor],
+) -> list[Any]:
+    """List what differs if a tensor is another one, has other memory, or is read otherwise.
+
+    Of gradients, which are new at each step, only how they are read. One flat list: this costs most
+    of a step on small tensors.
+    """
     written = [*weights, *squares, *deltas, *counts]
-    return [*map(id, written), *map(_address, written), *map(_strides, weights)]
-
-
-def _grad_facts(grads: list[torch.Tensor]) -> list[Any]:
-    return [(g.layout, g.dtype, g.shape, g.stride(), g.is_neg()) for g in grads]
+    facts: list[Any] = list(map(id, written))
+    facts += map(_address, written)
+    facts += map(_strides, weights)
+    facts += map(_strides, grads)
+    facts += [each.shape for each in grads]
+    facts += [each.dtype for each in grads]
+    facts += [each.layout for each in grads]
+    facts += map(_is_negated, grads)
+    return facts
 
 
 class FusedCpuStep(FusedTorchStep):
@@ -203,12 +225,12 @@ class FusedCpuStep(FusedTorchStep):
         self._table = cpu.pack_table(self.refs, unset)
         self._addresses = cpu.columns(self._table)[3][:, 1]
         self._grads = self._addresses.tolist()
-        self._settings: Any = None
+        self._packed: Any = None
         self._pack = cpu.pack_format(len(self.refs), whole=False).pack_into
 
     def _take(self, grads: list[int], settings: Settings) -> bool:
         with cpu.launching:
-            if (settings, variants.current()) != self._settings:
+            if (settings, variants.current()) != self._packed:
                 self._configure(settings)
             if grads != self._grads:
                 self._addresses[:] = self._grads = grads
@@ -224,7 +246,7 @@ class FusedCpuStep(FusedTorchStep):
         self._pack(*into, False, fixed, *settings.scalars, *rates, *decays)
         function = cpu.range_function(self.refs[0].layout, decays=settings.weight_decay != 0)
         cpu.set_function(self._table, function)
-        self._settings = settings, fixed
+        self._packed = settings, fixed
 
 
 class FusedGpuStep(FusedTorchStep):

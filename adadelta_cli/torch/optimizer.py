@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adadelta_cli.torch.fused import Settings
 from adadelta_cli.torch.group import prepare, tensors_of
 
 if TYPE_CHECKING:
@@ -100,19 +99,23 @@ class Adadelta(torch.optim.Adadelta):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step_groups()
+        if torch.compiler.is_compiling():
+            self._step_outside_of_the_graph()
+        else:
+            self._step_groups()
         return loss
 
-    @torch.compiler.disable
     def _step_groups(self) -> None:
         plans = [self._plan(number, group) for number, group in enumerate(self.param_groups)]
         for group, (parts, others) in zip(self.param_groups, plans, strict=True):
             left = others
             for step, tensors in parts:
-                if not step(tensors.grads, Settings.of(group)):
+                if not step(tensors.grads, group):
                     left = [*left, *tensors.weights]
             if left:
                 self._step_stock(group, left)
+
+    _step_outside_of_the_graph = torch.compiler.disable(_step_groups)
 
     def _plan(self, number: int, group: dict[str, Any]) -> Plan:
         """Decide what the kernel steps and what the stock; change no parameter.
