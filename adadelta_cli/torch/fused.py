@@ -142,7 +142,7 @@ class FusedTorchStep(KeepsAddresses):
 
     def __init__(self, tensors: Tensors) -> None:
         *arrays, counts = tensors
-        weights, grads, squares, deltas = arrays
+        weights, _, squares, deltas = arrays
         rows = zip(*(map(_address, each) for each in arrays), strict=True)
         each = LAYOUT_OF[weights[0].dtype]
         self.refs = [
