@@ -41,6 +41,8 @@ KNOWN_FIXES = {
     r"libgomp\.so\.1": "apt-get install libgomp1, or dnf install libgomp",
     r"(?i)number of threads": "unset NUMBA_NUM_THREADS",
     r"is not usable in pure-python": "unset NUMBA_DISABLE_JIT",
+    r"recognized processor": "unset NUMBA_CPU_NAME",
+    r"processor features|recognized feature|SIGILL": "unset NUMBA_CPU_FEATURES",
 }
 
 
@@ -138,7 +140,48 @@ def _compile() -> None:
             raise ReportedError(str(each.message).splitlines()[0])
     if numba.config.DISABLE_JIT:
         raise ReportedError("it compiles nothing: its compiler is not usable in pure-python mode")
+    _check_target(numba.config.CPU_NAME or "", numba.config.CPU_FEATURES or "")
     numba.njit(lambda number: number + 1)(1)
+    if numba.config.CPU_FEATURES:  # the processor may lack one: the step itself would crash
+        _take_step()
+
+
+FEATURE = r"[+-](?!help\b)[\w.-]+"
+FEATURES = f"{FEATURE}(,{FEATURE})*"  # LLVM ends the process on others
+
+
+def _check_target(name: str, features: str) -> None:
+    """Check that LLVM knows a processor; it would warn at each start, and use another.
+
+    Raises:
+        ReportedError: it does not, or not its features.
+    """
+    import llvmlite.binding as llvm
+
+    if name == "help":  # LLVM would list what it knows
+        raise ReportedError("help is not a recognized processor")
+    if features and not re.fullmatch(FEATURES, features):
+        raise ReportedError(
+            "these are no processor features; expected them with + or -, between commas, such as "
+            "+avx2,-avx512f"
+        )
+    llvm.initialize_native_target()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)  # nobody needs this process's stderr afterwards
+        target.create_target_machine(cpu=name, features=features)
+        printed.seek(0)
+        told = printed.read().decode(errors="replace").partition("\n")[0]
+    if told:
+        raise ReportedError(told.partition(" for this target")[0])
+
+
+def _take_step() -> None:
+    import numpy as np
+
+    from adadelta_cli.kernels.step import FusedStep, Parameter
+
+    FusedStep([Parameter(*(np.ones(1000, np.float32) for _ in range(4)))])()
 
 
 # --- folders --------------------------------------------------------------------------------------
