@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UnavailableError, displayed
+from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import ReportedError, Sandbox, SandboxError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ HANDLED = "NUMBA_CACHE_DIR"  # by `_find_folders`
 NUMBA_FILE = ".numba_config.yaml"  # in the working folder: the same settings
 VARIANT = "ADADELTA_KERNEL"  # as `kernels.variants.parse` reads it; that needs Numba
 START_S = 120.0
+MORE_STACK = "ulimit -s 8192 before; where that is not permitted, ask who set the limit"
 # Errors of libraries that can only be recognised by their message.
 KNOWN_FIXES = {
     r"no locator available": "name a folder that can be written for the compiled kernels: "
@@ -77,6 +79,12 @@ def check() -> None:
     Raises:
         UnavailableError: a variable has a value with which they cannot.
     """
+    stack = machine.stack_bytes()
+    if stack is not None and stack < machine.LEAST_STACK:
+        raise UnavailableError(
+            f"the stack is limited to {stack >> 10} KiB; expected at least "
+            f"{machine.LEAST_STACK >> 10}; run {MORE_STACK}"
+        )
     for name, value in wrong_numbers(os.environ):
         raise UnavailableError(
             f"{name} is {value[:80]!r}; expected a whole number, at least 1; unset {name}, or set "
@@ -179,7 +187,8 @@ def _check_target(name: str, features: str) -> None:
 def _take_step() -> None:
     import numpy as np
 
-    from adadelta_cli.kernels.step import FusedStep, Parameter
+    from adadelta_cli.kernels.step import FusedStep
+    from adadelta_cli.update import Parameter
 
     FusedStep([Parameter(*(np.ones(1000, np.float32) for _ in range(4)))])()
 

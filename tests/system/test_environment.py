@@ -146,6 +146,27 @@ def test_a_feature_that_the_processor_lacks_is_found_before_the_work(monkeypatch
         environment.check()
 
 
+@pytest.mark.parametrize("command", ["verify --case odd", "run rosenbrock", "bench --sizes 1"])
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
+def test_a_small_stack_ends_a_command_with_3(tmp_path, command):
+    """OpenBLAS and LLVM crash with one; `ulimit -s 256` limits it to 256 KiB."""
+    program = f"ulimit -s 256; exec {sys.executable} -m adadelta_cli {command} --backend numpy"
+    done = subprocess.run(
+        ["/bin/bash", "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    wanted = "Error: the stack is limited to 256 KiB; expected at least 1024; run ulimit -s 8192"
+    assert done.stderr.startswith(wanted)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("limit", [machine.LEAST_STACK, None])
+def test_a_stack_of_the_least_size_suffices(monkeypatch, limit):
+    """And one without a limit."""
+    monkeypatch.setattr(machine, "stack_bytes", lambda: limit)
+    environment.check()
+
+
 def test_caches_go_to_a_temporary_folder_where_no_usual_one_can_be_written(monkeypatch, capfd):
     """One warning, which names the variable."""
     monkeypatch.setattr(environment, "_temporary", [])
