@@ -8,11 +8,21 @@ from pathlib import Path
 
 from adadelta_cli.errors import UsageError, shortened
 
+KINDS = {
+    stat.S_IFDIR: "it is a folder",
+    stat.S_IFCHR: "it is a device",
+    stat.S_IFBLK: "it is a device",
+    stat.S_IFIFO: "it is a pipe",
+    stat.S_IFSOCK: "it is a socket",
+}
+KERNEL = (Path("/proc"), Path("/sys"))  # their files count as regular; some block or never end
+
 
 def unreadable_reason(path: Path) -> str:
     """Return why a path is not a regular, readable file; empty if it is one.
 
-    Reading a device such as /dev/zero never ends; opening a pipe may block forever.
+    Reading a device such as /dev/zero never ends; opening a pipe may block forever, and so may
+    reading /proc/kmsg.
     """
     try:
         mode = path.stat().st_mode
@@ -22,10 +32,11 @@ def unreadable_reason(path: Path) -> str:
         return f"{error.strerror}{target}"
     except ValueError:  # a NUL, or a character that UTF-8 cannot encode
         return "no file can have this name"
-    if stat.S_ISDIR(mode):
-        return "it is a folder"
     if not stat.S_ISREG(mode):
-        return "it is a device, a pipe or a socket, not a regular file"
+        kind = KINDS.get(stat.S_IFMT(mode), "it is something else")
+        return f"{kind}, not a regular file"
+    if any(map(path.resolve().is_relative_to, KERNEL)):
+        return "it is a file of the kernel, not a regular file"
     return "" if os.access(path, os.R_OK) else "permission denied"
 
 

@@ -151,6 +151,8 @@ def read_document(path: Path) -> Document:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{shortened(file)} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{file} is not JSON ({error}); name the bench.json that adadelta bench wrote"

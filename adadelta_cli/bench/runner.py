@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadelta_cli import inputs
 from adadelta_cli.bench.measurement_warnings import Samples, format_warnings
 from adadelta_cli.bench.plan import OLD, largest_group
 from adadelta_cli.bench.problem import Outcome, TimingProblem
@@ -102,11 +103,11 @@ class Benchmark:
 
 def _describe_other(python: str) -> dict[str, Any]:
     """Ask another environment for its version, before anything is timed."""
-    if not Path(python).is_file():
-        what = "that is a folder" if Path(python).is_dir() else "there is no such program"
+    reason = inputs.unreadable_reason(Path(python))
+    if reason:
         raise UsageError(
-            f"--against is {python!r}, and {what}; expected the Python of another environment: "
-            "../main/.venv/bin/python"
+            f"--against is {python!r}, which cannot be started: {reason}; expected the Python of "
+            "another environment: ../main/.venv/bin/python"
         )
     with Worker(1, python) as worker:
         worker.handshake()

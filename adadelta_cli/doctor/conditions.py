@@ -44,6 +44,7 @@ def _facts(here: Machine, load: CpuLoad, steal_share: float | None) -> SimpleNam
         quota=cores if quota is None else quota,
         quota_threads=max(1, int(quota or 1)),
         physical=here.cores_available_physical or cores,
+        stack_kib=(here.stack_bytes or 0) >> 10,
         swap_gb=(here.swap_used_bytes or 0) / 1e9,
     )
 
@@ -120,6 +121,14 @@ CONDITIONS = (
         "the {cores_available} cores are {physical} physical ones with several threads each",
         "threads of one core share its first caches and its bandwidth",
         "see which is faster: adadelta bench --threads {physical},{cores_available}",
+    ),
+    Condition(
+        lambda f: f.stack_bytes is not None and f.stack_bytes < machine.LEAST_STACK,
+        BROKEN,
+        "the stack is limited to {stack_kib} KiB",
+        "OpenBLAS and the compiler of the kernels crash with one of less than "
+        f"{machine.LEAST_STACK >> 10} KiB",
+        environment.MORE_STACK,
     ),
     Condition(
         lambda f: bool(f.turbo),

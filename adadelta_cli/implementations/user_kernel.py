@@ -30,6 +30,7 @@ from adadelta_cli.errors import (
 )
 from adadelta_cli.implementations.base import ANY_ORDER, Implementation
 from adadelta_cli.implementations.guard import Guarded, address, library, poison
+from adadelta_cli.inputs import unreadable_reason
 from adadelta_cli.system.sandbox import (
     FatalReportedError,
     ReportedError,
@@ -162,8 +163,13 @@ def _parts(name: str) -> tuple[str, str]:
 def _offer(place: str) -> str:
     """Suggest a function that a file defines, without importing it."""
     path = Path(place)
-    if not path.is_file():
-        return f"and there is no file {path.resolve()}" if place.endswith(".py") else "add it"
+    reason = unreadable_reason(path)
+    if reason:
+        return (
+            f"and there is no file {path.absolute()} ({reason})"
+            if path.suffix == ".py"
+            else "add it"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes and the like: its import reports them
@@ -203,9 +209,11 @@ def _imported(name: str, place: str) -> ModuleType:
 
 
 def _import_file(place: str) -> ModuleType:
-    path = Path(place).resolve()
-    if not path.is_file():
-        raise UsageError(f"--impl: there is no file {path}; expected {FORMS}")
+    path = Path(place).absolute()
+    reason = unreadable_reason(path)
+    if reason:
+        raise UsageError(f"--impl: there is no file {path} ({reason}); expected {FORMS}")
+    path = path.resolve()
     sys.path.insert(0, str(path.parent))  # as `python FILE.py` would
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:

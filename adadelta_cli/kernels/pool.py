@@ -28,6 +28,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from adadelta_cli.kernels import cache
+from adadelta_cli.threads import start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -309,7 +310,7 @@ def _start() -> np.ndarray:
     with contextlib.suppress(RuntimeError):  # the system allows no more threads
         for number in range(1, threads()):
             name = f"adadelta-{number}"
-            threading.Thread(target=_serve, args=(made, number), name=name, daemon=True).start()
+            start(_serve, made, number, name=name)
             made[WORKERS] = number
     return made
 

@@ -70,8 +70,9 @@ def read_states(path: Path, own: Iterable[type] = ()) -> SavedStates:
         UsageError: the file is damaged, or names something that such files do not hold.
         OSError: the file cannot be read.
     """
-    if path.exists() and not path.is_dir() and inputs.unreadable_reason(path).startswith("it is"):
-        raise UsageError(f"{path} is no file of states: {inputs.unreadable_reason(path)}")
+    reason = inputs.unreadable_reason(path)
+    if reason.startswith("it is") and not path.is_dir():
+        raise UsageError(f"{path} is no file of states: {reason}")
     content = path.read_bytes()
     try:
         return _Reader(content, own).read()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UnavailableError, displayed
+from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import ReportedError, Sandbox, SandboxError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ HANDLED = "NUMBA_CACHE_DIR"  # by `_find_folders`
 NUMBA_FILE = ".numba_config.yaml"  # in the working folder: the same settings
 VARIANT = "ADADELTA_KERNEL"  # as `kernels.variants.parse` reads it; that needs Numba
 START_S = 120.0
+MORE_STACK = "ulimit -s 8192 before; where that is not permitted, ask who set the limit"
 # Errors of libraries that can only be recognised by their message.
 KNOWN_FIXES = {
     r"no locator available": "name a folder that can be written for the compiled kernels: "
@@ -41,6 +43,8 @@ KNOWN_FIXES = {
     r"libgomp\.so\.1": "apt-get install libgomp1, or dnf install libgomp",
     r"(?i)number of threads": "unset NUMBA_NUM_THREADS",
     r"is not usable in pure-python": "unset NUMBA_DISABLE_JIT",
+    r"recognized processor": "unset NUMBA_CPU_NAME",
+    r"processor features|recognized feature|SIGILL": "unset NUMBA_CPU_FEATURES",
 }
 
 
@@ -75,6 +79,12 @@ def check() -> None:
     Raises:
         UnavailableError: a variable has a value with which they cannot.
     """
+    stack = machine.stack_bytes()
+    if stack is not None and stack < machine.LEAST_STACK:
+        raise UnavailableError(
+            f"the stack is limited to {stack >> 10} KiB; expected at least "
+            f"{machine.LEAST_STACK >> 10}; run {MORE_STACK}"
+        )
     for name, value in wrong_numbers(os.environ):
         raise UnavailableError(
             f"{name} is {value[:80]!r}; expected a whole number, at least 1; unset {name}, or set "
@@ -138,7 +148,49 @@ def _compile() -> None:
             raise ReportedError(str(each.message).splitlines()[0])
     if numba.config.DISABLE_JIT:
         raise ReportedError("it compiles nothing: its compiler is not usable in pure-python mode")
+    _check_target(numba.config.CPU_NAME or "", numba.config.CPU_FEATURES or "")
     numba.njit(lambda number: number + 1)(1)
+    if numba.config.CPU_FEATURES:  # the processor may lack one: the step itself would crash
+        _take_step()
+
+
+FEATURE = r"[+-](?!help\b)[\w.-]+"
+FEATURES = f"{FEATURE}(,{FEATURE})*"  # LLVM ends the process on others
+
+
+def _check_target(name: str, features: str) -> None:
+    """Check that LLVM knows a processor; it would warn at each start, and use another.
+
+    Raises:
+        ReportedError: it does not, or not its features.
+    """
+    import llvmlite.binding as llvm
+
+    if name == "help":  # LLVM would list what it knows
+        raise ReportedError("help is not a recognized processor")
+    if features and not re.fullmatch(FEATURES, features):
+        raise ReportedError(
+            "these are no processor features; expected them with + or -, between commas, such as "
+            "+avx2,-avx512f"
+        )
+    llvm.initialize_native_target()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)  # nobody needs this process's stderr afterwards
+        target.create_target_machine(cpu=name, features=features)
+        printed.seek(0)
+        told = printed.read().decode(errors="replace").partition("\n")[0]
+    if told:
+        raise ReportedError(told.partition(" for this target")[0])
+
+
+def _take_step() -> None:
+    import numpy as np
+
+    from adadelta_cli.kernels.step import FusedStep
+    from adadelta_cli.update import Parameter
+
+    FusedStep([Parameter(*(np.ones(1000, np.float32) for _ in range(4)))])()
 
 
 # --- folders --------------------------------------------------------------------------------------

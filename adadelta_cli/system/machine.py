@@ -76,6 +76,19 @@ def thread_environment(count: int) -> dict[str, str]:
     return dict.fromkeys(THREAD_VARIABLES, str(count))
 
 
+LEAST_STACK = 2**20  # bytes: OpenBLAS crashes with 512 KiB, all works with 640
+
+
+def stack_bytes() -> int | None:
+    """Return the limit of this process's stack; None if there is none, or none is known."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def compiler() -> str | None:
     """Return the path of a C++ compiler, which `torch.compile` needs; None if there is none."""
     names = filter(None, [os.environ.get("CXX", ""), "g++", "clang++"])
@@ -342,6 +355,7 @@ class Machine:
         turbo: whether a core may exceed its nominal frequency.
         huge_pages: the kernel's setting for transparent ones, the active one in brackets.
         load_average: over the last minute.
+        stack_bytes: the limit of a process's stack; None if unlimited.
         hypervisor: `unknown` if the machine is virtual and does not say of what kind.
         gpus: their models; NVIDIA's only.
         openmp_runtimes: OpenMP libraries: the system's by path, those of Python packages relative
@@ -382,6 +396,7 @@ class Machine:
     load_average: float | None = field(
         default_factory=lambda: query_psutil(lambda psutil: psutil.getloadavg()[0])
     )
+    stack_bytes: int | None = field(default_factory=stack_bytes)
     hypervisor: str = field(default_factory=_hypervisor)
     container: str = field(default_factory=_container)
     gpus: tuple[str, ...] = field(default_factory=_gpus)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from adadelta_cli import threads
 from adadelta_cli.errors import BrokenError, UnavailableError, displayed, of_device
 from adadelta_cli.system.child import LIMIT, WorkerProcess
 
@@ -315,8 +316,7 @@ def _start(limit: int) -> _Running:
     connection, theirs = Pipe()
     token = secrets.token_bytes(16)
     printed, output = os.pipe()
-    printer = threading.Thread(target=_forward, args=(printed,), daemon=True)
-    printer.start()
+    printer = threads.start(_forward, printed)
     try:
         with theirs:
             handle = theirs.fileno()

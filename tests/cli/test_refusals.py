@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+from conftest import needs_mxnet
 
 from adadelta_cli import __main__, inputs
 from adadelta_cli.cli.main import adadelta
@@ -524,6 +525,8 @@ def links(tmp_path):
         "folder": "../folder",
         "pipe": "../pipe",
         "beside": "../real",
+        "kernel": "/proc/version",
+        "error": "/proc/self/mem",  # which raises an error when it is read
     }.items():
         (far / name).symlink_to(target)
     return tmp_path
@@ -549,8 +552,29 @@ NO_FILES = {
     "far/pipe": "a pipe",
     "pipe": "a pipe",
     "/dev/null": "a device",
+    "/proc/version": "a file of the kernel",
+    "far/kernel": "a file of the kernel",
+    "far/error": "a file of the kernel",
+    "/sys/kernel/notes": "a file of the kernel",
     "real/c.yaml/below": "Not a directory",
 }
+
+
+def python(path):
+    """Make a link to a path that ends as a Python file does."""
+    link = Path("kernel.py")
+    link.symlink_to(Path(path).absolute())
+    return link
+
+
+def resumed(path):
+    """Make a link to a path where a run expects its checkpoint."""
+    folder = Path("results/run/small")
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.npz").symlink_to(Path(path).absolute())
+    return ["run", "small.yaml", *ON_NUMPY, "--resume"]
+
+
 READ = {
     "run CONFIG": lambda path: ["run", path],
     "verify CONFIG": lambda path: ["verify", path],
@@ -558,14 +582,42 @@ READ = {
     "--replay": lambda path: ["verify", "--replay", path],
     "--baseline": lambda path: ["bench", "--baseline", path],
     "compare OLD": lambda path: ["compare", path, path],
+    "--against": lambda path: ["bench", "--against", path, "--sizes", "1", *ON_NUMPY],
+    "verify --impl": lambda path: ["verify", "--impl", f"{python(path)}:step"],
+    "bench --impl": lambda path: ["bench", "--impl", f"{python(path)}:step", "--sizes", "1"],
+    "--impl, no function": lambda path: ["verify", "--impl", python(path)],
+    "--resume": resumed,
+    "run again": lambda path: resumed(path)[:-1],
 }
 
 
+FOR_CHECKPOINTS = {"--resume", "run again"}  # a missing one is no error
+
+
 @pytest.mark.usefixtures("links")
-@pytest.mark.parametrize("reader", READ.values(), ids=READ)
-@pytest.mark.parametrize(("where", "reason"), NO_FILES.items())
-def test_what_is_no_file_is_refused_before_it_is_opened(refused, reader, where, reason):
+@pytest.mark.parametrize(
+    ("reader", "where"),
+    [
+        (reader, where)
+        for reader in READ
+        for where, reason in NO_FILES.items()
+        if reader not in FOR_CHECKPOINTS or reason[:2] in {"a ", "it"}
+    ],
+)
+def test_what_is_no_file_is_refused_before_it_is_opened(refused, reader, where):
     """Nothing waits for a pipe; a folder may stand for its bench.json."""
-    code, message = refused(*reader(where))
-    assert code == 2 and str(where) in message
-    assert reason in message or ("folder" in where and "bench.json" in message), message
+    code, message = refused(*READ[reader](where))
+    reason = NO_FILES[where].removeprefix("it is ").partition(" (")[0]
+    assert code == 2 and any(name in message for name in (where, "kernel.py", "checkpoint.npz"))
+    named = reason in message.replace("a named pipe", "a pipe")
+    assert named or ("folder" in where and "bench.json" in message), message
+
+
+@needs_mxnet
+@pytest.mark.parametrize("where", [where for where in NO_FILES if where[:4] in {"pipe", "/pro"}])
+def test_states_of_what_is_no_file_are_refused(links, where):
+    """The reader of states reads nothing else, either."""
+    from adadelta_cli.mxnet_bridge import states
+
+    with pytest.raises(UsageError, match=NO_FILES[where]):
+        states.read_states(links / where)

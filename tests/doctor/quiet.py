@@ -19,6 +19,7 @@ QUIET = replace(
     governor="performance",
     turbo=False,
     load_average=0.0,
+    stack_bytes=None,
     huge_pages="always [madvise] never",
     hypervisor="",
     environment={},

@@ -16,6 +16,7 @@ MACHINES = [
     ({"governor": "powersave"}, Level.DISTURBS, "powersave", "cpupower"),
     ({"numa_nodes": 2}, Level.DISTURBS, "2 NUMA", "numactl"),
     ({"swap_used_bytes": 10**9}, Level.DISTURBS, "1.0 GB", "swapoff"),
+    ({"stack_bytes": 2**18}, Level.BROKEN, "256 KiB", "ulimit -s 8192"),
     ({"huge_pages": "always madvise [never]"}, Level.DISTURBS, "huge pages", "madvise"),
     ({"cores_available_physical": 2}, Level.NOTE, "2 physical", "--threads 2,4"),
     ({"turbo": True}, Level.NOTE, "turbo", "firmware"),
