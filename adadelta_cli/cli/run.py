@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 @click.option(
     "--fused/--no-fused",
-    default=True,
-    show_default=True,
-    help="Use the fused step or the unfused one; results are bit-identical.",
+    default=None,
+    help="Use AdaDelta's fused step (default) or the unfused one; results are bit-identical.",
 )
 @click.option(
     "--set",
