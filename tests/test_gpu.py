@@ -282,9 +282,10 @@ def test_run_trains_on_the_device(tmp_path, problem):
 
 
 @needs_compiler
+@pytest.mark.usefixtures("simulated")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("name", optimizers.RULES)
-def test_other_optimizers_take_the_steps_of_the_cpu(simulated, name, dtype):
+def test_other_optimizers_take_the_steps_of_the_cpu(name, dtype):
     """The same formula, in the same bits: no number here is subnormal."""
     settings = OPTIMIZERS[name](name=name, clip_gradient=0.5, wd=0.01).model_dump()
     ends = []

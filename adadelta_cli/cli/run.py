@@ -11,6 +11,7 @@ import click
 from adadelta_cli.cli.options import (
     Choice,
     Command,
+    data_option,
     possible,
     shared_options,
     terminal,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     type=Choice(["float32", "float64", "float16"]),
     help="Element type; float16 keeps float32 master weights and states.",
 )
+@data_option
 @threads_option
 @shared_options("run")
 def run(

@@ -55,6 +55,8 @@ class Expect(Section):
     """Largest loss."""
     max_distance: PositiveBound | None = None
     """Largest distance to the minimum (rosenbrock)."""
+    max_test_error: float | None = Field(None, ge=0, le=100)
+    """Largest test error, in percent (mlp)."""
     max_gap: PositiveBound | None = None
     """Largest loss above the optimum's (logistic_regression)."""
     min_accuracy: float | None = Field(None, ge=0, le=1)
@@ -161,6 +163,10 @@ def _text(path: Path) -> str:
         ) from error
 
 
+# The keys of a problem that name a file, where the name (before a colon) ends like this.
+PATHS = {"csv": "", "data": ".npz", "python": ".py"}
+
+
 class _Source:
     """The values of a file and of the overrides, and the place of each.
 
@@ -173,7 +179,7 @@ class _Source:
         if not isinstance(self.root, dict):
             got = "empty" if self.root is None else f"a {type(self.root).__name__}"
             raise UsageError(f"{path}, line 1: the file is {got}; {EXPECTED_SHAPE}")
-        self._anchor_csv(path.resolve().parent)
+        self._anchor_paths(path.resolve().parent)
 
     def place(self, key: Key) -> str:
         """Return the place of a key, or of its nearest ancestor that is set."""
@@ -199,13 +205,15 @@ class _Source:
                 raise UsageError(f"{where}: {dotted(key[:depth])} has no keys; set it whole")
         parent[key[-1]], places = yaml12.parse(text, lambda _line: where, key)
         self._places |= places
-        self._anchor_csv(Path.cwd())  # a path from the file is absolute already
+        self._anchor_paths(Path.cwd())  # a path from the file is absolute already
 
-    def _anchor_csv(self, base: Path) -> None:
-        """Make the CSV file's path, which is relative to `base`, absolute."""
+    def _anchor_paths(self, base: Path) -> None:
+        """Make the paths of files of the problem, which are relative to `base`, absolute."""
         problem = self.root.get("problem")
-        if isinstance(problem, dict) and isinstance(problem.get("csv"), str):
-            problem["csv"] = str(base / problem["csv"])
+        for key, ending in PATHS.items() if isinstance(problem, dict) else ():
+            value = problem.get(key)
+            if isinstance(value, str) and value.partition(":")[0].endswith(ending):
+                problem[key] = str(base / value)
 
 
 # The sections whose keys depend on `name`, and its values.
@@ -236,6 +244,7 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
     "dimension": "dim dims n ndim dimensions d",
     "max_loss": "loss",
     "max_distance": "distance",
+    "max_test_error": "test_error error max_error",
     "max_gap": "gap",
     "min_accuracy": "accuracy acc min_acc",
     "name": "type kind algorithm",
@@ -346,7 +355,8 @@ def _explain(error: Any) -> tuple[Key, str]:
     else:
         node = _section(location)
         allowed = _allowed(node)
-        got += suggestion(str(error["input"]), node.get("enum", ()))
+        sides = (node, *node.get("anyOf", ()))
+        got += suggestion(str(error["input"]), [e for s in sides for e in s.get("enum", ())])
     return key, f"{dotted(key)} is {got}; allowed: {allowed}"
 
 
@@ -395,7 +405,8 @@ def _allowed(node: dict[str, Any]) -> str:
     bounds = " and ".join(f"{text} {node[key]}" for key, text in BOUNDS.items() if key in node)
     if not bounds and node["type"] == "number":
         return "a finite number"
-    return f"{NOUNS[node['type']]}{bounds and ', '}{bounds}"
+    noun = node["title"] if "pattern" in node else NOUNS[node["type"]]
+    return f"{noun}{bounds and ', '}{bounds}"
 
 
 def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:

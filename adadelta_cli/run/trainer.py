@@ -87,7 +87,7 @@ class Trainer:
         }
         self._differentiate = gradient(self.problem, backend, [*self.parameters.values()])
         self._update = self._bound()
-        data = [values.astype(state_dtype(dtype)) for values in self.problem.data]
+        data = [values.astype(state_dtype(dtype), copy=False) for values in self.problem.data]
         self._batches = Batches(data, config.training.batch_size, backend, seed)
         self.steps_per_epoch = self._batches.per_epoch
         epochs = config.training.epochs or 0
@@ -120,11 +120,10 @@ class Trainer:
         """Measure the current point, in float64."""
         weights = self.weights()
         with np.errstate(all="ignore"):  # Run reports a diverged loss
-            loss = float(self.problem.loss(np, weights, *self.problem.data))
-            metrics = self.problem.measure(weights)
+            measured = self.problem.evaluate(weights)
         norms = {"grad_norm": grad_norm, "update_norm": update_norm}
         epoch = self.step // self.steps_per_epoch
-        return TrainingRow(step=self.step, epoch=epoch, loss=loss, **norms, **metrics)
+        return TrainingRow(step=self.step, epoch=epoch, **norms, **measured)
 
     def weights(self, *, exact: bool = False) -> list[np.ndarray]:
         """Return the weights as float64; `exact`: the float32 masters of float16 weights."""

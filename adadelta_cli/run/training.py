@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from adadelta_cli import files, inputs
 from adadelta_cli.errors import ExitCode, UsageError, displayed
@@ -102,14 +99,11 @@ class Run:
         facts = {key: value for key, value in self._facts.items() if key != "ctx"}
         if self.trainer.backend.device.kind == "gpu":
             facts["device"] = "gpu"
-        digest = hashlib.sha256()
-        for values in self.trainer.problem.data:
-            digest.update(np.ascontiguousarray(values).tobytes())
         sections = self.config.model_dump(mode="json", exclude={"expect", "sweep"})
         for key in ("steps", "epochs", "checkpoint_every"):
             del sections["training"][key]
         settings = {f"{s}.{key}": v for s, keys in sections.items() for key, v in keys.items()}
-        return {**facts, **settings, "sha256 of the data": digest.hexdigest()}
+        return {**facts, **settings, "sha256 of the data": self.trainer.problem.digest}
 
     def _read_checkpoint(self, *, resume: bool) -> None:
         found = Checkpoint.read(self._checkpoint_path)
