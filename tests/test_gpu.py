@@ -30,11 +30,12 @@ from adadelta_cli.bench import workloads
 from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.doctor import checks
 from adadelta_cli.errors import UnavailableError
-from adadelta_cli.implementations import array_backends, registry
+from adadelta_cli.implementations import array_backends, optimizers, registry
 from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.kernels import cuda
 from adadelta_cli.mxnet_bridge import probe
+from adadelta_cli.run.optimizers import OPTIMIZERS
 from adadelta_cli.system import gpu
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
@@ -278,6 +279,27 @@ def test_run_trains_on_the_device(tmp_path, problem):
     summary = json.loads((whole / problem / "summary.json").read_text())
     assert (summary["backend"], summary["ctx"]) == ("cupy", "gpu")
     assert summary["end"]["loss"] < summary["start"]["loss"]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("name", optimizers.RULES)
+def test_other_optimizers_take_the_steps_of_the_cpu(name, dtype):
+    """The same formula, in the same bits: no number here is subnormal."""
+    settings = OPTIMIZERS[name](name=name, clip_gradient=0.5, wd=0.01).model_dump()
+    ends = []
+    for library, device in (("numpy", "cpu"), ("cupy", "gpu")):
+        backend = array_backends.backend(library, Device.parse(device))
+        start = np.linspace(-1, 1, 12).reshape(3, 4)
+        tensor = optimizers.tensor(backend, start, name, dtype)
+        step = optimizers.bind(backend, [tensor], settings)
+        for k in range(5):
+            backend.assign(tensor.grad, (np.cos(k + start) - 0.3).astype(dtype))
+            step()
+        ends.append([backend.numpy(each) for each in tensor.arrays.values()])
+    assert_same_bits(*ends)
+    assert not np.array_equal(ends[0][0], start)
 
 
 @pytest.mark.slow

@@ -140,8 +140,9 @@ def run_table():
     check = Expectation("loss", Side.MAX, 1.25e-101, 6.931e-100)
     results = [
         RunResult(
-            name, "logistic_regression", "numpy", "cpu", "float32", True, 0, outcome, checks,
-            123_456, 1234.5, None, {"loss": "the loss", "accuracy": "a share"}, tuple(history),
+            name, "logistic_regression", "adadelta", "numpy", "cpu", "float32", True, 0, outcome,
+            checks, 123_456, 1234.5, None, {"loss": "the loss", "accuracy": "a share"},
+            tuple(history),
         )
         for name, outcome, checks in (
             (LONG, RunOutcome.MISSED, (check,)), ("mlp", RunOutcome.FINISHED, ())

@@ -398,6 +398,26 @@ threads_option = click.option(
 )
 
 
+def _data_folder(
+    _context: click.Context, _parameter: click.Parameter, folder: Path | None
+) -> None:
+    """Name the folder of data sets to this process and to those that it starts."""
+    if folder is not None:
+        from adadelta_cli.run.problems.images import FOLDER
+
+        os.environ[FOLDER] = str(folder.resolve())
+
+
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    callback=_data_folder,
+    expose_value=False,
+    metavar="DIR",
+    help="Folder of the data sets mnist and fashion_mnist; default: $ADADELTA_DATA.",
+)
+
+
 def terminal(as_json: bool, quiet: bool, verbose: bool) -> Terminal:
     """Make the terminal that these flags ask for."""
     return Terminal(json=as_json, verbosity=verbose - quiet)

@@ -11,6 +11,7 @@ import click
 from adadelta_cli.cli.options import (
     Choice,
     Command,
+    data_option,
     possible,
     shared_options,
     terminal,
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
 @click.argument("configs", nargs=-1, metavar="[CONFIG]...")
 @click.option(
     "--fused/--no-fused",
-    default=True,
-    show_default=True,
-    help="Use the fused step or the unfused one; results are bit-identical.",
+    default=None,
+    help="Use AdaDelta's fused step (default) or the unfused one; results are bit-identical.",
 )
 @click.option(
     "--set",
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     type=Choice(["float32", "float64", "float16"]),
     help="Element type; float16 keeps float32 master weights and states.",
 )
+@data_option
 @threads_option
 @shared_options("run")
 def run(

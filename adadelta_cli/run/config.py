@@ -13,14 +13,15 @@ from pydantic import Field, ValidationError
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
 from adadelta_cli.run import yaml12
+from adadelta_cli.run.optimizers import OPTIMIZERS, AdadeltaSettings, OptimizerSettings
 from adadelta_cli.run.problems import PROBLEMS, ProblemSettings
 from adadelta_cli.run.problems.problem import Section
 from adadelta_cli.run.result import Side
+from adadelta_cli.run.sweep_section import SweepSettings
 from adadelta_cli.run.yaml12 import Key, dotted
-from adadelta_cli.update import Hyperparameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 LARGEST_BYTES = 100_000  # a config takes one; a file named by mistake may be huge
 MOST_ERRORS = 10  # that a message lists
@@ -30,27 +31,6 @@ EXPECTED_SHAPE = "a config is a mapping with the keys problem, optimizer, traini
 # The range that a plot can show: see run.report.LARGEST_DRAWN.
 Bound = Annotated[float, Field(ge=-1e150, le=1e150)]
 PositiveBound = Annotated[float, Field(gt=0, le=1e150)]
-
-
-class OptimizerSettings(Section):
-    """The hyper-parameters of AdaDelta, with the defaults of MXNet 2.0."""
-
-    learning_rate: float = 1.0
-    """Factor of the step; 1 in the paper."""
-    rho: float = Field(0.9, ge=0, lt=1)
-    """Decay of both accumulators."""
-    epsilon: float = Field(1e-6, gt=0)
-    """Added under both square roots."""
-    wd: float = 0.0
-    """Weight decay, added to the gradient as wd * weight."""
-    rescale_grad: float = 1.0
-    """Factor of the gradient, before anything else."""
-    clip_gradient: float | None = Field(None, ge=0)
-    """The rescaled gradient is clipped to [-clip, clip]; null for no clipping."""
-
-    def hyperparameters(self) -> Hyperparameters:
-        """Return these settings in the form that a step takes."""
-        return Hyperparameters(**self.model_dump())
 
 
 class TrainingSettings(Section):
@@ -75,6 +55,8 @@ class Expect(Section):
     """Largest loss."""
     max_distance: PositiveBound | None = None
     """Largest distance to the minimum (rosenbrock)."""
+    max_test_error: float | None = Field(None, ge=0, le=100)
+    """Largest test error, in percent (mlp)."""
     max_gap: PositiveBound | None = None
     """Largest loss above the optimum's (logistic_regression)."""
     min_accuracy: float | None = Field(None, ge=0, le=1)
@@ -91,13 +73,14 @@ class Config(Section):
     """A problem, the optimizer, the length of the training, and what counts as success."""
 
     problem: ProblemSettings = Field(discriminator="name")
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings = AdadeltaSettings()
     training: TrainingSettings
     expect: Expect = Expect()
+    sweep: SweepSettings = SweepSettings()
 
     def to_yaml(self) -> str:
-        """Write every value, defaults too, as YAML that loads back to an equal config."""
-        return yaml12.dump(self.model_dump(mode="json", exclude_none=True))
+        """Write every value that a run reads, as YAML that loads back to an equal config."""
+        return yaml12.dump(self.model_dump(mode="json", exclude_none=True, exclude={"sweep"}))
 
 
 @cache
@@ -180,6 +163,10 @@ def _text(path: Path) -> str:
         ) from error
 
 
+# The keys of a problem that name a file, where the name (before a colon) ends like this.
+PATHS = {"csv": "", "data": ".npz", "python": ".py"}
+
+
 class _Source:
     """The values of a file and of the overrides, and the place of each.
 
@@ -192,7 +179,7 @@ class _Source:
         if not isinstance(self.root, dict):
             got = "empty" if self.root is None else f"a {type(self.root).__name__}"
             raise UsageError(f"{path}, line 1: the file is {got}; {EXPECTED_SHAPE}")
-        self._anchor_csv(path.resolve().parent)
+        self._anchor_paths(path.resolve().parent)
 
     def place(self, key: Key) -> str:
         """Return the place of a key, or of its nearest ancestor that is set."""
@@ -218,19 +205,27 @@ class _Source:
                 raise UsageError(f"{where}: {dotted(key[:depth])} has no keys; set it whole")
         parent[key[-1]], places = yaml12.parse(text, lambda _line: where, key)
         self._places |= places
-        self._anchor_csv(Path.cwd())  # a path from the file is absolute already
+        self._anchor_paths(Path.cwd())  # a path from the file is absolute already
 
-    def _anchor_csv(self, base: Path) -> None:
-        """Make the CSV file's path, which is relative to `base`, absolute."""
+    def _anchor_paths(self, base: Path) -> None:
+        """Make the paths of files of the problem, which are relative to `base`, absolute."""
         problem = self.root.get("problem")
-        if isinstance(problem, dict) and isinstance(problem.get("csv"), str):
-            problem["csv"] = str(base / problem["csv"])
+        for key, ending in PATHS.items() if isinstance(problem, dict) else ():
+            value = problem.get(key)
+            if isinstance(value, str) and value.partition(":")[0].endswith(ending):
+                problem[key] = str(base / value)
 
+
+# The sections whose keys depend on `name`, and its values.
+VARIANTS: dict[str, Iterable[str]] = {"optimizer": OPTIMIZERS, "problem": PROBLEMS}
 
 ALIASES = {  # what other frameworks, and users, call a key or an option
     "learning_rate": "lr eta step_size stepsize base_lr rate alpha",
     "rho": "decay decay_rate gamma beta beta2 momentum_decay momentum smoothing forget",
     "epsilon": "eps",
+    "momentum": "mu velocity",
+    "beta1": "beta_1 b1 beta betas momentum mu",
+    "beta2": "beta_2 b2 rho decay decay_rate gamma",
     "wd": "weight_decay weightdecay decay_weights l2_penalty weight_decay_rate",
     "rescale_grad": "rescale grad_scale loss_scale rescale_gradient",
     "clip_gradient": "clip clip_grad clip_gradients clipvalue clip_value grad_clip gradient_clip "
@@ -249,9 +244,10 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
     "dimension": "dim dims n ndim dimensions d",
     "max_loss": "loss",
     "max_distance": "distance",
+    "max_test_error": "test_error error max_error",
     "max_gap": "gap",
     "min_accuracy": "accuracy acc min_acc",
-    "name": "type kind",
+    "name": "type kind algorithm",
     "problem": "model task",
     "optimizer": "optim optimiser solver",
     "training": "trainer train fit",
@@ -272,11 +268,13 @@ ALIASES = {  # what other frameworks, and users, call a key or an option
 def _meant(location: Key, known: Sequence[str]) -> str:
     """Suggest the key, of this section or another, or the option that an unknown key stands for."""
     given = str(location[-1]).lower().replace("-", "_")
-    if location[:-1] == ("optimizer",) and given in {"name", "type", "algorithm"}:
-        return " (the optimizer is AdaDelta)"
+    elsewhere = _variants_with(location[0], given)
+    if elsewhere:
+        near = f"did you mean {here[0]}? " if (here := _aliased(given, known)) else ""
+        return f" ({near}name: {' or '.join(elsewhere)} has it)"
     names = _names(given)
     options = [name for name in names if name.startswith("--")]
-    here = [name for name in names if name in known]
+    here = _aliased(given, known)
     close = nearest(given, known, most=1)
     elsewhere = [key for name in names for key in _keys(name)]
     if here or (close and not options and not elsewhere):
@@ -284,6 +282,17 @@ def _meant(location: Key, known: Sequence[str]) -> str:
     if options:
         return f" (did you mean the option {options[0]} of the command?)"
     return f" (did you mean {' or '.join(elsewhere)}?)" if elsewhere else ""
+
+
+def _aliased(given: str, known: Sequence[str]) -> list[str]:
+    return [name for name in _names(given) if name in known]
+
+
+def _variants_with(section: Any, key: str) -> list[str]:
+    """List the names of a section that have a key."""
+    return [
+        each for each in VARIANTS.get(section, ()) if key in _section((section, each))["properties"]
+    ]
 
 
 def _names(given: str) -> list[str]:
@@ -305,10 +314,12 @@ def _keys(name: str) -> Iterator[str]:
     """Yield the dotted keys of a name, in any section."""
     if name in schema()["properties"]:
         yield name
-    sections = [(each,) for each in ("optimizer", "training", "expect")]
-    for section in [*sections, *(("problem", each) for each in PROBLEMS)]:
-        if name in _section(section)["properties"]:
-            yield f"{section[0]}.{name}"
+    sections = [(each,) for each in ("training", "expect")]
+    variants = [(section, each) for section, names in VARIANTS.items() for each in names]
+    for section in dict.fromkeys(
+        where[0] for where in (*variants, *sections) if name in _section(where)["properties"]
+    ):
+        yield f"{section}.{name}"
 
 
 def _deepest(errors: Sequence[Any]) -> list[Any]:
@@ -325,24 +336,27 @@ def _shown(value: Any) -> str:
 def _explain(error: Any) -> tuple[Key, str]:
     """Turn one of pydantic's errors into the key and a message."""
     location, kind = error["loc"], error["type"]
-    key = ("problem", *location[2:]) if location[:1] == ("problem",) else location  # [1]: its name
+    varies = location[:1] and location[0] in VARIANTS
+    key = (location[0], *location[2:]) if varies else location  # [1] is the section's name
     if kind == "string_unicode":  # of a key
         what = f"it has the key {_shown(error['input'])}, which is no text in UTF-8; rename it"
         return key, f"{dotted(key)}: {what}"
     got = "missing" if kind == "missing" else _shown(error["input"])
     if kind in {"union_tag_not_found", "union_tag_invalid"}:
-        key, given = ("problem", "name"), error["input"]
-        got = "missing"
+        key, given, known = (location[0], "name"), error["input"], VARIANTS[location[0]]
         if "name" in given:
-            got = _shown(given["name"]) + suggestion(str(given["name"]), PROBLEMS)
-        allowed = ", ".join(PROBLEMS)
+            got = _shown(given["name"]) + suggestion(str(given["name"]), known)
+        else:
+            got = "missing"
+        allowed = ", ".join(known)
     elif kind == "extra_forbidden":
         known = list(_section(location[:-1])["properties"])
         got, allowed = f"unknown{_meant(location, known)}", ", ".join(known)
     else:
         node = _section(location)
         allowed = _allowed(node)
-        got += suggestion(str(error["input"]), node.get("enum", ()))
+        sides = (node, *node.get("anyOf", ()))
+        got += suggestion(str(error["input"]), [e for s in sides for e in s.get("enum", ())])
     return key, f"{dotted(key)} is {got}; allowed: {allowed}"
 
 
@@ -354,10 +368,16 @@ def _section(location: Key) -> dict[str, Any]:
         if "discriminator" in node:
             node = {"$ref": node["discriminator"]["mapping"][part]}
         else:
-            node = node["items"] if isinstance(part, int) else node["properties"][part]
+            node = node["items"] if isinstance(part, int) else _child(node, part)
         if "$ref" in node:
             node = root["$defs"][node["$ref"].rsplit("/", 1)[1]]
     return node
+
+
+def _child(node: dict[str, Any], name: str) -> dict[str, Any]:
+    """Look up the JSON schema of a value of a mapping, whose keys may be free."""
+    found = node.get("properties", {}).get(name)
+    return node["additionalProperties"] if found is None else found
 
 
 NOUNS = {"number": "a number", "integer": "an integer", "string": "a text", "null": "null"}
@@ -376,15 +396,17 @@ def _allowed(node: dict[str, Any]) -> str:
     if "enum" in node:
         return " or ".join(node["enum"])
     if "properties" in node or "discriminator" in node:
+        names = node.get("discriminator", {}).get("mapping", ())
         keys = ", ".join(node.get("properties", ()))
-        return f"a mapping with {keys}" if keys else "a mapping, such as {name: mlp}"
+        return f"a mapping with {keys}" if keys else f"a mapping, such as {{name: {[*names][-1]}}}"
     if node["type"] == "array":
         items = _allowed(node["items"]).replace("an integer", "integers")
         return f"a list of {node['minItems']} to {node['maxItems']} {items}"
     bounds = " and ".join(f"{text} {node[key]}" for key, text in BOUNDS.items() if key in node)
     if not bounds and node["type"] == "number":
         return "a finite number"
-    return f"{NOUNS[node['type']]}{bounds and ', '}{bounds}"
+    noun = node["title"] if "pattern" in node else NOUNS[node["type"]]
+    return f"{noun}{bounds and ', '}{bounds}"
 
 
 def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from adadelta_cli import files
 from adadelta_cli.errors import UsageError
+from adadelta_cli.implementations.optimizers import ADADELTA
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,13 +34,21 @@ class Recorder:
     - `dtype`: a text, the run's `--dtype`.
 
     Raises:
-        UsageError: the gradients would take more than LARGEST_RECORD_BYTES.
+        UsageError: the optimizer is not AdaDelta, or the gradients would take more than
+            LARGEST_RECORD_BYTES.
     """
 
     def __init__(self, path: Path, trainer: Trainer, config: Config, dtype: str) -> None:
         self._path = path
         self._trainer = trainer
-        self._texts = {"hyperparameters": json.dumps(config.optimizer.model_dump()), "dtype": dtype}
+        if config.optimizer.name != ADADELTA:
+            raise UsageError(
+                "--record-gradients is for verify --replay, which takes AdaDelta steps only; "
+                f"optimizer.name is {config.optimizer.name}: make it {ADADELTA}, or leave the "
+                "option out"
+            )
+        hyper = config.optimizer.model_dump(exclude={"name"})
+        self._texts = {"hyperparameters": json.dumps(hyper), "dtype": dtype}
         state = trainer.state()
         self._weights = {key: value for key, value in state.items() if key.startswith("weight/")}
         size = trainer.total * sum(value.nbytes for value in self._weights.values())

@@ -17,6 +17,7 @@ from adadelta_cli.files import (
     write_json,
     write_plot,
 )
+from adadelta_cli.implementations.optimizers import ADADELTA
 from adadelta_cli.run.result import RunOutcome
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def _failures(result: RunResult) -> list[str]:
     end = result.history[-1]
     if result.outcome is RunOutcome.DIVERGED:
         steps = f"{result.history[-2:][0].step} and {end.step}"
-        remedy = "a smaller optimizer.learning_rate or epsilon, or set optimizer.clip_gradient"
+        smaller = "learning_rate or epsilon" if result.optimizer == ADADELTA else "learning_rate"
+        remedy = f"a smaller optimizer.{smaller}, or set optimizer.clip_gradient"
         what = f"{result.name} diverged between the steps {steps}: its loss is {end.loss}"
         return [f"{what}, which is not finite. Try {remedy}"]
     return [
@@ -161,10 +163,27 @@ def run_figure(result: RunResult) -> Figure:
         if panel.get_legend_handles_labels()[0]:
             panel.legend(loc="best", framealpha=0.9)
     panels[-1].set_xlabel("step")
-    step = "fused" if result.fused else "unfused"
-    title = f"{shortened(result.name, 60)}: AdaDelta, {step} step, {result.backend}, {result.dtype}"
+    how = f"{_optimizer(result)}, {result.backend}, {result.dtype}"
+    title = f"{shortened(result.name, 60)}: {how}"
     figure.suptitle(plottable(title))
     return figure
+
+
+TITLES = {
+    ADADELTA: "AdaDelta",
+    "sgd": "SGD",
+    "momentum": "SGD with momentum",
+    "nesterov": "Nesterov's momentum",
+    "adagrad": "AdaGrad",
+    "rmsprop": "RMSProp",
+    "adam": "Adam",
+}
+
+
+def _optimizer(result: RunResult) -> str:
+    """Name the optimizer; of AdaDelta, also the step."""
+    step = f", {'fused' if result.fused else 'unfused'} step"
+    return TITLES[result.optimizer] + (step if result.optimizer == ADADELTA else "")
 
 
 def _plot_metric(panel: Axes, result: RunResult, metric: str) -> None:

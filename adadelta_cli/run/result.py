@@ -80,6 +80,7 @@ class RunResult:
 
     name: str  # the config's
     problem: str
+    optimizer: str
     backend: str
     ctx: str
     dtype: str

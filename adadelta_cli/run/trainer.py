@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.implementations import registry
-from adadelta_cli.implementations.base import StepInputs
+from adadelta_cli.implementations import optimizers
 from adadelta_cli.run import problems
 from adadelta_cli.run.problems.problem import gradient
 from adadelta_cli.run.result import TrainingRow
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from adadelta_cli.implementations.array_backends import NumpyBackend
+    from adadelta_cli.implementations.base import Step
     from adadelta_cli.run.config import Config
 
 
@@ -51,12 +51,12 @@ class Batches:
 
 
 class Trainer:
-    """A problem, its tensors on a backend, and one AdaDelta step after another.
+    """A problem, its tensors on a backend, and one step of the optimizer after another.
 
     Args:
         config: the problem, the optimizer and the length of the training.
         backend: the array library.
-        fused: take the step in one pass over memory.
+        fused: take AdaDelta's step in one pass over memory; no other optimizer has one.
         dtype: float32, float64, or float16 with float32 masters and states.
         seed: of all random numbers.
 
@@ -80,20 +80,23 @@ class Trainer:
         self.problem = problems.problem(config.problem, seed)
         self.backend = backend
         self.step = 0
+        self._settings, self._fused = config.optimizer.model_dump(), fused
         self.parameters = {
-            name: registry.parameter(backend, start, np.zeros_like(start), dtype=dtype)
+            name: optimizers.tensor(backend, start, config.optimizer.name, dtype)
             for name, start in self.problem.start.items()
         }
-        parameters = list(self.parameters.values())
-        self._differentiate = gradient(self.problem, backend, parameters)
-        ones = [1.0] * len(parameters)
-        inputs = StepInputs(parameters, config.optimizer.hyperparameters(), ones, ones)
-        self._update = registry.builtin(backend, fused=fused).bind(inputs)
-        data = [values.astype(state_dtype(dtype)) for values in self.problem.data]
+        self._differentiate = gradient(self.problem, backend, [*self.parameters.values()])
+        self._update = self._bound()
+        data = [values.astype(state_dtype(dtype), copy=False) for values in self.problem.data]
         self._batches = Batches(data, config.training.batch_size, backend, seed)
         self.steps_per_epoch = self._batches.per_epoch
         epochs = config.training.epochs or 0
         self.total = config.training.steps or epochs * self.steps_per_epoch
+
+    def _bound(self) -> Step:
+        tensors = [*self.parameters.values()]
+        how = self._settings
+        return optimizers.bind(self.backend, tensors, how, fused=self._fused, done=self.step)
 
     def advance(self) -> None:
         """Take one step: the next batch, its gradient, the update."""
@@ -117,18 +120,14 @@ class Trainer:
         """Measure the current point, in float64."""
         weights = self.weights()
         with np.errstate(all="ignore"):  # Run reports a diverged loss
-            loss = float(self.problem.loss(np, weights, *self.problem.data))
-            metrics = self.problem.measure(weights)
+            measured = self.problem.evaluate(weights)
         norms = {"grad_norm": grad_norm, "update_norm": update_norm}
         epoch = self.step // self.steps_per_epoch
-        return TrainingRow(step=self.step, epoch=epoch, loss=loss, **norms, **metrics)
+        return TrainingRow(step=self.step, epoch=epoch, **norms, **measured)
 
     def weights(self, *, exact: bool = False) -> list[np.ndarray]:
         """Return the weights as float64; `exact`: the float32 masters of float16 weights."""
-        return [
-            self._numpy(p.master if exact and p.master is not None else p.weight)
-            for p in self.parameters.values()
-        ]
+        return [self._numpy(p.exact if exact else p.weight) for p in self.parameters.values()]
 
     def _numpy(self, array: Any) -> np.ndarray:
         return self.backend.numpy(array).astype(np.float64)
@@ -136,10 +135,9 @@ class Trainer:
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that the next steps depend on, as `Checkpoint.arrays`."""
         return {
-            f"{part}/{name}": self.backend.numpy(getattr(p, part))
+            f"{part}/{name}": self.backend.numpy(array)
             for name, p in self.parameters.items()
-            for part in ("weight", "acc_grad", "acc_delta", "master")
-            if getattr(p, part) is not None
+            for part, array in p.arrays.items()
         }
 
     def restore(self, step: int, state: Mapping[str, np.ndarray]) -> None:
@@ -147,7 +145,8 @@ class Trainer:
         self.step = step
         for key, values in state.items():
             part, name = key.split("/", 1)
-            self.backend.assign(getattr(self.parameters[name], part), values)
+            self.backend.assign(self.parameters[name].arrays[part], values)
+        self._update = self._bound()
 
 
 def norm(arrays: Sequence[np.ndarray]) -> float:

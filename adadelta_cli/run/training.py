@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from adadelta_cli import files, inputs
 from adadelta_cli.errors import ExitCode, UsageError, displayed
+from adadelta_cli.implementations.optimizers import ADADELTA
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import report, signals
 from adadelta_cli.run.checkpoint import Checkpoint
@@ -70,6 +68,7 @@ class Run:
         self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed)
         self.result: RunResult | None = None  # set before the files are written
         self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
+        fused = fused and config.optimizer.name == ADADELTA  # no other has a fused step
         self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
         self._every = config.training.record_every or self.trainer.steps_per_epoch
         self._seconds, self._resumed = 0.0, False
@@ -100,14 +99,11 @@ class Run:
         facts = {key: value for key, value in self._facts.items() if key != "ctx"}
         if self.trainer.backend.device.kind == "gpu":
             facts["device"] = "gpu"
-        digest = hashlib.sha256()
-        for values in self.trainer.problem.data:
-            digest.update(np.ascontiguousarray(values).tobytes())
-        sections = self.config.model_dump(mode="json", exclude={"expect"})
+        sections = self.config.model_dump(mode="json", exclude={"expect", "sweep"})
         for key in ("steps", "epochs", "checkpoint_every"):
             del sections["training"][key]
         settings = {f"{s}.{key}": v for s, keys in sections.items() for key, v in keys.items()}
-        return {**facts, **settings, "sha256 of the data": digest.hexdigest()}
+        return {**facts, **settings, "sha256 of the data": self.trainer.problem.digest}
 
     def _read_checkpoint(self, *, resume: bool) -> None:
         found = Checkpoint.read(self._checkpoint_path)
@@ -218,6 +214,7 @@ class Run:
         return RunResult(
             name=self.name,
             problem=self.config.problem.name,
+            optimizer=self.config.optimizer.name,
             **self._facts,
             outcome=outcome or self._outcome(checks),
             checks=checks,
@@ -236,6 +233,7 @@ def runs(
     backend: NumpyBackend,
     *,
     record_gradients: Path | None = None,
+    fused: bool | None = None,
     **how: Any,
 ) -> list[Run]:
     """Prepare the run of each config, so that errors appear before any of them starts.
@@ -246,6 +244,7 @@ def runs(
         out: the folder that gets a folder for each config.
         backend: the array library.
         record_gradients: as `Run` takes it; for a single config only.
+        fused: use the fused step or the unfused one; None: the fused one where there is one.
         how: the other arguments of `Run`.
 
     Raises:
@@ -264,10 +263,28 @@ def runs(
             f"--record-gradients writes one file, but there are {len(names)} configs; name one"
         )
     loaded = [configs.load_config(reference, overrides) for reference in references]
+    if fused:
+        for name, config in zip(names, loaded, strict=True):
+            _check_fused(name, config)
+    how |= {"fused": fused is not False, "record_gradients": record_gradients}
     return [
-        Run(name, config, out / name, backend, record_gradients=record_gradients, **how)
+        Run(name, config, out / name, backend, **how)
         for name, config in zip(names, loaded, strict=True)
     ]
+
+
+def _check_fused(name: str, config: Config) -> None:
+    """Check that a config's optimizer has a fused step.
+
+    Raises:
+        UsageError: it has none.
+    """
+    optimizer = config.optimizer.name
+    if optimizer != ADADELTA:
+        raise UsageError(
+            f"--fused: only {ADADELTA} has a fused step, and optimizer.name of {displayed(name)} "
+            f"is {optimizer}; leave --fused out"
+        )
 
 
 def _name(path: Path) -> str:

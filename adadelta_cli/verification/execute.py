@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.implementations import array_backends, registry
+from adadelta_cli.implementations import array_backends, optimizers, registry
 from adadelta_cli.implementations.base import StepInputs
 from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.system import process_state
@@ -126,7 +126,7 @@ def train(
     settings = config.load_config(reference, list(overrides))
     run = trainer.Trainer(settings, backend, fused=implementation.fused, dtype=dtype, seed=seed)
     end = min(run.total, steps or run.total)
-    parameters = list(run.parameters.values())
+    parameters = optimizers.as_parameters([*run.parameters.values()])
     every = settings.training.record_every or run.steps_per_epoch
     states, losses = [_snapshot(backend, parameters)], [(0, run.measure().loss)]
     while run.step < end:

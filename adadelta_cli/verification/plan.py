@@ -7,9 +7,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adadelta_cli.errors import UnavailableError, UsageError
+from adadelta_cli.errors import UnavailableError, UsageError, shortened
 from adadelta_cli.implementations import array_backends, frameworks, registry, user_kernel
 from adadelta_cli.implementations.array_backends import CPU, Device
+from adadelta_cli.implementations.optimizers import ADADELTA
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
 from adadelta_cli.verification import catalogue, fuzz, invariants
@@ -167,7 +168,7 @@ class Request:
         if self.replay:
             some, dtypes = self._replayed()
         for reference in self.configs:
-            config.load_config(reference)
+            _check_adadelta(reference)
         implementations, oracle_checked, absent = self._implementations()
         self._check_effective(implementations)
         user_kernel = any(map(is_user_kernel, implementations))
@@ -346,3 +347,17 @@ def _check_available(chosen: Implementation, timeout: float | None) -> None:
         user_kernel.check_kernel(chosen.name, timeout)
     else:
         array_backends.library(chosen.backend, chosen.device)
+
+
+def _check_adadelta(reference: str) -> None:
+    """Check that a config can be loaded, and trains with AdaDelta.
+
+    Raises:
+        UsageError: it cannot, or does not.
+    """
+    name = config.load_config(reference).optimizer.name
+    if name != ADADELTA:
+        raise UsageError(
+            f"{shortened(reference)} has optimizer.name {name}; verify compares AdaDelta steps: "
+            f"name a config with {ADADELTA}"
+        )

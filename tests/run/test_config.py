@@ -11,7 +11,7 @@ import pytest
 
 from adadelta_cli.cli.run import run
 from adadelta_cli.errors import UsageError
-from adadelta_cli.run import config
+from adadelta_cli.run import config, optimizers
 from adadelta_cli.run.problems import problem
 from adadelta_cli.update import Hyperparameters
 
@@ -50,7 +50,7 @@ WRONG = {
     "negative": ("optimizer:\n\n  epsilon: -1e-6\n", 7, r"epsilon is -1e-06; .*more than 0"),
     "infinite": ("optimizer:\n  wd: .inf\n", 6, r"wd is inf; .*finite number"),
     "no number": ("optimizer:\n  wd: .nan\n", 6, r"wd is nan"),
-    "list for a section": ("optimizer: [1]\n", 5, r"optimizer is \[1\]; .*with learning_rate"),
+    "list for a section": ("optimizer: [1]\n", 5, r"optimizer is \[1\]; .*mapping, such as \{"),
     "duplicate key": ("optimizer:\n  rho: 1\n  wd: 0\n  rho: 2\n", 8, r"rho .*twice, .*line 6"),
     "duplicate section": ("training:\n  steps: 3\n", 5, r"training .*twice, .*line 3"),
     "other problem's metric": ("expect:\n  min_accuracy: 1\n", 6, r"reports loss, distance"),
@@ -86,7 +86,9 @@ KEYS = {  # section, key, what the message suggests
     "eps": ("optimizer", "eps", r"did you mean epsilon\?"),
     "weight_decay": ("optimizer", "weight_decay", r"did you mean wd\?"),
     "weight-decay": ("optimizer", "weight-decay", r"did you mean wd\?"),
-    "momentum": ("optimizer", "momentum", r"did you mean rho\?"),
+    "momentum": ("optimizer", "momentum", r"mean rho\? name: momentum or nesterov has it\)"),
+    "another optimizer's": ("optimizer", "beta1", r"beta1 is unknown \(name: adam has it\)"),
+    "another problem's": ("problem", "hidden", r"hidden is unknown \(name: mlp has it\)"),
     "clip": ("optimizer", "max_grad_norm", r"did you mean clip_gradient\?"),
     "iterations": ("training", "iterations", r"did you mean steps\?"),
     "n_epochs": ("training", "n_epochs", r"did you mean epochs\?"),
@@ -99,7 +101,7 @@ KEYS = {  # section, key, what the message suggests
     "dtype": ("optimizer", "dtype", r"did you mean the option --dtype"),
     "device": ("training", "device", r"did you mean the option --ctx"),
     "dim": ("problem", "dim", r"did you mean dimension\?"),
-    "a stranger": ("optimizer", "zzz", r"zzz is unknown; allowed: learning_rate"),
+    "a stranger": ("optimizer", "zzz", r"zzz is unknown; allowed: name, learning_rate"),
 }
 
 
@@ -108,6 +110,36 @@ def test_another_name_of_a_key_is_understood(section, key, message):
     """Names of other frameworks, keys of other sections, and options suggest the right one."""
     with pytest.raises(UsageError, match=message):
         config.load_config("rosenbrock", [f"{section}.{key}=1"])
+
+
+OPTIMIZER_KEYS = {  # optimizer, what is set, what the message says
+    "momentum's in adam": ("adam", "momentum=0.9", r"did you mean beta1\? name: momentum or nest"),
+    "rho in adam": ("adam", "rho=0.9", r"did you mean beta2\? name: adadelta or rmsprop has it"),
+    "rho in sgd": ("sgd", "rho=0.9", r"rho is unknown \(name: adadelta or rmsprop has it\); .* wd"),
+    "betas": ("adam", "betas=[0.9, 0.999]", r"did you mean beta1\?"),
+    "eps": ("adagrad", "eps=1e-8", r"did you mean epsilon\?"),
+    "lr": ("nesterov", "lr=0.1", r"did you mean learning_rate\?"),
+    "range": ("momentum", "momentum=1", r"momentum is 1; .*at least 0 and less than 1"),
+    "sign": ("rmsprop", "epsilon=0", r"epsilon is 0; .*more than 0"),
+    "no text": ("adam", "beta2=high", r"optimizer\.beta2 is 'high'; .*number"),
+    "unknown name": ("adamw", "wd=0", r"optimizer\.name is 'adamw' \(did you mean adam\?\); .*sgd"),
+    "null name": ("null", "wd=0", r"optimizer\.name is null; allowed: adadelta, sgd"),
+}
+
+
+@pytest.mark.parametrize("case", OPTIMIZER_KEYS.values(), ids=OPTIMIZER_KEYS)
+def test_each_optimizer_takes_its_own_keys(case):
+    """An unknown one suggests the right key, or the optimizers that have it."""
+    name, setting, message = case
+    with pytest.raises(UsageError, match=message):
+        config.load_config("rosenbrock", [f"optimizer={{name: {name}}}", f"optimizer.{setting}"])
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_each_optimizer_has_defaults(name):
+    """Its name suffices, and the resolved config loads back."""
+    loaded = config.load_config("rosenbrock", [f"optimizer={{name: {name}}}"])
+    assert loaded.optimizer == optimizers.OPTIMIZERS[name](name=name)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +271,7 @@ def test_set_overrides_reaches_what_the_file_leaves_out():
     loaded = config.load_config("mlp", overrides)
     assert loaded.expect.max_loss == 3
     assert loaded.problem.hidden == (8, 4)
-    assert loaded.optimizer == config.OptimizerSettings(rho=0.5)
+    assert loaded.optimizer == optimizers.AdadeltaSettings(rho=0.5)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +343,8 @@ def test_the_schema_beside_the_configs_is_that_of_the_models():
 
 def test_the_defaults_are_those_of_the_update():
     """An empty optimizer section gives the update's own defaults."""
-    assert config.OptimizerSettings().hyperparameters() == Hyperparameters()
+    settings = optimizers.AdadeltaSettings().model_dump(exclude={"name"})
+    assert settings == vars(Hyperparameters())
 
 
 @pytest.mark.parametrize("key", ["\udcf2x", "training.\udc80", "problem.\ud800"])

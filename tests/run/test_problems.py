@@ -13,7 +13,7 @@ import pytest
 from conftest import needs_mxnet
 
 from adadelta_cli.errors import UsageError
-from adadelta_cli.implementations import registry
+from adadelta_cli.implementations import optimizers
 from adadelta_cli.implementations.array_backends import backend
 from adadelta_cli.run import config
 from adadelta_cli.run.problems import PROBLEMS, problem
@@ -47,10 +47,10 @@ def case(request):
 
 def gradients(built, library, point, batch, dtype):
     """Compute a gradient as a run does, on a backend."""
-    parameters = [registry.parameter(library, w, np.zeros_like(w), dtype=dtype) for w in point]
+    tensors = [optimizers.tensor(library, w, "sgd", dtype) for w in point]
     compute = "float32" if dtype == "float16" else dtype
-    gradient(built, library, parameters)([library.array(b.astype(compute)) for b in batch])
-    return [library.numpy(p.grad) for p in parameters]
+    gradient(built, library, tensors)([library.array(b.astype(compute)) for b in batch])
+    return [library.numpy(t.grad) for t in tensors]
 
 
 @needs_mxnet

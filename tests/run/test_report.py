@@ -26,6 +26,7 @@ def test_a_loss_of_any_size_is_drawn(tmp_path, losses):
     result = RunResult(
         name="it",
         problem="rosenbrock",
+        optimizer="adadelta",
         backend="numpy",
         ctx="cpu",
         dtype="float32",

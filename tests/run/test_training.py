@@ -118,7 +118,7 @@ def test_what_breaks_within_a_step_leaves_the_last_whole_checkpoint(run, monkeyp
 
     def tear():
         if torn.trainer.step == 25:
-            torn.trainer.parameters["x"].acc_grad[...] = 0
+            torn.trainer.parameters["x"].states["acc_grad"][...] = 0
             raise MemoryError
         advance()
 

@@ -54,7 +54,7 @@ def test_a_replay_ends_where_the_training_ended(recorded):
     assert recording.steps == run.trainer.total and recording.hyper.rho == 0.95
     end = execute.step_through(NUMPY, recording, "float32", 0).tensors
     for part in ("weight", "acc_grad", "acc_delta"):
-        arrays = [getattr(p, part).ravel() for p in run.trainer.parameters.values()]
+        arrays = [p.arrays[part].ravel() for p in run.trainer.parameters.values()]
         assert end[part][-1].tobytes() == np.concatenate(arrays).tobytes()
 
 

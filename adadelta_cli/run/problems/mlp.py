@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on scikit-learn's digits: 1797 pictures of 8 x 8 pixels, ten classes."""
+"""A multi-layer perceptron that classifies pictures: scikit-learn's digits, MNIST, or your own."""
 
 from __future__ import annotations
 
@@ -6,30 +6,61 @@ import itertools
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
-from adadelta_cli.errors import UsageError
+from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.run.problems import images
 from adadelta_cli.run.problems.problem import Problem, Section
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-CLASSES = 10
-BRIGHTEST = 16.0  # the pixels are integers from 0 to 16
+HELD_OUT = 0.2  # fraction of the samples of a data set that has no test set of its own
+CHUNK = 5000  # samples that are measured at a time: all at once would take a gigabyte
 
 Width = Annotated[int, Field(ge=1, le=4096)]
+DATA = ("digits", *images.IDX_SETS)
+NPZ = ".npz"
+
+
+def _check_data(value: Any) -> str:
+    if not isinstance(value, str) or not (value in DATA or value.endswith(NPZ)):
+        raise ValueError("neither a data set nor a file")
+    return value
+
+
+# Not a str to pydantic, which takes no bytes that are not UTF-8, as a file's name may have.
+Data = Annotated[
+    Any,
+    AfterValidator(_check_data),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": [*DATA]},
+                {"type": "string", "pattern": r"\.npz$", "title": "FILE.npz"},
+            ]
+        }
+    ),
+]
 
 
 class MlpSettings(Section):
-    """A multi-layer perceptron that reads handwritten digits."""
+    """A multi-layer perceptron that classifies pictures."""
 
     name: Literal["mlp"]
+    data: Data = "digits"
+    """Data set: digits (scikit-learn's), mnist, fashion_mnist, or FILE.npz with x, y or x_train,
+    y_train, x_test, y_test, relative to this file's folder."""
     hidden: tuple[Width, ...] = Field((128, 64), min_length=1, max_length=8, strict=False)
     """Sizes of the hidden layers."""
     activation: Literal["relu", "tanh", "sigmoid"] = "relu"
     """Activation function of the hidden layers."""
-    held_out: float = Field(0.2, gt=0, lt=1)
-    """Fraction of the samples held out from training, for the accuracy."""
+    initialization: Literal["he", "glorot"] | None = None
+    """Variance of the initial weights: 2 / inputs (he), or 2 / (inputs + outputs) (glorot); null:
+    glorot, and twice that for relu."""
+    held_out: float | None = Field(None, gt=0, lt=1)
+    """Fraction of the samples held out from training, for the accuracy; null: the test set of the
+    data, or else 0.2."""
 
 
 class Activation(NamedTuple):
@@ -56,33 +87,41 @@ class Mlp(Problem):
     metrics = {  # noqa: RUF012 - a constant
         "loss": "loss (mean of the training samples)",
         "accuracy": "accuracy (share of held-out samples)",
+        "test_error": "test error (% of held-out samples)",
     }
 
     def __init__(self, settings: MlpSettings, seed: int) -> None:
-        from sklearn.datasets import load_digits
-
-        pixels, digits = load_digits(return_X_y=True)
+        found = images.load(settings.data)
+        self.digest = found.digest
         generator = np.random.default_rng(seed)
-        order = generator.permutation(len(digits))
-        held_out, kept = np.split(order, [max(1, round(settings.held_out * len(order)))])
-        if not len(kept):
+        kept: Any = slice(None)
+        if found.test_pixels is None or found.test_labels is None:
+            held_out, kept = _split(len(found.labels), settings.held_out, generator)
+            self.held_out = (found.pixels[held_out], found.labels[held_out])
+            classes = int(found.labels.max()) + 1
+        elif settings.held_out is not None:
             raise UsageError(
-                f"problem.held_out is {settings.held_out}, which leaves none of the {len(order)} "
-                f"samples for training; allowed is at most {1 - 1 / len(order):.4f}"
+                f"problem.held_out is {settings.held_out}, but {shortened(settings.data)} has a test "
+                "set of its own; leave held_out out, or make it null"
             )
-        one_hot = np.eye(CLASSES)[digits]
-        self.data = (pixels[kept] / BRIGHTEST, one_hot[kept])
-        self.held_out = (pixels[held_out] / BRIGHTEST, digits[held_out])
+        else:
+            self.held_out = (found.test_pixels, found.test_labels)
+            classes = int(max(found.labels.max(), found.test_labels.max())) + 1
+        one_hot = np.eye(classes, dtype=found.pixels.dtype)[found.labels[kept]]
+        self.data = (found.pixels[kept], one_hot)
         self.activation = ACTIVATIONS[settings.activation]
-        self.start = self._initial((pixels.shape[1], *settings.hidden, CLASSES), generator)
+        widths = (found.pixels.shape[1], *settings.hidden, classes)
+        self.start = self._initial(widths, settings.initialization, generator)
 
     def _initial(
-        self, widths: Sequence[int], generator: np.random.Generator
+        self, widths: Sequence[int], way: str | None, generator: np.random.Generator
     ) -> dict[str, np.ndarray]:
         start = {}
         for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):
-            spread = np.sqrt(2 * self.activation.gain / (fan_in + fan_out))
-            start[f"weight{layer}"] = spread * generator.standard_normal((fan_in, fan_out))
+            mean = fan_in if way == "he" else (fan_in + fan_out) / 2
+            gain = {"he": 2.0, "glorot": 1.0, None: self.activation.gain}[way]
+            normal = generator.standard_normal((fan_in, fan_out))
+            start[f"weight{layer}"] = np.sqrt(gain / mean) * normal
             start[f"bias{layer}"] = np.zeros(fan_out)
         return start
 
@@ -93,13 +132,18 @@ class Mlp(Problem):
             outputs.append(self.activation.apply(xp, xp.dot(outputs[-1], weight) + bias))
         return [*outputs, xp.dot(outputs[-1], weights[-2]) + weights[-1]]
 
-    def loss(self, xp: Any, weights: Sequence[Any], *batch: Any) -> Any:
-        """Compute the objective; weights (in, out), biases (out,), batch (n, 64) and (n, 10)."""
-        pixels, one_hot = batch
+    def _losses(self, xp: Any, weights: Sequence[Any], pixels: Any, one_hot: Any) -> Any:
+        """Return the loss of each sample, (n,)."""
         logits = self._layers(xp, weights, pixels)[-1]
         logits = logits - logits.max(axis=1, keepdims=True)
-        losses = xp.log(xp.exp(logits).sum(axis=1)) - (logits * one_hot).sum(axis=1)
-        return losses.sum() / len(pixels)  # MXNet's mean of float64 is a float32
+        return xp.log(xp.exp(logits).sum(axis=1)) - (logits * one_hot).sum(axis=1)
+
+    def loss(self, xp: Any, weights: Sequence[Any], *batch: Any) -> Any:
+        """Compute the objective.
+
+        Weights are (in, out), biases (out,), the batch is (n, pixels) and one-hot (n, classes).
+        """
+        return self._losses(xp, weights, *batch).sum() / len(batch[0])  # MXNet's mean is a float32
 
     def gradient(self, xp: Any, weights: Sequence[Any], *batch: Any) -> list[Any]:
         """Compute the gradient by back-propagation."""
@@ -108,13 +152,41 @@ class Mlp(Problem):
         powers = xp.exp(logits - logits.max(axis=1, keepdims=True))
         slope = (powers / powers.sum(axis=1, keepdims=True) - one_hot) / len(pixels)
         grads: list[Any] = []
-        for output, weight in zip(reversed(outputs), reversed(weights[::2]), strict=True):
+        for layer in reversed(range(len(outputs))):
+            output, weight = outputs[layer], weights[2 * layer]
             grads = [output.T @ slope, slope.sum(axis=0), *grads]
-            slope = slope @ weight.T * self.activation.slope(output)  # the input's is not used
+            if layer:  # the slope at the input is not needed
+                slope = slope @ weight.T * self.activation.slope(output)
         return grads
 
+    def evaluate(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
+        """Compute the loss and the metrics in the dtype of the data."""
+        pixels, one_hot = self.data
+        exact = [weight.astype(pixels.dtype, copy=False) for weight in weights]
+        chunks = [slice(k, k + CHUNK) for k in range(0, len(pixels), CHUNK)]
+        losses = [self._losses(np, exact, pixels[each], one_hot[each]) for each in chunks]
+        loss = np.concatenate(losses).sum(dtype=np.float64) / len(pixels)
+        return {"loss": float(loss), **self.measure(exact)}
+
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
-        """Compute the accuracy on the held-out digits."""
-        pixels, digits = self.held_out
-        found = self._layers(np, weights, pixels)[-1].argmax(axis=1)
-        return {"accuracy": float(np.mean(found == digits))}
+        """Compute the accuracy on the held-out pictures, and the error in percent."""
+        pixels, labels = self.held_out
+        chunks = [slice(k, k + CHUNK) for k in range(0, len(pixels), CHUNK)]
+        found = [self._layers(np, weights, pixels[each])[-1].argmax(axis=1) for each in chunks]
+        right, count = int((np.concatenate(found) == labels).sum()), len(labels)
+        return {"accuracy": right / count, "test_error": 100 * (count - right) / count}
+
+
+def _split(
+    samples: int, fraction: float | None, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw which samples are held out, and which are kept."""
+    fraction = HELD_OUT if fraction is None else fraction
+    order = generator.permutation(samples)
+    held_out, kept = np.split(order, [max(1, round(fraction * samples))])
+    if not len(kept):
+        raise UsageError(
+            f"problem.held_out is {fraction}, which leaves none of the {samples} samples for "
+            f"training; allowed is at most {1 - 1 / samples:.4f}"
+        )
+    return held_out, kept

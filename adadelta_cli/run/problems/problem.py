@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from adadelta_cli.implementations.array_backends import NumpyBackend
-    from adadelta_cli.update import Parameter
+    from adadelta_cli.implementations.optimizers import Tensor
 
 
 class Section(BaseModel):
@@ -39,6 +41,14 @@ class Problem(ABC):
     start: dict[str, np.ndarray]
     optimum: float | None = None
 
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the data."""
+        digest = hashlib.sha256()
+        for values in self.data:
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
     @abstractmethod
     def __init__(self, settings: Any, seed: int) -> None: ...
 
@@ -63,14 +73,18 @@ class Problem(ABC):
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
         """Compute the other metrics at a point, given as float64."""
 
+    def evaluate(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
+        """Compute the loss on all data, and the other metrics, at a point given as float64."""
+        return {"loss": float(self.loss(np, weights, *self.data)), **self.measure(weights)}
+
 
 Gradient = Callable[[Sequence[Any]], None]
 
 
-def _analytic(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
+def _analytic(problem: Problem, backend: NumpyBackend, parameters: Sequence[Tensor]) -> Gradient:
     def differentiate(batch: Sequence[Any]) -> None:
         with np.errstate(all="ignore"):  # Run reports a diverged loss
-            weights = [p.weight.astype(p.acc_grad.dtype) for p in parameters]
+            weights = [p.weight.astype(p.exact.dtype, copy=False) for p in parameters]
             grads = problem.gradient(backend.xp, weights, *batch)
             for p, grad in zip(parameters, grads, strict=True):
                 p.grad[...] = grad
@@ -78,20 +92,20 @@ def _analytic(problem: Problem, backend: NumpyBackend, parameters: Sequence[Para
     return differentiate
 
 
-def _automatic(problem: Problem, backend: Any, parameters: Sequence[Parameter]) -> Gradient:
+def _automatic(problem: Problem, backend: Any, parameters: Sequence[Tensor]) -> Gradient:
     autograd = backend.mxnet.autograd
     autograd.mark_variables([p.weight for p in parameters], [p.grad for p in parameters])
 
     def differentiate(batch: Sequence[Any]) -> None:
         with autograd.record():
-            weights = [p.weight.astype(p.acc_grad.dtype, copy=False) for p in parameters]
+            weights = [p.weight.astype(p.exact.dtype, copy=False) for p in parameters]
             loss = problem.loss(backend.xp, weights, *batch)
         loss.backward()
 
     return differentiate
 
 
-def gradient(problem: Problem, backend: NumpyBackend, parameters: Sequence[Parameter]) -> Gradient:
+def gradient(problem: Problem, backend: NumpyBackend, parameters: Sequence[Tensor]) -> Gradient:
     """Return a function that computes the gradient on a batch into the parameters' `grad`.
 
     MXNet differentiates the loss; NumPy and CuPy use the problem's formulas. float16 weights are

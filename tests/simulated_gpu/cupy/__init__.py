@@ -126,6 +126,7 @@ for _name in ("add", "sub", "mul", "truediv", "pow", "matmul", "neg", "lt", "gt"
     setattr(ndarray, f"__{_name}__", _compute)
     if _name in {"add", "sub", "mul", "truediv"}:
         setattr(ndarray, f"__r{_name}__", lambda self, other, f=_compute: f(other, self))
+        setattr(ndarray, f"__i{_name}__", lambda self, other, f=_compute: f(self, other, out=self))
 
 add, subtract, multiply, divide, sqrt, exp, log, log1p, tanh, maximum, dot = (
     _elementwise(getattr(np, name))
