@@ -15,6 +15,7 @@ from adadelta_cli.cli.options import (
     SCREEN_OPTIONS,
     Choice,
     Command,
+    completes,
     decorated,
     folder_of,
     possible,
@@ -89,6 +90,7 @@ format_option = click.option(
     "models",
     multiple=True,
     metavar="NAME",
+    shell_complete=completes("models"),
     help="The parameters of a network, all in one step: mlp, resnet50, bert-base, gpt2-small, "
     "many-small; repeatable.",
 )
@@ -102,6 +104,7 @@ format_option = click.option(
     "names",
     multiple=True,
     metavar="NAME",
+    shell_complete=completes("implementations"),
     help="What to time: a built-in implementation, torch, torch-foreach, torch-compile, optax, "
     "torch-adam-fused, or FILE.py:FUNCTION, a kernel of your own; repeatable. Default: all "
     "built-in ones available here.",

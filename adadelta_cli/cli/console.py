@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -98,13 +99,23 @@ def _columns() -> int | None:
 @contextlib.contextmanager
 def _bar(title: str) -> Iterator[Tick]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     what = TextColumn("{task.fields[what]}")
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
+        MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left", justify="right"),
+        TimeRemainingColumn(),
         what,
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -115,12 +126,14 @@ def _bar(title: str) -> Iterator[Tick]:
 
 
 def _plain_lines(title: str) -> Tick:
-    last = time.monotonic()
+    began = last = time.monotonic()
 
     def tick(done: int, total: int, what: str) -> None:
         nonlocal last
         if time.monotonic() - last >= PLAIN_LINE_EVERY_S:
             last = time.monotonic()
-            print(f"{title}: {done}/{total} {what}", file=sys.stderr, flush=True)  # noqa: T201
+            left = (last - began) * (total - done) / done if done else math.inf
+            about = f", about {left:.0f} s left" if left < math.inf else ""
+            print(f"{title}: {done}/{total} {what}{about}", file=sys.stderr, flush=True)  # noqa: T201
 
     return tick

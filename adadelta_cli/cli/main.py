@@ -6,6 +6,7 @@ import click
 
 from adadelta_cli.cli.bench import bench, compare
 from adadelta_cli.cli.doctor import doctor
+from adadelta_cli.cli.guide import COMMANDS
 from adadelta_cli.cli.options import Group
 from adadelta_cli.cli.run import run, schema
 from adadelta_cli.cli.verify import verify
@@ -13,25 +14,44 @@ from adadelta_cli.cli.verify import verify
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+def _versions() -> str:
+    """Describe libraries and machine, to paste into an issue."""
+    from adadelta_cli.system.machine import Machine
+
+    machine = Machine()
+    facts = {
+        "Python": machine.python,
+        "system": machine.kernel,
+        "processor": f"{machine.processor}, {machine.simd}",
+        "cores": machine.cores_available,
+        "GPUs": ", ".join(machine.gpus) or "none",
+        **machine.versions,
+        **machine.environment,
+    }
+    return "".join(f"{name}: {value}\n" for name, value in facts.items())
+
+
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from importlib import metadata
 
         click.echo(f"adadelta {metadata.version('adadelta')}")
+        click.echo(_versions() if context.params["with_libraries"] else "", nl=False)
         context.exit()
 
 
 @click.group(cls=Group, context_settings=CONTEXT, invoke_without_command=True)
+@click.option("--version", is_flag=True, callback=_version, help="Show the version and exit.")
 @click.option(
-    "--version",
+    "-v",
+    "--verbose",
+    "with_libraries",
     is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_version,
-    help="Show the version and exit.",
+    is_eager=True,  # the callback of --version reads it
+    help="With --version: also the libraries and the machine, to paste into an issue.",
 )
 @click.pass_context
-def adadelta(context: click.Context) -> None:
+def adadelta(context: click.Context, **_: bool) -> None:
     """Run, verify and benchmark the AdaDelta optimizer.
 
     \b
@@ -40,10 +60,11 @@ def adadelta(context: click.Context) -> None:
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
     adadelta compare OLD NEW         is it slower than it was?
     adadelta doctor                  what works here, and what would disturb a measurement?
+    adadelta init                    a config to start from; more: explain KEY, list WHAT
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for command in (run, schema, verify, bench, compare, doctor):
+for command in (run, schema, verify, bench, compare, doctor, *COMMANDS):
     adadelta.add_command(command)

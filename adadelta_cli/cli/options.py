@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from adadelta_cli.cli.console import Terminal
 from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
@@ -280,6 +281,25 @@ class Choice(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
+def completes(what: str) -> Callable[..., list[CompletionItem]]:
+    """Let a shell complete the names of a list of `adadelta list`, or `keys` of a config."""
+
+    def complete(
+        _context: click.Context, _parameter: click.Parameter, start: str
+    ) -> list[CompletionItem]:
+        from adadelta_cli.guide import keys, listing
+
+        if what == "keys":
+            return [CompletionItem(key) for key in keys.near_keys(start)]
+        return [
+            CompletionItem(each.name, help=each.about)
+            for each in listing.LISTS[what]()
+            if each.name.startswith(start)
+        ]
+
+    return complete
+
+
 SCREEN_OPTIONS = (
     click.option(
         "--json",
@@ -398,9 +418,7 @@ threads_option = click.option(
 )
 
 
-def _data_folder(
-    _context: click.Context, _parameter: click.Parameter, folder: Path | None
-) -> None:
+def _data_folder(_context: click.Context, _parameter: click.Parameter, folder: Path | None) -> None:
     """Name the folder of data sets to this process and to those that it starts."""
     if folder is not None:
         from adadelta_cli.run.problems.images import FOLDER

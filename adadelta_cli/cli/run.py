@@ -11,6 +11,7 @@ import click
 from adadelta_cli.cli.options import (
     Choice,
     Command,
+    completes,
     data_option,
     possible,
     shared_options,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("configs", nargs=-1, metavar="[CONFIG]...")
+@click.argument("configs", nargs=-1, metavar="[CONFIG]...", shell_complete=completes("configs"))
 @click.option(
     "--fused/--no-fused",
     default=None,

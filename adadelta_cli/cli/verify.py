@@ -14,6 +14,7 @@ from adadelta_cli.cli.options import (
     SELF_TEST,
     Choice,
     Command,
+    completes,
     shared_options,
     terminal,
     threads_option,
@@ -37,12 +38,13 @@ def _sizes(
 
 
 @click.command(cls=Command)
-@click.argument("configs", nargs=-1, metavar="[CONFIG]...")
+@click.argument("configs", nargs=-1, metavar="[CONFIG]...", shell_complete=completes("configs"))
 @click.option(
     "--impl",
     "names",
     multiple=True,
     metavar="NAME",
+    shell_complete=completes("implementations"),
     help="Check this implementation, or FILE.py:FUNCTION, a kernel of your own; repeatable. "
     "Default: all built-in ones that are available.",
 )
@@ -61,6 +63,7 @@ def _sizes(
     "case_names",
     multiple=True,
     metavar="NAME",
+    shell_complete=completes("cases"),
     help="Only this case, and no training; repeatable.",
 )
 @click.option(

@@ -354,7 +354,7 @@ def _explain(error: Any) -> tuple[Key, str]:
         got, allowed = f"unknown{_meant(location, known)}", ", ".join(known)
     else:
         node = _section(location)
-        allowed = _allowed(node)
+        allowed = allowed_values(node)
         sides = (node, *node.get("anyOf", ()))
         got += suggestion(str(error["input"]), [e for s in sides for e in s.get("enum", ())])
     return key, f"{dotted(key)} is {got}; allowed: {allowed}"
@@ -380,6 +380,13 @@ def _child(node: dict[str, Any], name: str) -> dict[str, Any]:
     return node["additionalProperties"] if found is None else found
 
 
+def keys_of(section: str, name: str | None) -> list[tuple[str, dict[str, Any], bool]]:
+    """List the keys of a section: the name, its JSON schema, and whether it is required."""
+    node = _section((section,) if name is None else (section, name))
+    required = node.get("required", ())
+    return [(key, each, key in required) for key, each in node["properties"].items()]
+
+
 NOUNS = {"number": "a number", "integer": "an integer", "string": "a text", "null": "null"}
 BOUNDS = {
     "minimum": "at least",
@@ -389,18 +396,19 @@ BOUNDS = {
 }
 
 
-def _allowed(node: dict[str, Any]) -> str:
+def allowed_values(node: dict[str, Any]) -> str:
     """Put a JSON schema in words."""
-    if "anyOf" in node:
-        return " or ".join(map(_allowed, node["anyOf"]))
-    if "enum" in node:
-        return " or ".join(node["enum"])
+    if "anyOf" in node or "enum" in node:
+        sides = map(allowed_values, node.get("anyOf", ()))
+        return " or ".join([*sides, *node.get("enum", ())])
     if "properties" in node or "discriminator" in node:
         names = node.get("discriminator", {}).get("mapping", ())
         keys = ", ".join(node.get("properties", ()))
         return f"a mapping with {keys}" if keys else f"a mapping, such as {{name: {[*names][-1]}}}"
+    if node.get("type", "object") == "object":
+        return "a mapping" if "type" in node or "$ref" in node else "any value"
     if node["type"] == "array":
-        items = _allowed(node["items"]).replace("an integer", "integers")
+        items = allowed_values(node["items"]).replace("an integer", "integers")
         return f"a list of {node['minItems']} to {node['maxItems']} {items}"
     bounds = " and ".join(f"{text} {node[key]}" for key, text in BOUNDS.items() if key in node)
     if not bounds and node["type"] == "number":

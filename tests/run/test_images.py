@@ -129,7 +129,11 @@ WRONG = {  # the file, what becomes of its content, what the message says
     "huge lengths": (IMAGES, lambda c: lengths(c, 2**32 - 1, 2**31, 9), r"4294967295 x 21474836"),
     "one bit": (IMAGES, lambda c: c[:-1] + bytes([c[-1] ^ 1]), r"MD5 is [0-9a-f]{32}; expected"),
     "a label": (LABELS, lambda c: c[:-1] + b"\xff", r"its MD5 is"),
-    "the other set's": (LABELS, lambda _c: idx(TINY[3], seed=1), r"that of Fashion-MNIST; expected"),
+    "the other set's": (
+        LABELS,
+        lambda _c: idx(TINY[3], seed=1),
+        r"that of Fashion-MNIST; expected",
+    ),
     "gzip without .gz": (LABELS, gzip.compress, r"begins with 1f 8b 08 00; expected"),
 }
 
@@ -221,7 +225,9 @@ def test_held_out_is_for_data_without_a_test_set(folder):
 @pytest.mark.parametrize("data", ["mnits", "mnist.npy", "", "[1]", "3"])
 def test_another_data_set_is_refused(data):
     """The message lists those that there are."""
-    with pytest.raises(UsageError, match=r"problem\.data is .*: digits or mnist or fashion_mnist o"):
+    with pytest.raises(
+        UsageError, match=r"problem\.data is .*: digits or mnist or fashion_mnist o"
+    ):
         mlp(data)
 
 

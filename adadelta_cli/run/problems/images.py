@@ -222,7 +222,9 @@ def _read_idx(path: Path, file: IdxFile, name: str, md5: str) -> np.ndarray:
         damage = f"its MD5 is {got}, that of {owner[0]}" if owner else f"its MD5 is {got}"
         damage += f"; expected {md5}"
     if damage:
-        raise UsageError(f"{shortened(path)} is not {_expected(file, name)}: {damage}; {_again(name)}")
+        raise UsageError(
+            f"{shortened(path)} is not {_expected(file, name)}: {damage}; {_again(name)}"
+        )
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(file.shape)
 
 

@@ -1,0 +1,1 @@
+"""What there is to choose from, and what each key of a config means."""

@@ -1,0 +1,182 @@
+"""`adadelta list`, `explain`, `init` and `completion` as a new user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from adadelta_cli import __main__
+from adadelta_cli.cli.guide import PROBLEMS, WHAT
+from adadelta_cli.guide import listing
+from adadelta_cli.guide.keys import all_keys, explain
+from adadelta_cli.guide.starter import starter_config
+from adadelta_cli.implementations import registry
+from adadelta_cli.run import config
+from adadelta_cli.verification import fuzz
+
+
+@pytest.fixture
+def adadelta(tmp_path, monkeypatch, capsys):
+    """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def adadelta(*arguments):
+        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            __main__.main()
+        return exited.value.code, *capsys.readouterr()
+
+    return adadelta
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_lists_have_a_line_for_each_name(adadelta, what):
+    """Each entry has a name and says what it is; JSON has the same."""
+    code, out, _ = adadelta("list", what, "--json")
+    entries = json.loads(out)[what]
+    assert code == 0
+    assert len({each["name"] for each in entries}) == len(entries) > 2
+    assert all(each["about"] for each in entries)
+    _, table, _ = adadelta("list", what)
+    assert all(each["name"] in table for each in entries)
+
+
+def test_lists_are_complete():
+    """What is listed is what the commands take."""
+    known = {*registry.IMPLEMENTATIONS, *registry.YARDSTICKS}
+    assert {each.name for each in listing.implementations()} == known == set(listing.STEPS)
+    assert set(listing.FUZZED) == set(fuzz.COLLECTIVE)
+    assert set(PROBLEMS) <= set(config.shipped())
+
+
+def test_an_unknown_list_is_refused_with_the_nearest(adadelta):
+    """As any wrong name is."""
+    code, _, err = adadelta("list", "case")
+    assert code == 2
+    assert "did you mean cases" in err
+
+
+def test_every_key_of_the_schema_is_explained():
+    """Each has a meaning and allowed values; the text of the schema is their only source."""
+    keys = all_keys()
+    assert {"problem.hidden", "optimizer.rho", "training.steps", "expect.max_loss"} <= {
+        each.key for each in keys
+    }
+    assert [each.key for each in keys if not (each.meaning and each.allowed)] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        ("optimizer.rho", "optimizer.rho"),
+        ("rho", "optimizer.rho"),
+        ("lr", "optimizer.learning_rate"),
+        ("--lr", "optimizer.learning_rate"),
+        ("batch-size", "training.batch_size"),
+        ("training", "training.steps"),
+    ],
+)
+def test_a_key_is_found_by_what_users_call_it(asked, key):
+    """With its section, without it, by other frameworks' names; a section has all its keys."""
+    assert key in {each.key for each in explain(asked)}
+
+
+def test_explain_shows_meaning_default_and_range(adadelta):
+    """On one screen."""
+    code, out, _ = adadelta("explain", "optimizer.epsilon")
+    assert code == 0
+    assert "1e-06" in out and "more than 0" in out and "square roots" in out
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(adadelta):
+    """And with what there is."""
+    code, _, err = adadelta("explain", "optimizer.rhoo")
+    assert code == 2
+    assert "did you mean optimizer.rho" in err
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_starting_config_is_the_bundled_one(problem, tmp_path):
+    """It loads to the same settings; so it does with every key at its default written out."""
+    path = tmp_path / "mine.yaml"
+    text = starter_config(problem)
+    path.write_text(text)
+    assert config.load_config(str(path)) == config.load_config(problem)
+    assert max(map(len, text.splitlines())) <= 100
+    keys = "|".join({each.key.split(".")[1] for each in all_keys()})
+    path.write_text(re.sub(rf"^( *)# (({keys}|sweep):( .*)?)$", r"\1\2", text, flags=re.MULTILINE))
+    assert len(path.read_text()) < len(text), "nothing was commented out"
+    assert config.load_config(str(path)) == config.load_config(problem)
+
+
+def test_init_writes_a_config_that_trains(adadelta, tmp_path):
+    """The command that it names works; an existing file is kept without --force."""
+    code, out, _ = adadelta("init", "first", "--problem", "rosenbrock")
+    assert code == 0
+    assert "adadelta run first.yaml" in out
+    quick = ("--set", "training.steps=5", "--set", "expect={}", "--backend", "numpy")
+    assert adadelta("run", "first.yaml", *quick)[0] == 0
+    (tmp_path / "first.yaml").write_text("mine")
+    code, _, err = adadelta("init", "first.yaml")
+    assert code == 2 and "--force" in err
+    assert (tmp_path / "first.yaml").read_text() == "mine"
+    assert adadelta("init", "first.yaml", "--force")[0] == 0
+    assert (tmp_path / "first.yaml").read_text() != "mine"
+    assert adadelta("init", "no/such/folder/x.yaml")[0] == 0  # folders are created, as for --out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(adadelta, shell):
+    """It names the variable that the program answers to."""
+    code, out, _ = adadelta("completion", shell)
+    assert code == 0
+    assert f"_ADADELTA_COMPLETE={shell}_complete" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("adadelta ver", "verify"),
+        ("adadelta explain optimizer.r", "optimizer.rho"),
+        ("adadelta verify --se", "--self-test"),
+        ("adadelta verify --case spec", "special-odd"),
+        ("adadelta verify --impl torch-f", "torch-fused"),
+        ("adadelta bench --model res", "resnet50"),
+        ("adadelta bench --impl numpy-", "numpy-fused"),
+        ("adadelta run ros", "rosenbrock"),
+        ("adadelta verify ml", "mlp"),
+        ("adadelta list opt", "optimizers"),
+    ],
+)
+def test_a_shell_completes(words, wanted):
+    """Commands, options, cases, implementations, models, configs and keys."""
+    environment = {
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "_ADADELTA_COMPLETE": "bash_complete",
+    }
+    program = "import sys; sys.argv[0] = 'adadelta'; from adadelta_cli.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert f"plain,{wanted}" in done.stdout.split(), done
+
+
+@pytest.mark.parametrize("order", [("-v", "--version"), ("--version", "--verbose")])
+def test_version_with_details_describes_libraries_and_machine(adadelta, order):
+    """In lines to paste into an issue; without -v, one line."""
+    code, out, _ = adadelta(*order)
+    lines = dict(line.split(": ", 1) for line in out.splitlines()[1:])
+    assert code == 0
+    assert {"Python", "processor", "cores", "numpy", "numba", "mxnet"} <= set(lines)
+    assert len(adadelta("--version")[1].splitlines()) == 1
