@@ -53,7 +53,8 @@ def list_names(what: str, as_json: bool, quiet: bool, verbose: bool) -> None:
 def explain(key: str, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Explain a key of a config.
 
-    Prints what it means, its default and its range. KEY is a key with or without its section, or a section.
+    Prints what it means, its default and its range. KEY is a key with or without its section, or a
+    section.
 
     \b
     adadelta explain optimizer.rho

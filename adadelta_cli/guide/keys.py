@@ -78,9 +78,10 @@ def explain(key: str) -> tuple[KeyHelp, ...]:
     if not found:
         names = [name for each in known for name in (each.key, each.key.split(".")[1])]
         sections = ", ".join(config.schema()["properties"])
+        near = suggestion(wanted, dict.fromkeys(names))
         raise UsageError(
-            f"a config has no key {shortened(key)!r}{suggestion(wanted, dict.fromkeys(names))}; name a "
-            f"key such as optimizer.rho, or a section: {sections}"
+            f"a config has no key {shortened(key)!r}{near}; name a key such as optimizer.rho, or a "
+            f"section: {sections}"
         )
     return tuple(dict.fromkeys(found))
 
