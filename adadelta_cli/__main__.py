@@ -80,11 +80,11 @@ def outcome(error: BaseException) -> tuple[ExitCode, str]:
     if isinstance(error, click.ClickException):
         context = error.ctx if isinstance(error, click.UsageError) else None
         see = f" See {context.command_path} --help." if context else ""
-        text = error.format_message()
+        text = displayed(error.format_message())
         stop = "" if not see or text.endswith((".", "?")) else "."
         return ExitCode.USAGE, text + stop + see
     code, message = next(OUTCOMES[kind] for kind in OUTCOMES if isinstance(error, kind))
-    return code, message.format(kind=type(error).__name__, error=error)
+    return code, displayed(message.format(kind=type(error).__name__, error=error))
 
 
 def main() -> None:

@@ -63,9 +63,9 @@ class Terminal:
             print(json.dumps(summary, indent=1, allow_nan=False))  # noqa: T201
 
     def note(self, line: str, *, level: int = 0) -> None:
-        """Print a remark to stderr; `level` 1 only with `-v`."""
+        """Print a remark, one line, to stderr; `level` 1 only with `-v`."""
         if self.verbosity >= level:
-            print(displayed(line, keep="\n"), file=sys.stderr)  # noqa: T201
+            print(displayed(line), file=sys.stderr)  # noqa: T201
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Tick]:
@@ -121,6 +121,7 @@ def _plain_lines(title: str) -> Tick:
         nonlocal last
         if time.monotonic() - last >= PLAIN_LINE_EVERY_S:
             last = time.monotonic()
-            print(f"{title}: {done}/{total} {what}", file=sys.stderr, flush=True)  # noqa: T201
+            line = displayed(f"{title}: {done}/{total} {what}")
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     return tick
