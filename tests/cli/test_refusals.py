@@ -17,6 +17,7 @@ from adadelta_cli import __main__, inputs
 from adadelta_cli.cli.console import Terminal
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
+from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
 
@@ -379,6 +380,29 @@ def test_an_option_before_the_command_is_said_to_come_after_it(refused, option):
     code, message = refused(option, "run", "mlp")
     name = option.partition("=")[0]
     assert code == 2 and f"{name} comes after the command: adadelta run {name}" in message
+
+
+KNOWN = {"verify": {*IMPLEMENTATIONS}, "bench": {*IMPLEMENTATIONS, *YARDSTICKS}}
+
+
+@pytest.mark.parametrize("command", KNOWN)
+@pytest.mark.parametrize(
+    "name", ["unknown", "torch-adam", "torch-adam-fusd", "Torch", "mxnet-fuse"]
+)
+def test_an_unknown_implementation_is_answered_with_all_that_there_are(refused, command, name):
+    """Those that the command takes; and a kernel of one's own."""
+    code, message = refused(command, "--impl", name, *(["--sizes", "1"] * (command == "bench")))
+    listed = message.partition("known are ")[2].partition(", and a kernel of your own")[0]
+    assert code == 2 and {*listed.split(", ")} == KNOWN[command], message
+    near = {"torch-adam-fusd": "torch-adam-fused", "Torch": "torch", "mxnet-fuse": "mxnet-fused"}
+    if near.get(name) in KNOWN[command]:
+        assert f"(did you mean {near[name]}" in message, message
+
+
+def test_an_optimizer_of_another_formula_is_only_timed(refused):
+    """Which verify says."""
+    code, message = refused("verify", "--impl", "torch-adam-fused")
+    assert code == 2 and "another formula" in message and "bench" in message
 
 
 # --- quickly --------------------------------------------------------------------------------------
