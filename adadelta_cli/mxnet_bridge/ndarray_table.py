@@ -82,6 +82,29 @@ def _layout(dtypes, has_master):
 
 
 @compiled
+def _describe(functions, handle, small, to_small, to_word):
+    """Query an array; put the number of its lengths into `small`, and their address into the word.
+
+    Returns:
+        0 or MXNet's error code of the first call that fails, whether the array is dense and on a
+        CPU, and its dtype.
+    """
+    failed = _call_2(functions[0], handle, to_small)
+    if failed:
+        return failed, False, small[0]
+    plain = small[0] == DENSE
+    failed = _call_2(functions[1], handle, to_small)
+    if failed:
+        return failed, False, small[0]
+    dtype = small[0]
+    failed = _call_3(functions[2], handle, to_small, to_small + np.uint64(4))
+    if failed:
+        return failed, False, dtype
+    plain &= small[0] in CPUS
+    return _call_3(functions[3], handle, to_small, to_word), plain, dtype
+
+
+@compiled
 def wait_all(function):  # noqa: ANN201 - Numba's
     """Call `MXNDArrayWaitAll` by its address."""
     return _call_0(function)
@@ -110,21 +133,10 @@ def query(functions, handles, layouts, table):  # noqa: ANN201 - Numba's
         fits, shape = True, np.zeros(0, np.int64)
         for k in range(5 if has_master else 4):
             handle = handles[t, k]
-            failed = _call_2(functions[0], handle, to_small)
-            if failed:
-                return failed
-            fits &= small[0] == DENSE
-            failed = _call_2(functions[1], handle, to_small)
-            if failed:
-                return failed
-            dtypes[k] = small[0]
-            failed = _call_3(functions[2], handle, to_small, to_small + np.uint64(4))
-            if failed:
-                return failed
-            fits &= small[0] in CPUS
-            failed = _call_3(functions[3], handle, to_small, to_word)
+            failed, plain, dtypes[k] = _describe(functions, handle, small, to_small, to_word)
             if failed:  # there is no shape behind the pointer
                 return failed
+            fits &= plain
             lengths = carray(_pointer(word[0], 0, np.int64(0)), (small[0],))
             if k == 0:
                 sizes[t], shape = lengths.prod(), lengths.copy()
