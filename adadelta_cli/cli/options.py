@@ -458,9 +458,7 @@ threads_option = click.option(
 )
 
 
-def _data_folder(
-    _context: click.Context, _parameter: click.Parameter, folder: Path | None
-) -> None:
+def _data_folder(_context: click.Context, _parameter: click.Parameter, folder: Path | None) -> None:
     """Name the folder of data sets to this process and to those that it starts."""
     if folder is not None:
         from adadelta_cli.run.problems.images import FOLDER
