@@ -63,7 +63,7 @@ OUTCOMES: dict[type[BaseException], tuple[ExitCode, str]] = {
     KeyboardInterrupt: (ExitCode.INTERRUPTED, f"interrupted; {FINISHED}"),
     click.Abort: (ExitCode.INTERRUPTED, f"interrupted; {FINISHED}"),
     TerminatedError: (ExitCode.TERMINATED, f"terminated; {FINISHED}"),
-    MemoryError: (ExitCode.BROKEN, "memory ran out ({error}); free some, or use smaller sizes"),
+    MemoryError: (ExitCode.BROKEN, "memory ran out{why}; free some, or use smaller sizes or files"),
     OSError: (ExitCode.BROKEN, "{error}; check the disk and the permissions of the file"),
     BaseException: (
         ExitCode.BROKEN,
@@ -80,11 +80,12 @@ def outcome(error: BaseException) -> tuple[ExitCode, str]:
     if isinstance(error, click.ClickException):
         context = error.ctx if isinstance(error, click.UsageError) else None
         see = f" See {context.command_path} --help." if context else ""
-        text = error.format_message()
+        text = displayed(error.format_message())
         stop = "" if not see or text.endswith((".", "?")) else "."
         return ExitCode.USAGE, text + stop + see
     code, message = next(OUTCOMES[kind] for kind in OUTCOMES if isinstance(error, kind))
-    return code, message.format(kind=type(error).__name__, error=error)
+    why = f" ({error})" if str(error) else ""  # Python's own MemoryError is empty
+    return code, displayed(message.format(kind=type(error).__name__, error=error, why=why))
 
 
 def main() -> None:

@@ -24,9 +24,20 @@ class ExitCode(IntEnum):
 
 
 class AdadeltaError(Exception):
-    """An error that says what was wrong, what was expected and how to fix it."""
+    """An error that says what was wrong, what was expected and how to fix it.
+
+    Each argument is a line; a line break or another control character in a user's name or text
+    becomes an escape.
+    """
 
     exit_code = ExitCode.BROKEN
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*(displayed(str(line)) for line in lines))
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return "\n".join(self.args)
 
 
 class UsageError(AdadeltaError, ValueError):

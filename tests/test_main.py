@@ -247,3 +247,10 @@ def test_a_closed_pipe_is_no_failed_check():
         )
     assert done.returncode == 4
     assert "Traceback" not in done.stderr
+
+
+def test_memory_that_ran_out_is_said_without_an_empty_reason():
+    """Python's own MemoryError has none: of a file of 200 GB, for instance."""
+    code, message = __main__.outcome(MemoryError())
+    assert code == 4 and message.startswith("memory ran out; free some")
+    assert __main__.outcome(MemoryError("x"))[1].startswith("memory ran out (x); ")

@@ -11,8 +11,8 @@ import numpy as np
 
 from adadelta_cli.bench.buffers import cold_copies, held_bytes
 from adadelta_cli.bench.device import DeviceSurvey, survey
-from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.results import Group
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.bench.worker_pool import WorkerSpec
 from adadelta_cli.errors import UnavailableError
 from adadelta_cli.implementations import array_backends, frameworks, registry, user_kernel

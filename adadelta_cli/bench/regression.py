@@ -19,8 +19,8 @@ from pydantic.dataclasses import dataclass as validated
 
 from adadelta_cli import inputs
 from adadelta_cli.bench import significance, worker
-from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.significance import LogRatio, Verdict
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.errors import ExitCode, UsageError, shortened
 from adadelta_cli.system import machine
 

@@ -22,7 +22,7 @@ from adadelta_cli.bench.measurement_warnings import (
     medians,
     spread,
 )
-from adadelta_cli.bench.problem import Outcome, TimingProblem
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.implementations.array_backends import CPU, FRAMEWORKS, Device
 
 if TYPE_CHECKING:

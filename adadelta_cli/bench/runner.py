@@ -20,8 +20,8 @@ import numpy as np
 from adadelta_cli import inputs
 from adadelta_cli.bench.measurement_warnings import Samples, format_warnings
 from adadelta_cli.bench.plan import OLD, largest_group
-from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.results import Group, Timings, group_result, training_result
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.bench.worker_pool import Job, Worker, WorkerPool, WorkerSpec, run_side_by_side
 from adadelta_cli.bench.workloads import model
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError

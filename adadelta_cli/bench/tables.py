@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from adadelta_cli.errors import displayed
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -52,4 +54,6 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Lay out rows as Markdown, to paste into a pull request."""
     headings = list(rows[0] if rows else ())
     lines = [headings, ["---"] * len(headings), *(row.values() for row in rows)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(
+        f"| {' | '.join(displayed(cell.replace('|', '/')) for cell in line)} |" for line in lines
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.bench.problem import Outcome, TimingProblem
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.errors import of_device
 from adadelta_cli.implementations.array_backends import Box
 from adadelta_cli.implementations.base import StepInputs

@@ -32,7 +32,7 @@ from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import leave_if_forked
 
 if TYPE_CHECKING:
-    from adadelta_cli.bench.problem import TimingProblem
+    from adadelta_cli.bench.timing_problem import TimingProblem
 
 PROTOCOL = 1
 SAMPLE_S = 2e-3  # a sample lasts at least this long: 40,000 times the clock's resolution

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from adadelta_cli.bench.problem import Outcome, TimingProblem
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.bench.worker import PROTOCOL
 from adadelta_cli.errors import (
     KERNEL_FAULTS,

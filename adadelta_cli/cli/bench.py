@@ -15,6 +15,8 @@ from adadelta_cli.cli.options import (
     SCREEN_OPTIONS,
     Choice,
     Command,
+    Real,
+    Whole,
     completes,
     decorated,
     folder_of,
@@ -50,21 +52,11 @@ def _thread_counts(
     return tuple(map(int, parts))
 
 
-def _threshold(_context: click.Context, _parameter: click.Parameter, threshold: float) -> float:
-    """Reject values under which any row would pass: 5 for 5 %, NaN."""
-    if not 0 < threshold < 1:
-        raise UsageError(
-            f"--threshold is {threshold:g}; allowed is a share above 0 and below 1: 0.05 is 5 %"
-        )
-    return threshold
-
-
 threshold_option = click.option(
     "--threshold",
-    type=float,
+    type=Real(below=1),  # any row would pass with 5 for 5 %
     default=0.05,
     show_default=True,
-    callback=_threshold,
     metavar="X",
     help="The smallest difference that counts, as a share: 0.05 is 5 %.",
 )
@@ -134,7 +126,7 @@ format_option = click.option(
 )
 @click.option(
     "--busy",
-    type=click.IntRange(0, 1000),
+    type=Whole(0, 1000),
     default=0,
     show_default=True,
     metavar="N",
@@ -157,7 +149,7 @@ format_option = click.option(
 )
 @click.option(
     "--processes",
-    type=click.IntRange(1, 1000),
+    type=Whole(1, 1000),
     default=6,
     show_default=True,
     help="Number of fresh processes that measure each workload.",
@@ -373,7 +365,7 @@ def _show_bench(
 @format_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     callback=folder_of,
     help="Write compare.csv there; default: no file.",
 )

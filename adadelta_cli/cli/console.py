@@ -64,9 +64,9 @@ class Terminal:
             print(json.dumps(summary, indent=1, allow_nan=False))  # noqa: T201
 
     def note(self, line: str, *, level: int = 0) -> None:
-        """Print a remark to stderr; `level` 1 only with `-v`."""
+        """Print a remark, one line, to stderr; `level` 1 only with `-v`."""
         if self.verbosity >= level:
-            print(displayed(line, keep="\n"), file=sys.stderr)  # noqa: T201
+            print(displayed(line), file=sys.stderr)  # noqa: T201
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Tick]:
@@ -134,6 +134,7 @@ def _plain_lines(title: str) -> Tick:
             last = time.monotonic()
             left = (last - began) * (total - done) / done if done else math.inf
             about = f", about {left:.0f} s left" if left < math.inf else ""
-            print(f"{title}: {done}/{total} {what}{about}", file=sys.stderr, flush=True)  # noqa: T201
+            line = displayed(f"{title}: {done}/{total} {what}{about}")
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     return tick

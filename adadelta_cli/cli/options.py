@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import re
 import time
 from functools import wraps
 from pathlib import Path
@@ -37,6 +40,8 @@ def folder_of(
     """Refuse an empty name, which means this folder to Python and a slip to its writer."""
     if folder == Path():
         raise UsageError("--out is empty or '.'; name a folder of its own")
+    if folder and os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112 - take any path
+        raise UsageError(f"--out is {shortened(folder)!r}, which is a file; name another folder")
     return possible(_context, _parameter, folder)
 
 
@@ -58,15 +63,17 @@ class Command(click.Command):
         Raises:
             UsageError: a value is empty or has a NUL, or two options contradict each other.
         """
-        if not ctx.resilient_parsing:
-            try:
+        try:
+            if not ctx.resilient_parsing:
                 given, _, order = self.make_parser(ctx).parse_args([*args])
-            except click.NoSuchOption as error:
-                raise self.unknown_option(ctx, _as_typed(error.option_name, args)) from None
-            if not given.get("help"):
-                _check_values(given, self.get_params(ctx))
-                _check_contradictions(args, order, given)
-        return super().parse_args(ctx, args)
+                if not given.get("help"):
+                    _check_values(given, self.get_params(ctx))
+                    _check_contradictions(args, order, given)
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise self.unknown_option(ctx, _as_typed(error.option_name, args)) from None
+        except click.UsageError as error:
+            raise click.UsageError(_in_plain_words(error, ctx, args), ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; with `-v`, say first with what, and at the end how long it took."""
@@ -86,6 +93,27 @@ class Command(click.Command):
         near = " or ".join(meant_by(option, self.params))
         meant = f" (did you mean {near}?)" if near else ""
         return click.UsageError(f"no such option: {shortened(option)}{meant}", ctx)
+
+
+def _in_plain_words(error: click.UsageError, ctx: click.Context, args: Sequence[str]) -> str:
+    """Say what Click says as problem, expected and fix; Click's own words where they are new."""
+    usage = " ".join([ctx.command_path, *ctx.command.collect_usage_pieces(ctx)])
+    if isinstance(error, click.MissingParameter) and error.param:
+        return f"{_name(error.param)} is missing; expected {usage}"
+    if isinstance(error, click.BadParameter) and error.param:
+        return f"{_name(error.param)}: {error.message}"
+    if isinstance(error, click.BadOptionUsage):
+        name = error.option_name
+        value = next((arg.removeprefix(name) for arg in args if arg.startswith(f"{name}=")), "")
+        if value:
+            return f"{name} takes no value; leave out {shortened(value)!r}"
+        (option,) = (each for each in ctx.command.params if name in each.opts)
+        return f"{name} has no value; give it one: {name} {option.make_metavar(ctx)}"
+    extra = re.fullmatch(r"Got unexpected extra argument(s?) \((.*)\)", error.message, re.DOTALL)
+    if extra:
+        count = "are arguments" if extra[1] else "is one argument"
+        return f"{shortened(extra[2])!r} {count} too many; expected {usage}"
+    return error.message
 
 
 def details(ctx: click.Context) -> list[str]:
@@ -318,19 +346,51 @@ SCREEN_OPTIONS = (
 )
 
 
-class _Positive(click.FloatRange):
-    """A positive number, small enough for seconds that one can wait; no NaN, unlike Click's."""
+class Whole(click.IntRange):
+    """A whole number from a least to a greatest one."""
 
-    def __init__(self) -> None:
-        super().__init__(min=0, max=1e6, min_open=True)
+    def __init__(self, least: int, most: int) -> None:
+        super().__init__(least, most)
 
-    def convert(self, value: Any, parameter: Any, context: Any) -> Any:
-        """Refuse NaN, which passes the comparison with every bound."""
-        number = super().convert(value, parameter, context)
-        return self.fail("nan is no number", parameter, context) if number != number else number  # noqa: PLR0124
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number.
+
+        Raises:
+            UsageError: it is none, or out of range.
+        """
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            raise UsageError(
+                f"{_name(param)} is {shortened(value)!r}; expected a whole number from {self.min} "
+                f"to {self.max}"
+            ) from None
 
 
-POSITIVE_FLOAT = _Positive()
+class Real(click.FloatRange):
+    """A number above 0, up to a greatest one, or below a bound; no NaN, unlike Click's."""
+
+    def __init__(self, *, most: float | None = None, below: float | None = None) -> None:
+        super().__init__(0, most or below, min_open=True, max_open=most is None)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number.
+
+        Raises:
+            UsageError: it is none, or out of range.
+        """
+        with contextlib.suppress(click.BadParameter):
+            number = super().convert(value, param, ctx)
+            if not math.isnan(number):
+                return number
+        bound = "and below" if self.max_open else "up to"
+        raise UsageError(
+            f"{_name(param)} is {shortened(value)!r}; expected a number above 0 {bound} "
+            f"{self.max:g}"
+        )
+
+
+POSITIVE_FLOAT = Real(most=1e6)  # seconds that one can wait
 MOST_THREADS = 1024
 
 
@@ -377,14 +437,14 @@ def shared_options(command: str) -> Callable[[Any], Any]:
             "--seed",
             default=0,
             show_default=True,
-            type=click.IntRange(0, 2**32 - 1),
+            type=Whole(0, 2**32 - 1),
             help="Seed of all random numbers.",
         ),
         click.option(
             "--out",
             default=f"results/{command}",
             show_default=True,
-            type=click.Path(path_type=Path, file_okay=False),
+            type=click.Path(path_type=Path),
             callback=folder_of,
             help="Folder for the files; created if missing.",
         ),
@@ -410,7 +470,7 @@ def _in_checked_environment(command: Callable[..., Any]) -> Callable[..., Any]:
 
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(1, MOST_THREADS),
+    type=Whole(1, MOST_THREADS),
     callback=_threads,
     is_eager=True,
     expose_value=False,

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--record-gradients",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     callback=possible,
     help="Write the gradient of each step to an npz file, for verify --replay.",

@@ -14,6 +14,7 @@ from adadelta_cli.cli.options import (
     SELF_TEST,
     Choice,
     Command,
+    Whole,
     completes,
     shared_options,
     terminal,
@@ -74,7 +75,7 @@ def _sizes(
 )
 @click.option(
     "--steps",
-    type=click.IntRange(1, 100_000),
+    type=Whole(1, 100_000),
     metavar="N",
     help="Number of steps of each case. Default: each case's own.",
 )

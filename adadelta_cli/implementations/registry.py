@@ -25,6 +25,8 @@ from adadelta_cli.implementations.base import (
 from adadelta_cli.update import Hyperparameters, Parameter, state_dtype, update
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from adadelta_cli.implementations.array_backends import NumpyBackend
 
 
@@ -229,27 +231,34 @@ IMPLEMENTATIONS = _by_name(
 )
 
 
-def implementation(name: str, device: Device = CPU) -> Implementation:
+TIMEABLE = IMPLEMENTATIONS | YARDSTICKS
+
+
+def implementation(
+    name: str, device: Device = CPU, known: Mapping[str, Implementation] = IMPLEMENTATIONS
+) -> Implementation:
     """Look up an implementation, as it is on a device.
 
     Args:
         name: as `--impl` takes it.
         device: where it computes, unless it is for CPUs only.
+        known: those that have a name.
 
     Raises:
         UsageError: there is none of that name.
     """
-    if name in IMPLEMENTATIONS:
-        return IMPLEMENTATIONS[name].on(device)
+    if name in known:
+        return known[name].on(device)
     if is_user_kernel(name):
         from adadelta_cli.implementations import user_kernel
 
         inputs.check_possible(Path(name.rpartition(":")[0] or name), "--impl")
         user_kernel.check_form(name)
         return user_kernel.from_name(name).on(device)
+    other = ", which computes another formula: only bench times it" * (name in YARDSTICKS)
     raise UsageError(
-        f"--impl is {shortened(name)!r}{suggestion(name, IMPLEMENTATIONS)}; known are "
-        f"{', '.join(IMPLEMENTATIONS)}, and a kernel of your own as FILE.py:FUNCTION or "
+        f"--impl is {shortened(name)!r}{other or suggestion(name, known)}; known are "
+        f"{', '.join(known)}, and a kernel of your own as FILE.py:FUNCTION or "
         "PACKAGE.MODULE:FUNCTION"
     )
 
@@ -295,7 +304,7 @@ def timeable(name: str, device: Device = CPU) -> Implementation:
     Raises:
         UsageError: there is none of that name.
     """
-    return YARDSTICKS[name].on(device) if name in YARDSTICKS else implementation(name, device)
+    return implementation(name, device, TIMEABLE)
 
 
 # An implementation is pickled as its name and looked up again in the other process, where a user

@@ -93,9 +93,10 @@ class FusedMxnetStep(KeepsAddresses):
         """Describe the tensors of a step that is `supported`, rates and weight decays apart."""
         from adadelta_cli.mxnet_bridge import ndarray_table
 
-        layouts = self._inspect()
-        _, _, sizes, addresses = self._cpu.columns(self._table)
-        rows = zip(layouts.tolist(), addresses.tolist(), sizes.tolist(), strict=True)
+        with self._cpu.launching:  # a step of another thread writes the same table
+            layouts = self._inspect()
+            _, _, sizes, addresses = self._cpu.columns(self._table)
+            rows = zip(layouts.tolist(), addresses.tolist(), sizes.tolist(), strict=True)
         return [
             TensorRef(ndarray_table.LAYOUT_OF[number], tuple(row), size, 0.0, 0.0)
             for number, row, size in rows

@@ -82,6 +82,29 @@ def _layout(dtypes, has_master):
 
 
 @compiled
+def _describe(functions, handle, small, to_small, to_word):
+    """Query an array; put the number of its lengths into `small`, and their address into the word.
+
+    Returns:
+        0 or MXNet's error code of the first call that fails, whether the array is dense and on a
+        CPU, and its dtype.
+    """
+    failed = _call_2(functions[0], handle, to_small)
+    if failed:
+        return failed, False, small[0]
+    plain = small[0] == DENSE
+    failed = _call_2(functions[1], handle, to_small)
+    if failed:
+        return failed, False, small[0]
+    dtype = small[0]
+    failed = _call_3(functions[2], handle, to_small, to_small + np.uint64(4))
+    if failed:
+        return failed, False, dtype
+    plain &= small[0] in CPUS
+    return _call_3(functions[3], handle, to_small, to_word), plain, dtype
+
+
+@compiled
 def wait_all(function):  # noqa: ANN201 - Numba's
     """Call `MXNDArrayWaitAll` by its address."""
     return _call_0(function)
@@ -89,7 +112,7 @@ def wait_all(function):  # noqa: ANN201 - Numba's
 
 @compiled
 def query(functions, handles, layouts, table):  # noqa: ANN201 - Numba's
-    """Query every array of every tensor.
+    """Query every array of every tensor; end at the first call that fails.
 
     Args:
         functions: uint64, the addresses of `FUNCTIONS`.
@@ -105,25 +128,23 @@ def query(functions, handles, layouts, table):  # noqa: ANN201 - Numba's
     to_word, to_small = np.uint64(word.ctypes.data), np.uint64(small.ctypes.data)
     dtypes = np.zeros(5, np.int32)
     _, _, sizes, addresses = columns(table)
-    failed = 0
     for t in range(handles.shape[0]):
         has_master = handles[t, 4] != 0
         fits, shape = True, np.zeros(0, np.int64)
         for k in range(5 if has_master else 4):
             handle = handles[t, k]
-            failed |= _call_2(functions[0], handle, to_small)
-            fits &= small[0] == DENSE
-            failed |= _call_2(functions[1], handle, to_small)
-            dtypes[k] = small[0]
-            failed |= _call_3(functions[2], handle, to_small, to_small + np.uint64(4))
-            fits &= small[0] in CPUS
-            failed |= _call_3(functions[3], handle, to_small, to_word)
+            failed, plain, dtypes[k] = _describe(functions, handle, small, to_small, to_word)
+            if failed:  # there is no shape behind the pointer
+                return failed
+            fits &= plain
             lengths = carray(_pointer(word[0], 0, np.int64(0)), (small[0],))
             if k == 0:
                 sizes[t], shape = lengths.prod(), lengths.copy()
             fits &= _same(lengths, shape)
             if fits:  # sparse arrays have no address
-                failed |= _call_2(functions[4], handle, to_word)
+                failed = _call_2(functions[4], handle, to_word)
+                if failed:
+                    return failed
                 addresses[t, k] = word[0]
         if has_master:  # the master is updated, and the float16 weight written beside it
             addresses[t, 0], addresses[t, 4] = addresses[t, 4], addresses[t, 0]
@@ -133,7 +154,7 @@ def query(functions, handles, layouts, table):  # noqa: ANN201 - Numba's
         if fits:
             found = (dtypes[0], dtypes[1], dtypes[2], dtypes[3], dtypes[4])
             layouts[t] = _layout(found, has_master)
-    return failed
+    return 0
 
 
 @compiled

@@ -141,7 +141,7 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
     if errors:
         lines = [f"{source.place(key)}: {message}" for key, message in errors]
         more = len(found) - len(errors)
-        raise UsageError("\n".join([*lines, f"... and {more:,} more"] if more else lines))
+        raise UsageError(*lines, *([f"... and {more:,} more"] if more else []))
     return config
 
 

@@ -234,9 +234,9 @@ def _use_temporary(variable: str, what: str, folders: list[Path]) -> None:
         return  # there is none: each process compiles for itself
     os.environ[variable] = _temporary[0]
     if not warned and sys.stderr:
-        print(  # noqa: T201 - stderr
+        warning = (
             f"Warning: {what} cannot be kept, for none of {', '.join(map(str, folders))} can be "
             f"written; a temporary folder is used, which costs time at each start; export "
-            f"{variable}=FOLDER with one that can be written",
-            file=sys.stderr,
+            f"{variable}=FOLDER with one that can be written"
         )
+        print(displayed(warning), file=sys.stderr)  # noqa: T201

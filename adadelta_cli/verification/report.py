@@ -137,7 +137,7 @@ def verification_failures(verification: Verification, most: int) -> list[str]:
 def _described(row: ComparisonRow) -> str:
     place = row.check, row.case, row.dtype, row.implementation, row.tensor  # "" without a result
     return (
-        f"FAILED {' '.join(filter(None, place))}: "
+        f"FAILED {displayed(' '.join(filter(None, place)))}: "
         + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
         + f"{_excess(row)}{row.note}{_hyper(row)}\n"
         + "  to allow that: --subnormals flush\n" * row.only_subnormals

@@ -7,7 +7,7 @@ import numpy as np
 from adadelta_cli.bench import workloads
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY
 from adadelta_cli.bench.plan import BenchPlan
-from adadelta_cli.bench.problem import Outcome, TimingProblem
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.implementations.registry import timeable
 
 PLAN = BenchPlan(tuple(workloads.sizes("1e6")), tuple(map(timeable, ("numpy", "numpy-fused"))))

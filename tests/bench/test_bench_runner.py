@@ -9,9 +9,9 @@ from invented import ALL_WRONG, GROUP, PLAN, samples
 
 from adadelta_cli.bench import regression, runner
 from adadelta_cli.bench.plan import OLD
-from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.results import Timings, group_result
 from adadelta_cli.bench.significance import Verdict
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.bench.worker_pool import EntryKey
 
 

@@ -7,9 +7,9 @@ import pytest
 from invented import GROUP, samples
 
 from adadelta_cli.bench import results
-from adadelta_cli.bench.problem import Outcome, TimingProblem
 from adadelta_cli.bench.regression import RecordedTiming
 from adadelta_cli.bench.results import BenchRow, Timings, group_result
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.implementations.registry import timeable
 
 COLUMNS = """

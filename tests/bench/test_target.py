@@ -10,7 +10,7 @@ from invented import write_kernels
 from adadelta_cli.bench import target, worker
 from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY, CpuDevice
-from adadelta_cli.bench.problem import Outcome, TimingProblem
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.implementations.registry import (
     IMPLEMENTATIONS,
     Implementation,

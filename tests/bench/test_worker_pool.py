@@ -12,7 +12,7 @@ from invented import write_kernels
 
 from adadelta_cli.bench import worker_pool
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY
-from adadelta_cli.bench.problem import Outcome
+from adadelta_cli.bench.timing_problem import Outcome
 from adadelta_cli.bench.worker_pool import (
     EntryKey,
     Worker,

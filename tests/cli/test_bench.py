@@ -171,7 +171,7 @@ def test_against_this_very_environment(tmp_path):
         ("--against no-such-python", 2, "no such program"),
         ("--against python --train mlp", 2, "leave out --train"),
         ("--baseline nowhere", 2, "cannot be read"),
-        ("--threshold 5", 2, "--threshold is 5"),
+        ("--threshold 5", 2, "--threshold is '5'"),
     ],
 )
 def test_wrong_usage(options, code, says, tmp_path):

@@ -14,8 +14,10 @@ import pytest
 from conftest import needs_mxnet
 
 from adadelta_cli import __main__, inputs
+from adadelta_cli.cli.console import Terminal
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
+from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
 
@@ -33,7 +35,8 @@ def refused(tmp_path, monkeypatch, capsys):
 
     def run(*args):
         try:
-            code, message = adadelta.main([*map(str, args)], standalone_mode=False), ""
+            how = {"prog_name": "adadelta", "standalone_mode": False}
+            code, message = adadelta.main([*map(str, args)], **how), ""
         except Exception as error:  # noqa: BLE001 - what the program would make of it
             code, message = __main__.outcome(error)
         assert "bug" not in message
@@ -182,6 +185,55 @@ def test_every_command_is_in_the_test_of_empty_values():
     assert len(TAKE_A_VALUE) > 30
 
 
+NUMBERS = {
+    what: (name, parameter)
+    for what, (name, parameter) in TAKE_A_VALUE.items()
+    if isinstance(parameter.type, (click.types.IntParamType, click.types.FloatParamType))
+}
+CLICKS_WORDS = re.compile(r"range|not a valid|Invalid value|<|Option '|Missing|Got ")
+
+
+@pytest.mark.parametrize(("name", "parameter"), NUMBERS.values(), ids=NUMBERS)
+def test_what_is_no_number_that_an_option_takes_is_answered_plainly(refused, name, parameter):
+    """With what it is, and what is expected."""
+    for value in ("x", "-1", "nan", "1e99", "1,5", "0x10", DIGITS):
+        args, option = given_to(name, parameter, value)
+        code, message = refused(*args)
+        given = "999" if value == DIGITS else value
+        assert code == 2 and message.startswith(f"{option} is '{given}"), message
+        assert re.search(r"; expected a (whole )?number (from|above) \d", message), message
+        assert not CLICKS_WORDS.search(message), message
+
+
+def test_every_number_is_in_the_test_of_numbers():
+    """As far as Click converts them."""
+    assert {"run seed", "run threads", "bench precision", "compare threshold"} <= {*NUMBERS}
+    assert len(NUMBERS) > 10
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["run", "--seed"], r"--seed has no value; .*--seed \S+"),
+        (["run", "mlp", "--set"], r"--set has no value; .*--set KEY=VALUE"),
+        (["compare", "a"], r"NEW is missing; expected adadelta compare \[OPTIONS\] OLD NEW"),
+        (["compare"], r"OLD is missing; expected adadelta compare"),
+        (["compare", "a", "b", "c"], r"'c' is one argument too many; expected adadelta compare"),
+        (["doctor", "c", "d"], r"'c d' are .*too many; expected adadelta doctor \[OPTIONS\]"),
+        (["run", "--json=3"], r"--json takes no value; leave out '=3'"),
+        (["run", "small.yaml", "--no-fused=1"], r"--no-fused takes no value; leave out '=1'"),
+        (["run", "--out", "small.yaml"], r"--out is 'small\.yaml', .*is a file; name another"),
+        (["--seed"], r"--seed comes after the command"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else "",
+)
+def test_each_of_clicks_errors_is_in_plain_words(refused, args, wanted):
+    """The problem, what was expected, the fix."""
+    code, message = refused(*args)
+    assert code == 2 and re.match(wanted, message), message
+    assert not CLICKS_WORDS.search(message), message
+
+
 @pytest.mark.parametrize("value", ["", " ", ",", ",,", "\0"])
 def test_a_command_without_a_name_is_named(refused, value):
     """As for a script whose variable is the command."""
@@ -328,6 +380,29 @@ def test_an_option_before_the_command_is_said_to_come_after_it(refused, option):
     code, message = refused(option, "run", "mlp")
     name = option.partition("=")[0]
     assert code == 2 and f"{name} comes after the command: adadelta run {name}" in message
+
+
+KNOWN = {"verify": {*IMPLEMENTATIONS}, "bench": {*IMPLEMENTATIONS, *YARDSTICKS}}
+
+
+@pytest.mark.parametrize("command", KNOWN)
+@pytest.mark.parametrize(
+    "name", ["unknown", "torch-adam", "torch-adam-fusd", "Torch", "mxnet-fuse"]
+)
+def test_an_unknown_implementation_is_answered_with_all_that_there_are(refused, command, name):
+    """Those that the command takes; and a kernel of one's own."""
+    code, message = refused(command, "--impl", name, *(["--sizes", "1"] * (command == "bench")))
+    listed = message.partition("known are ")[2].partition(", and a kernel of your own")[0]
+    assert code == 2 and {*listed.split(", ")} == KNOWN[command], message
+    near = {"torch-adam-fusd": "torch-adam-fused", "Torch": "torch", "mxnet-fuse": "mxnet-fused"}
+    if near.get(name) in KNOWN[command]:
+        assert f"(did you mean {near[name]}" in message, message
+
+
+def test_an_optimizer_of_another_formula_is_only_timed(refused):
+    """Which verify says."""
+    code, message = refused("verify", "--impl", "torch-adam-fused")
+    assert code == 2 and "another formula" in message and "bench" in message
 
 
 # --- quickly --------------------------------------------------------------------------------------
@@ -498,8 +573,63 @@ def test_no_option_can_forge_a_message(refused, value):
         if parameter.name in {"out", "record_gradients"}:  # such a folder can be made
             continue
         code, message = refused(*given_to(name, parameter, f"x{value}x")[0])
-        assert code == 2 and value not in message, message
-        assert not {"\x1b", "\u202e", "\udce9"} & {*message}, message
+        assert code == 2 and message.isprintable(), message
+
+
+NEWLINE = "a\nError: all is well\x1b[2J"
+ON_ONE_LINE = {
+    "a folder's name": ["run", f"{NEWLINE}/two.yaml"],
+    "a config that is not YAML": ["run", f"{NEWLINE}/bad.yaml"],
+    "a config that is not UTF-8": ["run", f"{NEWLINE}/bytes.yaml"],
+    "a config of another type": ["run", f"{NEWLINE}/list.yaml"],
+    "a csv": setting(
+        f'problem.csv="{NEWLINE}/two.yaml"'.replace("\n", "\\n").replace("\x1b", "\\e")
+    ),
+    "an argument too many": ["compare", "a", "b", NEWLINE],
+    "a kernel without function": ["verify", "--impl", f"{NEWLINE}/k.py"],
+    "a kernel of another function": ["verify", "--impl", f"{NEWLINE}/k.py:stop"],
+    "a kernel that raises": ["verify", "--impl", f"{NEWLINE}/raises.py:step"],
+    "bench of a kernel": ["bench", "--sizes", "1", "--impl", f"{NEWLINE}/k.py:stop"],
+    "a recording": ["verify", "--replay", f"{NEWLINE}/bad.yaml"],
+    "a baseline": ["bench", "--baseline", f"{NEWLINE}/bad.yaml"],
+    "a result without rows": ["compare", f"{NEWLINE}/x.json", f"{NEWLINE}/x.json"],
+    "another Python": ["bench", "--against", f"{NEWLINE}/bad.yaml", "--sizes", "1"],
+    "a flag with a value": ["run", f"--force={NEWLINE}"],
+    "a command": [NEWLINE],
+    "a device as a file": ["run", "small.yaml", "--record-gradients", f"{NEWLINE}/link", *ON_NUMPY],
+    "--out": ["run", "small.yaml", "--out", f"{NEWLINE}/two.yaml/x", *ON_NUMPY],
+    "a damaged checkpoint": ["run", "small.yaml", "--resume", "--out", f"{NEWLINE}/out", *ON_NUMPY],
+    "an unknown key": ["run", "small.yaml", "--set", f"optimizer.{NEWLINE}=1", *ON_NUMPY],
+    "a value that is not one": ["run", "small.yaml", "--set", f"optimizer.rho='{NEWLINE}'"],
+}
+
+
+@pytest.mark.parametrize("args", ON_ONE_LINE.values(), ids=ON_ONE_LINE)
+def test_a_name_with_a_line_break_adds_no_line_to_a_message(refused, args):
+    """It is escaped; a config's faults have a line each."""
+    folder = Path(NEWLINE)
+    (folder / "out" / "small").mkdir(parents=True)
+    (folder / "out" / "small" / "checkpoint.npz").write_text("no zip")
+    (folder / "two.yaml").write_text(f"{ROSENBROCK}x: 1\ny: 1\n")
+    (folder / "bad.yaml").write_text("a: [\n")
+    (folder / "bytes.yaml").write_bytes(b"\xff")
+    (folder / "list.yaml").write_text("[1]")
+    (folder / "x.json").write_text('{"rows": []}')
+    (folder / "k.py").write_text("def step(): ...")
+    (folder / "raises.py").write_text("raise ValueError('a\\nb')")
+    (folder / "link").symlink_to("/dev/null")
+    code, message = refused(*args)
+    lines = message.split("\n")
+    assert code in {2, 4} and all(map(str.isprintable, lines)), message
+    faults = 2 if args == ON_ONE_LINE["a folder's name"] else 1
+    assert len(lines) == faults, message
+
+
+def test_a_note_is_one_line(capsys):
+    """Whatever the name in it."""
+    Terminal().note(f"Files: {NEWLINE}/verify.csv")
+    printed = capsys.readouterr().err
+    assert printed == "Files: a\\nError: all is well\\x1b[2J/verify.csv\n"
 
 
 # --- links and what is no file --------------------------------------------------------------------

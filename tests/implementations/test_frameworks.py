@@ -14,7 +14,7 @@ from conftest import AWKWARD, NUMPY, assert_same_bits, plan_of, random_arrays
 from adadelta_cli.bench import target
 from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.bench.device import CpuDevice
-from adadelta_cli.bench.problem import Outcome
+from adadelta_cli.bench.timing_problem import Outcome
 from adadelta_cli.bench.worker_pool import EntryKey, WorkerPool, WorkerSpec
 from adadelta_cli.errors import ExitCode, UnavailableError
 from adadelta_cli.implementations import array_backends, frameworks, registry

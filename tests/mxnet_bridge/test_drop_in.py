@@ -489,6 +489,28 @@ def test_lookahead():
 
 
 @BOTH
+def test_which_step_is_called(fused):
+    """One of `step` and `fused_step`, as docs/api.md says; with masters, neither of the base's."""
+    called = []
+
+    class Watched(AdaDelta):
+        def step(self, *arrays):
+            called.append("step")
+            super().step(*arrays)
+
+        def fused_step(self, *arrays):
+            called.append("fused_step")
+            super().fused_step(*arrays)
+
+    optimizer = Watched(use_fused_step=fused)
+    weight = mx.np.ones(3)
+    states = [optimizer.create_state_multi_precision(0, weight)]
+    optimizer.update_multi_precision([0], [weight], [mx.np.ones(3)], states)
+    optimizer.update([0], [weight], [mx.np.ones(3)], states)
+    assert called == ["fused_step" if fused else "step"] * 2
+
+
+@BOTH
 def test_subclasses_with_multi_precision(fused):
     """The override gets masters and float32 gradients, as in the stock; the bits are the same."""
     found = {}

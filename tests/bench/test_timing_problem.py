@@ -2,7 +2,7 @@
 
 import pytest
 
-from adadelta_cli.bench.problem import Outcome, TimingProblem
+from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 
 
 @pytest.mark.parametrize("outcome", Outcome)
