@@ -345,7 +345,8 @@ def training_result(
 
     Args:
         group: the network; its first implementation is what the others are compared with.
-        found: by implementation, the samples of `step`, a whole step, and of `update`, its update.
+        found: by implementation, the samples of `step`, a whole step, of `update`, its update, and
+            of `rest`, its forward and backward.
         trained: by implementation, what each process trained to.
     """
     every = group.implementations
@@ -366,27 +367,27 @@ def _training_measurement(
         row = _row(group, chosen, str(failed or ""))
         return Measurement(row, problem=failed, check_failed=_counts(chosen, failed))
     whole = measured(own.samples["step"])
-    problem, notes = _reached(chosen.name, baseline, trained)
+    problem, reached = _reached(chosen.name, baseline, trained)
     share = median_ci(ratio(own.samples["update"], own.samples["step"])).median
-    values = _times(group, whole, median_ci(whole))
-    reference = found[baseline].samples
-    if reference:
-        gain = median_ci(ratio(reference["step"], own.samples["step"]))
-        values |= _interval("speedup", gain)
-    if reference and chosen.name != baseline:
-        rest = median_ci(ratio(_rest(own.samples), _rest(reference)))
-        notes += f"; the rest takes {rest.median:.3g} ({rest.low:.3g}-{rest.high:.3g}) times as long"
-    note = f"the update is {share:.0%} of it; {notes}"
+    gains, others = _against(own.samples, found[baseline].samples)
+    note = "; ".join((f"the update is {share:.0%} of it", reached, *others))
+    values = _times(group, whole, median_ci(whole)) | gains
     row = _row(group, chosen, note, variant=own.variant("step"), **values)
     by_process = {"median_s": medians(whole), "update_s": medians(measured(own.samples["update"]))}
     failed_too = _counts(chosen, problem)
     return Measurement(row, _lists(whole), by_process, problem, check_failed=failed_too)
 
 
-def _rest(samples: Samples) -> list[np.ndarray]:
-    """Return the time of forward and backward, in each round."""
-    pairs = zip(samples["step"], samples["update"], strict=True)
-    return [step[: len(update)] - update[: len(step)] for step, update in pairs]
+def _against(own: Samples, reference: Samples) -> tuple[dict[str, float], list[str]]:
+    """Compare a training with the reference: the columns of the speed-up, and notes."""
+    if not reference:
+        return {}, []
+    gain = _interval("speedup", median_ci(ratio(reference["step"], own["step"])))
+    if own is reference or "rest" not in own:
+        return gain, []
+    rest = median_ci(ratio(own["rest"], reference["rest"]))
+    interval = f"{rest.median:.3g} ({rest.low:.3g}-{rest.high:.3g})"
+    return gain, [f"forward and backward take {interval} times as long as with the baseline"]
 
 
 def _reached(
@@ -395,7 +396,8 @@ def _reached(
     """Compare what was trained to with the reference's; return the problem, and a note."""
     loss, distance = trained[name][-1]
     if distance is not None:
-        return None, f"loss {loss!r}, weights within {distance:.1e} of {baseline}'s way"
+        near = f"weights {distance:.1e} of their way from those of {baseline}"
+        return None, f"loss {loss!r}, {near}, the speed-up's baseline"
     correct = trained[name] == trained[baseline]
     problem = None if correct else TimingProblem(Outcome.WRONG, f"not that of {baseline}")
     verdict = problem or f"identical to {baseline}"

@@ -54,7 +54,7 @@ class MxnetTrainer:
 
     BATCH = 100
     STEPS_TO_LOSS = 30
-    distance = None
+    distance: float | None = None
 
     def __init__(self, name: str, seed: int) -> None:
         from adadelta_cli.mxnet_bridge import runtime
@@ -153,6 +153,13 @@ def _cnn(nn: Any) -> Any:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(left, classes))
 
 
+# By network: how it is built, and the shape of a batch.
+NETWORKS: dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]] = {
+    "torch-mlp": (_mlp, (64, trainings.LAYERS[0])),
+    "torch-cnn": (_cnn, (32, trainings.CHANNELS[0], trainings.SIDE, trainings.SIDE)),
+}
+
+
 class TorchTrainer:
     """Train a network of PyTorch's, as users do: eagerly, with gradients set to None before each.
 
@@ -162,15 +169,9 @@ class TorchTrainer:
         seed: of the inputs, labels and weights.
     """
 
-    # By network: how it is built, and the shape of a batch.
-    NETWORKS: dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]] = {
-        "torch-mlp": (_mlp, (64, trainings.LAYERS[0])),
-        "torch-cnn": (_cnn, (32, trainings.CHANNELS[0], trainings.SIDE, trainings.SIDE)),
-    }
-
     def __init__(self, network: str, name: str, seed: int) -> None:
         self._torch = torch = import_library("torch")
-        build, batch = self.NETWORKS[network]
+        build, batch = NETWORKS[network]
         torch.manual_seed(seed)
         self._net, self._name = build(torch.nn), name
         self._inputs, self._labels = torch.randn(batch), torch.randint(trainings.CLASSES, batch[:1])
@@ -179,7 +180,8 @@ class TorchTrainer:
         for _ in range(CHECKED_STEPS):
             self.backward()
             self.update()
-        self.loss, self.distance = self.backward().item(), None
+        self.loss: float = self.backward().item()
+        self.distance: float | None = None
 
     @classmethod
     def checked(cls, network: str, name: str, seed: int) -> TorchTrainer:

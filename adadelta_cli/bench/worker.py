@@ -14,13 +14,12 @@ import json
 import math
 import os
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-
-import numpy as np
 
 from adadelta_cli.bench.buffers import TensorSet, cold_copies, held_bytes
 from adadelta_cli.bench.device import CpuDevice, bench_device
@@ -233,27 +232,33 @@ class TrainingTask:
         self._trainer.backward()
         self._trainer.update()
 
-    def _updates_s(self) -> float:
-        """Return the seconds of an update, the mean of those in as many steps as a sample has."""
-        return math.fsum(self._update_s() for _ in range(self._step.loops)) / self._step.loops
+    def _parts_s(self) -> tuple[float, float]:
+        """Return the seconds of an update, and of the rest, means of as many as a sample has."""
+        updates, rests = [], []
+        for _ in range(self._step.loops):
+            rests.append(self._clock([self._finish_backward]))
+            updates.append(self._clock([self._trainer.update]))
+        return statistics.fmean(updates), statistics.fmean(rests)
 
-    def _update_s(self) -> float:
+    def _finish_backward(self) -> None:
         self._trainer.backward()
         self._trainer.wait()
-        return self._clock([self._trainer.update])
 
     def ready(self) -> dict[str, Any]:
         """Return what the training has come to, or its problem."""
         if self._problem:
             return self._answer | {"faults": {self._name: str(self._problem)}, "entries": []}
         variants = {"step": self._trainer.variant()}
-        return self._answer | {"entries": ["step", "update"], "variants": variants}
+        return self._answer | {"entries": ["step", "update", "rest"], "variants": variants}
 
     def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
-        """Return the seconds of a whole step, or of an update, and those of the whole sample."""
+        """Return the seconds of a step or a part of it, and those of the whole sample."""
         self._step.wake_up()
-        entries = {"step": self._step.sample, "update": self._updates_s}
-        return {name: _spent(entries[name]) for name in names}
+        start = time.monotonic()
+        step_s, (update_s, rest_s) = self._step.sample(), self._parts_s()
+        whole_s = time.monotonic() - start
+        found = {"step": step_s, "update": update_s, "rest": rest_s}
+        return {name: [found[name], whole_s] for name in names}
 
 
 TASKS: dict[str, Any] = {"time": TimingTask, "peak": PeakMemoryTask, "train": TrainingTask}
