@@ -14,6 +14,16 @@ from adadelta_cli.implementations import frameworks
 from adadelta_cli.implementations.registry import PEERS
 from adadelta_cli.system import machine
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Let PyTorch compute alone: its threads wait for each other, beside other tests for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 each_network = pytest.mark.parametrize("network", NETWORKS)
 
 
@@ -85,8 +95,11 @@ def test_threads_are_those_of_both_runtimes():
 @pytest.mark.slow
 def test_the_trainings_end_to_end(tmp_path):
     """`bench --train` has a row for each optimizer, of the compiled one if there is a compiler."""
-    options = "--train torch-mlp --train torch-cnn --processes 1 --max-time 0.2 --json --busy 1"
-    line = [sys.executable, "-m", "adadelta_cli", "bench", *options.split(), "--out", tmp_path]
+    options = (
+        "--train torch-mlp --train torch-cnn --processes 1 --max-time 0.2 --busy 1 --threads 1"
+    )
+    command = [sys.executable, "-m", "adadelta_cli", "bench", "--json", *options.split()]
+    line = [*command, "--out", tmp_path]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
