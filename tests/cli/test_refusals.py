@@ -16,6 +16,7 @@ from conftest import needs_mxnet
 from adadelta_cli import __main__, inputs
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
+from adadelta_cli.implementations import array_backends
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
 
@@ -630,3 +631,15 @@ def test_states_of_what_is_no_file_are_refused(links, where):
 
     with pytest.raises(UsageError, match=NO_FILES[where]):
         states.read_states(links / where)
+
+
+@pytest.mark.parametrize("name", ["torch-mlp", "torch-cnn"])
+def test_a_training_without_its_library_is_not_available(refused, name, monkeypatch):
+    """The message says what to install, and nothing is timed or written."""
+    missing = "torch not installed; python -m pip install 'adadelta[torch]'"
+    monkeypatch.setattr(array_backends, "missing_library", lambda _library: missing)
+    code, message = refused("bench", "--train", name, "--backend", "numpy")
+    assert code == 2, "wrong usage comes first"
+    code, message = refused("bench", "--train", name)
+    assert (code, message) == (3, f"--train {name}: {missing}")
+    assert not Path("results").exists()
