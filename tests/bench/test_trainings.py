@@ -115,7 +115,7 @@ def test_weights_far_from_the_stocks_are_wrong(distance, wrong):
     assert (problem is not None) == wrong
     if problem:
         assert isinstance(problem, TimingProblem) and problem.outcome is Outcome.WRONG
-        assert f"{distance:.1e}" in problem.reason and "1e-05" in problem.reason
+        assert f"{distance:.1e}" in problem.reason and "2e-06" in problem.reason
 
 
 def test_the_help_lists_every_training():

@@ -37,11 +37,11 @@ def test_the_network_has_the_shapes_of_the_row(network):
 
 
 @each_network
-@pytest.mark.parametrize("name", ["torch-foreach", "torch-fused"])
-def test_the_fused_step_trains_as_the_stock(network, name):
-    """Within the bound after the first steps; the loss falls or moves, so the check sees steps."""
-    trainer = TorchTrainer.checked(network, name, 0)
-    assert trainer.distance <= ALLOWED_DISTANCE / 10
+@pytest.mark.parametrize("seed", [0, 8])
+def test_the_fused_step_trains_as_the_stock(network, seed):
+    """Within the bound, also where the convolutional net is chaotic (seed 8); and weights move."""
+    trainer = TorchTrainer.checked(network, "torch-fused", seed)
+    assert 0 < trainer.distance <= ALLOWED_DISTANCE / 4
     assert (trainer.weights - trainer.start).norm() > 0.1
 
 
