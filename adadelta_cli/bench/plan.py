@@ -24,6 +24,7 @@ from adadelta_cli.update import state_dtype
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adadelta_cli.bench.trainings import Training
     from adadelta_cli.bench.workloads import Workload
     from adadelta_cli.implementations.base import Implementation
 
@@ -45,6 +46,7 @@ class BenchPlan:
         processes: how many fresh processes time everything.
         absent: implementations that were asked for and are not available here, with the reason.
         against: another environment's interpreter, whose version is timed in the same rounds.
+        trainings: networks whose whole training steps are timed, too.
     """
 
     workloads: tuple[Workload, ...]
@@ -60,6 +62,7 @@ class BenchPlan:
     against: str | None = None
     device: Device = CPU
     busy: int = 0  # other processes that compute while steps are timed
+    trainings: tuple[Training, ...] = ()
 
     @cached_property
     def survey(self) -> DeviceSurvey:
@@ -170,9 +173,18 @@ def _choose(name: str, backend: str, device: Device) -> Implementation:
 def described(plan: BenchPlan) -> list[str]:
     """Say in lines what is timed, on what, and what is not available."""
     names = ", ".join(each.name for each in plan.implementations)
-    workloads = ", ".join(each.name for each in plan.workloads) or "no single steps"
+    workloads = ", ".join(each.name for each in plan.workloads)
+    single = f"timed: {names} on {workloads}, in {len(plan.workers)} processes at a time"
     absent = [f"not timed: {each.name}: {reason}" for each, reason in plan.absent]
-    return [f"timed: {names} on {workloads}, in {len(plan.workers)} processes at a time", *absent]
+    trained = [line for training in plan.trainings for line in _described_training(training)]
+    return [single] * bool(plan.workloads) + absent + trained
+
+
+def _described_training(training: Training) -> list[str]:
+    absent = training.absent()
+    names = ", ".join(name for name in training.optimizers if name not in absent)
+    lines = [f"not timed: {name}: {reason}" for name, reason in absent.items()]
+    return [f"timed: training steps of {training.name} with {names}, a process each", *lines]
 
 
 TEMPORARIES = 7  # arrays of the states' dtype that an unfused step holds at its peak; measured

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -243,10 +243,8 @@ def _measurement(
     name, samples = chosen.name, timings.samples
     if name not in samples:
         problem = timings.problems.get(name)
-        # A user of this command cannot fix what is wrong with a framework.
-        failed = bool(problem and problem.is_failure) and chosen.backend not in FRAMEWORKS
         row = _row(group, chosen, str(problem or ""), peak_extra_bytes=peak)
-        return Measurement(row, problem=problem, check_failed=failed)
+        return Measurement(row, problem=problem, check_failed=_counts(chosen, problem))
     known, moved = measured(samples[name]), group.workload.elements * traffic_bytes(group.dtype)
     time_s, ceiling_s = median_ci(known), median_ci(measured(samples[bound]))
     shares = ratio(samples[bound], samples[name])
@@ -274,6 +272,15 @@ def _measurement(
     )
     by_process = {"median_s": medians(known), "ceiling_fraction": medians(shares)}
     return Measurement(row, _lists(known), by_process)
+
+
+def _counts(chosen: Implementation, problem: TimingProblem | None) -> bool:
+    """Return whether a problem makes the command end with exit code 1.
+
+    A user of this command cannot fix what is wrong with a framework.
+    """
+    other = chosen.backend in FRAMEWORKS and not chosen.is_built_in
+    return bool(problem and problem.is_failure) and not other
 
 
 def _times(group: Group, known: Sequence[np.ndarray], time_s: MedianCI) -> dict[str, Any]:
@@ -318,37 +325,80 @@ def _notes(
         yield f"times as fast as {', '.join(listed)}"
 
 
+class Trained(NamedTuple):
+    """What a process trained to before it was timed.
+
+    Attributes:
+        loss: after some steps.
+        distance: of the weights from the reference's, which was checked; see `trainers.py`. None:
+            the loss is compared, to the last digit.
+    """
+
+    loss: float
+    distance: float | None = None
+
+
 def training_result(
-    group: Group, samples: Mapping[str, Samples], losses: Mapping[str, list[float]]
+    group: Group, found: Mapping[str, Timings], trained: Mapping[str, Sequence[Trained]]
 ) -> GroupResult:
     """Make the rows of whole training steps.
 
     Args:
         group: the network; its first implementation is what the others are compared with.
-        samples: by implementation, those of `step`, a whole step, and of `update`, its update.
-        losses: the loss that each trained to, in each process.
+        found: by implementation, the samples of `step`, a whole step, of `update`, its update, and
+            of `rest`, its forward and backward.
+        trained: by implementation, what each process trained to.
     """
     every = group.implementations
-    return GroupResult([_training_measurement(group, each, samples, losses) for each in every])
+    rows = [_training_measurement(group, each, found, trained) for each in every]
+    together = {name: each.samples["step"] for name, each in found.items() if each.samples}
+    return GroupResult(rows, warnings=find_warnings(group.workload.name, group.threads, together))
 
 
 def _training_measurement(
     group: Group,
     chosen: Implementation,
-    samples: Mapping[str, Samples],
-    losses: Mapping[str, list[float]],
+    found: Mapping[str, Timings],
+    trained: Mapping[str, Sequence[Trained]],
 ) -> Measurement:
-    name, reference = chosen.name, group.implementations[0].name
-    own, whole = samples[name], measured(samples[name]["step"])
-    share = median_ci(ratio(own["update"], own["step"])).median
-    correct = losses[name] == losses[reference]
-    problem = None if correct else TimingProblem(Outcome.WRONG, f"not that of {reference}")
-    verdict = problem or f"identical to {reference}"
-    note = (
-        f"the update is {share:.0%} of it; loss {losses[name][-1]!r}, {verdict}, the speed-up's "
-        "baseline"
-    )
-    gain = median_ci(ratio(samples[reference]["step"], own["step"]))
-    values = _times(group, whole, median_ci(whole)) | _interval("speedup", gain)
-    row, by_process = _row(group, chosen, note, **values), {"median_s": medians(whole)}
-    return Measurement(row, _lists(whole), by_process, problem, check_failed=not correct)
+    own, baseline = found[chosen.name], group.implementations[0].name
+    failed = own.problems.get(chosen.name)
+    if failed or not own.samples:
+        row = _row(group, chosen, str(failed or ""))
+        return Measurement(row, problem=failed, check_failed=_counts(chosen, failed))
+    whole = measured(own.samples["step"])
+    problem, reached = _reached(chosen.name, baseline, trained)
+    share = median_ci(ratio(own.samples["update"], own.samples["step"])).median
+    gains, others = _against(own.samples, found[baseline].samples)
+    note = "; ".join((f"the update is {share:.0%} of it", reached, *others))
+    values = _times(group, whole, median_ci(whole)) | gains
+    row = _row(group, chosen, note, variant=own.variant("step"), **values)
+    by_process = {"median_s": medians(whole), "update_s": medians(measured(own.samples["update"]))}
+    failed_too = _counts(chosen, problem)
+    return Measurement(row, _lists(whole), by_process, problem, check_failed=failed_too)
+
+
+def _against(own: Samples, reference: Samples) -> tuple[dict[str, float], list[str]]:
+    """Compare a training with the reference: the columns of the speed-up, and notes."""
+    if not reference:
+        return {}, []
+    gain = _interval("speedup", median_ci(ratio(reference["step"], own["step"])))
+    if own is reference or "rest" not in own:
+        return gain, []
+    rest = median_ci(ratio(own["rest"], reference["rest"]))
+    interval = f"{rest.median:.3g} ({rest.low:.3g}-{rest.high:.3g})"
+    return gain, [f"forward and backward take {interval} times as long as with the baseline"]
+
+
+def _reached(
+    name: str, baseline: str, trained: Mapping[str, Sequence[Trained]]
+) -> tuple[TimingProblem | None, str]:
+    """Compare what was trained to with the reference's; return the problem, and a note."""
+    loss, distance = trained[name][-1]
+    if distance is not None:
+        near = f"weights {distance:.1e} of their way from those of {baseline}"
+        return None, f"loss {loss!r}, {near}, the speed-up's baseline"
+    correct = trained[name] == trained[baseline]
+    problem = None if correct else TimingProblem(Outcome.WRONG, f"not that of {baseline}")
+    verdict = problem or f"identical to {baseline}"
+    return problem, f"loss {loss!r}, {verdict}, the speed-up's baseline"

@@ -20,13 +20,10 @@ import numpy as np
 from adadelta_cli import inputs
 from adadelta_cli.bench.measurement_warnings import Samples, format_warnings
 from adadelta_cli.bench.plan import OLD, largest_group
-from adadelta_cli.bench.results import Group, Timings, group_result, training_result
+from adadelta_cli.bench.results import Group, Timings, Trained, group_result, training_result
 from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.bench.worker_pool import Job, Worker, WorkerPool, WorkerSpec, run_side_by_side
-from adadelta_cli.bench.workloads import model
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
-from adadelta_cli.implementations.registry import IMPLEMENTATIONS
-from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.system.neighbours import busy
 from adadelta_cli.system.progress import Tick, no_tick
 
@@ -35,19 +32,17 @@ if TYPE_CHECKING:
 
     from adadelta_cli.bench.plan import BenchPlan
     from adadelta_cli.bench.results import BenchRow, GroupResult, Measurement
+    from adadelta_cli.bench.trainings import Training
     from adadelta_cli.bench.worker_pool import Columns, EntryKey
     from adadelta_cli.implementations.base import Implementation
 
-# By network, what its training steps are timed with; the first is the reference.
 BUSY_SAMPLE_S = 0.2
-TRAINED = {"mlp": tuple(IMPLEMENTATIONS[name] for name in ("mxnet-stock", "mxnet", "mxnet-fused"))}
 
 
 class Benchmark:
     """Carry out a plan.
 
     Args:
-        train: a network whose training steps are timed, too, a key of `TRAINED`.
         machine: its description, from `machine.describe`.
 
     Attributes:
@@ -59,10 +54,9 @@ class Benchmark:
         UnavailableError: the other environment has no version that understands this one.
     """
 
-    def __init__(self, plan: BenchPlan, train: str | None, machine: dict[str, Any]) -> None:
+    def __init__(self, plan: BenchPlan, machine: dict[str, Any]) -> None:
         python = plan.against and str(Path(shutil.which(plan.against) or plan.against).absolute())
         self.plan, self.machine = replace(plan, against=python), machine | plan.survey.about
-        self._train = train
         self.results: list[GroupResult] = []
         self.other: dict[str, Any] = _describe_other(python) if python else {}
 
@@ -70,8 +64,8 @@ class Benchmark:
         """Time all of it, by `measure`, then `train_steps`."""
         if self.plan.workloads:
             measure(self.plan, self.results, tick)
-        if self._train:
-            train_steps(self._train, self.plan, self.results, tick)
+        for training in self.plan.trainings:
+            train_steps(training, self.plan, self.results, tick)
 
     @property
     def measurements(self) -> list[Measurement]:
@@ -209,9 +203,16 @@ def _order(plan: BenchPlan, group: Group) -> dict[str, Any]:
         "shapes": group.workload.shapes,
         "cold": group.cache == "cold",
         "ctx": str(group.device),
-        # Beside neighbours a step may wait for whole slices of the scheduler, so means are long.
-        **({"sample_s": BUSY_SAMPLE_S} if plan.busy else {}),
+        **_sampling(plan),
     }
+
+
+def _sampling(plan: BenchPlan) -> dict[str, float]:
+    """Return what worker.py reads of how long a sample lasts.
+
+    Beside neighbours a step may wait for whole slices of the scheduler, so means are long.
+    """
+    return {"sample_s": BUSY_SAMPLE_S} if plan.busy else {}
 
 
 def _is_precise(found: Columns, precision: float) -> bool:
@@ -285,39 +286,55 @@ def _peak(
 
 
 def train_steps(
-    name: str, plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick
+    training: Training, plan: BenchPlan, results: list[GroupResult], tick: Tick = no_tick
 ) -> None:
-    """Time whole training steps of a network of `TRAINED`, once for each optimizer, in turn.
+    """Time whole training steps of a network, once for each optimizer, in turn.
 
     A result for each number of threads of the plan is added, as in `measure`.
 
     Raises:
-        UnavailableError: MXNet is not installed.
         BrokenError: a worker process broke.
     """
-    runtime.is_installed() or runtime.load_mxnet()  # raises, and names what is missing
-    workload = replace(model(name), name=f"train:{name}")
+    what = (training.workload, training.implementations, "float32")
     for threads in dict.fromkeys(plan.threads):
-        group = Group(workload, TRAINED[name], "float32", threads, "warm", plan.precision)
+        group = Group(*what, threads, precision=plan.precision, busy=plan.busy)
         passes = _Passes()
-        losses: dict[str, list[float]] = defaultdict(list)
+        trained: dict[str, list[Trained]] = defaultdict(list)
         try:
             for number in range(plan.processes):
-                tick(number, plan.processes, f"{workload.name}, process {number + 1}")
-                _train_once(plan, group, number, passes, losses)
+                tick(number, plan.processes, f"{group.workload.name}, process {number + 1}")
+                _train_once(training, plan, group, number, passes, trained)
         finally:
             if passes.samples:
-                results.append(training_result(group, passes.samples, losses))
+                results.append(training_result(group, _trainings(training, passes), trained))
+
+
+def _trainings(training: Training, passes: _Passes) -> dict[str, Timings]:
+    """Return by optimizer what the passes found, or why it is not available."""
+    absent = {
+        name: Timings({}, {name: TimingProblem(Outcome.SKIPPED, reason)})
+        for name, reason in training.absent().items()
+    }
+    return {name: passes.timings(name) for name in training.optimizers} | absent
 
 
 def _train_once(
-    plan: BenchPlan, group: Group, number: int, passes: _Passes, losses: dict[str, list[float]]
+    training: Training,
+    plan: BenchPlan,
+    group: Group,
+    number: int,
+    passes: _Passes,
+    trained: dict[str, list[Trained]],
 ) -> None:
-    """Sample the optimizers in turn, in a fresh process each; add samples and losses."""
-    specs = [WorkerSpec((each,), each.name, task="train") for each in group.implementations]
+    """Sample the optimizers in turn, in a fresh process each; add samples and what they reached."""
+    absent = training.absent()
+    here = [each for each in group.implementations if each.name not in absent]
+    specs = [WorkerSpec((each,), each.name, task="train") for each in here]
     pool = WorkerPool(specs, group.threads, seed=plan.seed + number)
     with pool, busy(plan.busy):
-        answers = pool.prepare(group.implementations, seed=plan.seed)
+        order = {"seed": plan.seed, "network": training.name}
+        answers = pool.prepare(here, **order, **_sampling(plan))
         passes.add(_sample(plan, pool), pool.problems, pool.variants)
     for spec, answer in zip(specs, answers, strict=True):
-        losses[spec.side].append(answer["loss"])
+        if "loss" in answer:  # not of third-party code that broke its process
+            trained[spec.side].append(Trained(answer["loss"], answer["distance"]))

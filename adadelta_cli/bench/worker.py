@@ -14,19 +14,20 @@ import json
 import math
 import os
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-
 from adadelta_cli.bench.buffers import TensorSet, cold_copies, held_bytes
 from adadelta_cli.bench.device import CpuDevice, bench_device
 from adadelta_cli.bench.target import HYPER, BenchTarget, check_correct, describe_exception
+from adadelta_cli.bench.trainers import check_distance, trainer
+from adadelta_cli.bench.trainings import TRAININGS
 from adadelta_cli.errors import of_device
-from adadelta_cli.implementations.array_backends import BACKENDS, Device
+from adadelta_cli.implementations.array_backends import Device
 from adadelta_cli.implementations.registry import timeable
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import leave_if_forked
@@ -90,7 +91,7 @@ class TimedEntry:
         for _ in range(settling):
             self._take()
         cost = _warmed_up(self._take)
-        self._loops = len(steps) if evict else max(1, math.ceil(sample_s / cost))
+        self.loops = len(steps) if evict else max(1, math.ceil(sample_s / cost))
         self._untimed = cost < UNTIMED_BELOW_S
 
     def wake_up(self) -> None:
@@ -112,7 +113,7 @@ class TimedEntry:
             self._evict()
         elif self._untimed:
             self._take()  # loads the caches, which other entries have used
-        return self._clock(self._chosen(self._loops)) / self._together
+        return self._clock(self._chosen(self.loops)) / self._together
 
 
 class TimingTask:
@@ -208,80 +209,56 @@ class PeakMemoryTask:
 
 
 class TrainingTask:
-    """Time whole training steps of a network through `gluon.Trainer`, and their updates alone.
-
-    The network is the MLP 784-500-300-10, on one batch of 100 random images.
-    """
-
-    BATCH = 100
-    STEPS_TO_LOSS = 30
+    """Time whole training steps of a network, and their updates alone."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        from adadelta_cli.mxnet_bridge import runtime
-
-        self._mx = mx = runtime.load_mxnet()
-        BACKENDS["mxnet"]()
-        random = np.random.default_rng(spec["seed"])
-        mx.np.random.seed(spec["seed"])
-        self._net = self._network(random)
-        self._images = mx.np.array(random.standard_normal((self.BATCH, 784)), dtype="float32")
-        self._labels = mx.np.array(random.integers(0, 10, self.BATCH))
-        self._loss_of = mx.gluon.loss.SoftmaxCrossEntropyLoss()
-        optimizer = self._optimizer(*spec["implementations"])
-        self._trainer = mx.gluon.Trainer(self._net.collect_params(), optimizer, kvstore=None)
-        for _ in range(self.STEPS_TO_LOSS):
-            self._step()
-        self._loss = float(self._backward().mean().asnumpy())
+        (self._name,) = spec["implementations"]
         self._clock = CpuDevice().seconds
-        step = TimedEntry([self._step], self._clock)
-        self._entries = {"step": step.sample, "update": self._update_s}
+        self._answer: dict[str, Any] = {}
+        self._problem: TimingProblem | None = None
+        try:
+            self._trainer = trainer(spec["network"], self._name, spec["seed"])
+        except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be timed
+            self._problem = describe_exception(error)
+            return
+        self._answer = {"loss": self._trainer.loss, "distance": self._trainer.distance}
+        if self._trainer.distance is not None:
+            reference = TRAININGS[spec["network"]].optimizers[0]
+            self._problem = check_distance(reference, self._trainer.distance)
+        settling, sample_s = CpuDevice().settling_steps(), spec.get("sample_s", SAMPLE_S)
+        self._step = TimedEntry([self._take], self._clock, settling=settling, sample_s=sample_s)
 
-    def _optimizer(self, name: str) -> Any:
-        from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
+    def _take(self) -> None:
+        self._trainer.backward()
+        self._trainer.update()
 
-        if name == "mxnet-stock":
-            return self._mx.optimizer.adadelta.AdaDelta()
-        return AdaDelta(use_fused_step={"mxnet": False, "mxnet-fused": True}[name])
+    def _parts_s(self) -> tuple[float, float]:
+        """Return the seconds of an update, and of the rest, means of as many as a sample has."""
+        updates, rests = [], []
+        for _ in range(self._step.loops):
+            rests.append(self._clock([self._finish_backward]))
+            updates.append(self._clock([self._trainer.update]))
+        return statistics.fmean(updates), statistics.fmean(rests)
 
-    def _network(self, random: np.random.Generator) -> Any:
-        nn = self._mx.gluon.nn
-        net = nn.HybridSequential()
-        for units, activation in ((500, "relu"), (300, "relu"), (10, None)):
-            net.add(nn.Dense(units, activation=activation))
-        net.initialize()
-        net.hybridize(static_alloc=True, static_shape=True)
-        net(self._mx.np.zeros((self.BATCH, 784)))  # now the shapes are known
-        for parameter in net.collect_params().values():
-            values = random.standard_normal(parameter.shape) * 0.05
-            parameter.set_data(self._mx.np.array(values, dtype="float32"))
-        return net
-
-    def _backward(self) -> Any:
-        with self._mx.autograd.record():
-            loss = self._loss_of(self._net(self._images), self._labels)
-        loss.backward()
-        return loss
-
-    def _step(self) -> None:
-        self._backward()
-        self._update()
-
-    def _update_s(self) -> float:
-        self._backward()
-        self._mx.nd.waitall()
-        return self._clock([self._update])
-
-    def _update(self) -> None:
-        self._trainer.step(self.BATCH)
-        self._mx.nd.waitall()
+    def _finish_backward(self) -> None:
+        self._trainer.backward()
+        self._trainer.wait()
 
     def ready(self) -> dict[str, Any]:
-        """Return the loss after `STEPS_TO_LOSS`."""
-        return {"loss": self._loss, "faults": {}, "entries": list(self._entries)}
+        """Return what the training has come to, or its problem."""
+        if self._problem:
+            return self._answer | {"faults": {self._name: str(self._problem)}, "entries": []}
+        variants = {"step": self._trainer.variant()}
+        return self._answer | {"entries": ["step", "update", "rest"], "variants": variants}
 
     def sample(self, names: Sequence[str]) -> dict[str, list[float]]:
-        """Return the seconds of a whole step, or of an update, and those of the whole sample."""
-        return {name: _spent(self._entries[name]) for name in names}
+        """Return the seconds of a step or a part of it, and those of the whole sample."""
+        self._step.wake_up()
+        start = time.monotonic()
+        step_s, (update_s, rest_s) = self._step.sample(), self._parts_s()
+        whole_s = time.monotonic() - start
+        found = {"step": step_s, "update": update_s, "rest": rest_s}
+        return {name: [found[name], whole_s] for name in names}
 
 
 TASKS: dict[str, Any] = {"time": TimingTask, "peak": PeakMemoryTask, "train": TrainingTask}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from adadelta_cli.bench.plan import BenchPlan
     from adadelta_cli.bench.regression import Comparison, Document
     from adadelta_cli.bench.runner import Benchmark
+    from adadelta_cli.bench.trainings import Training
     from adadelta_cli.cli.console import Terminal
     from adadelta_cli.implementations.array_backends import Device
 
@@ -88,8 +89,11 @@ format_option = click.option(
 )
 @click.option(
     "--train",
-    type=Choice(["mlp"]),
-    help="Whole training steps (forward, backward, update) of a network.",
+    "trained",
+    multiple=True,
+    type=Choice(["mlp", "torch-mlp", "torch-cnn"]),
+    help="Whole training steps (forward, backward, update) of a network: mlp on MXNet, torch-mlp "
+    "and torch-cnn on PyTorch; repeatable.",
 )
 @click.option(
     "--impl",
@@ -171,7 +175,6 @@ format_option = click.option(
 @format_option
 @shared_options("bench")
 def bench(
-    train: str | None,
     layout: str,
     baseline: Path | None,
     threshold: float,
@@ -190,6 +193,7 @@ def bench(
     adadelta bench
     adadelta bench --sizes 1e6,1e7 --model resnet50 --threads 1,2
     adadelta bench --train mlp --format markdown
+    adadelta bench --train torch-mlp --train torch-cnn --busy 2
     adadelta bench --sizes 1e7 --impl numpy-fused --peers
     adadelta bench --sizes 1e6 --against ../main/.venv/bin/python
     """
@@ -200,13 +204,13 @@ def bench(
 
     files.check_pictures()
     screen = terminal(as_json, quiet, verbose)
-    _check_effective(train, baseline, **asked)
+    _check_effective(baseline, **asked)
     before = _baseline(baseline, out) if baseline else None
-    plan = _plan(train=train, **asked)
+    plan = _plan(**asked)
     for line in planning.described(plan):
         screen.note(line, level=1)
     planning.check_memory(plan)
-    work = runner.Benchmark(plan, train, machine.describe())
+    work = runner.Benchmark(plan, machine.describe())
     files.prepare_folder(out, report.FILES)
     judged: list[Comparison] = []
     with ExitStack() as finished:
@@ -222,7 +226,7 @@ def bench(
 
 
 def _check_effective(
-    train: str | None, baseline: Path | None, device: Device, peers: bool, **asked: Any
+    baseline: Path | None, device: Device, peers: bool, trained: Sequence[str], **asked: Any
 ) -> None:
     """Refuse options without an effect."""
     typed = click.get_current_context().get_parameter_source
@@ -239,17 +243,17 @@ def _check_effective(
             f"--threads has no effect with --ctx {device}, where no step computes on the CPU; "
             "leave out one of them"
         )
-    if train and peers and not (asked["sizes"] or asked["models"]):
+    if trained and peers and not (asked["sizes"] or asked["models"]):
         raise UsageError(
-            "--train and --peers contradict each other: a training is always on MXNet; leave out "
-            "one of them, or add --sizes or --model"
+            "--train and --peers contradict each other: a training has optimizers of its own; "
+            "leave out one of them, or add --sizes or --model"
         )
 
 
 def _plan(
     sizes: str | None,
     models: tuple[str, ...],
-    train: str | None,
+    trained: tuple[str, ...],
     names: tuple[str, ...],
     peers: bool,
     warm: bool | None,
@@ -259,18 +263,21 @@ def _plan(
     **how: Any,
 ) -> BenchPlan:
     """Resolve the names that the options give."""
-    from adadelta_cli.bench import plan, workloads
+    from adadelta_cli.bench import plan, trainings, workloads
     from adadelta_cli.implementations import frameworks, registry
     from adadelta_cli.mxnet_bridge import runtime
 
-    if train:  # before a device is tried
-        alone = names if not (sizes or models) else ()
-        _check_train(device, how["against"], backend, alone, warm, how["dtypes"])
-    sizes = sizes or ("" if models or train else "1e5,1e6,1e7")
+    chosen = [trainings.TRAININGS[name] for name in dict.fromkeys(trained)]
+    alone = names if not (sizes or models) else ()
+    for each in chosen:  # before a device is tried
+        _check_train(each, device, how["against"], backend, alone, warm, how["dtypes"])
+    for each in chosen:
+        each.check_available()
+    sizes = sizes or ("" if models or chosen else "1e5,1e6,1e7")
     warm = device.kind == "cpu" if warm is None else warm
     fused_only = bool(how["against"])
     own = plan.choose_implementations(names, backend, device, fused_only=fused_only)
-    if train or any(each.backend == "mxnet" for each in own):
+    if any(each.library == "mxnet" for each in chosen) or any(e.backend == "mxnet" for e in own):
         runtime.check_environment()
     others = (*registry.ON_FRAMEWORKS.values(), *registry.YARDSTICKS.values()) if peers else ()
     here, absent = frameworks.available(each.on(device) for each in others)
@@ -281,11 +288,13 @@ def _plan(
         max_time_s=max_time,
         absent=absent,
         device=device,
+        trainings=tuple(chosen),
         **how,
     )
 
 
 def _check_train(
+    training: Training,
     device: Device,
     against: str | None,
     backend: str,
@@ -293,24 +302,25 @@ def _check_train(
     warm: bool | None,
     dtypes: Sequence[str],
 ) -> None:
-    """Raise a UsageError for what contradicts a training: on MXNet, on a CPU, in float32."""
+    """Raise a UsageError for what contradicts a training: on its library, a CPU, in float32."""
     if against:
         raise UsageError("--against compares single steps; leave out --train, or --against")
     if device.kind != "cpu":
         raise UsageError(
-            f"--train --ctx {device}: whole training steps go through gluon.Trainer, whose MXNet "
-            "computes on a CPU; leave out --train, or --ctx"
+            f"--train {training.name} --ctx {device}: whole training steps are timed on a CPU; "
+            "leave out --train, or --ctx"
         )
     wrong = {
-        f"--backend {backend}": backend not in {"auto", "mxnet"},
+        f"--backend {backend}": backend not in {"auto", training.library},
         f"--impl {', '.join(names)}": bool(names),
         "--cold": warm is False,
         f"--dtype {', '.join(dtypes)}": "float32" not in dtypes,
     }
     for option in (option for option, is_wrong in wrong.items() if is_wrong):
         raise UsageError(
-            f"--train and {option} contradict each other: a training is always on MXNet in "
-            "float32, with the stock, the unfused and the fused step; leave out one of them"
+            f"--train {training.name} and {option} contradict each other: it is always on "
+            f"{training.library} in float32, with {', '.join(training.optimizers)}; leave out one "
+            "of them"
         )
 
 

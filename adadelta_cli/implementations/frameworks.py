@@ -65,7 +65,7 @@ def bind_torch(
         foreach=foreach,
         capturable=parameters[0].weight.is_cuda,  # else each step brings a count to the host
     )
-    update = _compiled(torch, optimizer.step) if compiled else optimizer.step
+    update = compiled_step(torch, optimizer.step) if compiled else optimizer.step
     if timed:
         return _given(parameters, update)
 
@@ -151,7 +151,8 @@ def adam(p: Parameter) -> None:
     p.weight[...] -= ADAM.learning_rate * first / (np.sqrt(second) + ADAM.epsilon)
 
 
-def _compiled(torch: Any, update: Callable[[], Any]) -> Callable[[], Any]:
+def compiled_step(torch: Any, update: Callable[[], Any]) -> Callable[[], Any]:
+    """Return an optimizer's step, compiled by `torch.compile` at its first call."""
     from torch._inductor import config
 
     config.compile_threads = 1  # no worker processes: they would outlive a killed sandbox

@@ -6,7 +6,8 @@ thread that the system keeps waiting, because other processes compute on its cor
 only one that is preempted inside a piece does. OpenMP's threads, and Numba's other layers, all wait
 for each other at the end of each region, often for whole slices of the scheduler.
 
-Idle threads spin for `SPIN_NS`, then sleep. They belong to this process: in a forked child there
+Idle threads spin for `SPIN_NS`, then sleep; at once where spinning was in vain of late, since a
+training's forward and backward need the cores. They belong to this process: in a forked child there
 are none, and the calling thread does all the work.
 """
 
@@ -37,6 +38,7 @@ compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
 
 # Longer than Python takes from one step to the next, shorter than what a neighbour would notice.
 SPIN_NS = 50_000
+IN_VAIN = 4  # jobs in a row that came after the spinning: then it is left out
 PIECES = 16  # of a thread's part: what is left when others are done is small
 # The least, since taking a piece costs 50 ns or more; and the most, so that the caller need
 # not sleep until the last piece is done: the thread that wakes it would take it to its own core.
@@ -46,10 +48,11 @@ ALIGNED = 64  # elements: pieces end at a cache line's end where the tensors beg
 # The pool's state: int64 words, those that different threads write in cache lines of their own.
 LINE = 8
 WORKERS, GENERATION, OPEN, INSIDE, WAITING, DONE = (LINE * k for k in range(6))
-FUNCTION, TABLE, WORDS, TOTAL, PARTS, PIECE, CORE = (LINE * 6 + k for k in range(7))
+FUNCTION, TABLE, WORDS, TOTAL, PARTS, PIECE, CORE, LATE = (LINE * 6 + k for k in range(8))
+ENDED, CLOCK = LINE * 7, LINE * 7 + 1  # when the last job did; two words
 MAX_PARTS = 1024
 # A line each for every part or thread.
-TAKEN, SLEEPS, WAKE, ALLOWED = (LINE * (7 + MAX_PARTS * k) for k in range(4))
+TAKEN, SLEEPS, WAKE, ALLOWED = (LINE * (8 + MAX_PARTS * k) for k in range(4))
 CORES = 1024  # in ALLOWED, a bit each: those that this process may run on; as a cpu_set_t of glibc
 STATE_WORDS = ALLOWED + CORES // 64
 # A range function: it takes a table's address, a number for it, and the first and the end of the
@@ -172,6 +175,7 @@ def run(state, function, table, words, total, parts):  # noqa: ANN201 - Numba's
     """
     for part in range(parts):
         state[TAKEN + LINE * part] = 0
+    _note_begin(state, now_ns(state[CLOCK:]))
     state[FUNCTION], state[TABLE], state[WORDS] = function, table, words
     state[TOTAL], state[PARTS], state[CORE] = total, parts, _getcpu()
     piece = min(total // (parts * PIECES), MOST_PIECE_ELEMENTS) // ALIGNED * ALIGNED
@@ -184,6 +188,19 @@ def run(state, function, table, words, total, parts):  # noqa: ANN201 - Numba's
     _work(state, 0)
     _set(state, OPEN, 0)
     _finish(state)
+    state[ENDED] = now_ns(state[CLOCK:])
+
+
+@compiled
+def _note_begin(state, now):
+    """Count the jobs in a row that came later than idle threads spin."""
+    _set(state, LATE, _get(state, LATE) + 1 if now - state[ENDED] > SPIN_NS else 0)
+
+
+@compiled
+def _spin_ns(state):
+    """Return for how long an idle thread spins before it sleeps."""
+    return SPIN_NS if _get(state, LATE) < IN_VAIN else 0
 
 
 @compiled
@@ -257,7 +274,7 @@ def _leave_core(state, mask):
 @compiled
 def _next_generation(state, own, seen, scratch):
     """Wait for a job after the one that was seen: spin, then sleep."""
-    end = now_ns(scratch) + SPIN_NS
+    end = now_ns(scratch) + _spin_ns(state)
     while _get(state, GENERATION) == seen:
         if now_ns(scratch) < end:
             _pause()

@@ -12,12 +12,13 @@ from adadelta_cli.bench.plan import OLD
 from adadelta_cli.bench.results import Timings, group_result
 from adadelta_cli.bench.significance import Verdict
 from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
+from adadelta_cli.bench.trainings import TRAININGS
 from adadelta_cli.bench.worker_pool import EntryKey
 
 
 def judged(new, old):
     """Judge the timings of two versions; return the rows."""
-    work = runner.Benchmark(PLAN, None, {})
+    work = runner.Benchmark(PLAN, {})
     work.results = [group_result(GROUP, new, {}, old)]
     work.other = {"version": "0.0.1", "path": "elsewhere"}
     return regression.judge_in_turn(work, 0.05).rows
@@ -69,7 +70,7 @@ def test_training_gives_one_loss():
     """The stock, unfused and fused optimizer train to the same loss, to the last digit."""
     plan = replace(PLAN, workloads=(), processes=1, max_time_s=0.3)
     results = []
-    runner.train_steps("mlp", plan, results)
+    runner.train_steps(TRAININGS["mlp"], plan, results)
     (result,) = results
     names = [each.row.implementation for each in result.measurements]
     assert names == ["mxnet-stock", "mxnet", "mxnet-fused"]

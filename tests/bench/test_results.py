@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from invented import GROUP, samples
+from invented import ALL_WRONG, GROUP, samples
 
 from adadelta_cli.bench import results
 from adadelta_cli.bench.regression import RecordedTiming
@@ -93,6 +93,12 @@ def test_a_row_says_when_time_was_up():
     assert "processes disagree by 50%" in row.note
 
 
+def training(step, update=1e-3):
+    """Two processes that measured these seconds in every round."""
+    parts = {"step": step, "update": update, "rest": step - update}
+    return results.Timings({name: [np.full(30, each)] * 2 for name, each in parts.items()})
+
+
 LOSSES = {"mxnet-stock": [0.5, 0.5], "mxnet-fused": [0.5, 0.5]}
 
 
@@ -100,15 +106,61 @@ LOSSES = {"mxnet-stock": [0.5, 0.5], "mxnet-fused": [0.5, 0.5]}
 def test_a_training_is_compared_with_its_reference(loss):
     """By the loss, to the last digit; another one is wrong, though it has a time."""
     group = replace(GROUP, implementations=tuple(map(timeable, LOSSES)))
-    found = {
-        name: {"step": [np.full(30, step)] * 2, "update": [np.full(30, 1e-3)] * 2}
-        for name, step in (("mxnet-stock", 4e-3), ("mxnet-fused", 2e-3))
-    }
+    found = {"mxnet-stock": training(4e-3), "mxnet-fused": training(2e-3)}
     losses = LOSSES | {"mxnet-fused": [0.5, loss]}
-    stock, fused = results.training_result(group, found, losses).measurements
+    trained = {name: list(map(results.Trained, each)) for name, each in losses.items()}
+    stock, fused = results.training_result(group, found, trained).measurements
     assert (stock.row.speedup, fused.row.speedup) == (1.0, 2.0)
     assert fused.row.note.startswith(f"the update is 50% of it; loss {loss}, ")
     assert (fused.problem is None, fused.check_failed) == (loss == 0.5, loss != 0.5)
     assert ("wrong: " in fused.row.note) == fused.check_failed and not stock.check_failed
     recorded = RecordedTiming(**vars(fused.row))
     assert recorded.wrong == fused.check_failed
+
+
+ON_TORCH = ("torch-foreach", "torch-compile", "torch-fused")
+
+
+def trainings(**found):
+    """Make the rows of trainings on PyTorch by optimizer, from what was found of each."""
+    group = replace(GROUP, implementations=tuple(map(timeable, ON_TORCH)))
+    each = {name.replace("_", "-"): timings for name, timings in found.items()}
+    trained = {name: [results.Trained(0.5, 2.5e-7)] * 2 for name in ON_TORCH}
+    made = results.training_result(group, each, trained).measurements
+    return {measurement.row.implementation: measurement for measurement in made}
+
+
+def test_a_training_on_pytorch_has_a_distance_and_the_rest():
+    """The note has the weights' distance from the stock's, and what the step does to the rest."""
+    rows = trainings(
+        torch_foreach=training(4e-3), torch_compile=training(2e-3), torch_fused=training(1.6e-3)
+    )
+    assert rows["torch-fused"].row.speedup == 2.5
+    note = rows["torch-fused"].row.note
+    assert "the update is 62% of it" in note and "2.5e-07" in note and "torch-foreach" in note
+    assert "forward and backward take 0.2 (0.2-0.2) times as long" in note
+    assert "forward and backward" not in rows["torch-foreach"].row.note
+    assert rows["torch-fused"].by_process["update_s"] == [1e-3, 1e-3]
+
+
+@pytest.mark.parametrize("name", ON_TORCH)
+def test_a_wrong_training_has_no_time(name):
+    """Only this package's own makes the command fail; without the reference, no speed-up."""
+    found = {each.replace("-", "_"): training(2e-3) for each in ON_TORCH}
+    found[name.replace("-", "_")] = results.Timings({}, {name: ALL_WRONG})
+    rows = trainings(**found)
+    assert rows[name].row.median_s is None and rows[name].row.note == str(ALL_WRONG)
+    assert [n for n in ON_TORCH if rows[n].check_failed] == ["torch-fused"] * (
+        name == "torch-fused"
+    )
+    sped_up = {n for n in ON_TORCH if rows[n].row.speedup}
+    assert sped_up == (set() if name == "torch-foreach" else {*ON_TORCH} - {name})
+
+
+@pytest.mark.parametrize(("name", "fails"), [("torch-fused", True), ("torch-foreach", False)])
+def test_a_wrong_step_of_this_package_fails_on_any_library(name, fails):
+    """A user cannot fix a framework; this package's step on its tensors is another matter."""
+    group = replace(GROUP, implementations=(timeable(name),))
+    timings = results.Timings(samples(), {name: ALL_WRONG})
+    (measurement,) = results.group_result(group, timings, {}).measurements
+    assert measurement.check_failed == fails

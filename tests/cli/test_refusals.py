@@ -17,6 +17,7 @@ from adadelta_cli import __main__, inputs
 from adadelta_cli.cli.console import Terminal
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
+from adadelta_cli.implementations import array_backends
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
@@ -269,6 +270,15 @@ CONTRADICTIONS = [
     "bench --train mlp --peers",
     "bench --train mlp --ctx gpu",
     "bench --train mlp --against python",
+    "bench --train torch-mlp --backend numpy",
+    "bench --train torch-mlp --backend mxnet",
+    "bench --train torch-mlp --impl torch-fused",
+    "bench --train torch-cnn --dtype float64",
+    "bench --train torch-cnn --cold",
+    "bench --train torch-cnn --peers",
+    "bench --train torch-mlp --ctx gpu",
+    "bench --train torch-mlp --against python",
+    "bench --train torch-mlp --train mlp --backend mxnet",
     "bench --sizes 10 --threshold 0.1",
     "bench --ctx gpu --threads 2",
     "bench --json --format markdown",
@@ -751,3 +761,15 @@ def test_states_of_what_is_no_file_are_refused(links, where):
 
     with pytest.raises(UsageError, match=NO_FILES[where]):
         states.read_states(links / where)
+
+
+@pytest.mark.parametrize("name", ["torch-mlp", "torch-cnn"])
+def test_a_training_without_its_library_is_not_available(refused, name, monkeypatch):
+    """The message says what to install, and nothing is timed or written."""
+    missing = "torch not installed; python -m pip install 'adadelta[torch]'"
+    monkeypatch.setattr(array_backends, "missing_library", lambda _library: missing)
+    code, message = refused("bench", "--train", name, "--backend", "numpy")
+    assert code == 2, "wrong usage comes first"
+    code, message = refused("bench", "--train", name)
+    assert (code, message) == (3, f"--train {name}: {missing}")
+    assert not Path("results").exists()

@@ -301,3 +301,45 @@ def test_idle_threads_sleep():
     before = time.process_time()
     threading.Event().wait(0.5)
     assert time.process_time() - before < 0.25
+
+
+def late_jobs(gaps):
+    """Return how long threads spin after each job, by the ns since the one before."""
+    state, spins = np.zeros(pool.STATE_WORDS, np.int64), []
+    for gap in gaps:
+        pool._note_begin(state, gap)
+        spins.append(pool._spin_ns(state))
+    return spins
+
+
+@pytest.mark.parametrize(
+    ("gaps", "spinning"),
+    [
+        ((1_000,) * 6, 6),
+        ((3_000_000,) * 6, pool.IN_VAIN - 1),
+        ((3_000_000, 1_000) * 6, 12),  # the groups of an optimizer, one job each
+        ((pool.SPIN_NS,) * 6, 6),
+    ],
+)
+def test_threads_spin_where_jobs_follow_each_other(gaps, spinning):
+    """Where each comes long after the one before, as in a training, they leave it the cores."""
+    spins = late_jobs(gaps)
+    assert spins == [pool.SPIN_NS] * spinning + [0] * (len(gaps) - spinning)
+
+
+def test_threads_spin_again_when_jobs_follow_each_other_again():
+    """One job that comes soon is enough."""
+    assert late_jobs((3_000_000,) * 9 + (1_000,))[-2:] == [0, pool.SPIN_NS]
+
+
+def test_jobs_note_when_they_end():
+    """Jobs with pauses between are counted as late; those without are not."""
+    state = pool.state()
+    for _ in range(3):
+        run(10_000, 2)
+        assert state[pool.ENDED] <= time.monotonic_ns()
+        state[pool.ENDED] -= 10 * pool.SPIN_NS  # as if it had been long ago
+    assert state[pool.LATE] >= 2
+    state[pool.ENDED] = 2**62  # as if it had been just now, however slow this machine is
+    run(10_000, 2)
+    assert state[pool.LATE] == 0
