@@ -20,3 +20,13 @@ def kind(request):
 def seeded():
     """Seed PyTorch's generator, whatever ran before."""
     importlib.import_module("torch").manual_seed(20)
+
+
+@pytest.fixture
+def one_thread():
+    """Let PyTorch compute on one thread: the tensors are small, and tests run beside each other."""
+    torch = importlib.import_module("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

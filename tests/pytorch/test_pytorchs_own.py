@@ -29,6 +29,7 @@ from adadelta_cli.torch import Adadelta
 common_optimizers = pytest.importorskip("torch.testing._internal.common_optimizers")
 optim_db, OptimizerErrorEnum = common_optimizers.optim_db, common_optimizers.OptimizerErrorEnum
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Stock = torch.optim.Adadelta
 INFO = next(info for info in optim_db if info.optim_cls is Stock)
 DTYPES = [torch.float32, torch.float64]
@@ -50,15 +51,6 @@ usual = pytest.mark.parametrize("settings", inputs(IMPLEMENTATIONS))
 every = pytest.mark.parametrize("settings", inputs(IMPLEMENTATIONS + DIFFERENTIABLE))
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 names = pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Compute on one thread: the tensors are small, and tests run beside each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Regression:
