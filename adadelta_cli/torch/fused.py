@@ -30,6 +30,7 @@ DEVICES = ("cpu", "cuda")
 
 
 SETTINGS = ("lr", "rho", "eps", "weight_decay", "maximize")  # of a group
+NUMBERS = frozenset({int, float, bool})  # types whose equal values stay equal
 
 
 class Settings(NamedTuple):
@@ -179,8 +180,9 @@ class FusedTorchStep(KeepsAddresses):
             Whether it was taken: not if a gradient shares memory with what is written.
         """
         given = list(map(group.__getitem__, SETTINGS))
-        if given != self._given or not given[0] or isinstance(given[0], torch.Tensor):
-            self._settings, self._given = Settings.of(group), given  # a rate of 0 has two signs
+        # A rate of 0 has two signs, and what a tensor holds may have changed.
+        if not given[0] or not NUMBERS.issuperset(map(type, given)) or given != self._given:
+            self._settings, self._given = Settings.of(group), given
         if not self._take(list(map(_address, grads)), self._settings):
             return False
         for count in self._other_counts:
