@@ -126,9 +126,16 @@ def _check_out(source: Path, out: Path, *, force: bool) -> None:
 
 
 def _format(option: str, name: str) -> Any:
+    """Import the module of a format.
+
+    Raises:
+        UnavailableError: its framework is not installed, or does not load.
+    """
     try:
+        if name == "torch":
+            import_module("adadelta_cli.torch")  # which says what to install
         return import_module(f"adadelta_cli.conversion.{name}_states")
-    except UnavailableError as error:
+    except (ImportError, OSError) as error:
         raise UnavailableError(f"{option} {name}: {error}") from error
 
 
@@ -136,10 +143,11 @@ def _guessed(read: States, formats: set[str]) -> list[str]:
     """Say what was guessed of the parameters' order, without which a wrong one fits, too."""
     if not formats >= {"mxnet", "torch"} or len(read.tensors) == 1:
         return []
-    found = [
+    order = (
         "check the order: a Trainer numbers the parameters by their sorted names, PyTorch as the "
         "model defines them; --order gives another one (docs/pytorch.md)"
-    ]
+    )
+    found = [order]
     known = {each.number for each in read.tensors}
     if missing := sorted({*range(max(known))} - known):
         found.append(

@@ -153,25 +153,33 @@ def _common(path: Path, groups: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _number(path: Path, name: str, group: dict[str, Any]) -> float:
-    try:
-        value = float(group[name])
-    except (TypeError, ValueError, RuntimeError):
-        value = math.nan
+    value = _as_float(group[name])
     if not math.isfinite(value):
         raise UsageError(f"{path}: {name} is {shortened(group[name])}; expected a number")
     return value
 
 
 def _updates(path: Path, number: int, step: Any) -> int:
-    try:
-        count = float(step)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        count = math.nan
+    count = _as_float(step)
     if not math.isfinite(count) or count % 1:
         raise UsageError(
             f"{path}: parameter {number} has the count {shortened(step)}; expected a whole number"
         )
     return int(count)
+
+
+def _as_float(value: Any) -> float:
+    """Return a number, or that in a tensor, as a float; NaN for anything else."""
+    is_number = isinstance(value, (int, float)) or type(value) is torch.Tensor
+    try:
+        return float(value) if is_number else math.nan
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ):  # a tensor of several; an integer of many digits
+        return math.nan
 
 
 def _nbytes(path: Path, number: int, tensor: Any) -> int:
@@ -273,6 +281,8 @@ def replay(path: Path, drawn: Drawn) -> Results:
             chosen.append(tensors[number])
         groups.append({"params": chosen})
         group["capturable"] = group["differentiable"] = False  # of a training, not of its states
+    for state in filter(None, document["state"].values()):
+        state.update({key: state[key].contiguous() for key in ACCUMULATORS})  # as the weights
     optimizer = Adadelta(groups)
     optimizer.load_state_dict(document)
     for step in range(drawn.steps):
