@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -48,6 +49,9 @@ SIMULATED = HERE / "simulated_gpu"  # a package cupy
 GOLDEN = json.loads((HERE / "golden.json").read_text())["cases"]
 HAS_MXNET = runtime.is_installed()
 needs_mxnet = pytest.mark.skipif(not HAS_MXNET, reason="MXNet has no wheel for this platform")
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed; make test-peers"
+)
 
 KINDS = {  # dtype of weight and grad, dtype of the states, whether there is a master
     "float32": ("float32", "float32", False),
