@@ -68,11 +68,16 @@ def _of_checkpoint(path: Path, document: np.ndarray) -> tuple[dict[str, Any], in
     try:
         found = json.loads(str(document))
         identity, step = found["identity"], found["step"]
+        name = identity.get("optimizer.name", "adadelta")  # older runs had no other
+        if name != "adadelta":
+            raise ValueError(f"it is a run of {shortened(name)}")  # noqa: TRY301 - one message
         settings = {name: identity[f"optimizer.{name}"] for name in HYPER}
         if type(step) is not int:
-            raise TypeError(f"its step is {shortened(step)}")  # noqa: TRY301 - one message for all
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UsageError(f"{path} is no checkpoint: {in_one_line(error)}; {EXPECTED}") from error
+            raise TypeError(f"its step is {shortened(step)}")  # noqa: TRY301 - one message
+    except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is no checkpoint of AdaDelta: {in_one_line(error)}; {EXPECTED}"
+        ) from error
     return settings, step
 
 

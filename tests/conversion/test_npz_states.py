@@ -134,6 +134,15 @@ WRONG = {
     "no states": ({"acc_grad__a": None, "acc_delta__a": None}, "has no states"),
     "a text": ({"acc_grad__a": np.array("text")}, r"holds acc_grad/a"),
     "a document": ({"document": np.array("{}")}, "is no checkpoint"),
+    "a run of another optimizer": (
+        {"document": np.array('{"identity": {"optimizer.name": "rmsprop"}, "step": 3}')},
+        "a run of rmsprop",
+    ),
+    "a document that is a list": ({"document": np.array("[1]")}, "is no checkpoint"),
+    "settings that are none": (
+        {"document": np.array('{"identity": [], "step": 3}')},
+        "is no checkpoint",
+    ),
     "a document of numbers": ({"document": np.zeros(2)}, "is no checkpoint"),
 }
 
