@@ -24,7 +24,8 @@ test-all: $(VENV)/installed-test ## run all tests
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-peers: $(VENV)/installed-peers ## run the tests that need PyTorch or JAX
-	$(BIN)/python -m pytest -n 2 tests/implementations tests/pytorch
+	$(BIN)/python -m pytest -n 2 tests/implementations tests/pytorch tests/conversion tests/test_api.py
+	$(BIN)/python examples/torch_training.py
 	$(BIN)/adadelta verify --peers --out results/peers
 	$(BIN)/adadelta bench --sizes 1e5 --impl numpy-fused --peers --processes 2 --out results/peers
 

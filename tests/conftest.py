@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -18,7 +19,8 @@ from adadelta_cli.implementations import array_backends, registry
 from adadelta_cli.kernels import cuda
 from adadelta_cli.kernels.layout import tensor_ref
 from adadelta_cli.kernels.step import FusedStep
-from adadelta_cli.mxnet_bridge import runtime
+from adadelta_cli.mxnet_bridge import probe, runtime
+from adadelta_cli.system import gpu
 from adadelta_cli.update import Hyperparameters, Parameter
 from adadelta_cli.verification.plan import VerifyPlan
 
@@ -43,9 +45,13 @@ def handlers():
 
 
 HERE = Path(__file__).parent
+SIMULATED = HERE / "simulated_gpu"  # a package cupy
 GOLDEN = json.loads((HERE / "golden.json").read_text())["cases"]
 HAS_MXNET = runtime.is_installed()
 needs_mxnet = pytest.mark.skipif(not HAS_MXNET, reason="MXNet has no wheel for this platform")
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed; make test-peers"
+)
 
 KINDS = {  # dtype of weight and grad, dtype of the states, whether there is a master
     "float32": ("float32", "float32", False),
@@ -101,6 +107,23 @@ CUPY = SimpleNamespace(
     asarray=np.array,
     cuda=SimpleNamespace(Device=lambda: SimpleNamespace(id=0)),
 )
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Put the simulated GPU in the place of CuPy, in this process."""
+    caches = (gpu._cupy, gpu._unavailable_reason, cuda.kernel, array_backends.library)
+
+    def forget():
+        for each in caches:
+            each.cache_clear()
+        for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
+            del sys.modules[name]
+
+    forget()
+    monkeypatch.syspath_prepend(SIMULATED)
+    yield gpu.select_device(0, probe.build)
+    forget()
 
 
 @contextlib.contextmanager

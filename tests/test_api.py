@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import HERE, needs_mxnet
+from conftest import HERE, needs_mxnet, needs_torch
 
 import adadelta_cli
 from adadelta_cli import errors
@@ -40,9 +40,15 @@ def test_the_examples_of_the_page_run(monkeypatch):
     assert found.attempted > 5 and not found.failed
 
 
+NEEDS = {".mxnet_bridge.": needs_mxnet, ".torch.": needs_torch}
+
+
 @pytest.mark.parametrize(
     "module",
-    [pytest.param(name, marks=needs_mxnet if ".mxnet_bridge." in name else ()) for name in MODULES],
+    [
+        pytest.param(name, marks=[mark for part, mark in NEEDS.items() if part in name])
+        for name in MODULES
+    ],
 )
 def test_the_examples_of_the_docstrings_run(monkeypatch, module):
     """Likewise, in every module that has some."""

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import host_cuda
 import numpy as np
 import pytest
-from conftest import AWKWARD, HERE, assert_same_bits, random_arrays
+from conftest import AWKWARD, HERE, SIMULATED, assert_same_bits, random_arrays
 
 import adadelta_cli
 from adadelta_cli import errors
@@ -40,7 +40,6 @@ from adadelta_cli.system import gpu
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
 ROOT = HERE.parent
-SIMULATED = HERE / "simulated_gpu"
 HAS_CUPY = importlib.util.find_spec("cupy") is not None
 needs_compiler = pytest.mark.skipif(
     host_cuda.COMPILER is None, reason="the simulation compiles CUDA sources with a C++ compiler"
@@ -65,23 +64,6 @@ def rows(folder):
     """Read verify.csv."""
     with (folder / "verify.csv").open() as file:
         return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def simulated(monkeypatch):
-    """Put the simulated GPU in the place of CuPy, in this process."""
-    caches = (gpu._cupy, gpu._unavailable_reason, cuda.kernel, array_backends.library)
-
-    def forget():
-        for each in caches:
-            each.cache_clear()
-        for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
-            del sys.modules[name]
-
-    forget()
-    monkeypatch.syspath_prepend(SIMULATED)
-    yield gpu.select_device(0, probe.build)
-    forget()
 
 
 @pytest.mark.slow

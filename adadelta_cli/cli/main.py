@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from adadelta_cli.cli.bench import bench, compare
+from adadelta_cli.cli.convert import convert
 from adadelta_cli.cli.doctor import doctor
 from adadelta_cli.cli.guide import COMMANDS
 from adadelta_cli.cli.options import Group
@@ -59,6 +60,7 @@ def adadelta(context: click.Context, **_: bool) -> None:
     adadelta verify                  is every bit right?
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
     adadelta compare OLD NEW         is it slower than it was?
+    adadelta convert STATES          moves optimizer states from MXNet to PyTorch and back
     adadelta doctor                  what works here, and what would disturb a measurement?
     adadelta init                    a config to start from; more: explain KEY, list WHAT
     """
@@ -66,5 +68,5 @@ def adadelta(context: click.Context, **_: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (run, schema, verify, bench, compare, doctor, *COMMANDS):
+for command in (run, schema, verify, bench, compare, convert, doctor, *COMMANDS):
     adadelta.add_command(command)

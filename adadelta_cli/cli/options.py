@@ -449,12 +449,12 @@ def shared_options(command: str) -> Callable[[Any], Any]:
             help="Folder for the files; created if missing.",
         ),
         *SCREEN_OPTIONS,
-        _in_checked_environment,
+        in_checked_environment,
     )
     return decorated(options)
 
 
-def _in_checked_environment(command: Callable[..., Any]) -> Callable[..., Any]:
+def in_checked_environment(command: Callable[..., Any]) -> Callable[..., Any]:
     """Check the environment before a command, after --threads has changed it."""
 
     @wraps(command)

@@ -351,7 +351,7 @@ REQUIREMENTS = (
     ),
     Requirement(
         "PyTorch",
-        "--impl torch, torch-foreach, torch-compile",
+        "adadelta_cli.torch, convert, --impl torch, torch-fused, torch-foreach, torch-compile",
         TORCH,
         partial(_try_step, "torch"),
         partial(_missing_modules, "torch"),

@@ -22,6 +22,7 @@ from adadelta_cli.update import STATE_DTYPES, Scalars, checked
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from adadelta_cli.mxnet_bridge.states import SavedStates
     from adadelta_cli.mxnet_bridge.tensors import Arrays, Indices, Rates, State, States
 
 mx = runtime.load_mxnet()
@@ -389,13 +390,9 @@ def load_states(trainer: Any, path: str) -> None:
     before = trainer.optimizer
     if not isinstance(before, AdaDelta):
         raise TypeError(f"the trainer's optimizer is {type(before)}; expected {AdaDelta}")
-    own = [each for each in type(before).__mro__ if issubclass(each, AdaDelta)]
-    saved = read_states(Path(path), [*own, type(before.lr_scheduler)])
-    if saved.optimizer not in {None, name_of(mx.optimizer.adadelta.AdaDelta), *map(name_of, own)}:
-        by = ".".join(saved.optimizer or ())
-        raise TypeError(f"{path} was saved by {by}; expected an AdaDelta's states")
+    saved = read_adadelta(Path(path), before)
     try:
-        optimizer = _converted(saved.attributes, before)
+        optimizer = converted(saved.attributes, before)
         if type(before) is AdaDelta:  # a subclass may have states of its own
             _check_fit(saved.states, trainer._params)  # noqa: SLF001 - as Trainer.load_states
     except ValueError as error:
@@ -409,7 +406,23 @@ def load_states(trainer: Any, path: str) -> None:
         updater.optimizer = optimizer
 
 
-def _converted(saved: dict[str, Any], before: AdaDelta) -> AdaDelta:
+def read_adadelta(path: Path, before: AdaDelta) -> SavedStates:
+    """Read a file of states that an AdaDelta saved, of MXNet or of the class of `before`.
+
+    Raises:
+        TypeError: another optimizer saved it.
+        UsageError: as `read_states`.
+        OSError: the file cannot be read.
+    """
+    own = [each for each in type(before).__mro__ if issubclass(each, AdaDelta)]
+    saved = read_states(path, [*own, type(before.lr_scheduler)])
+    if saved.optimizer not in {None, name_of(mx.optimizer.adadelta.AdaDelta), *map(name_of, own)}:
+        by = ".".join(saved.optimizer or ())
+        raise TypeError(f"{path} was saved by {by}; expected an AdaDelta's states")
+    return saved
+
+
+def converted(saved: dict[str, Any], before: AdaDelta) -> AdaDelta:
     """Make an AdaDelta with saved attributes and the options of `before`.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     State = dict[torch.Tensor, dict[str, Any]]  # of an optimizer, by parameter
 
+PACKAGES = ("adadelta_cli", "torch")
 ACCUMULATORS = ("square_avg", "acc_delta")
 
 
@@ -71,5 +73,17 @@ def _step(tensors: Tensors) -> FusedTorchStep | None:
     except ValueError:  # they share memory: the stock steps them one after the other
         return None
     except UnavailableError as error:
-        warnings.warn(f"Adadelta steps as PyTorch's own on this GPU: {error}", stacklevel=6)
+        message = f"Adadelta steps as PyTorch's own on this GPU: {error}"
+        warnings.warn(message, stacklevel=_levels_to_the_caller())
         return None
+
+
+def _levels_to_the_caller() -> int:
+    """Return `stacklevel` of the line that called the optimizer: wrappers of PyTorch lie between.
+
+    A warning is shown once for each line.
+    """
+    frame, level = inspect.currentframe(), 0
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in PACKAGES:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -84,6 +84,7 @@ launches = allocations = allocated_bytes = 0
 def _launch():
     global launches  # noqa: PLW0603 - of the process
     launches += 1
+    launched_on.append((Device.current, ExternalStream.current))
     status = _fails("SIMULATED_GPU_FAULT", launches)
     if status:
         raise CUDARuntimeError(status)
@@ -124,6 +125,25 @@ class Device:
 
     attributes = {"L2CacheSize": 2**18}  # noqa: RUF012 - as CuPy's
     mem_info = (2**30 - 2**20, 2**30)  # bytes that are free, and in all
+
+
+class ExternalStream:
+    """A stream of another library, by its address; 0 is the default stream."""
+
+    current = 0
+
+    def __init__(self, address):
+        self.ptr = address
+
+    def __enter__(self):
+        self._before, ExternalStream.current = ExternalStream.current, self.ptr
+        return self
+
+    def __exit__(self, *_):
+        ExternalStream.current = self._before
+
+
+launched_on = []  # the device and the stream of each launch
 
 
 class Event:

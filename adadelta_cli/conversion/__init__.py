@@ -1,0 +1,1 @@
+"""Move the states of an AdaDelta optimizer between MXNet, PyTorch and NumPy."""
