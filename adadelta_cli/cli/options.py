@@ -92,16 +92,19 @@ def details(ctx: click.Context) -> list[str]:
     """Return the lines that `-v` begins with: versions, and each setting with its origin."""
     import platform
 
+    from adadelta_cli.inputs import DATA_FOLDER
     from adadelta_cli.system import machine
 
     versions = {"Python": platform.python_version(), **machine.versions()}
     settings = {}
+    threads = os.environ.get(machine.THREAD_VARIABLES[0]) or machine.available_cores()
+    from_environment = {"threads": threads, "data": os.environ.get(DATA_FOLDER)}
     for parameter in ctx.command.params:
         name = parameter.name or ""
         is_given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
         value = ctx.params.get(name)
-        if name not in ctx.params:  # --threads, whose callback has set the environment
-            value = os.environ.get(machine.THREAD_VARIABLES[0]) or machine.available_cores()
+        if name not in ctx.params:  # an option whose callback has set the environment
+            value = from_environment[name]
         if (
             name not in {"as_json", "quiet", "verbose"}
             and value not in (None, ())
@@ -195,6 +198,13 @@ TOGETHER_NEVER = {
     ("resume", "force"): "",
     ("resume", "record_gradients"): "the recording needs every step; use --force instead",
     ("as_json", "layout"): "stdout is one JSON document, without a table",
+    **dict.fromkeys(
+        (
+            ("check_gradient", name)
+            for name in ("resume", "force", "record_gradients", "fused", "dtype", "out")
+        ),
+        "the check trains nothing, and computes in float64",
+    ),
     ("case_names", "sizes"): "sizes replace the cases",
     **dict.fromkeys(
         (("replay", name) for name in ("configs", "case_names", "sizes", "full")),
@@ -421,9 +431,9 @@ threads_option = click.option(
 def _data_folder(_context: click.Context, _parameter: click.Parameter, folder: Path | None) -> None:
     """Name the folder of data sets to this process and to those that it starts."""
     if folder is not None:
-        from adadelta_cli.run.problems.images import FOLDER
+        from adadelta_cli.inputs import DATA_FOLDER
 
-        os.environ[FOLDER] = str(folder.resolve())
+        os.environ[DATA_FOLDER] = str(folder.resolve())
 
 
 data_option = click.option(

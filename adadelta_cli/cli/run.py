@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adadelta_cli.cli.console import Terminal
-    from adadelta_cli.implementations.array_backends import Device
+    from adadelta_cli.implementations.array_backends import Device, NumpyBackend
     from adadelta_cli.run.training import Run
 
 
@@ -55,6 +55,11 @@ if TYPE_CHECKING:
     help="Write the gradient of each step to an npz file, for verify --replay.",
 )
 @click.option(
+    "--check-gradient",
+    is_flag=True,
+    help="Train nothing: compare the gradient with central differences of the loss.",
+)
+@click.option(
     "--dtype",
     default="float32",
     show_default=True,
@@ -68,6 +73,7 @@ def run(
     configs: tuple[str, ...],
     overrides: tuple[str, ...],
     record_gradients: Path | None,
+    check_gradient: bool,
     device: Device,
     backend: str,
     out: Path,
@@ -86,6 +92,7 @@ def run(
     adadelta run mlp
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
+    adadelta run my.yaml --check-gradient
     adadelta run --ctx gpu
     """
     from adadelta_cli import files
@@ -93,9 +100,11 @@ def run(
     from adadelta_cli.implementations.array_backends import backend as array_library
     from adadelta_cli.run import report, training
 
-    check_pictures()
     screen = terminal(as_json, quiet, verbose)
     library = array_library(backend, device)
+    if check_gradient:
+        _check_gradient(screen, configs, overrides, library, how["seed"])
+    check_pictures()
     runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
     files.prepare_folder(out)
     if record_gradients:
@@ -111,6 +120,24 @@ def run(
     for line in report.run_remarks(results, out):
         screen.note(line)
     click.get_current_context().exit(training.exit_code(results))
+
+
+def _check_gradient(
+    screen: Terminal,
+    configs: Sequence[str],
+    overrides: Sequence[str],
+    library: NumpyBackend,
+    seed: int,
+) -> None:
+    from adadelta_cli.files import jsonable
+    from adadelta_cli.run import gradient_check, report
+
+    rows = gradient_check.check(configs, overrides, library, seed)
+    screen.table(report.gradient_table(rows))
+    screen.document({"results": jsonable(rows)})
+    for line in report.gradient_remarks(rows):
+        screen.note(line)
+    click.get_current_context().exit(gradient_check.exit_code(rows))
 
 
 def _show_runs(screen: Terminal, runs: Sequence[Run]) -> None:

@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
 from adadelta_cli.run import yaml12
 from adadelta_cli.run.optimizers import OPTIMIZERS, AdadeltaSettings, OptimizerSettings
-from adadelta_cli.run.problems import PROBLEMS, ProblemSettings
+from adadelta_cli.run.problems import PROBLEMS, PYTHON, ProblemSettings
 from adadelta_cli.run.problems.problem import Section
 from adadelta_cli.run.result import Side
 from adadelta_cli.run.sweep_section import SweepSettings
@@ -48,8 +48,20 @@ class TrainingSettings(Section):
     """Steps between two checkpoints."""
 
 
+def _as_pattern(schema: dict[str, Any]) -> None:
+    """Let editors know what the free keys are named."""
+    schema["patternProperties"] = {"^(max|min)_.": {"type": "number"}}
+    schema["additionalProperties"] = False
+
+
 class Expect(Section):
-    """What counts as success: bounds on the last row of history.csv."""
+    """What counts as success: bounds on the last row of history.csv.
+
+    A problem of your own has further ones: max_METRIC and min_METRIC.
+    """
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=_as_pattern)
+    __pydantic_extra__: dict[str, Bound]
 
     max_loss: Bound | None = None
     """Largest loss."""
@@ -72,7 +84,7 @@ class Expect(Section):
 class Config(Section):
     """A problem, the optimizer, the length of the training, and what counts as success."""
 
-    problem: ProblemSettings = Field(discriminator="name")
+    problem: ProblemSettings
     optimizer: OptimizerSettings = AdadeltaSettings()
     training: TrainingSettings
     expect: Expect = Expect()
@@ -349,6 +361,8 @@ def _explain(error: Any) -> tuple[Key, str]:
         else:
             got = "missing"
         allowed = ", ".join(known)
+        if location[0] == "problem":
+            allowed += ", or problem.python: FILE.py:NAME for one of your own"
     elif kind == "extra_forbidden":
         known = list(_section(location[:-1])["properties"])
         got, allowed = f"unknown{_meant(location, known)}", ", ".join(known)
@@ -377,7 +391,8 @@ def _section(location: Key) -> dict[str, Any]:
 def _child(node: dict[str, Any], name: str) -> dict[str, Any]:
     """Look up the JSON schema of a value of a mapping, whose keys may be free."""
     found = node.get("properties", {}).get(name)
-    return node["additionalProperties"] if found is None else found
+    free = node.get("patternProperties", {"": node.get("additionalProperties")})
+    return next(iter(free.values())) if found is None else found
 
 
 def keys_of(section: str, name: str | None) -> list[tuple[str, dict[str, Any], bool]]:
@@ -424,14 +439,37 @@ def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:
         given = "neither is" if training.steps is None else "both are"
         expected = "set exactly one of training.steps and training.epochs"
         yield ("training", "steps"), f"{expected}; {given} set (null unsets one)"
-    for key in ("epochs", "batch_size") if name == "rosenbrock" else ():
+    if name == "rosenbrock":
+        yield from without_data(training, name)
+    unknown = [key for key in config.expect.model_extra or () if not _is_bound(key, name)]
+    for key in unknown:
+        known = list(_section(("expect",))["properties"])
+        meant = _meant(("expect", key), known)
+        yield ("expect", key), f"expect.{key} is unknown{meant}; allowed: {', '.join(known)}"
+    if name != PYTHON and not unknown:
+        yield from unknown_metrics(config.expect, name, PROBLEMS[name].metrics)
+
+
+def without_data(training: TrainingSettings, problem: str) -> Iterator[tuple[Key, str]]:
+    """Yield the key and a message for each setting that only a problem with data can have."""
+    for key in ("epochs", "batch_size"):
         value = getattr(training, key)
         if value is not None:
-            fix = "rosenbrock has no data; use training.steps"
+            fix = f"{problem} has no data; use training.steps"
             yield ("training", key), f"training.{key} is {value}, but {fix}"
-    metrics = PROBLEMS[name].metrics
-    for side, metric, bound in config.expect.bounds():
+
+
+def _is_bound(key: str, problem: str) -> bool:
+    """Return whether a key that Expect lacks bounds a metric of a problem of the user's own."""
+    return problem == PYTHON and key.startswith(tuple(f"{side.value}_" for side in Side))
+
+
+def unknown_metrics(
+    expect: Expect, problem: str, metrics: Iterable[str]
+) -> Iterator[tuple[Key, str]]:
+    """Yield the key and a message for each expectation of a metric that a problem lacks."""
+    for side, metric, bound in expect.bounds():
         if metric not in metrics:
             key = f"{side.value}_{metric}"
-            fix = f"{name} reports {', '.join(metrics)}; remove it"
+            fix = f"{problem} reports {', '.join(metrics)}; remove it"
             yield ("expect", key), f"expect.{key} is {bound}, but {fix}"

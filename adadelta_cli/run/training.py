@@ -90,7 +90,7 @@ class Run:
         """What is trained, where, and for how long, in a line."""
         trainer = self.trainer
         return (
-            f"{self.name}: {self.config.problem.name} on {self._facts['backend']}, steps "
+            f"{self.name}: {trainer.problem.name} on {self._facts['backend']}, steps "
             f"{trainer.step} to {trainer.total}, in {self.folder}"
         )
 
@@ -213,7 +213,7 @@ class Run:
         )
         return RunResult(
             name=self.name,
-            problem=self.config.problem.name,
+            problem=self.trainer.problem.name,
             optimizer=self.config.optimizer.name,
             **self._facts,
             outcome=outcome or self._outcome(checks),
