@@ -274,10 +274,7 @@ def test_what_mxnet_cannot_differentiate_is_refused(tmp_path, load, loss, messag
 
 
 SETTINGS = {
-    "unknown": (
-        ", wide: 3",
-        r"line 6: problem\.wide is unknown \(did you mean width\?\); Bowl ta",
-    ),
+    "unknown": (", wide: 3", r"line 6: problem\.wide is unknown \(did you mean width\?\); Bowl ta"),
     "the seed": (", seed: 3", r"problem\.seed comes from the option --seed; leave it out"),
     "another problem's": (", dimension: 3", r"problem\.dimension is unknown; Bowl takes width"),
 }
