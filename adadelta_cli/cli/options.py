@@ -92,19 +92,16 @@ def details(ctx: click.Context) -> list[str]:
     """Return the lines that `-v` begins with: versions, and each setting with its origin."""
     import platform
 
-    from adadelta_cli.inputs import DATA_FOLDER
     from adadelta_cli.system import machine
 
     versions = {"Python": platform.python_version(), **machine.versions()}
     settings = {}
-    threads = os.environ.get(machine.THREAD_VARIABLES[0]) or machine.available_cores()
-    from_environment = {"threads": threads, "data": os.environ.get(DATA_FOLDER)}
     for parameter in ctx.command.params:
         name = parameter.name or ""
         is_given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
         value = ctx.params.get(name)
-        if name not in ctx.params:  # an option whose callback has set the environment
-            value = from_environment[name]
+        if name not in ctx.params:  # --threads, whose callback has set the environment
+            value = os.environ.get(machine.THREAD_VARIABLES[0]) or machine.available_cores()
         if (
             name not in {"as_json", "quiet", "verbose"}
             and value not in (None, ())
@@ -201,7 +198,7 @@ TOGETHER_NEVER = {
     **dict.fromkeys(
         (
             ("check_gradient", name)
-            for name in ("resume", "force", "record_gradients", "fused", "dtype", "out")
+            for name in ("resume", "force", "record_gradients", "fused", "dtype", "out", "vary")
         ),
         "the check trains nothing, and computes in float64",
     ),
@@ -413,9 +410,18 @@ def _in_checked_environment(command: Callable[..., Any]) -> Callable[..., Any]:
 
         environment.prepare()
         environment.check()
+        _name_data_folder(options.pop("data", None))
         return command(*arguments, **options)
 
     return checked
+
+
+def _name_data_folder(folder: Path | None) -> None:
+    """Name the folder of `--data` to this process and to those that it starts."""
+    if folder is not None:
+        from adadelta_cli.inputs import DATA_FOLDER
+
+        os.environ[DATA_FOLDER] = str(folder.resolve())
 
 
 threads_option = click.option(
@@ -428,19 +434,10 @@ threads_option = click.option(
 )
 
 
-def _data_folder(_context: click.Context, _parameter: click.Parameter, folder: Path | None) -> None:
-    """Name the folder of data sets to this process and to those that it starts."""
-    if folder is not None:
-        from adadelta_cli.inputs import DATA_FOLDER
-
-        os.environ[DATA_FOLDER] = str(folder.resolve())
-
-
 data_option = click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    callback=_data_folder,
-    expose_value=False,
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=possible,
     metavar="DIR",
     help="Folder of the data sets mnist and fashion_mnist; default: $ADADELTA_DATA.",
 )

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
+from adadelta_cli.implementations.optimizers import ADADELTA
 from adadelta_cli.run import yaml12
 from adadelta_cli.run.optimizers import OPTIMIZERS, AdadeltaSettings, OptimizerSettings
 from adadelta_cli.run.problems import PROBLEMS, PYTHON, ProblemSettings
@@ -113,6 +114,12 @@ def shipped() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder().glob("*.yaml")))
 
 
+def grouped() -> tuple[str, ...]:
+    """List the bundled configs that are in folders, as FOLDER/NAME."""
+    found = folder().glob("*/*.yaml")
+    return tuple(sorted(f"{path.parent.name}/{path.stem}" for path in found))
+
+
 def locate(reference: str) -> Path:
     """Return the file of a config, given its path or the name of a bundled one.
 
@@ -120,22 +127,29 @@ def locate(reference: str) -> Path:
         UsageError: there is no such file, or it cannot be read.
     """
     names = shipped()
-    path = folder() / f"{reference}.yaml" if reference in names else Path(reference)
+    known = (*names, *grouped())
+    path = folder() / f"{reference}.yaml" if reference in known else Path(reference)
+    if any(each.startswith(f"{reference}/") for each in known):
+        listed = ", ".join(each for each in known if each.startswith(f"{reference}/"))
+        raise UsageError(f"{reference} is a folder of configs; name one of {listed}")
     reason = inputs.unreadable_reason(path)
     if reason:
         raise UsageError(
             f"unknown config {shortened(reference)!r}: {reason}; name a YAML file or a bundled "
-            f"config ({', '.join(names)}){suggestion(reference, names)}"
+            f"config ({', '.join(names)}){suggestion(reference, known)}"
         )
     return path
 
 
-def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    reference: str, overrides: Sequence[str] = (), varied: Sequence[str] = ()
+) -> Config:
     """Read and validate a config.
 
     Args:
         reference: a path, or the name of a bundled config.
         overrides: `key.sub=value` each, the value in YAML, as `--set` takes them.
+        varied: likewise, of `--vary`.
 
     Raises:
         UsageError: the file cannot be read, is not YAML, or has invalid values.
@@ -143,6 +157,8 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
     source = _Source(locate(reference))
     for override in overrides:
         source.set(override)
+    for override in varied:
+        source.set(override, "--vary")
     try:
         config = Config.model_validate(source.root)
     except ValidationError as error:
@@ -191,6 +207,7 @@ class _Source:
         if not isinstance(self.root, dict):
             got = "empty" if self.root is None else f"a {type(self.root).__name__}"
             raise UsageError(f"{path}, line 1: the file is {got}; {EXPECTED_SHAPE}")
+        self._of_file = {*self._places}  # the keys whose values are the file's own
         self._anchor_paths(path.resolve().parent)
 
     def place(self, key: Key) -> str:
@@ -199,13 +216,13 @@ class _Source:
             key = key[:-1]
         return self._places[key]
 
-    def set(self, override: str) -> None:
-        """Apply one `key.sub=value`.
+    def set(self, override: str, option: str = "--set") -> None:
+        """Apply one `key.sub=value` of an option.
 
         Raises:
             UsageError: it has another form, or the key lies below something that is not a mapping.
         """
-        where = f"--set {shortened(override)}"
+        where = f"{option} {shortened(override)}"
         name, equals, text = override.partition("=")
         key = tuple(name.strip().split("."))
         if not equals or not all(key):
@@ -215,9 +232,21 @@ class _Source:
             parent = parent.setdefault(part, {})
             if not isinstance(parent, dict):
                 raise UsageError(f"{where}: {dotted(key[:depth])} has no keys; set it whole")
-        parent[key[-1]], places = yaml12.parse(text, lambda _line: where, key)
+        value, places = yaml12.parse(text, lambda _line: where, key)
+        self._drop_others(key, value)
+        parent[key[-1]] = value
         self._places |= places
+        self._of_file -= {*places}
         self._anchor_paths(Path.cwd())  # a path from the file is absolute already
+
+    def _drop_others(self, key: Key, name: Any) -> None:
+        """Where another optimizer or problem is named, drop the file's settings of the old one."""
+        section = self.root.get(key[0])
+        if key not in {(each, "name") for each in VARIANTS} or not isinstance(section, dict):
+            return
+        if name != section.get("name", ADADELTA):
+            for each in [each for each in section if (key[0], each) in self._of_file]:
+                del section[each]
 
     def _anchor_paths(self, base: Path) -> None:
         """Make the paths of files of the problem, which are relative to `base`, absolute."""

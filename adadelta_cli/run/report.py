@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from adadelta_cli.run.result import Expectation, RunResult
 
 FILES = ("history.csv", "summary.json", "config.yaml", "loss.png")
+COMPARISON = ("comparison.png", "comparison.csv")  # of several runs
+MOST_LISTED = 4  # names of runs in a remark
 
 
 def write_run(folder: Path, result: RunResult, config: Config, *, plot: bool = True) -> None:
@@ -175,9 +177,12 @@ def _verdict(result: RunResult, checks: Sequence[Expectation], *, first: bool) -
 def run_remarks(results: Sequence[RunResult], out: Path) -> list[str]:
     """Explain each failure, and say where the files are."""
     remarks = [line for result in results for line in _failures(result)]
-    names = ",".join(result.name for result in results)
-    folder = out / (f"{{{names}}}" if len(results) > 1 else names)
-    return [*remarks, f"Files: {folder}/{', '.join(FILES)}"]
+    names = [result.name for result in results]
+    if len(names) == 1:
+        return [*remarks, f"Files: {out / names[0]}/{', '.join(FILES)}"]
+    listed = f"{{{','.join(names)}}}" if len(names) <= MOST_LISTED else "*"
+    every = f"{out}/{listed}/{', '.join(FILES)}"
+    return [*remarks, f"Files: {every}; {out}/{', '.join(COMPARISON)}"]
 
 
 def _failures(result: RunResult) -> list[str]:
