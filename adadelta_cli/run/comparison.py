@@ -171,7 +171,7 @@ def _labels(results: Sequence[RunResult]) -> dict[str, str]:
     }
 
 
-def _style(number: int) -> dict[str, str]:
+def _style(number: int) -> dict[str, Any]:
     style = STYLES[number // COLORS % len(STYLES)]
     return {"color": f"C{number % COLORS}", "linestyle": style}
 

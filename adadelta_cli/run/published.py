@@ -105,9 +105,11 @@ def _row(
 ) -> PublishedRow:
     found = [row for row in summary if all(row.get(key) == settings[key] for key in settings)]
     row: Mapping[str, Any] = found[0] if found else {}
-    numbers = (row.get(f"{table.metric}_{part}") for part in ("median", "low", "high"))
-    finite = (each if each is not None and math.isfinite(each) else None for each in numbers)
-    return PublishedRow(settings, value, *finite, runs=row.get("runs", 0))
+    numbers = [row.get(f"{table.metric}_{part}") for part in ("median", "low", "high")]
+    median, low, high = (
+        each if each is not None and math.isfinite(each) else None for each in numbers
+    )
+    return PublishedRow(settings, value, median, low, high, row.get("runs", 0))
 
 
 def remark(table: PublishedTable, rows: Sequence[PublishedRow]) -> str:
