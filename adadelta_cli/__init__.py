@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from adadelta_cli.errors import AdadeltaError, BrokenError, UnavailableError, UsageError
     from adadelta_cli.kernels.step import FusedStep
     from adadelta_cli.mxnet_bridge.optimizer import AdaDelta, load_states
+    from adadelta_cli.run.problems.problem import Problem
     from adadelta_cli.update import Parameter
     from adadelta_cli.verification.api import assert_correct, verify
 
@@ -21,6 +22,7 @@ _MODULE_OF = {
     "BrokenError": "errors",
     "FusedStep": "kernels.step",
     "Parameter": "update",
+    "Problem": "run.problems.problem",
     "UnavailableError": "errors",
     "UsageError": "errors",
     "assert_correct": "verification.api",
@@ -34,6 +36,7 @@ __all__ = [
     "BrokenError",
     "FusedStep",
     "Parameter",
+    "Problem",
     "UnavailableError",
     "UsageError",
     "assert_correct",

@@ -16,6 +16,7 @@ KINDS = {
     stat.S_IFSOCK: "it is a socket",
 }
 KERNEL = (Path("/proc"), Path("/sys"))  # their files count as regular; some block or never end
+DATA_FOLDER = "ADADELTA_DATA"  # the variable of the environment with the folder of all data sets
 
 
 def unreadable_reason(path: Path) -> str:

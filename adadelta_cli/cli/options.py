@@ -223,6 +223,13 @@ TOGETHER_NEVER = {
     ("resume", "force"): "",
     ("resume", "record_gradients"): "the recording needs every step; use --force instead",
     ("as_json", "layout"): "stdout is one JSON document, without a table",
+    **dict.fromkeys(
+        (
+            ("check_gradient", name)
+            for name in ("resume", "force", "record_gradients", "fused", "dtype", "out", "vary")
+        ),
+        "the check trains nothing, and computes in float64",
+    ),
     ("case_names", "sizes"): "sizes replace the cases",
     **dict.fromkeys(
         (("replay", name) for name in ("configs", "case_names", "sizes", "full")),
@@ -463,9 +470,18 @@ def in_checked_environment(command: Callable[..., Any]) -> Callable[..., Any]:
 
         environment.prepare()
         environment.check()
+        _name_data_folder(options.pop("data", None))
         return command(*arguments, **options)
 
     return checked
+
+
+def _name_data_folder(folder: Path | None) -> None:
+    """Name the folder of `--data` to this process and to those that it starts."""
+    if folder is not None:
+        from adadelta_cli.inputs import DATA_FOLDER
+
+        os.environ[DATA_FOLDER] = str(folder.resolve())
 
 
 threads_option = click.option(
@@ -478,19 +494,10 @@ threads_option = click.option(
 )
 
 
-def _data_folder(_context: click.Context, _parameter: click.Parameter, folder: Path | None) -> None:
-    """Name the folder of data sets to this process and to those that it starts."""
-    if folder is not None:
-        from adadelta_cli.run.problems.images import FOLDER
-
-        os.environ[FOLDER] = str(folder.resolve())
-
-
 data_option = click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    callback=_data_folder,
-    expose_value=False,
+    type=click.Path(path_type=Path, file_okay=False),
+    callback=possible,
     metavar="DIR",
     help="Folder of the data sets mnist and fashion_mnist; default: $ADADELTA_DATA.",
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adadelta_cli.cli.console import Terminal
-    from adadelta_cli.implementations.array_backends import Device
+    from adadelta_cli.implementations.array_backends import Device, NumpyBackend
     from adadelta_cli.run.training import Run
 
 
@@ -41,6 +41,13 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Override a value of the configs, such as optimizer.rho=0.95; repeatable.",
 )
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="KEY=V1,V2",
+    help="Run each config with each of these values, and compare them; repeatable: all "
+    "combinations.",
+)
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint, if any.")
 @click.option(
     "--force",
@@ -55,6 +62,11 @@ if TYPE_CHECKING:
     help="Write the gradient of each step to an npz file, for verify --replay.",
 )
 @click.option(
+    "--check-gradient",
+    is_flag=True,
+    help="Train nothing: compare the gradient with central differences of the loss.",
+)
+@click.option(
     "--dtype",
     default="float32",
     show_default=True,
@@ -67,7 +79,9 @@ if TYPE_CHECKING:
 def run(
     configs: tuple[str, ...],
     overrides: tuple[str, ...],
+    vary: tuple[str, ...],
     record_gradients: Path | None,
+    check_gradient: bool,
     device: Device,
     backend: str,
     out: Path,
@@ -79,13 +93,17 @@ def run(
     """Train the problems; write history and plots.
 
     CONFIG is a YAML file, or a bundled one: rosenbrock, logistic_regression, mlp.
-    Default: all three. Files, in OUT/<config name>/: history.csv, summary.json,
-    config.yaml, loss.png, checkpoint.npz.
+    Default: these three. The paper's are in a folder, such as zeiler2012/table2.
+    Files, in OUT/<config name>/: history.csv, summary.json, config.yaml, loss.png,
+    checkpoint.npz. Several runs also get OUT/comparison.png and comparison.csv.
 
     \b
     adadelta run mlp
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
+    adadelta run mlp --vary optimizer.rho=0.9,0.95,0.99
+    adadelta run my.yaml --check-gradient
+    adadelta run zeiler2012/table2 --data DIR
     adadelta run --ctx gpu
     """
     from adadelta_cli import files
@@ -93,17 +111,20 @@ def run(
     from adadelta_cli.implementations.array_backends import backend as array_library
     from adadelta_cli.run import report, training
 
-    check_pictures()
     screen = terminal(as_json, quiet, verbose)
     library = array_library(backend, device)
-    runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
-    files.prepare_folder(out)
+    if check_gradient:
+        _check_gradient(screen, configs, overrides, library, how["seed"])
+    check_pictures()
+    how |= {"vary": vary, "record_gradients": record_gradients}
+    runs = training.runs(configs, overrides, out, library, **how)
+    files.prepare_folder(out, report.COMPARISON if len(runs) > 1 else ())
     if record_gradients:
         files.prepare_folder(record_gradients.parent, option="--record-gradients")
     for each in runs:
         screen.note(each.described, level=1)
     with ExitStack() as finished:
-        finished.callback(_show_runs, screen, runs)
+        finished.callback(_show_runs, screen, runs, out)
         for each in runs:
             with screen.progress(f"run {each.name}") as tick:
                 each.execute(tick)
@@ -113,13 +134,33 @@ def run(
     click.get_current_context().exit(training.exit_code(results))
 
 
-def _show_runs(screen: Terminal, runs: Sequence[Run]) -> None:
-    from adadelta_cli.run import report
+def _check_gradient(
+    screen: Terminal,
+    configs: Sequence[str],
+    overrides: Sequence[str],
+    library: NumpyBackend,
+    seed: int,
+) -> None:
+    from adadelta_cli.files import jsonable
+    from adadelta_cli.run import gradient_check, report
+
+    rows = gradient_check.check(configs, overrides, library, seed)
+    screen.table(report.gradient_table(rows))
+    screen.document({"results": jsonable(rows)})
+    for line in report.gradient_remarks(rows):
+        screen.note(line)
+    click.get_current_context().exit(gradient_check.exit_code(rows))
+
+
+def _show_runs(screen: Terminal, runs: Sequence[Run], out: Path) -> None:
+    from adadelta_cli.run import comparison, report
 
     results = [each.result for each in runs if each.result]
     if results:
         screen.table(report.run_table(results))
         screen.document({"results": [report.run_summary(result) for result in results]})
+    if len(results) > 1:
+        comparison.write(out, results, [each.variant for each in runs if each.result])
 
 
 @click.command(cls=Command)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import operator
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadelta_cli import user_code
 from adadelta_cli.errors import (
     KERNEL_FAULTS,
     AdadeltaError,
@@ -213,15 +213,7 @@ def _import_file(place: str) -> ModuleType:
     reason = unreadable_reason(path)
     if reason:
         raise UsageError(f"--impl: there is no file {path} ({reason}); expected {FORMS}")
-    path = path.resolve()
-    sys.path.insert(0, str(path.parent))  # as `python FILE.py` would
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--impl: {path} is no Python file; expected {FORMS}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
+    return user_code.import_file(path.resolve())
 
 
 def _import_module(place: str) -> ModuleType:

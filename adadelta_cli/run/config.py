@@ -8,13 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from adadelta_cli import inputs
 from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
+from adadelta_cli.implementations.optimizers import ADADELTA
 from adadelta_cli.run import yaml12
 from adadelta_cli.run.optimizers import OPTIMIZERS, AdadeltaSettings, OptimizerSettings
-from adadelta_cli.run.problems import PROBLEMS, ProblemSettings
+from adadelta_cli.run.problems import PROBLEMS, PYTHON, ProblemSettings
 from adadelta_cli.run.problems.problem import Section
 from adadelta_cli.run.result import Side
 from adadelta_cli.run.sweep_section import SweepSettings
@@ -48,8 +49,20 @@ class TrainingSettings(Section):
     """Steps between two checkpoints."""
 
 
+def _as_pattern(schema: dict[str, Any]) -> None:
+    """Let editors know what the free keys are named."""
+    schema["patternProperties"] = {"^(max|min)_.": {"type": "number"}}
+    schema["additionalProperties"] = False
+
+
 class Expect(Section):
-    """What counts as success: bounds on the last row of history.csv."""
+    """What counts as success: bounds on the last row of history.csv.
+
+    A problem of your own has further ones: max_METRIC and min_METRIC.
+    """
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=_as_pattern)
+    __pydantic_extra__: dict[str, Bound]
 
     max_loss: Bound | None = None
     """Largest loss."""
@@ -72,7 +85,7 @@ class Expect(Section):
 class Config(Section):
     """A problem, the optimizer, the length of the training, and what counts as success."""
 
-    problem: ProblemSettings = Field(discriminator="name")
+    problem: ProblemSettings
     optimizer: OptimizerSettings = AdadeltaSettings()
     training: TrainingSettings
     expect: Expect = Expect()
@@ -101,6 +114,12 @@ def shipped() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder().glob("*.yaml")))
 
 
+def grouped() -> tuple[str, ...]:
+    """List the bundled configs that are in folders, as FOLDER/NAME."""
+    found = folder().glob("*/*.yaml")
+    return tuple(sorted(f"{path.parent.name}/{path.stem}" for path in found))
+
+
 def locate(reference: str) -> Path:
     """Return the file of a config, given its path or the name of a bundled one.
 
@@ -108,22 +127,29 @@ def locate(reference: str) -> Path:
         UsageError: there is no such file, or it cannot be read.
     """
     names = shipped()
-    path = folder() / f"{reference}.yaml" if reference in names else Path(reference)
+    known = (*names, *grouped())
+    path = folder() / f"{reference}.yaml" if reference in known else Path(reference)
+    if any(each.startswith(f"{reference}/") for each in known):
+        listed = ", ".join(each for each in known if each.startswith(f"{reference}/"))
+        raise UsageError(f"{reference} is a folder of configs; name one of {listed}")
     reason = inputs.unreadable_reason(path)
     if reason:
         raise UsageError(
             f"unknown config {shortened(reference)!r}: {reason}; name a YAML file or a bundled "
-            f"config ({', '.join(names)}){suggestion(reference, names)}"
+            f"config ({', '.join(names)}){suggestion(reference, known)}"
         )
     return path
 
 
-def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    reference: str, overrides: Sequence[str] = (), varied: Sequence[str] = ()
+) -> Config:
     """Read and validate a config.
 
     Args:
         reference: a path, or the name of a bundled config.
         overrides: `key.sub=value` each, the value in YAML, as `--set` takes them.
+        varied: likewise, of `--vary`.
 
     Raises:
         UsageError: the file cannot be read, is not YAML, or has invalid values.
@@ -131,6 +157,8 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
     source = _Source(locate(reference))
     for override in overrides:
         source.set(override)
+    for override in varied:
+        source.set(override, "--vary")
     try:
         config = Config.model_validate(source.root)
     except ValidationError as error:
@@ -179,6 +207,7 @@ class _Source:
         if not isinstance(self.root, dict):
             got = "empty" if self.root is None else f"a {type(self.root).__name__}"
             raise UsageError(f"{path}, line 1: the file is {got}; {EXPECTED_SHAPE}")
+        self._of_file = {*self._places}  # the keys whose values are the file's own
         self._anchor_paths(path.resolve().parent)
 
     def place(self, key: Key) -> str:
@@ -187,13 +216,13 @@ class _Source:
             key = key[:-1]
         return self._places[key]
 
-    def set(self, override: str) -> None:
-        """Apply one `key.sub=value`.
+    def set(self, override: str, option: str = "--set") -> None:
+        """Apply one `key.sub=value` of an option.
 
         Raises:
             UsageError: it has another form, or the key lies below something that is not a mapping.
         """
-        where = f"--set {shortened(override)}"
+        where = f"{option} {shortened(override)}"
         name, equals, text = override.partition("=")
         key = tuple(name.strip().split("."))
         if not equals or not all(key):
@@ -203,9 +232,21 @@ class _Source:
             parent = parent.setdefault(part, {})
             if not isinstance(parent, dict):
                 raise UsageError(f"{where}: {dotted(key[:depth])} has no keys; set it whole")
-        parent[key[-1]], places = yaml12.parse(text, lambda _line: where, key)
+        value, places = yaml12.parse(text, lambda _line: where, key)
+        self._drop_others(key, value)
+        parent[key[-1]] = value
         self._places |= places
+        self._of_file -= {*places}
         self._anchor_paths(Path.cwd())  # a path from the file is absolute already
+
+    def _drop_others(self, key: Key, name: Any) -> None:
+        """Where another optimizer or problem is named, drop the file's settings of the old one."""
+        section = self.root.get(key[0])
+        if key not in {(each, "name") for each in VARIANTS} or not isinstance(section, dict):
+            return
+        if name != section.get("name", ADADELTA):
+            for each in [each for each in section if (key[0], each) in self._of_file]:
+                del section[each]
 
     def _anchor_paths(self, base: Path) -> None:
         """Make the paths of files of the problem, which are relative to `base`, absolute."""
@@ -349,6 +390,8 @@ def _explain(error: Any) -> tuple[Key, str]:
         else:
             got = "missing"
         allowed = ", ".join(known)
+        if location[0] == "problem":
+            allowed += ", or problem.python: FILE.py:NAME for one of your own"
     elif kind == "extra_forbidden":
         known = list(_section(location[:-1])["properties"])
         got, allowed = f"unknown{_meant(location, known)}", ", ".join(known)
@@ -377,7 +420,8 @@ def _section(location: Key) -> dict[str, Any]:
 def _child(node: dict[str, Any], name: str) -> dict[str, Any]:
     """Look up the JSON schema of a value of a mapping, whose keys may be free."""
     found = node.get("properties", {}).get(name)
-    return node["additionalProperties"] if found is None else found
+    free = node.get("patternProperties", {"": node.get("additionalProperties")})
+    return next(iter(free.values())) if found is None else found
 
 
 def keys_of(section: str, name: str | None) -> list[tuple[str, dict[str, Any], bool]]:
@@ -424,14 +468,37 @@ def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:
         given = "neither is" if training.steps is None else "both are"
         expected = "set exactly one of training.steps and training.epochs"
         yield ("training", "steps"), f"{expected}; {given} set (null unsets one)"
-    for key in ("epochs", "batch_size") if name == "rosenbrock" else ():
+    if name == "rosenbrock":
+        yield from without_data(training, name)
+    unknown = [key for key in config.expect.model_extra or () if not _is_bound(key, name)]
+    for key in unknown:
+        known = list(_section(("expect",))["properties"])
+        meant = _meant(("expect", key), known)
+        yield ("expect", key), f"expect.{key} is unknown{meant}; allowed: {', '.join(known)}"
+    if name != PYTHON and not unknown:
+        yield from unknown_metrics(config.expect, name, PROBLEMS[name].metrics)
+
+
+def without_data(training: TrainingSettings, problem: str) -> Iterator[tuple[Key, str]]:
+    """Yield the key and a message for each setting that only a problem with data can have."""
+    for key in ("epochs", "batch_size"):
         value = getattr(training, key)
         if value is not None:
-            fix = "rosenbrock has no data; use training.steps"
+            fix = f"{problem} has no data; use training.steps"
             yield ("training", key), f"training.{key} is {value}, but {fix}"
-    metrics = PROBLEMS[name].metrics
-    for side, metric, bound in config.expect.bounds():
+
+
+def _is_bound(key: str, problem: str) -> bool:
+    """Return whether a key that Expect lacks bounds a metric of a problem of the user's own."""
+    return problem == PYTHON and key.startswith(tuple(f"{side.value}_" for side in Side))
+
+
+def unknown_metrics(
+    expect: Expect, problem: str, metrics: Iterable[str]
+) -> Iterator[tuple[Key, str]]:
+    """Yield the key and a message for each expectation of a metric that a problem lacks."""
+    for side, metric, bound in expect.bounds():
         if metric not in metrics:
             key = f"{side.value}_{metric}"
-            fix = f"{name} reports {', '.join(metrics)}; remove it"
+            fix = f"{problem} reports {', '.join(metrics)}; remove it"
             yield ("expect", key), f"expect.{key} is {bound}, but {fix}"

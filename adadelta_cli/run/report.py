@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adadelta_cli.run.config import Config
+    from adadelta_cli.run.gradient_check import GradientRow
     from adadelta_cli.run.result import Expectation, RunResult
 
 FILES = ("history.csv", "summary.json", "config.yaml", "loss.png")
+COMPARISON = ("comparison.png", "comparison.csv")  # of several runs
+MOST_LISTED = 4  # names of runs in a remark
 
 
 def write_run(folder: Path, result: RunResult, config: Config, *, plot: bool = True) -> None:
@@ -108,6 +111,57 @@ def run_table(results: Sequence[RunResult]) -> Table:
     return table
 
 
+GRADIENT_COLUMNS = (
+    *("config", "tensor", "elements", "compared", "worst", "gradient", "difference", "error"),
+    *("allowed", "verdict"),
+)
+GRADIENT_RANKS = {"elements": 4, "compared": 3, "worst": 2, "allowed": 1}
+
+
+def gradient_table(rows: Sequence[GradientRow]) -> Table:
+    """Lay out a check of gradients, one row a tensor."""
+    from rich.text import Text
+
+    from adadelta_cli.tables import FittingTable
+
+    table = FittingTable(title="adadelta run --check-gradient: is it the slope of the loss?")
+    for name in GRADIENT_COLUMNS:
+        justify: Literal["left", "right"] = "right"
+        if name in {"config", "tensor", "worst", "verdict"}:
+            justify = "left"
+        table.add_column(name, justify=justify, rank=GRADIENT_RANKS.get(name, 0))
+    for row in rows:
+        numbers = (row.gradient, row.difference, row.error, row.allowed)
+        verdict = "[green]passed[/]" if row.passed else "[red]FAILED[/]"
+        table.add_row(
+            Text(row.name),
+            Text(row.tensor),
+            f"{row.elements:,}",
+            f"{row.compared}",
+            ", ".join(map(str, row.index)),
+            *("" if each is None else f"{each:.4g}" for each in numbers),
+            verdict if row.compared else "[red]nothing to compare[/]",
+        )
+    return table
+
+
+def gradient_remarks(rows: Sequence[GradientRow]) -> list[str]:
+    """Explain each failure of a check of gradients."""
+    remarks = []
+    for row in rows:
+        where = f"{row.name}: the gradient of {row.tensor}"
+        if row.kinks:
+            remarks.append(
+                f"{where} was not compared at {row.kinks} elements, where the loss is not smooth"
+            )
+        if row.compared and not row.passed:
+            remarks.append(
+                f"{where} at {list(row.index)} is {row.gradient:.10g}; the loss rises by "
+                f"{row.difference:.10g}. Correct the formulas of gradient, or the loss"
+            )
+    return remarks
+
+
 def _verdict(result: RunResult, checks: Sequence[Expectation], *, first: bool) -> str:
     """Mark the verdict on a metric; the first row has that of the run where no check has one."""
     if first and (result.outcome is RunOutcome.DIVERGED or not result.checks):
@@ -123,9 +177,12 @@ def _verdict(result: RunResult, checks: Sequence[Expectation], *, first: bool) -
 def run_remarks(results: Sequence[RunResult], out: Path) -> list[str]:
     """Explain each failure, and say where the files are."""
     remarks = [line for result in results for line in _failures(result)]
-    names = ",".join(result.name for result in results)
-    folder = out / (f"{{{names}}}" if len(results) > 1 else names)
-    return [*remarks, f"Files: {folder}/{', '.join(FILES)}"]
+    names = [result.name for result in results]
+    if len(names) == 1:
+        return [*remarks, f"Files: {out / names[0]}/{', '.join(FILES)}"]
+    listed = f"{{{','.join(names)}}}" if len(names) <= MOST_LISTED else "*"
+    every = f"{out}/{listed}/{', '.join(FILES)}"
+    return [*remarks, f"Files: {every}; {out}/{', '.join(COMPARISON)}"]
 
 
 def _failures(result: RunResult) -> list[str]:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadelta_cli.errors import UsageError
 from adadelta_cli.implementations import optimizers
 from adadelta_cli.run import problems
+from adadelta_cli.run.config import unknown_metrics, without_data
 from adadelta_cli.run.problems.problem import gradient
 from adadelta_cli.run.result import TrainingRow
 from adadelta_cli.update import state_dtype
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from adadelta_cli.implementations.array_backends import NumpyBackend
     from adadelta_cli.implementations.base import Step
     from adadelta_cli.run.config import Config
+    from adadelta_cli.run.problems.problem import Problem
 
 
 class Batches:
@@ -78,6 +81,7 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.problem = problems.problem(config.problem, seed)
+        _check_own(config, self.problem)
         self.backend = backend
         self.step = 0
         self._settings, self._fused = config.optimizer.model_dump(), fused
@@ -87,7 +91,7 @@ class Trainer:
         }
         self._differentiate = gradient(self.problem, backend, [*self.parameters.values()])
         self._update = self._bound()
-        data = [values.astype(state_dtype(dtype), copy=False) for values in self.problem.data]
+        data = [_rounded(values, state_dtype(dtype)) for values in self.problem.data]
         self._batches = Batches(data, config.training.batch_size, backend, seed)
         self.steps_per_epoch = self._batches.per_epoch
         epochs = config.training.epochs or 0
@@ -121,9 +125,14 @@ class Trainer:
         weights = self.weights()
         with np.errstate(all="ignore"):  # Run reports a diverged loss
             measured = self.problem.evaluate(weights)
-        norms = {"grad_norm": grad_norm, "update_norm": update_norm}
-        epoch = self.step // self.steps_per_epoch
-        return TrainingRow(step=self.step, epoch=epoch, **norms, **measured)
+        return TrainingRow(
+            step=self.step,
+            epoch=self.step // self.steps_per_epoch,
+            loss=measured.pop("loss"),
+            grad_norm=grad_norm,
+            update_norm=update_norm,
+            **measured,
+        )
 
     def weights(self, *, exact: bool = False) -> list[np.ndarray]:
         """Return the weights as float64; `exact`: the float32 masters of float16 weights."""
@@ -147,6 +156,23 @@ class Trainer:
             part, name = key.split("/", 1)
             self.backend.assign(self.parameters[name].arrays[part], values)
         self._update = self._bound()
+
+
+def _check_own(config: Config, problem: Problem) -> None:
+    """Check what is known of a problem of the user's own once it is made.
+
+    Raises:
+        UsageError: the config expects a metric, or counts epochs, that the problem lacks.
+    """
+    wrong = [*unknown_metrics(config.expect, problem.name, problem.metrics)]
+    wrong += [] if problem.data else without_data(config.training, problem.name)
+    if wrong:
+        raise UsageError("\n".join(message for _, message in wrong))
+
+
+def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Round floats to a dtype; integers, such as labels, stay."""
+    return values.astype(dtype, copy=False) if values.dtype.kind == "f" else values
 
 
 def norm(arrays: Sequence[np.ndarray]) -> float:

@@ -12,6 +12,7 @@ from adadelta_cli.implementations.optimizers import ADADELTA
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import report, signals
 from adadelta_cli.run.checkpoint import Checkpoint
+from adadelta_cli.run.comparison import PLAIN, Variant, variants
 from adadelta_cli.run.recorder import Recorder
 from adadelta_cli.run.result import Expectation, RunOutcome, RunResult
 from adadelta_cli.run.trainer import Trainer
@@ -39,6 +40,7 @@ class Run:
         resume: continue from the folder's checkpoint, if there is one.
         force: discard an unfinished run, or a finished one with other settings.
         record_gradients: the file for the gradient of each step.
+        variant: the values of `--vary`, which the config has.
 
     Raises:
         UsageError: the data are invalid, the checkpoint is of another run, an unfinished run or
@@ -58,7 +60,9 @@ class Run:
         resume: bool = False,
         force: bool = False,
         record_gradients: Path | None = None,
+        variant: Variant = PLAIN,
     ) -> None:
+        self.variant = variant
         self.name, self.config, self.folder = displayed(name), config, folder
         for each in FILES:
             files.check_writable(folder / each)
@@ -90,7 +94,7 @@ class Run:
         """What is trained, where, and for how long, in a line."""
         trainer = self.trainer
         return (
-            f"{self.name}: {self.config.problem.name} on {self._facts['backend']}, steps "
+            f"{self.name}: {trainer.problem.name} on {self._facts['backend']}, steps "
             f"{trainer.step} to {trainer.total}, in {self.folder}"
         )
 
@@ -213,7 +217,7 @@ class Run:
         )
         return RunResult(
             name=self.name,
-            problem=self.config.problem.name,
+            problem=self.trainer.problem.name,
             optimizer=self.config.optimizer.name,
             **self._facts,
             outcome=outcome or self._outcome(checks),
@@ -234,6 +238,7 @@ def runs(
     *,
     record_gradients: Path | None = None,
     fused: bool | None = None,
+    vary: Sequence[str] = (),
     **how: Any,
 ) -> list[Run]:
     """Prepare the run of each config, so that errors appear before any of them starts.
@@ -245,13 +250,16 @@ def runs(
         backend: the array library.
         record_gradients: as `Run` takes it; for a single config only.
         fused: use the fused step or the unfused one; None: the fused one where there is one.
+        vary: `KEY=V1,V2` each, as `comparison.variants` takes them.
         how: the other arguments of `Run`.
 
     Raises:
         UsageError: a config or its data are invalid, or two would write the same files.
     """
     references = references or configs.shipped()
-    names = [_name(configs.locate(reference)) for reference in references]
+    varied = variants(vary, len(references))
+    pairs = [(reference, each) for reference in references for each in varied]
+    names = [_name(configs.locate(reference), each.label) for reference, each in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(
@@ -262,14 +270,14 @@ def runs(
         raise UsageError(
             f"--record-gradients writes one file, but there are {len(names)} configs; name one"
         )
-    loaded = [configs.load_config(reference, overrides) for reference in references]
+    loaded = [configs.load_config(each, overrides, variant.overrides) for each, variant in pairs]
     if fused:
         for name, config in zip(names, loaded, strict=True):
             _check_fused(name, config)
     how |= {"fused": fused is not False, "record_gradients": record_gradients}
     return [
-        Run(name, config, out / name, backend, **how)
-        for name, config in zip(names, loaded, strict=True)
+        Run(name, config, out / name, backend, variant=variant, **how)
+        for name, config, (_, variant) in zip(names, loaded, pairs, strict=True)
     ]
 
 
@@ -287,9 +295,10 @@ def _check_fused(name: str, config: Config) -> None:
         )
 
 
-def _name(path: Path) -> str:
-    """Return a config's name: its file's without the ending, unless only dots were left."""
-    return path.stem if path.stem.strip(".") else path.name
+def _name(path: Path, label: str) -> str:
+    """Return a run's name: its file's, without the ending unless only dots are left, and values."""
+    name = path.stem if path.stem.strip(".") else path.name
+    return f"{name}_{label}" if label else name
 
 
 def exit_code(results: Sequence[RunResult]) -> ExitCode:

@@ -24,6 +24,7 @@ QUICK = shlex.split(
     "--backend numpy --set expect={} --set training.epochs=null --set training.steps=20 "
     "--set training.record_every=5"
 )
+COMPARISON = {"comparison.png", "comparison.csv"}
 FILES = {"history.csv", "summary.json", "config.yaml", "loss.png", "checkpoint.npz"}
 
 
@@ -45,7 +46,9 @@ def test_all_shipped_configs_run_when_none_is_named(adadelta, tmp_path):
     """Each gets its folder under results/run, with all its files and no others."""
     code, out, _err = adadelta("run", *QUICK)
     assert code == 0
-    folders = {path.name: path for path in (tmp_path / "results" / "run").iterdir()}
+    out_folder = tmp_path / "results" / "run"
+    folders = {path.name: path for path in out_folder.iterdir() if path.is_dir()}
+    assert {path.name for path in out_folder.iterdir()} - {*folders} == COMPARISON
     assert set(folders) == set(config.shipped())
     for name, folder in folders.items():
         assert {path.name for path in folder.iterdir()} == FILES
@@ -68,7 +71,7 @@ def test_one_that_misses_does_not_keep_the_others_from_running(adadelta, tmp_pat
     path.write_text("problem: {name: rosenbrock}\ntraining: {steps: 3}\nexpect: {max_loss: 0}\n")
     code, out, _err = adadelta("run", path, "rosenbrock", "--backend", "numpy", "--out", "o")
     assert code == 1
-    assert {each.name for each in (tmp_path / "o").iterdir()} == {"hard", "rosenbrock"}
+    assert {each.name for each in (tmp_path / "o").iterdir()} == {"hard", "rosenbrock", *COMPARISON}
     assert "missed" in out
     assert "passed" in out
 
@@ -209,6 +212,12 @@ WRONG = {
     "dtype": ("mlp --dtype int8", r"'int8' is not one of"),
     "device": ("mlp --ctx tpu", r"--ctx is 'tpu'"),
     "place": ("mlp --ctx gpu --backend numpy", r"--ctx gpu --backend numpy"),
+    "folder of configs": ("zeiler2012", r"zeiler2012 is a folder of configs; name one of"),
+    "check and resume": ("mlp --check-gradient --resume", r"--check-gradient and --resume contra"),
+    "check and dtype": ("mlp --check-gradient --dtype float32", r"computes in float64"),
+    "vary": ("mlp --vary optimizer.rho=0.9,2", r"--vary optimizer\.rho=2: optimizer\.rho is 2"),
+    "vary and record": ("mlp --vary training.epochs=1,2 --record-gradients g.npz", r"2 configs"),
+    "optimizer": ("mlp --set optimizer.name=adan", r"'adan' \(did you mean adam\?\)"),
 }
 
 
@@ -236,6 +245,77 @@ def test_gradients_are_recorded_where_one_says(adadelta, tmp_path):
     """--record-gradients writes its file in addition to the usual ones."""
     assert adadelta("run", "rosenbrock", *QUICK, "--record-gradients", "g/g.npz")[0] == 0
     assert (tmp_path / "g" / "g.npz").stat().st_size > 0
+
+
+def test_data_that_are_not_there_are_named_with_the_command_that_fetches_them(
+    adadelta, tmp_path, monkeypatch
+):
+    """Exit code 3; the folder is that of --data, which goes before the variable."""
+    monkeypatch.setenv("ADADELTA_DATA", "elsewhere")
+    code, out, err = adadelta("run", "zeiler2012/table2", "--data", "here", "--backend", "numpy")
+    assert (code, out) == (3, "")
+    assert err.startswith("Error: problem.data is mnist, and its files are not here: ")
+    assert f"curl -f --create-dirs --output-dir {tmp_path}/here/mnist -O 'https://" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gradient_is_checked_without_training(adadelta, tmp_path):
+    """A row for each tensor; nothing is written."""
+    code, out, err = adadelta("run", "mlp", "--check-gradient", "--backend", "numpy")
+    assert (code, err) == (0, "")
+    assert out.count("passed") == 6
+    assert not list(tmp_path.iterdir())
+    code, out, _err = adadelta("run", "rosenbrock", "--check-gradient", "--json")
+    (row,) = json.loads(out)["results"]
+    assert (row["tensor"], row["compared"], row["passed"]) == ("x", 2, True)
+
+
+WRONG_GRADIENT = """
+from adadelta_cli import Problem
+
+
+class Own(Problem):
+    start = {"a": [1.0, 2.0]}
+
+    def loss(self, xp, weights):
+        return (weights[0] ** 2).sum()
+
+    def gradient(self, xp, weights):
+        return [3 * weights[0]]
+"""
+
+
+def test_a_wrong_gradient_is_exit_code_1(adadelta, tmp_path):
+    """With its element, both numbers and the fix."""
+    (tmp_path / "own.py").write_text(WRONG_GRADIENT)
+    (tmp_path / "own.yaml").write_text("problem: {python: own.py:Own}\ntraining: {steps: 3}\n")
+    code, out, err = adadelta("run", "own.yaml", "--check-gradient", "--backend", "numpy")
+    assert code == 1
+    assert "FAILED" in out
+    assert re.search(r"own: the gradient of a at \[\d\] is .*; the loss rises by .*Correct", err)
+
+
+def test_a_problem_that_raises_is_told_with_its_line(adadelta, tmp_path):
+    """Exit code 2, one message, and nothing is written."""
+    (tmp_path / "own.py").write_text(WRONG_GRADIENT.replace("** 2", "/ 'a'"))
+    (tmp_path / "own.yaml").write_text("problem: {python: own.py:Own}\ntraining: {steps: 3}\n")
+    code, out, err = adadelta("run", "own.yaml", "--backend", "numpy")
+    assert (code, out) == (2, "")
+    assert re.match(rf"Error: {tmp_path}/own\.py, line 9: loss raised .*; fix it there\n$", err)
+    assert {path.name for path in tmp_path.iterdir()} <= {"own.py", "own.yaml", "__pycache__"}
+
+
+def test_values_are_compared(adadelta, tmp_path):
+    """A folder for each value, a plot of all curves, a table; names of files say where."""
+    vary = ("--vary", "optimizer.name=adadelta,sgd,adam")
+    code, out, err = adadelta("run", "mlp", *vary, *QUICK, "--out", "o")
+    assert code == 0, err
+    names = {f"mlp_name={name}" for name in ("adadelta", "sgd", "adam")}
+    assert {path.name for path in (tmp_path / "o").iterdir()} == names | COMPARISON
+    content = (tmp_path / "o" / "comparison.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert all(name in out for name in names)
+    assert "o/comparison.png, comparison.csv" in err
 
 
 def test_schema_prints_the_schema(adadelta):

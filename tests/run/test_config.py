@@ -135,6 +135,24 @@ def test_each_optimizer_takes_its_own_keys(case):
         config.load_config("rosenbrock", [f"optimizer={{name: {name}}}", f"optimizer.{setting}"])
 
 
+def test_another_optimizer_starts_from_its_own_defaults():
+    """The file's settings are those of the old one; other overrides stay, in any order."""
+    for overrides in (
+        ["optimizer.name=adam", "optimizer.wd=0.1"],
+        ["optimizer.wd=0.1", "optimizer.name=adam"],
+    ):
+        loaded = config.load_config("rosenbrock", overrides)
+        assert loaded.optimizer == optimizers.AdamSettings(name="adam", wd=0.1)
+    same = config.load_config("rosenbrock", ["optimizer.name=adadelta"]).optimizer
+    assert same == config.load_config("rosenbrock").optimizer
+    other = config.load_config(
+        "mlp", ["problem.name=rosenbrock", "training={steps: 1}", "expect={}"]
+    )
+    assert other.problem.dimension == 2
+    with pytest.raises(UsageError, match=r"^--set optimizer\.rho=0\.5: optimizer\.rho is unknown"):
+        config.load_config("rosenbrock", ["optimizer.rho=0.5", "optimizer.name=adam"])
+
+
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_each_optimizer_has_defaults(name):
     """Its name suffices, and the resolved config loads back."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from adadelta_cli.run.problems.logistic_regression import (
     LogisticRegression,
@@ -10,6 +12,7 @@ from adadelta_cli.run.problems.logistic_regression import (
 )
 from adadelta_cli.run.problems.mlp import Mlp, MlpSettings
 from adadelta_cli.run.problems.rosenbrock import Rosenbrock, RosenbrockSettings
+from adadelta_cli.run.problems.user_problem import PythonSettings, UserProblem
 
 if TYPE_CHECKING:
     from adadelta_cli.run.problems.problem import Problem
@@ -17,7 +20,21 @@ if TYPE_CHECKING:
 PROBLEMS: dict[str, type[Problem]] = {
     each.name: each for each in (Rosenbrock, LogisticRegression, Mlp)
 }
-ProblemSettings = RosenbrockSettings | LogisticRegressionSettings | MlpSettings
+
+
+def _named(section: Any) -> Any:
+    """Name a problem of the user's own, which its class names."""
+    if isinstance(section, dict) and "python" in section and "name" not in section:
+        return {"name": PYTHON, **section}
+    return section
+
+
+PYTHON = "python"  # `name` of problems of the user's own
+ProblemSettings = Annotated[
+    RosenbrockSettings | LogisticRegressionSettings | MlpSettings | PythonSettings,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
+]
 
 
 def problem(settings: ProblemSettings, seed: int = 0) -> Problem:
@@ -26,4 +43,5 @@ def problem(settings: ProblemSettings, seed: int = 0) -> Problem:
     Raises:
         UsageError: the data cannot be read, or do not suit this problem.
     """
-    return PROBLEMS[settings.name](settings, seed)
+    kind: Any = UserProblem if settings.name == PYTHON else PROBLEMS[settings.name]
+    return kind(settings, seed)

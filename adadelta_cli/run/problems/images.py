@@ -24,7 +24,6 @@ from adadelta_cli.run import npz
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FOLDER = "ADADELTA_DATA"  # the variable with the folder of all data sets
 BRIGHTEST_DIGIT = 16.0  # scikit-learn's pixels are integers from 0 to 16
 BRIGHTEST_BYTE = 255.0
 LARGEST_NPZ_BYTES = 4 << 30
@@ -57,15 +56,15 @@ def load(data: str) -> Images:
     if data == "digits":
         return _digits()
     if data in IDX_SETS:
-        return _from_idx(data, os.environ.get(FOLDER, ""))
+        return _from_idx(data, os.environ.get(inputs.DATA_FOLDER, ""))
     return _from_npz(Path(data))
 
 
-def _frozen(*arrays: np.ndarray | None) -> tuple[np.ndarray | None, ...]:
-    for each in arrays:
-        if each is not None:
+def _frozen(images: Images) -> Images:
+    for each in images:
+        if isinstance(each, np.ndarray):
             each.flags.writeable = False
-    return arrays
+    return images
 
 
 def digest_of(arrays: tuple[np.ndarray | None, ...]) -> str:
@@ -158,7 +157,8 @@ def _from_idx(name: str, folder: str) -> Images:
         for array, file in zip(found, FILES, strict=True)
     ]
     digest = hashlib.sha256(" ".join(IDX_SETS[name].md5).encode()).hexdigest()
-    return Images(*_frozen(*arrays), digest)  # type: ignore[arg-type]
+    pixels, labels, test_pixels, test_labels = arrays
+    return _frozen(Images(pixels, labels, test_pixels, test_labels, digest))
 
 
 def _scaled(pictures: np.ndarray) -> np.ndarray:
@@ -201,7 +201,7 @@ def _how_to_get(name: str, folder: str, lack: str) -> str:
         f"problem.data is {name}, and its files are not here: {lack}. {title} is "
         f"{', '.join(file.name for file in FILES)}, each as it is or with .gz. Fetch them with\n"
         f"  curl -f --create-dirs --output-dir {place} -O '{home}/{{{names}}}-ubyte.gz'\n"
-        f"and name the folder: --data {folder or 'data'}, or {FOLDER} in the environment"
+        f"and name the folder: --data {place.parent}, or {inputs.DATA_FOLDER} in the environment"
     )
 
 
@@ -287,14 +287,16 @@ def _from_npz(path: Path) -> Images:
         _pair(path, names, arrays[names[0]], arrays[names[1]])
         for names in (layout[k : k + 2] for k in range(0, len(layout), 2))
     ]
-    (pixels, labels), (test_pixels, test_labels) = [*pairs, (None, None)][:2]
-    if test_pixels is not None and test_pixels.shape[1] != pixels.shape[1]:
+    features = [each.shape[1] for each, _ in pairs]
+    if features[0] != features[-1]:
         raise UsageError(
-            f"{shortened(path)}: a sample of x_test has {test_pixels.shape[1]:,} values, and one "
-            f"of x_train {pixels.shape[1]:,}; expected as many"
+            f"{shortened(path)}: a sample of x_test has {features[1]:,} values, and one of x_train "
+            f"{features[0]:,}; expected as many"
         )
+    pixels, labels = pairs[0]
+    test_pixels, test_labels = pairs[1] if len(pairs) > 1 else (None, None)
     content = (pixels, labels, test_pixels, test_labels)
-    return Images(*_frozen(*content), digest_of(content))  # type: ignore[arg-type]
+    return _frozen(Images(*content, digest_of(content)))
 
 
 MOST_CLASSES = 10_000

@@ -101,8 +101,8 @@ class Mlp(Problem):
             classes = int(found.labels.max()) + 1
         elif settings.held_out is not None:
             raise UsageError(
-                f"problem.held_out is {settings.held_out}, but {shortened(settings.data)} has a test "
-                "set of its own; leave held_out out, or make it null"
+                f"problem.held_out is {settings.held_out}, but {shortened(settings.data)} has a "
+                "test set of its own; leave held_out out, or make it null"
             )
         else:
             self.held_out = (found.test_pixels, found.test_labels)

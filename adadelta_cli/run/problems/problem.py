@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -25,18 +26,32 @@ class Section(BaseModel):
 
 
 class Problem(ABC):
-    """An objective to minimise: data, start, loss, gradient and metrics.
+    """An objective to minimise: data, start, loss, and perhaps gradient and metrics.
+
+    A problem of your own is a subclass. Its constructor takes the settings of the config as keyword
+    arguments, and the seed, if it has a parameter `seed`; it sets `start`: docs/own-problems.md.
 
     Attributes:
-        name: its name in a config.
-        metrics: the loss and what `measure` computes, each with its label on a plot.
-        data: float64 arrays with the samples along the first axis; empty without samples.
+        name: of a built-in problem, its name in a config.
+        metrics: the label on a plot of the loss and of what `measure` computes.
+        data: arrays with the samples along the first axis, floats or integers; empty without
+            samples.
         start: the initial tensors by name, float64.
         optimum: the least loss where it is known, else None.
+
+    Example:
+        >>> import numpy as np
+        >>> class Bowl(Problem):
+        ...     def __init__(self, width=1.0):
+        ...         self.width, self.start = width, {"x": np.ones(3)}
+        ...     def loss(self, xp, weights):
+        ...         return (weights[0] ** 2).sum() / self.width
+        >>> float(Bowl(width=2.0).loss(np, [np.ones(3)]))
+        1.5
     """
 
-    name: ClassVar[str]
-    metrics: ClassVar[dict[str, str]]
+    name: str = ""
+    metrics: dict[str, str] = {}  # noqa: RUF012 - replaced, not changed
     data: tuple[np.ndarray, ...] = ()
     start: dict[str, np.ndarray]
     optimum: float | None = None
@@ -50,32 +65,37 @@ class Problem(ABC):
         return digest.hexdigest()
 
     @abstractmethod
-    def __init__(self, settings: Any, seed: int) -> None: ...
-
-    @abstractmethod
     def loss(self, xp: Any, weights: Sequence[Any], *batch: Any) -> Any:
         """Compute the objective on a batch, a zero-dimensional array.
 
         Args:
             xp: the arrays' module, `numpy`, `mxnet.np` or `cupy`.
-            weights: the tensors in the order of `start`, float32 or float64.
-            batch: samples of each array of `data`, in the dtype of the weights.
+            weights: the tensors in the order of `start`, float32 or float64; not to be changed.
+            batch: samples of each array of `data`, floats in the dtype of the weights.
         """
 
-    @abstractmethod
     def gradient(self, xp: Any, weights: Sequence[Any], *batch: Any) -> list[Any]:
-        """Compute the gradient of `loss` by hand-written formulas.
+        """Compute the gradient of `loss`, for each tensor an array of its shape, by formulas.
 
-        Arguments are those of `loss`, except that MXNet's arrays are not supported.
+        NumPy and CuPy need it; MXNet differentiates `loss`. Arguments are those of `loss`.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def measure(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
-        """Compute the other metrics at a point, given as float64."""
+        """Compute other metrics at a point, given as float64; columns of history.csv."""
+        del weights
+        return {}
 
     def evaluate(self, weights: Sequence[np.ndarray]) -> dict[str, float]:
         """Compute the loss on all data, and the other metrics, at a point given as float64."""
         return {"loss": float(self.loss(np, weights, *self.data)), **self.measure(weights)}
+
+    def check_gradient(self) -> None:  # noqa: B027 - nothing to do, not forgotten
+        """Check that there are formulas for the gradient; built-in problems have them."""
+
+    def calling(self, _what: str) -> AbstractContextManager[None]:
+        """Return what explains errors of a problem's own code; nothing for built-in ones."""
+        return nullcontext()
 
 
 Gradient = Callable[[Sequence[Any]], None]
@@ -100,7 +120,8 @@ def _automatic(problem: Problem, backend: Any, parameters: Sequence[Tensor]) -> 
         with autograd.record():
             weights = [p.weight.astype(p.exact.dtype, copy=False) for p in parameters]
             loss = problem.loss(backend.xp, weights, *batch)
-        loss.backward()
+        with problem.calling("the gradient of loss"):
+            loss.backward()
 
     return differentiate
 
@@ -112,5 +133,7 @@ def gradient(problem: Problem, backend: NumpyBackend, parameters: Sequence[Tenso
     widened to the dtype of their states, and their gradients are rounded to float16. `parameters`
     are in the order of `problem.start`.
     """
-    make = _automatic if backend.name == "mxnet" else _analytic
-    return make(problem, backend, parameters)
+    if backend.name == "mxnet":
+        return _automatic(problem, backend, parameters)
+    problem.check_gradient()
+    return _analytic(problem, backend, parameters)
