@@ -52,7 +52,7 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
     help="With --version: also the libraries and the machine, to paste into an issue.",
 )
 @click.pass_context
-def adadelta(context: click.Context, **_: bool) -> None:
+def adadelta(context: click.Context, /, **_: bool) -> None:
     """Run, verify and benchmark the AdaDelta optimizer.
 
     \b
