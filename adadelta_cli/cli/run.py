@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adadelta_cli.cli.console import Terminal
 from adadelta_cli.cli.options import (
+    POSITIVE_FLOAT,
     Choice,
     Command,
     completes,
@@ -22,8 +24,8 @@ from adadelta_cli.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadelta_cli.cli.console import Terminal
     from adadelta_cli.implementations.array_backends import Device
+    from adadelta_cli.run.result import RunResult
     from adadelta_cli.run.training import Run
 
 
@@ -62,12 +64,31 @@ if TYPE_CHECKING:
     help="Element type; float16 keeps float32 master weights and states.",
 )
 @data_option
+@click.option(
+    "--kvstore",
+    type=Choice(["dist_sync"]),
+    help="Train with other processes, through MXNet's parameter server: docs/distributed.md.",
+)
+@click.option(
+    "--update-on",
+    type=Choice(["workers", "servers"]),
+    help="With --kvstore, where the optimizer's step is taken; default workers.",
+)
+@click.option(
+    "--wait",
+    type=POSITIVE_FLOAT,
+    metavar="SECONDS",
+    help="With --kvstore, how long the processes wait for each other at start and end; default 60.",
+)
 @threads_option
 @shared_options("run")
 def run(
     configs: tuple[str, ...],
     overrides: tuple[str, ...],
     record_gradients: Path | None,
+    kvstore: str | None,
+    update_on: str | None,
+    wait: float | None,
     device: Device,
     backend: str,
     out: Path,
@@ -87,30 +108,55 @@ def run(
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
     adadelta run --ctx gpu
+    adadelta run mlp --kvstore dist_sync   # in each process; see adadelta launch
     """
-    from adadelta_cli import files
     from adadelta_cli.files import check_pictures
     from adadelta_cli.implementations.array_backends import backend as array_library
-    from adadelta_cli.run import report, training
+    from adadelta_cli.run import sharing, training
 
+    asked = sharing.Request(kvstore, update_on, wait, record_gradients is not None)
+    asked.check(device, backend, dtype=how["dtype"], resume=how["resume"])
+    if asked.serves:
+        asked.serve()
+        return
     check_pictures()
-    screen = terminal(as_json, quiet, verbose)
     library = array_library(backend, device)
-    runs = training.runs(configs, overrides, out, library, record_gradients=record_gradients, **how)
+    with asked.join() as worker:
+        first = worker is None or worker.rank == 0
+        screen = terminal(as_json, quiet, verbose) if first else Terminal(verbosity=-1)
+        how |= {"record_gradients": record_gradients, "worker": worker}
+        with worker.together() if worker else nullcontext():
+            runs = training.runs(configs, overrides, out, library, **how)
+            if first:
+                _prepare_folders(out, record_gradients)
+        results = _execute(screen, runs, out, first=first)
+    click.get_current_context().exit(training.exit_code(results))
+
+
+def _prepare_folders(out: Path, record_gradients: Path | None) -> None:
+    from adadelta_cli import files
+
     files.prepare_folder(out)
     if record_gradients:
         files.prepare_folder(record_gradients.parent, option="--record-gradients")
+
+
+def _execute(screen: Terminal, runs: Sequence[Run], out: Path, *, first: bool) -> list[RunResult]:
+    """Execute the runs; the first of several workers shows the results."""
+    from adadelta_cli.run import report
+
     for each in runs:
         screen.note(each.described, level=1)
     with ExitStack() as finished:
-        finished.callback(_show_runs, screen, runs)
+        if first:
+            finished.callback(_show_runs, screen, runs)
         for each in runs:
             with screen.progress(f"run {each.name}") as tick:
                 each.execute(tick)
     results = [each.result for each in runs if each.result]
-    for line in report.run_remarks(results, out):
+    for line in report.run_remarks(results, out) if first else ():
         screen.note(line)
-    click.get_current_context().exit(training.exit_code(results))
+    return results
 
 
 def _show_runs(screen: Terminal, runs: Sequence[Run]) -> None:
