@@ -1,4 +1,4 @@
-"""The processes of a distributed training, as MXNet's launchers describe them in the environment."""
+"""The processes of a distributed training, as the environment describes them."""
 
 from __future__ import annotations
 

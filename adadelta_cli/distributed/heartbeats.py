@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEDULER, MEMBERS = 1, 2 + 4  # groups of processes: ps-lite, include/ps/base.h
 FIRST_SERVER, FIRST_WORKER = 8, 9  # their ranks count in twos: include/ps/internal/postoffice.h
+CONFIRMED_S = 4.0  # several heartbeats
 EVERYONE_S = -1_000_000  # a time limit by which each known process counts as lost
 
 
@@ -68,22 +70,39 @@ def lost_members(store: Any, cluster: Cluster) -> Callable[[], Reason]:
     return lost
 
 
+def confirmed(lost: Callable[[], Reason], for_s: float = CONFIRMED_S) -> Callable[[], Reason]:
+    """Return a function that says what another says for some seconds without a break.
+
+    MXNet measures by the wall clock: if that jumps, as in a virtual machine that was suspended,
+    everyone looks lost until the next heartbeat.
+    """
+    since = math.inf
+
+    def check() -> Reason:
+        nonlocal since
+        reason, now = lost(), time.monotonic()
+        since = min(since, now) if reason else math.inf
+        return reason if now - since >= for_s else None
+
+    return check
+
+
 def connected(
     store: Any, cluster: Cluster, wait_s: float, lost: Callable[[], Reason]
 ) -> Callable[[], Reason]:
     """Return a function that says which is true: not all have connected in time, or `lost`."""
-    until, group = time.monotonic() + wait_s, SCHEDULER
-    if cluster.role == "scheduler":
-        group = MEMBERS
+    until, confirmed_lost = time.monotonic() + wait_s, confirmed(lost)
+    group = MEMBERS if cluster.role == "scheduler" else SCHEDULER
 
     def check() -> Reason:
         nonlocal until
-        if until < float("inf"):
+        if until < math.inf:
             if silent(store, group, EVERYONE_S):
-                until = float("inf")
+                until = math.inf
             elif time.monotonic() > until:
                 return ExitCode.UNAVAILABLE, rendezvous_failure(cluster, wait_s)
-        return lost()
+            return None
+        return confirmed_lost()
 
     return check
 

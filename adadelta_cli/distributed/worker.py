@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.distributed.heartbeats import lost_scheduler, rendezvous_failure
+from adadelta_cli.distributed.heartbeats import confirmed, lost_scheduler, rendezvous_failure
 from adadelta_cli.distributed.watchdog import Watchdog
 from adadelta_cli.errors import (
     AdadeltaError,
@@ -23,6 +23,8 @@ from adadelta_cli.system import ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from typing_extensions import Self
 
     from adadelta_cli.distributed.cluster import Cluster
 
@@ -59,7 +61,7 @@ class Worker:
         ):
             self._store = self._connect()
         self.rank: int = self._store.rank
-        self._watchdog.watch(lost_scheduler(self._store, cluster))
+        self._watchdog.watch(confirmed(lost_scheduler(self._store, cluster)))
         self._stop_key = next(self._keys)
         self._stop, self._stops = (self._mx.np.zeros(1) for _ in range(2))
         self._store.broadcast(self._stop_key, self._stop, out=self._stops)
@@ -180,7 +182,7 @@ class Worker:
 
     # --- leaving ----------------------------------------------------------------------------------
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         """Take part."""
         return self
 

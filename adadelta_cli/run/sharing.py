@@ -46,8 +46,8 @@ class Request:
             return
         if device.kind != "cpu":
             raise UsageError(
-                f"--kvstore and --ctx {device}: MXNet's released parameter server holds the tensors "
-                "on CPUs; leave one of them out"
+                f"--kvstore and --ctx {device}: the parameter server of MXNet's wheel holds the "
+                "tensors on CPUs; leave one of them out"
             )
         if backend not in {"auto", "mxnet"}:
             raise UsageError(

@@ -173,7 +173,8 @@ class Run:
     def _start_shared(self, deferred: signals.Release) -> Callable[[], None]:
         """Start together with the other workers; return what to call between two steps."""
         worker, shared = self._worker, self.trainer.shared
-        assert worker and shared  # noqa: S101 - for the type checker
+        assert worker  # noqa: S101 - for the type checker
+        assert shared  # noqa: S101
         facts = [metadata.version("adadelta"), self._identity(), self.trainer.total, self._every]
         identity = hashlib.sha256(json.dumps(facts).encode()).digest()
         step = shared.start(identity, self.trainer.step)
