@@ -21,23 +21,17 @@ class LaunchCommand(Command):
         Raises:
             UsageError: there is no --, or nothing after it.
         """
-        own, dashes, command = _split(args)
-        super().parse_args(ctx, own)
-        if not ctx.resilient_parsing and not command:
-            missing = "nothing follows --" if dashes else "-- is missing"
+        at = args.index("--") if "--" in args else len(args)
+        own, command = args[:at], args[at + 1 :]
+        if not (command or ctx.resilient_parsing or {"-h", "--help"} & {*own}):
+            missing = "nothing follows --" if at < len(args) else "-- is missing"
             raise UsageError(
                 f"launch: {missing}; expected a command after it, such as: adadelta launch "
                 "--workers 2 -- run mlp"
             )
+        super().parse_args(ctx, own)
         ctx.params["command"] = command
         return []
-
-
-def _split(args: list[str]) -> tuple[list[str], bool, list[str]]:
-    if "--" not in args:
-        return args, False, []
-    at = args.index("--")
-    return args[:at], True, args[at + 1 :]
 
 
 @click.command(cls=LaunchCommand, options_metavar="[OPTIONS] -- COMMAND...")

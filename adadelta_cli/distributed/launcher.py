@@ -203,21 +203,18 @@ def _pass_on(pipe: IO[bytes], stream: str, name: str, show: Print) -> None:
 
 
 def _watch(members: Sequence[Member]) -> None:
-    """Wait until all have ended; if one fails, the others get GRACE_S, or nothing if it crashed."""
+    """Wait until the workers have ended.
+
+    If a process fails, or a server ends before them, they get GRACE_S; if it crashed, nothing.
+    """
     until = math.inf
-    while running := [each for each in members if each.code is None]:
+    while any(each.is_worker and each.code is None for each in members):
+        running = [each for each in members if each.code is None]
         if not _reap_next(running, until) or any(each.crashed for each in members):
             return
-        if until == math.inf and _is_ending(members):
+        ended = [each for each in members if each.code is not None]
+        if until == math.inf and any(each.code or not each.is_worker for each in ended):
             until = time.monotonic() + GRACE_S
-
-
-def _is_ending(members: Sequence[Member]) -> bool:
-    """Return whether the others should end now: one failed, or the workers or the rest is done."""
-    ended = {each.name for each in members if each.code is not None}
-    workers = {each.name for each in members if each.is_worker}
-    failed = any(each.code for each in members)
-    return failed or workers <= ended or bool(ended - workers)
 
 
 def _ask_to_end(members: Sequence[Member]) -> None:
