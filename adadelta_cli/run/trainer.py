@@ -162,7 +162,6 @@ class Trainer:
         Where servers take the steps, they keep the rest: the weights only.
         """
         on_servers = self.shared and self.shared.on_servers
-        parts = ("weight",) if on_servers else ("weight", "acc_grad", "acc_delta", "master")
         return {
             f"{part}/{name}": self.backend.numpy(array)
             for name, p in self.parameters.items()

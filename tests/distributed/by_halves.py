@@ -32,12 +32,14 @@ def halved(trainer):
 
 
 def weights_after(trainer, steps):
+    """Take steps; return the weights."""
     for _ in range(steps):
         trainer.advance()
     return {key: value for key, value in trainer.state().items() if key.startswith("weight/")}
 
 
 def main(config, out):
+    """Write the weights after one step and after all, for both ways."""
     for name, change in {"whole": lambda trainer: trainer, "halves": halved}.items():
         for steps in (1, 30):
             trainer = change(Trainer(load_config(config), backend("mxnet")))

@@ -19,6 +19,7 @@ GOOD = {
 
 
 def test_the_variables_of_a_launcher_describe_the_cluster():
+    """They are read, and written for other processes."""
     cluster = Cluster.from_environment(GOOD | {"PS_HEARTBEAT_TIMEOUT": "7"})
     assert cluster == Cluster("worker", "127.0.0.1", 9000, 2, 1, dead_after_s=7)
     assert cluster.environment("worker").items() == GOOD.items()
@@ -27,6 +28,7 @@ def test_the_variables_of_a_launcher_describe_the_cluster():
 @pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("value", [None, "", " "])
 def test_a_variable_that_is_missing_is_named_with_what_sets_it(name, value):
+    """An empty one counts as missing."""
     environment = {key: each for key, each in GOOD.items() if key != name}
     if value is not None:
         environment[name] = value
@@ -52,16 +54,19 @@ def test_a_variable_that_is_missing_is_named_with_what_sets_it(name, value):
     ],
 )
 def test_a_wrong_value_is_refused(name, value, message):
+    """The message says what was expected."""
     with pytest.raises(UsageError, match=message):
         Cluster.from_environment(GOOD | {name: value})
 
 
 def test_an_address_that_is_none_is_refused():
+    """MXNet would abort."""
     with pytest.raises(UsageError, match="DMLC_PS_ROOT_URI is 'no such host'"):
         Cluster("worker", "no such host", 9000, 2, 1).check_address()
 
 
 def test_the_scheduler_refuses_a_port_that_is_in_use_and_a_worker_does_not():
+    """The scheduler listens there; the others connect to it."""
     with socket.socket() as used:
         used.bind(("127.0.0.1", 0))
         used.listen()

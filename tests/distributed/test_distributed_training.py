@@ -29,6 +29,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # as the BLAS library's bit
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
+    """A small network, with an epoch's last batch of another size."""
     path = tmp_path_factory.mktemp("config") / "small.yaml"
     path.write_text(CONFIG)
     return path
@@ -55,6 +56,7 @@ def launched(config, out, *options, workers=2, servers=1):
 
 
 def weights(folder):
+    """Return the weights of a finished training."""
     with np.load(folder / "checkpoint.npz") as arrays:
         return [arrays[key] for key in sorted(arrays) if key.startswith("weight/")]
 
@@ -106,10 +108,13 @@ def test_two_workers_equal_one_process_on_whole_batches_up_to_one_sum(trained, a
     for steps, bound in {1: 5e-7, 30: 1e-5}.items():
         pairs = zip(alone(f"halves-{steps}"), alone(f"whole-{steps}"), strict=True)
         assert max(float(np.abs(a - b).max()) for a, b in pairs) < bound
-    assert any((a != b).any() for a, b in zip(weights(trained["workers"]), alone("whole-30")))
+    assert any(
+        (a != b).any() for a, b in zip(weights(trained["workers"]), alone("whole-30"), strict=True)
+    )
 
 
 def test_the_files_of_both_ways_agree(trained):
+    """The gradient's norm is missing where only the servers have the gradient."""
     rows = {way: (folder / "history.csv").read_text() for way, folder in trained.items()}
     assert rows["workers"] == rows["workers, unfused"]
     assert rows["servers"] == rows["servers, unfused"]
@@ -123,7 +128,19 @@ def test_the_files_of_both_ways_agree(trained):
     assert "--kvstore dist_sync --update-on servers" in head
 
 
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_other_optimizers_train_on_servers_as_on_workers(name, config, tmp_path):
+    """MXNet's own; the request to stop does not move, whatever the optimizer."""
+    options = ["--set", f"optimizer={{name: {name}}}"]
+    folders = [
+        launched(config, tmp_path / where, *options, "--update-on", where)
+        for where in ("workers", "servers")
+    ]
+    assert_same_bits(*map(weights, folders))
+
+
 def test_one_worker_equals_one_process_in_every_bit(config, tmp_path, alone):
+    """Its share is the whole batch."""
     assert_same_bits(weights(launched(config, tmp_path, workers=1)), alone("whole-30"))
 
 
@@ -132,6 +149,7 @@ def test_one_worker_equals_one_process_in_every_bit(config, tmp_path, alone):
 
 @contextlib.contextmanager
 def started(command, **more):
+    """Start a command; at the end, nothing of it is left."""
     process = subprocess.Popen(
         [*map(str, command)],
         env=ENVIRONMENT | more,
@@ -184,6 +202,7 @@ def endless(config, out):
 
 @pytest.mark.parametrize("role", ["worker", "server", "scheduler"])
 def test_a_process_that_is_killed_ends_all_with_code_4(role, config, tmp_path):
+    """The message names it and the signal."""
     with endless(config, tmp_path) as process:
         os.kill(members(str(tmp_path))[role][-1], signal.SIGKILL)
         _, errors = process.communicate(timeout=LONGEST_S)
@@ -193,12 +212,14 @@ def test_a_process_that_is_killed_ends_all_with_code_4(role, config, tmp_path):
 
 
 def test_a_launch_that_is_killed_ends_all(config, tmp_path):
+    """Its supervisors notice."""
     with endless(config, tmp_path) as process:
         process.kill()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_training_is_resumed_to_the_same_bytes(number, code, config, tmp_path):
+    """All workers stop after the same step."""
     with endless(config, tmp_path / "a") as process:
         process.send_signal(number)
         _, errors = process.communicate(timeout=LONGEST_S)
@@ -230,6 +251,7 @@ def cluster(commands, out, wait_s=100.0, **more):
 
 
 def test_without_launch_the_others_notice_a_lost_worker(config, tmp_path):
+    """The scheduler notices by its heartbeats; the others notice the scheduler's end."""
     train = ["worker", [config, "--set", "training.steps=1000000"]]
     commands = [("scheduler", []), ("server", []), train, train]
     with cluster(commands, tmp_path, PS_HEARTBEAT_TIMEOUT="3") as processes:
@@ -242,6 +264,7 @@ def test_without_launch_the_others_notice_a_lost_worker(config, tmp_path):
 
 
 def test_workers_with_different_configs_stop_together(config, tmp_path):
+    """The servers leave as after a training."""
     commands = [("scheduler", []), ("server", [])]
     commands += [("worker", [config]), ("worker", [config, "--seed", "1"])]
     with cluster(commands, tmp_path) as processes:
@@ -267,6 +290,7 @@ def test_a_process_that_meets_nobody_ends_with_code_3(role, config, tmp_path):
 
 
 def test_a_wrong_config_is_an_error_of_the_whole_training(tmp_path):
+    """All workers find it; the exit code is theirs."""
     options = ["run", "mlp", "--set", "training.batch_size=1", "--out", tmp_path]
     result = execute([*ADADELTA, "launch", "--", *options])
     assert result.returncode == 2
@@ -303,6 +327,7 @@ print(net.weight.data().asnumpy().tobytes().hex())
 
 @pytest.fixture
 def program(tmp_path):
+    """A training script of a user's, with Gluon."""
     path = tmp_path / "train.py"
     path.write_text(PROGRAM)
     return path
@@ -318,6 +343,7 @@ def test_a_gluon_program_takes_the_fused_step_on_the_servers(program):
 
 
 def test_a_server_that_cannot_have_the_optimizer_ends_the_training(program):
+    """Its class exists in the worker's script only."""
     launch = [*ADADELTA, "launch", "--workers", 1, "--", sys.executable, program, "dist", "own"]
     result = execute(launch)
     assert result.returncode == 4

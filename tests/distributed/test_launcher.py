@@ -15,10 +15,12 @@ COMMANDS = ["run", "verify", "launch"]
 
 
 def member(name, code, **more):
+    """Make a member of a training that has ended."""
     return Member(name, SimpleNamespace(), code, **more)
 
 
 def test_run_gets_the_key_value_store_unless_it_is_given():
+    """Without it, each worker would train alone."""
     program = [sys.executable, "-m", "adadelta_cli", "run", "mlp"]
     assert check_command(["run", "mlp"], COMMANDS) == [*program, "--kvstore", "dist_sync"]
     for given in (["--kvstore", "dist_sync"], ["--kvstore=dist_sync"]):
@@ -26,6 +28,7 @@ def test_run_gets_the_key_value_store_unless_it_is_given():
 
 
 def test_a_program_of_ones_own_is_found_on_the_path():
+    """Its arguments stay as they are."""
     program = check_command(["sh", "-c", "run"], COMMANDS)
     assert program[0].startswith("/") and program[1:] == ["-c", "run"]
     assert not launcher.is_run(program)
@@ -41,11 +44,13 @@ def test_a_program_of_ones_own_is_found_on_the_path():
     ],
 )
 def test_a_command_that_cannot_be_launched_is_refused(command, message):
+    """The message says what can be."""
     with pytest.raises(UsageError, match=message):
         check_command([command], COMMANDS)
 
 
 def test_names_are_ranks_because_ports_ascend():
+    """MXNet sorts the processes of one host by their ports."""
     plan = list(launcher._plan(["train"], 3, 2, 60.0))
     names = ["scheduler", "server 0", "server 1", "worker 0", "worker 1", "worker 2"]
     assert [name for name, *_ in plan] == names
@@ -57,6 +62,7 @@ def test_names_are_ranks_because_ports_ascend():
 
 
 def test_free_ports_differ():
+    """All are held until all are chosen."""
     assert len({*free_ports(50)}) == 50
 
 
@@ -72,6 +78,7 @@ def test_free_ports_differ():
     ],
 )
 def test_the_exit_code_is_that_of_the_process_that_says_why(codes, code):
+    """Code 4 may only say that another one stopped."""
     members = [member(name, each) for name, each in codes.items()]
     if not any(each.is_worker for each in members):
         members += [member("worker 0", -9, stopped=True)]
@@ -79,6 +86,7 @@ def test_the_exit_code_is_that_of_the_process_that_says_why(codes, code):
 
 
 def test_a_process_that_was_killed_is_named():
+    """Those that this program ended are not."""
     members = [member("worker 0", -9, stopped=True), member("worker 1", -9, cause="killed by X")]
-    with pytest.raises(BrokenError, match="^worker 1 was killed by X. All processes"):
+    with pytest.raises(BrokenError, match="worker 1 was killed by X"):
         launcher._exit_code(members)

@@ -27,6 +27,7 @@ def worker(rank, workers, update_on="workers"):
 @pytest.mark.parametrize("samples", [0, 1, 2, 3, 29, 100, 1437])
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 def test_each_sample_is_in_one_share_and_shares_differ_by_one_sample(samples, workers):
+    """Also with fewer samples than workers."""
     shares = [range(samples)[worker(rank, workers).bounds(samples)] for rank in range(workers)]
     assert [each for share in shares for each in share] == list(range(samples))
     sizes = {len(share) for share in shares}
@@ -53,9 +54,7 @@ def test_shares_add_up_to_the_gradient_of_the_batch(samples, workers):
     whole.differentiate(batch)
     for rank in range(workers):
         part = Mean()
-        SharedSteps(worker(rank, workers), [part], part.differentiate, None, None).differentiate(
-            batch
-        )
+        SharedSteps(worker(rank, workers), [part], None).differentiate(batch, part.differentiate)
         total = total + part.grad
     np.testing.assert_allclose(total, whole.grad, rtol=1e-15)
     if workers == 1:
@@ -71,11 +70,13 @@ def test_shares_add_up_to_the_gradient_of_the_batch(samples, workers):
     ],
 )
 def test_what_workers_cannot_share_is_refused(config, overrides, message):
+    """Before anything is trained."""
     with pytest.raises(UsageError, match=message):
         Trainer(load_config(config, overrides), backend("mxnet"), worker=worker(0, 2))
 
 
 def test_a_batch_of_one_sample_a_worker_is_allowed():
+    """The smallest that can be shared."""
     check_shareable(SimpleNamespace(data=(np.zeros(2),)), 2, 2)
 
 
