@@ -59,11 +59,11 @@ class LaunchCommand(Command):
     help="How long the processes wait for each other at start and end.",
 )
 def launch(workers: int, servers: int, wait_s: float, command: list[str]) -> None:
-    """Train with several processes of this machine, through MXNet's parameter server.
+    """Train with several processes of this machine.
 
-    COMMAND is `run` with its options, or a program of yours that uses MXNet's
-    dist_sync. If one process fails, all end, with its exit code. Output has the
-    process's name in front; the results of `run` have not.
+    MXNet's parameter server connects them. COMMAND is `run` with its options, or a
+    program of yours that uses MXNet's dist_sync. If one process fails, all end, with
+    its exit code. Output has the process's name in front; the results of `run` have not.
 
     \b
     adadelta launch --workers 2 --servers 1 -- run mlp

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import IO, TYPE_CHECKING
 
-from adadelta_cli.distributed.cluster import Cluster
+from adadelta_cli.distributed.cluster import HEARTBEAT_INTERVAL, INTERVAL_S, Cluster
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError, shortened, suggestion
 from adadelta_cli.system import machine
 from adadelta_cli.system.child import WorkerProcess
@@ -143,7 +143,12 @@ def _plan(
     serving = [*THIS_PROGRAM, RUN, *KVSTORE, *waiting]
     more = waiting if is_run(command) else []
     threads = str(max(1, machine.available_cores() // workers))
-    shared = {"DMLC_NODE_HOST": LOOPBACK, **_default("OMP_NUM_THREADS", threads), **_columns()}
+    shared = {
+        "DMLC_NODE_HOST": LOOPBACK,
+        **_default("OMP_NUM_THREADS", threads),
+        **_default(HEARTBEAT_INTERVAL, str(INTERVAL_S)),  # a user's program sets none
+        **_columns(),
+    }
     yield "scheduler", serving, shared | cluster.environment("scheduler")
     for role, count in {"server": servers, "worker": workers}.items():
         arguments = serving if role == "server" else [*command, *more]

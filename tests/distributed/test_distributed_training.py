@@ -103,9 +103,9 @@ def test_two_workers_equal_one_process_that_adds_two_halves_in_every_bit(way, tr
 def test_two_workers_equal_one_process_on_whole_batches_up_to_one_sum(trained, alone):
     """Halves are added in another order: a few units in the last place after one step.
 
-    Largest differences measured: 6e-8 after one step, 3e-7 after thirty, of weights up to 1.
+    Largest differences measured: 7.5e-9 after one step, 6.0e-8 after thirty, of weights up to 1.
     """
-    for steps, bound in {1: 5e-7, 30: 1e-5}.items():
+    for steps, bound in {1: 1e-7, 30: 1e-6}.items():
         pairs = zip(alone(f"halves-{steps}"), alone(f"whole-{steps}"), strict=True)
         assert max(float(np.abs(a - b).max()) for a, b in pairs) < bound
     assert any(
