@@ -23,13 +23,15 @@ class LaunchCommand(Command):
         """
         at = args.index("--") if "--" in args else len(args)
         own, command = args[:at], args[at + 1 :]
-        if not (command or ctx.resilient_parsing or {"-h", "--help"} & {*own}):
+        if at == len(args):  # the command, whose options are none of these, may be among them
+            ctx.allow_extra_args = ctx.ignore_unknown_options = True
+        super().parse_args(ctx, own)
+        if not command and not ctx.resilient_parsing:
             missing = "nothing follows --" if at < len(args) else "-- is missing"
             raise UsageError(
                 f"launch: {missing}; expected a command after it, such as: adadelta launch "
                 "--workers 2 -- run mlp"
             )
-        super().parse_args(ctx, own)
         ctx.params["command"] = command
         return []
 
