@@ -53,9 +53,12 @@ def __getattr__(name: str) -> Any:
         return metadata.version("adadelta")
     if name in _MODULE_OF:
         try:
-            return getattr(import_module(f"adadelta_cli.{_MODULE_OF[name]}"), name)
+            found = getattr(import_module(f"adadelta_cli.{_MODULE_OF[name]}"), name)
         except ImportError as error:
             return _unavailable(name, error)
+        if name == "AdaDelta":
+            _serve()
+        return found
     raise AttributeError(f"module 'adadelta_cli' has no attribute {name!r}")
 
 
@@ -69,6 +72,17 @@ def _unavailable(name: str, error: ImportError) -> type:
         raise error
 
     return type(name, (), {"__new__": fail, "__doc__": f"Not available: {error}"})
+
+
+def _serve() -> None:
+    """Serve in a server or scheduler of a distributed training, as MXNet's own import does."""
+    import os
+
+    if os.environ.get("DMLC_ROLE") in {"server", "scheduler"}:
+        from adadelta_cli.mxnet_bridge import server
+
+        server.serve()
+        sys.exit()
 
 
 class _BeforeMxnet:

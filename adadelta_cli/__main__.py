@@ -15,6 +15,7 @@ import click
 
 from adadelta_cli.cli import streams
 from adadelta_cli.errors import AdadeltaError, BrokenError, ExitCode, displayed, of_device
+from adadelta_cli.system import ending
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -103,7 +104,7 @@ def main() -> None:
         print(displayed(f"Error: {message}", keep="\n"), file=sys.stderr)  # noqa: T201
         with contextlib.suppress(BrokenError):  # another error is already reported
             streams.flush_stdout()
-    sys.exit(code)
+    ending.end(code)
 
 
 def _run() -> int:

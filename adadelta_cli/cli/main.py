@@ -8,6 +8,7 @@ from adadelta_cli.cli.bench import bench, compare
 from adadelta_cli.cli.convert import convert
 from adadelta_cli.cli.doctor import doctor
 from adadelta_cli.cli.guide import COMMANDS
+from adadelta_cli.cli.launch import launch
 from adadelta_cli.cli.options import Group
 from adadelta_cli.cli.run import run, schema
 from adadelta_cli.cli.verify import verify
@@ -68,5 +69,5 @@ def adadelta(context: click.Context, /, **_: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (run, schema, verify, bench, compare, convert, doctor, *COMMANDS):
+for command in (run, launch, schema, verify, bench, compare, convert, doctor, *COMMANDS):
     adadelta.add_command(command)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adadelta_cli.cli.console import Terminal
 from adadelta_cli.cli.options import (
+    POSITIVE_FLOAT,
     Choice,
     Command,
     completes,
@@ -22,8 +24,8 @@ from adadelta_cli.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadelta_cli.cli.console import Terminal
     from adadelta_cli.implementations.array_backends import Device, NumpyBackend
+    from adadelta_cli.run.result import RunResult
     from adadelta_cli.run.training import Run
 
 
@@ -74,6 +76,22 @@ if TYPE_CHECKING:
     help="Element type; float16 keeps float32 master weights and states.",
 )
 @data_option
+@click.option(
+    "--kvstore",
+    type=Choice(["dist_sync"]),
+    help="Train with other processes, through MXNet's parameter server: docs/distributed.md.",
+)
+@click.option(
+    "--update-on",
+    type=Choice(["workers", "servers"]),
+    help="With --kvstore, where the optimizer's step is taken; default workers.",
+)
+@click.option(
+    "--wait",
+    type=POSITIVE_FLOAT,
+    metavar="SECONDS",
+    help="With --kvstore, how long the processes wait for each other at start and end; default 60.",
+)
 @threads_option
 @shared_options("run")
 def run(
@@ -82,6 +100,9 @@ def run(
     vary: tuple[str, ...],
     record_gradients: Path | None,
     check_gradient: bool,
+    kvstore: str | None,
+    update_on: str | None,
+    wait: float | None,
     device: Device,
     backend: str,
     out: Path,
@@ -105,33 +126,60 @@ def run(
     adadelta run my.yaml --check-gradient
     adadelta run zeiler2012/table2 --data DIR
     adadelta run --ctx gpu
+    adadelta run mlp --kvstore dist_sync   # in each process; see adadelta launch
     """
-    from adadelta_cli import files
     from adadelta_cli.files import check_pictures
     from adadelta_cli.implementations.array_backends import backend as array_library
-    from adadelta_cli.run import report, training
+    from adadelta_cli.run import sharing, training
 
     screen = terminal(as_json, quiet, verbose)
-    library = array_library(backend, device)
     if check_gradient:
+        library = array_library(backend, device)
         _check_gradient(screen, configs, overrides, library, how["seed"])
+    asked = sharing.Request(kvstore, update_on, wait, record_gradients is not None)
+    asked.check(device, backend, dtype=how["dtype"], resume=how["resume"])
+    if asked.serves:
+        asked.serve()
+        return
     check_pictures()
-    how |= {"vary": vary, "record_gradients": record_gradients}
-    runs = training.runs(configs, overrides, out, library, **how)
-    files.prepare_folder(out, report.COMPARISON if len(runs) > 1 else ())
+    library = array_library(backend, device)
+    with asked.join() as worker:
+        first = worker is None or worker.rank == 0
+        screen = screen if first else Terminal(verbosity=-1)
+        how |= {"vary": vary, "record_gradients": record_gradients, "worker": worker}
+        with worker.together() if worker else nullcontext():
+            runs = training.runs(configs, overrides, out, library, **how)
+            if first:
+                _prepare_folders(out, record_gradients, several=len(runs) > 1)
+        results = _execute(screen, runs, out, first=first)
+    click.get_current_context().exit(training.exit_code(results))
+
+
+def _prepare_folders(out: Path, record_gradients: Path | None, *, several: bool) -> None:
+    from adadelta_cli import files
+    from adadelta_cli.run import report
+
+    files.prepare_folder(out, report.COMPARISON if several else ())
     if record_gradients:
         files.prepare_folder(record_gradients.parent, option="--record-gradients")
+
+
+def _execute(screen: Terminal, runs: Sequence[Run], out: Path, *, first: bool) -> list[RunResult]:
+    """Execute the runs; the first of several workers shows the results."""
+    from adadelta_cli.run import report
+
     for each in runs:
         screen.note(each.described, level=1)
     with ExitStack() as finished:
-        finished.callback(_show_runs, screen, runs, out)
+        if first:
+            finished.callback(_show_runs, screen, runs, out)
         for each in runs:
             with screen.progress(f"run {each.name}") as tick:
                 each.execute(tick)
     results = [each.result for each in runs if each.result]
-    for line in report.run_remarks(results, out):
+    for line in report.run_remarks(results, out) if first else ():
         screen.note(line)
-    click.get_current_context().exit(training.exit_code(results))
+    return results
 
 
 def _check_gradient(

@@ -184,10 +184,13 @@ def bind(
 def _bind_adadelta(
     backend: NumpyBackend, tensors: Sequence[Tensor], settings: Settings, *, fused: bool
 ) -> Step:
-    parameters = as_parameters(tensors)
-    hyper = Hyperparameters(**{key: settings[key] for key in settings if key != "name"})
+    parameters, hyper = as_parameters(tensors), Hyperparameters(**_keywords(settings))
     ones = [1.0] * len(parameters)
     return registry.builtin(backend, fused=fused).bind(StepInputs(parameters, hyper, ones, ones))
+
+
+def _keywords(settings: Settings) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "name"}
 
 
 def _bind_rule(
@@ -211,18 +214,37 @@ def _bind_rule(
     return step
 
 
-def _bind_mxnet(
-    backend: Any, tensors: Sequence[Tensor], rule: Rule, settings: Settings, done: int
-) -> Step:
-    """Bind MXNet's own class.
+def mxnet_optimizer(settings: Settings, *, fused: bool) -> Any:
+    """Make an optimizer for MXNet's `Updater`, without multi-precision.
+
+    Args:
+        settings: as for `bind`.
+        fused: use AdaDelta's fused step.
+    """
+    if settings["name"] != ADADELTA:
+        return _make_mxnet(settings)
+    from adadelta_cli.mxnet_bridge.optimizer import AdaDelta
+
+    return AdaDelta(**_keywords(settings), use_fused_step=fused)
+
+
+def _make_mxnet(settings: Settings, **how: Any) -> Any:
+    """Make MXNet's own optimizer.
 
     Its C++ kernels (`use_fused_step`) round the settings to float32, and read a clip of 0 as none.
     """
-    keywords = {key: value for key, value in settings.items() if key != "name"}
-    kind = getattr(backend.mxnet.optimizer, rule.mxnet)
+    from adadelta_cli.mxnet_bridge import runtime
+
+    kind = getattr(runtime.load_mxnet().optimizer, RULES[settings["name"]].mxnet)
+    return kind(**_keywords(settings), **how, use_fused_step=False)
+
+
+def _bind_mxnet(
+    backend: Any, tensors: Sequence[Tensor], _rule: Rule, settings: Settings, done: int
+) -> Step:
+    """Bind MXNet's own class."""
     halves = tensors[0].master is not None
-    how = {"multi_precision": halves, "use_fused_step": False, "begin_num_update": done}
-    optimizer = kind(**keywords, **how)
+    optimizer = _make_mxnet(settings, multi_precision=halves, begin_num_update=done)
     classic = [[each.as_nd_ndarray() for each in t.states.values()] for t in tensors]
     states: list[Any] = [_state(each) for each in classic]
     if halves:

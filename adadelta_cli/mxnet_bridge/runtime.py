@@ -24,6 +24,7 @@ def is_installed() -> bool:
     return importlib.util.find_spec("mxnet") is not None
 
 
+ROLE = "DMLC_ROLE"  # of a process in a distributed training: worker, server or scheduler
 ENGINES = ("NaiveEngine", "ThreadedEngine", "ThreadedEnginePerDevice")  # src/engine/engine.cc
 
 
@@ -46,7 +47,8 @@ def load_mxnet() -> Any:
     """Import MXNet and return it.
 
     MXNet's first allocation prints a line about its storage manager: it is made here, with stderr
-    closed.
+    closed. In a server or scheduler of a distributed training, MXNet's own import would not return:
+    see `server`.
 
     Raises:
         UnavailableError: MXNet is not installed, or does not load.
@@ -61,7 +63,8 @@ def load_mxnet() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MXNet is no longer maintained
         try:
-            import mxnet
+            with _as_worker():
+                import mxnet
         except (ImportError, OSError, AttributeError) as error:
             if sys.flags.optimize > 1:
                 raise UnavailableError(
@@ -72,13 +75,27 @@ def load_mxnet() -> Any:
                 f"MXNet is installed and does not load: {error}. It needs NumPy 1.26.4 (found "
                 f"{np.__version__}) and libgomp1; install these, or use the numpy backend"
             ) from error
-        with contextlib.nullcontext() if imported_before else _stderr_closed():
+        with contextlib.nullcontext() if imported_before else stderr_closed():
             mxnet.nd.zeros(1).wait_to_read()
     return mxnet
 
 
 @contextlib.contextmanager
-def _stderr_closed() -> Iterator[None]:
+def _as_worker() -> Iterator[None]:
+    """Hide the role of this process from MXNet's import, which serves before AdaDelta exists.
+
+    The servers could not unpickle the optimizer then, and would go on without one.
+    """
+    role = os.environ.pop(ROLE, None)
+    try:
+        yield
+    finally:
+        if role is not None:
+            os.environ[ROLE] = role
+
+
+@contextlib.contextmanager
+def stderr_closed() -> Iterator[None]:
     """Discard what C code writes to stderr."""
     sys.stderr.flush()
     kept = os.dup(2)

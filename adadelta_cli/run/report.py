@@ -41,7 +41,8 @@ def write_run(folder: Path, result: RunResult, config: Config, *, plot: bool = T
     """Write history.csv, summary.json, config.yaml and loss.png of a run."""
     write_csv(folder / "history.csv", [row.cells for row in result.history])
     write_json(folder / "summary.json", run_summary(result))
-    head = f"# adadelta run {_quoted(folder / 'config.yaml')} {_run_options(result)}\n"
+    launch = f"launch --workers {result.workers} -- " if result.update_on else ""
+    head = f"# adadelta {launch}run {_quoted(folder / 'config.yaml')} {_run_options(result)}\n"
     write_bytes(folder / "config.yaml", to_utf8(head + config.to_yaml()))
     if plot:
         write_plot(folder / "loss.png", run_figure(result))
@@ -58,7 +59,9 @@ def _quoted(path: Path) -> str:
 def _run_options(result: RunResult) -> str:
     fused = "--fused" if result.fused else "--no-fused"
     ctx = "" if result.ctx == "cpu" else f"--ctx {result.ctx} "
-    return f"{ctx}--backend {result.backend} --dtype {result.dtype} {fused} --seed {result.seed}"
+    shared = f"--kvstore dist_sync --update-on {result.update_on} " if result.update_on else ""
+    how = f"--dtype {result.dtype} {fused} --seed {result.seed}"
+    return f"{ctx}{shared}--backend {result.backend} {how}"
 
 
 def run_summary(result: RunResult) -> dict[str, Any]:

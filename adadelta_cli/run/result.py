@@ -93,3 +93,5 @@ class RunResult:
     optimum: float | None  # the least loss where it is known
     labels: dict[str, str]  # on a plot, of the loss and the problem's metrics
     history: tuple[TrainingRow, ...] = field(repr=False)
+    workers: int = 1  # that shared each batch
+    update_on: str | None = None  # of a distributed training: where the steps were taken

@@ -14,34 +14,47 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Release:
+    """The signals that wait; call it to raise the first one."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, FrameType | None]] = []
+        self.handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+
+    def __call__(self) -> None:
+        """Call the earlier handler of the signal that waits, if any, which raises."""
+        if self.waiting:
+            number, frame = self.waiting.pop()
+            self.handlers[number](number, frame)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a signal waits."""
+        return bool(self.waiting)
+
+    def defer(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: let it wait, unless another one does."""
+        if self.waiting:
+            self.handlers[number](number, frame)
+        self.waiting.append((number, frame))
+
+
 @contextlib.contextmanager
-def defer_signals() -> Iterator[Callable[[], None]]:
-    """Defer both signals until the yielded function is called or the block ends.
+def defer_signals() -> Iterator[Release]:
+    """Defer both signals until the yielded object is called or the block ends.
 
     The previous handler is then called, which raises. A second signal is not deferred.
     """
-    waiting: list[tuple[int, FrameType | None]] = []
-    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
-
-    def defer(number: int, frame: FrameType | None) -> None:
-        if waiting:
-            handlers[number](number, frame)
-        waiting.append((number, frame))
-
-    def release() -> None:
-        if waiting:
-            number, frame = waiting.pop()
-            handlers[number](number, frame)
-
+    release = Release()
     if threading.current_thread() is threading.main_thread():  # handlers can be set there only
         for each in SIGNALS:
             handler = signal.getsignal(each)
             if callable(handler):
-                handlers[each] = handler
-                signal.signal(each, defer)
+                release.handlers[each] = handler
+                signal.signal(each, release.defer)
     try:
         yield release
     finally:
-        for number, handler in handlers.items():
+        for number, handler in release.handlers.items():
             signal.signal(number, handler)
     release()

@@ -18,6 +18,7 @@ from adadelta_cli.update import state_dtype
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from adadelta_cli.distributed.worker import SharedSteps, Worker
     from adadelta_cli.implementations.array_backends import NumpyBackend
     from adadelta_cli.implementations.base import Step
     from adadelta_cli.run.config import Config
@@ -29,6 +30,10 @@ class Batches:
 
     The order derives from the seed and the epoch, so a checkpoint does not store it. `data` are
     `Problem.data`; a size of None is that of all samples.
+
+    Attributes:
+        size: of a batch; an epoch's last one may be smaller.
+        per_epoch: batches, and so steps, of an epoch.
     """
 
     def __init__(
@@ -36,8 +41,8 @@ class Batches:
     ) -> None:
         self._data, self._backend, self._seed = data, backend, seed
         self._samples = len(data[0]) if data else 1
-        self._size = min(size or self._samples, self._samples)
-        self.per_epoch = math.ceil(self._samples / self._size)  # batches, and so steps
+        self.size = min(size or self._samples, self._samples)
+        self.per_epoch = math.ceil(self._samples / self.size)
         self._epoch = -1
         self._batch = [backend.array(values) for values in data] if self.per_epoch == 1 else []
 
@@ -49,7 +54,7 @@ class Batches:
         if epoch != self._epoch:
             self._order = np.random.default_rng([self._seed, epoch]).permutation(self._samples)
             self._epoch = epoch
-        chosen = self._order[number * self._size :][: self._size]
+        chosen = self._order[number * self.size :][: self.size]
         return [self._backend.array(values[chosen]) for values in self._data]
 
 
@@ -62,13 +67,15 @@ class Trainer:
         fused: take AdaDelta's step in one pass over memory; no other optimizer has one.
         dtype: float32, float64, or float16 with float32 masters and states.
         seed: of all random numbers.
+        worker: shares each step with the other workers of a distributed training.
 
     Attributes:
+        shared: the steps that are shared with other workers; None without any.
         step, total: steps taken, and to take.
         parameters: the tensors by name, on the backend.
 
     Raises:
-        UsageError: the problem's data are invalid.
+        UsageError: the problem's data are invalid, or a batch cannot be shared by the workers.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class Trainer:
         fused: bool = True,
         dtype: str = "float32",
         seed: int = 0,
+        worker: Worker | None = None,
     ) -> None:
         self.problem = problems.problem(config.problem, seed)
         _check_own(config, self.problem)
@@ -96,16 +104,27 @@ class Trainer:
         self.steps_per_epoch = self._batches.per_epoch
         epochs = config.training.epochs or 0
         self.total = config.training.steps or epochs * self.steps_per_epoch
+        self.shared: SharedSteps | None = None
+        if worker:
+            check_shareable(self.problem, self._batches.size, worker.cluster.workers)
+            self.shared = worker.share([*self.parameters.values()], self._optimizer)
 
     def _bound(self) -> Step:
         tensors = [*self.parameters.values()]
         how = self._settings
         return optimizers.bind(self.backend, tensors, how, fused=self._fused, done=self.step)
 
+    def _optimizer(self) -> Any:
+        return optimizers.mxnet_optimizer(self._settings, fused=self._fused)
+
     def advance(self) -> None:
         """Take one step: the next batch, its gradient, the update."""
-        self._differentiate(self._batches.at(self.step))
-        self._update()
+        batch = self._batches.at(self.step)
+        if self.shared:
+            self.shared.advance(batch, self._differentiate, self._update)
+        else:
+            self._differentiate(batch)
+            self._update()
         self.step += 1
 
     def advance_and_measure(self) -> TrainingRow:
@@ -113,10 +132,13 @@ class Trainer:
         before = self.weights(exact=True)
         self.advance()
         after = self.weights(exact=True)
-        grads = [self._numpy(p.grad) for p in self.parameters.values()]
+        grad_norm = None if self.shared and self.shared.on_servers else self._grad_norm()
         with np.errstate(all="ignore"):
             moved = [new - old for new, old in zip(after, before, strict=True)]
-        return self.measure(norm(grads), norm(moved))
+        return self.measure(grad_norm, norm(moved))
+
+    def _grad_norm(self) -> float:
+        return norm([self._numpy(p.grad) for p in self.parameters.values()])
 
     def measure(
         self, grad_norm: float | None = None, update_norm: float | None = None
@@ -142,11 +164,16 @@ class Trainer:
         return self.backend.numpy(array).astype(np.float64)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return everything that the next steps depend on, as `Checkpoint.arrays`."""
+        """Return everything that the next steps depend on, as `Checkpoint.arrays`.
+
+        Where servers take the steps, they keep the rest: the weights only.
+        """
+        on_servers = self.shared and self.shared.on_servers
         return {
             f"{part}/{name}": self.backend.numpy(array)
             for name, p in self.parameters.items()
             for part, array in p.arrays.items()
+            if part == "weight" or not on_servers
         }
 
     def restore(self, step: int, state: Mapping[str, np.ndarray]) -> None:
@@ -173,6 +200,24 @@ def _check_own(config: Config, problem: Problem) -> None:
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     """Round floats to a dtype; integers, such as labels, stay."""
     return values.astype(dtype, copy=False) if values.dtype.kind == "f" else values
+
+
+def check_shareable(problem: Problem, size: int, workers: int) -> None:
+    """Check that workers can share the batches of a problem.
+
+    Raises:
+        UsageError: it has no samples, or a batch has fewer of them than there are workers.
+    """
+    if not problem.data:
+        raise UsageError(
+            f"--kvstore: {problem.name} has no samples, so its gradient has no parts that workers "
+            "could share; name a config with data, such as mlp"
+        )
+    if size < workers:
+        raise UsageError(
+            f"--kvstore: a batch of {size} samples cannot be shared by {workers} workers; set "
+            f"training.batch_size to at least {workers}, or start fewer workers"
+        )
 
 
 def norm(arrays: Sequence[np.ndarray]) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
+from functools import partial
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli import files, inputs
@@ -19,9 +23,10 @@ from adadelta_cli.run.trainer import Trainer
 from adadelta_cli.system.progress import Tick, no_tick
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from adadelta_cli.distributed.worker import Worker
     from adadelta_cli.implementations.array_backends import NumpyBackend
     from adadelta_cli.run.config import Config
 
@@ -41,6 +46,7 @@ class Run:
         force: discard an unfinished run, or a finished one with other settings.
         record_gradients: the file for the gradient of each step.
         variant: the values of `--vary`, which the config has.
+        worker: this process among those of a distributed training; only rank 0 has files.
 
     Raises:
         UsageError: the data are invalid, the checkpoint is of another run, an unfinished run or
@@ -61,6 +67,7 @@ class Run:
         force: bool = False,
         record_gradients: Path | None = None,
         variant: Variant = PLAIN,
+        worker: Worker | None = None,
     ) -> None:
         self.variant = variant
         self.name, self.config, self.folder = displayed(name), config, folder
@@ -69,16 +76,18 @@ class Run:
         if record_gradients:
             files.check_writable(record_gradients, "--record-gradients")
         inputs.check_possible(folder / CHECKPOINT, "--out with the config's name")
-        self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed)
+        self._worker = worker
+        self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed, worker=worker)
         self.result: RunResult | None = None  # set before the files are written
         self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
         fused = fused and config.optimizer.name == ADADELTA  # no other has a fused step
         self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
+        self._facts |= worker.facts if worker else {}
         self._every = config.training.record_every or self.trainer.steps_per_epoch
         self._seconds, self._resumed = 0.0, False
         self._history = [self.trainer.measure()]
         self._checkpoint_path = folder / CHECKPOINT
-        if not force:
+        if not force and self._has_files:
             self._read_checkpoint(resume=resume)
         if record_gradients and resume:
             raise UsageError(
@@ -86,8 +95,12 @@ class Run:
                 "--force instead of --resume"
             )
         self._recorder = None
-        if record_gradients:
+        if record_gradients and self._has_files:
             self._recorder = Recorder(record_gradients, self.trainer, config, dtype)
+
+    @property
+    def _has_files(self) -> bool:
+        return self._worker is None or self._worker.rank == 0
 
     @property
     def described(self) -> str:
@@ -138,9 +151,11 @@ class Run:
         Args:
             tick: gets the steps done, the steps in total, and the loss.
         """
-        for name in () if self._resumed else FILES:  # an earlier run's are not this run's
-            files.remove(self.folder / name)
-        with signals.defer_signals() as release:
+        if self._has_files and not self._resumed:
+            for name in FILES:  # an earlier run's are not this run's
+                files.remove(self.folder / name)
+        with signals.defer_signals() as deferred:
+            release = self._start_shared(deferred) if self._worker else deferred
             while self.trainer.step < self.trainer.total and self._is_finite():
                 try:
                     self._advance()
@@ -153,11 +168,25 @@ class Run:
                     tick(self.trainer.step, self.trainer.total, what)
                 except BaseException:
                     try:
-                        self._checkpoint().write(self._checkpoint_path)
+                        self._write_checkpoint()
                     finally:
                         self._write_partial()
                     raise
             return self._finish()
+
+    def _start_shared(self, deferred: signals.Release) -> Callable[[], None]:
+        """Start together with the other workers; return what to call between two steps."""
+        worker, shared = self._worker, self.trainer.shared
+        assert worker  # noqa: S101 - for the type checker
+        assert shared  # noqa: S101
+        facts = [metadata.version("adadelta"), self._identity(), self.trainer.total, self._every]
+        identity = hashlib.sha256(json.dumps(facts).encode()).digest()
+        step = shared.start(identity, self.trainer.step)
+        if step:  # the first worker resumes from its checkpoint
+            state = self.trainer.state()
+            self.trainer.restore(step, {key: worker.broadcast(state[key]) for key in state})
+        shared.wants_to_stop = lambda: deferred.pending
+        return partial(worker.release, deferred)
 
     def _is_finite(self) -> bool:
         return math.isfinite(self._history[-1].loss)
@@ -172,6 +201,10 @@ class Run:
             self._recorder.add()
         self._seconds += time.perf_counter() - began
         if self.trainer.step % self.config.training.checkpoint_every == 0:
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
+        if self._has_files:
             self._checkpoint().write(self._checkpoint_path)
 
     def _checkpoint(self) -> Checkpoint:
@@ -191,14 +224,16 @@ class Run:
 
     def _finish(self) -> RunResult:
         self.result = result = self._result()
-        if result.outcome is RunOutcome.DIVERGED:
+        if result.outcome is not RunOutcome.DIVERGED:
+            self._write_checkpoint()
+        elif self._has_files:
             files.remove(self._checkpoint_path)  # a resumed run would only diverge again
-        else:
-            self._checkpoint().write(self._checkpoint_path)
         self._write_files(result)
         return result
 
     def _write_files(self, result: RunResult, *, plot: bool = True) -> None:
+        if not self._has_files:
+            return
         report.write_run(self.folder, result, self.config, plot=plot)
         if self._recorder:
             self._recorder.write()

@@ -15,7 +15,7 @@ import threading
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from adadelta_cli.system.supervisor import CROWDED, PATIENCE_S
 
@@ -85,6 +85,16 @@ class WorkerProcess:
             raise
         finally:
             theirs.close()
+
+    @property
+    def outputs(self) -> dict[str, IO[bytes]]:
+        """What it prints, by the stream's name, if the options ask for pipes."""
+        pipes = {"stdout": self._process.stdout, "stderr": self._process.stderr}
+        return {name: pipe for name, pipe in pipes.items() if pipe}
+
+    def terminate(self) -> None:
+        """Ask it to end by itself, by SIGTERM."""
+        self._process.terminate()
 
     def ended(self) -> str:
         """Describe how it ended; if it is still alive, end it."""

@@ -10,7 +10,7 @@ waits for one of three events:
 
 Then it kills the worker's process group. On Linux it also kills processes that left the group
 (setsid): they become children of the parent, which is a subreaper. Its last words on the lifeline
-are how the worker ended.
+are how the worker ended. It passes a SIGTERM on to the worker, to let it end by itself.
 
 PR_SET_PDEATHSIG alone does not suffice: processes that the worker forked would live on, and the
 signal is sent when the *thread* ends that started the worker.
@@ -143,6 +143,7 @@ def _supervise(worker: int, lifeline: int, limit: int, pipes: list[int]) -> None
     """Wait until worker or leader end, then end all that the worker started."""
     with suppress(PermissionError, ProcessLookupError):  # the worker has done it, or ended
         os.setpgid(worker, worker)
+    signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(worker, number))
     for pipe in (0, *pipes):  # so that readers see when the worker closes them
         os.close(pipe)
     words = _watch(worker, lifeline, limit)

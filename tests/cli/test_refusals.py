@@ -55,6 +55,15 @@ def setting(value):
 
 
 WRONG = {
+    # distributed trainings
+    "launch without --": (["launch", "--workers", "2", "run", "mlp"], r"-- is missing.*-- run mlp"),
+    "launch of nothing": (["launch", "--"], "nothing follows --"),
+    "no workers": (["launch", "--workers", "0", "--", "run", "mlp"], "1<=x<=1000"),
+    "no servers": (["launch", "--servers", "0", "--", "run", "mlp"], "1<=x<=1000"),
+    "launch of another command": (["launch", "--", "verify"], "`run` or a program of yours"),
+    "launch of no program": (["launch", "--", "no-such-program"], "is not a program"),
+    "kvstore": (["run", "mlp", "--kvstore", "dist_async"], "not one of dist_sync"),
+    "no role": (["run", "mlp", "--kvstore", "dist_sync"], "DMLC_ROLE is not set.*adadelta launch"),
     # numbers that make no sense
     "held_out": (setting("problem.held_out=0.9999999999"), r"leaves none .* at most 0\.999"),
     "l2": (setting("problem.l2=1.7e308"), r"problem\.l2 is 1\.7e\+?308.*try"),
@@ -289,6 +298,13 @@ CONTRADICTIONS = [
     "verify --case odd --backend numpy --impl mxnet-fused",
     "verify --case odd --backend cupy --impl numpy-fused",
     "verify --case odd --backend mxnet --impl kernel.py:step",
+    "run --kvstore dist_sync --ctx gpu",
+    "run --kvstore dist_sync --backend numpy",
+    "run --kvstore dist_sync --update-on servers --resume",
+    "run --kvstore dist_sync --update-on servers --record-gradients g.npz",
+    "run --kvstore dist_sync --update-on servers --dtype float16",
+    "run --update-on servers",
+    "run --wait 3",
     "verify --case odd --sizes 10",
     "verify --replay small.yaml --full",
     "verify --replay small.yaml --case odd",

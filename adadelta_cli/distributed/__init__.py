@@ -1,0 +1,1 @@
+"""Trainings on several processes or machines, through MXNet's parameter server."""
