@@ -194,7 +194,7 @@ def _check_own(config: Config, problem: Problem) -> None:
     wrong = [*unknown_metrics(config.expect, problem.name, problem.metrics)]
     wrong += [] if problem.data else without_data(config.training, problem.name)
     if wrong:
-        raise UsageError("\n".join(message for _, message in wrong))
+        raise UsageError(*(message for _, message in wrong))
 
 
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -182,9 +182,9 @@ def _find(name: str, folder: str) -> list[Path]:
             return found
         if found:
             missing = ", ".join(f.name for f, p in zip(FILES, paths, strict=True) if p is None)
-            raise UnavailableError(_how_to_get(name, folder, f"{place} lacks {missing}"))
+            raise UnavailableError(*_how_to_get(name, folder, f"{place} lacks {missing}"))
     lack = f"they are neither in {places[0]} nor in {places[1]}" if places else "no folder is named"
-    raise UnavailableError(_how_to_get(name, folder, lack))
+    raise UnavailableError(*_how_to_get(name, folder, lack))
 
 
 def _packed_or_not(path: Path) -> Path | None:
@@ -192,17 +192,17 @@ def _packed_or_not(path: Path) -> Path | None:
     return next((each for each in (path, packed) if each.exists()), None)
 
 
-def _how_to_get(name: str, folder: str, lack: str) -> str:
+def _how_to_get(name: str, folder: str, lack: str) -> list[str]:
     """Say which files are needed, where they go, and the command that fetches them."""
     title, home, _ = IDX_SETS[name]
     place = Path(folder or "data") / name
     names = ",".join(f"{file.stem}-idx{file.rank}" for file in FILES)
-    return (
+    return [
         f"problem.data is {name}, and its files are not here: {lack}. {title} is "
-        f"{', '.join(file.name for file in FILES)}, each as it is or with .gz. Fetch them with\n"
-        f"  curl -f --create-dirs --output-dir {place} -O '{home}/{{{names}}}-ubyte.gz'\n"
-        f"and name the folder: --data {place.parent}, or {inputs.DATA_FOLDER} in the environment"
-    )
+        f"{', '.join(file.name for file in FILES)}, each as it is or with .gz. Fetch them with",
+        f"  curl -f --create-dirs --output-dir {place} -O '{home}/{{{names}}}-ubyte.gz'",
+        f"and name the folder: --data {place.parent}, or {inputs.DATA_FOLDER} in the environment",
+    ]
 
 
 def _read_idx(path: Path, file: IdxFile, name: str, md5: str) -> np.ndarray:
