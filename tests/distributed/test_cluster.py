@@ -39,7 +39,7 @@ def test_a_variable_that_is_missing_is_named_with_what_sets_it(name, value):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("DMLC_ROLE", "wroker", r"did you mean worker\?.*expected one of worker, server"),
+        ("DMLC_ROLE", "workers", r"did you mean worker\?.*expected one of worker, server"),
         ("DMLC_ROLE", "Worker", "expected one of"),
         ("DMLC_PS_ROOT_PORT", "0", "from 1 to 65535"),
         ("DMLC_PS_ROOT_PORT", "65536", "from 1 to 65535"),
