@@ -38,13 +38,8 @@ def shown():
     lines = re.findall(r"^(?:\s{2,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", joined, re.MULTILINE)
     lines = [re.sub(r"\s{8,}--", " --", line) for line in lines]
     commands = {re.split(r"\s{3,}|\s#|\s>", line)[0].strip() for line in lines}
-<<<<<<< HEAD
     syntax = r"\[|:$|: |does|NAME|FILE|WHAT|SHELL|STATES$|,\s"
     return sorted(each for each in commands if not re.search(syntax, each))
-=======
-    placeholder = r"\[|:$|: |does|NAME|FILE|WHAT|SHELL|,\s"
-    return sorted(c for c in commands if not re.search(placeholder, c))
->>>>>>> 4cfe3faa6eefdad09a50c00b785b688a08c4a3a7
 
 
 def test_there_are_commands_to_check():
