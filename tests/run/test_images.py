@@ -173,6 +173,14 @@ def test_a_damaged_gzip_file_is_refused(folder, damage):
         mlp("mnist")
 
 
+@pytest.mark.parametrize("name", ["bomb", "bomb.gz"])
+def test_no_more_is_read_than_a_file_should_hold(tmp_path, name):
+    """Whatever it stands for."""
+    content = bytes(5_000_000)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert len(images._content(tmp_path / name, 1000, "mnist")) == 1000
+
+
 @pytest.mark.parametrize("content", [os.urandom(k) for k in (1, 4, 17, 400, 31_376)], ids=len)
 def test_noise_is_refused(folder, content):
     """As any file may come."""

@@ -296,7 +296,7 @@ def test_a_setting_that_is_missing_is_named(tmp_path, load):
 CONFIGS = {
     "no name": (["problem={python: own.py}"], r"python is '.*own\.py'; allowed: FILE\.py:NAME"),
     "no text": (["problem={python: 3}"], r"problem\.python is 3; allowed: FILE\.py:NAME"),
-    "both": (["problem.name=mlp"], r"problem\.python is unknown"),
+    "both": (["problem={python: own.py:Bowl, name: mlp}"], r"problem\.python is unknown"),
     "another name": (["problem.name=own"], r"name is 'own'; .* or problem\.python: FILE\.py:NAME"),
     "a bound of nothing": (["expect.max_x=3"], r"max_x is 3\.0, but Bowl reports loss, radius; re"),
     "a bound that is none": (

@@ -197,11 +197,10 @@ def _how_to_get(name: str, folder: str, lack: str) -> list[str]:
     title, home, _ = IDX_SETS[name]
     place = Path(folder or "data") / name
     names = ",".join(f"{file.stem}-idx{file.rank}" for file in FILES)
+    files = ", ".join(file.name for file in FILES)
+    first = f"problem.data is {name}, and its files are not here: {lack}. {title} is {files}"
     return [
-        (
-            f"problem.data is {name}, and its files are not here: {lack}. {title} is "
-            f"{', '.join(file.name for file in FILES)}, each as it is or with .gz. Fetch them with"
-        ),
+        f"{first}, each as it is or with .gz. Fetch them with",
         f"  curl -f --create-dirs --output-dir {place} -O '{home}/{{{names}}}-ubyte.gz'",
         f"and name the folder: --data {place.parent}, or {inputs.DATA_FOLDER} in the environment",
     ]
