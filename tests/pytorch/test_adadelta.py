@@ -299,6 +299,24 @@ def test_tensors_that_overlap_step_as_the_stock(overlap):
     assert results[0] == results[1]
 
 
+def test_a_gradient_that_comes_to_overlap_steps_as_the_stock():
+    """Also where the step before was the kernel's, and only the gradient's memory is another."""
+    tensors, twins = (parameters(shapes=[(3000,), (3000,)]) for _ in range(2))
+    optimizer, stock = Adadelta(tensors), Stock(twins)
+    for each, step in ((tensors, optimizer.step), (twins, stock.step)):
+        set_grads(each, 0)
+        step()
+    assert kernel_takes(optimizer)
+    for each, twin in zip(tensors, twins, strict=True):  # go on from equal numbers, in place
+        each.data.copy_(twin.data)
+        for key, number in stock.state[twin].items():
+            optimizer.state[each][key].copy_(number)
+    for each, step in ((tensors, optimizer.step), (twins, stock.step)):
+        each[1].grad = each[0].detach()
+        step()
+    assert bits(tensors) == bits(twins)
+
+
 def test_a_sparse_gradient_is_refused_before_anything_changes():
     """The error is the stock's; the parameters before it are as they were."""
     first, second = parameters(shapes=[(4,), (5, 2)])
