@@ -11,10 +11,11 @@ TORCH  ?= torch==2.13.0
 
 .PHONY: run test test-all test-peers test-gpu check format clean help
 
-run: $(VENV)/installed ## install, verify, train the MLP
+run: $(VENV)/installed ## install, verify, train the MLP, a small sweep
 	$(BIN)/adadelta verify --ctx cpu
 	$(BIN)/adadelta run mlp
-	@echo 'The plots: results/verify/verify.png and results/run/mlp/loss.png'
+	$(BIN)/adadelta sweep sweep-rosenbrock
+	@echo 'The plots: results/verify/verify.png, results/run/mlp/loss.png and results/sweep/sweep.png'
 	@echo 'More: . $(BIN)/activate, then adadelta --help'
 
 test: $(VENV)/installed-test ## run the tests without the slow ones: some minutes

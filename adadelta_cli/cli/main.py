@@ -11,6 +11,7 @@ from adadelta_cli.cli.guide import COMMANDS
 from adadelta_cli.cli.launch import launch
 from adadelta_cli.cli.options import Group
 from adadelta_cli.cli.run import run, schema
+from adadelta_cli.cli.sweep import sweep
 from adadelta_cli.cli.verify import verify
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -58,6 +59,7 @@ def adadelta(context: click.Context, /, **_: bool) -> None:
 
     \b
     adadelta run mlp                 does it train?
+    adadelta sweep mlp --seeds 5     how much does the seed matter? or a setting?
     adadelta verify                  is every bit right?
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
     adadelta compare OLD NEW         is it slower than it was?
@@ -69,5 +71,6 @@ def adadelta(context: click.Context, /, **_: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (run, launch, schema, verify, bench, compare, convert, doctor, *COMMANDS):
+COMMON = (run, sweep, launch, schema, verify, bench, compare, convert, doctor)
+for command in (*COMMON, *COMMANDS):
     adadelta.add_command(command)

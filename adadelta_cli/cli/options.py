@@ -148,6 +148,9 @@ COMMAND_ALIASES = {
     "help": "--help",
     "version": "--version",
     "train": "run",
+    "grid": "sweep",
+    "search": "sweep",
+    "tune": "sweep",
     "test": "verify",
     "check": "verify",
     "validate": "verify",
@@ -221,6 +224,7 @@ SELF_TEST = "the self-test chooses implementations, cases and dtypes itself, on 
 TOGETHER_NEVER = {
     ("quiet", "verbose"): "",
     ("resume", "force"): "",
+    ("workers", "scheduler"): "a cluster has workers of its own",
     ("resume", "record_gradients"): "the recording needs every step; use --force instead",
     ("as_json", "layout"): "stdout is one JSON document, without a table",
     **dict.fromkeys(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import reprlib
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -109,15 +110,19 @@ def folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+SWEEP = "sweep-"  # begins the names of bundled configs that are examples of `adadelta sweep`
+
+
 def shipped() -> tuple[str, ...]:
-    """List the names of the bundled configs."""
-    return tuple(sorted(path.stem for path in folder().glob("*.yaml")))
+    """List the names of the bundled configs that commands use when none is named."""
+    found = (path.stem for path in folder().glob("*.yaml"))
+    return tuple(sorted(name for name in found if not name.startswith(SWEEP)))
 
 
 def grouped() -> tuple[str, ...]:
-    """List the bundled configs that are in folders, as FOLDER/NAME."""
-    found = folder().glob("*/*.yaml")
-    return tuple(sorted(f"{path.parent.name}/{path.stem}" for path in found))
+    """List the other bundled configs: those in folders, as FOLDER/NAME, and those of sweeps."""
+    found = (*folder().glob("*/*.yaml"), *folder().glob(f"{SWEEP}*.yaml"))
+    return tuple(sorted(str(path.relative_to(folder()))[: -len(path.suffix)] for path in found))
 
 
 def locate(reference: str) -> Path:
@@ -154,23 +159,18 @@ def load_config(
     Raises:
         UsageError: the file cannot be read, is not YAML, or has invalid values.
     """
-    source = _Source(locate(reference))
-    for override in overrides:
-        source.set(override)
+    source = open_config(reference, overrides)
     for override in varied:
         source.set(override, "--vary")
-    try:
-        config = Config.model_validate(source.root)
-    except ValidationError as error:
-        found = _deepest(error.errors())
-        errors = [_explain(each) for each in found[:MOST_ERRORS]]
-    else:
-        found = errors = list(_contradictions(config))
-    if errors:
-        lines = [f"{source.place(key)}: {message}" for key, message in errors]
-        more = len(found) - len(errors)
-        raise UsageError(*lines, *([f"... and {more:,} more"] if more else []))
-    return config
+    return source.config()
+
+
+def open_config(reference: str, overrides: Sequence[str] = ()) -> ConfigSource:
+    """Read a config without validating its values; arguments and errors as `load_config`."""
+    source = ConfigSource(locate(reference))
+    for override in overrides:
+        source.set(override)
+    return source
 
 
 def _text(path: Path) -> str:
@@ -195,7 +195,23 @@ def _text(path: Path) -> str:
 PATHS = {"csv": "", "data": ".npz", "python": ".py"}
 
 
-class _Source:
+class Variation(NamedTuple):
+    """A value that takes the place of a config's own.
+
+    Attributes:
+        key: dotted.
+        value: as YAML has it.
+        where: its place, for messages.
+        of_file: it is in the config's own file, to whose folder paths are relative.
+    """
+
+    key: str
+    value: Any
+    where: str
+    of_file: bool = False
+
+
+class ConfigSource:
     """The values of a file and of the overrides, and the place of each.
 
     Raises:
@@ -203,12 +219,13 @@ class _Source:
     """
 
     def __init__(self, path: Path) -> None:
+        self._folder = path.resolve().parent
         self.root, self._places = yaml12.parse(_text(path), lambda line: f"{path}, line {line}")
         if not isinstance(self.root, dict):
             got = "empty" if self.root is None else f"a {type(self.root).__name__}"
             raise UsageError(f"{path}, line 1: the file is {got}; {EXPECTED_SHAPE}")
         self._of_file = {*self._places}  # the keys whose values are the file's own
-        self._anchor_paths(path.resolve().parent)
+        self._anchor_paths(self._folder)
 
     def place(self, key: Key) -> str:
         """Return the place of a key, or of its nearest ancestor that is set."""
@@ -227,17 +244,60 @@ class _Source:
         key = tuple(name.strip().split("."))
         if not equals or not all(key):
             raise UsageError(f"{where}: expected KEY=VALUE, such as optimizer.rho=0.95")
+        value, places = yaml12.parse(text, lambda _line: where, key)
+        self._put(key, value, where)
+        self._places |= places
+        self._anchor_paths(Path.cwd())  # a path from the file is absolute already
+
+    def varied(self, values: Iterable[Variation]) -> ConfigSource:
+        """Return a copy with other values.
+
+        Raises:
+            UsageError: a key lies below something that is not a mapping.
+        """
+        copy = deepcopy(self)
+        for each in values:
+            copy.vary(each)
+        return copy
+
+    def vary(self, variation: Variation) -> None:
+        """Set one value; errors as `varied`."""
+        key = tuple(variation.key.split("."))
+        self._put(key, variation.value, variation.where)
+        self._anchor_paths(self._folder if variation.of_file else Path.cwd())
+
+    def _put(self, key: Key, value: Any, where: str) -> None:
+        """Set a value, whose place is `where`."""
         parent = self.root
         for depth, part in enumerate(key[:-1], start=1):
             parent = parent.setdefault(part, {})
             if not isinstance(parent, dict):
                 raise UsageError(f"{where}: {dotted(key[:depth])} has no keys; set it whole")
-        value, places = yaml12.parse(text, lambda _line: where, key)
         self._drop_others(key, value)
         parent[key[-1]] = value
-        self._places |= places
-        self._of_file -= {*places}
-        self._anchor_paths(Path.cwd())  # a path from the file is absolute already
+        replaced = {old for old in self._places if old[: len(key)] == key}
+        self._places = {old: at for old, at in self._places.items() if old not in replaced}
+        self._places[key] = where
+        self._of_file -= replaced
+
+    def config(self) -> Config:
+        """Validate the values.
+
+        Raises:
+            UsageError: some are invalid; the message has a line for each of the first ones.
+        """
+        try:
+            config = Config.model_validate(self.root)
+        except ValidationError as error:
+            found = _deepest(error.errors())
+            errors = [_explain(each) for each in found[:MOST_ERRORS]]
+        else:
+            found = errors = list(_contradictions(config))
+        if errors:
+            lines = [f"{self.place(key)}: {message}" for key, message in errors]
+            more = len(found) - len(errors)
+            raise UsageError(*lines, *([f"... and {more:,} more"] if more else []))
+        return config
 
     def _drop_others(self, key: Key, name: Any) -> None:
         """Where another optimizer or problem is named, drop the file's settings of the old one."""

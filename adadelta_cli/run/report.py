@@ -37,12 +37,23 @@ COMPARISON = ("comparison.png", "comparison.csv")  # of several runs
 MOST_LISTED = 4  # names of runs in a remark
 
 
-def write_run(folder: Path, result: RunResult, config: Config, *, plot: bool = True) -> None:
-    """Write history.csv, summary.json, config.yaml and loss.png of a run."""
+def write_run(
+    folder: Path, result: RunResult, config: Config, *, plot: bool = True, named: Path | None = None
+) -> None:
+    """Write history.csv, summary.json, config.yaml and loss.png of a run.
+
+    Args:
+        folder: gets the files.
+        result: of the run.
+        config: what was trained.
+        plot: draw loss.png.
+        named: the config's path in the command that repeats the run, if it will be moved.
+    """
     write_csv(folder / "history.csv", [row.cells for row in result.history])
     write_json(folder / "summary.json", run_summary(result))
     launch = f"launch --workers {result.workers} -- " if result.update_on else ""
-    head = f"# adadelta {launch}run {_quoted(folder / 'config.yaml')} {_run_options(result)}\n"
+    path = _quoted(named or folder / "config.yaml")
+    head = f"# adadelta {launch}run {path} {_run_options(result)}\n"
     write_bytes(folder / "config.yaml", to_utf8(head + config.to_yaml()))
     if plot:
         write_plot(folder / "loss.png", run_figure(result))

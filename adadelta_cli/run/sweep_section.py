@@ -28,7 +28,7 @@ Values = Annotated[
 class SweepSettings(Section):
     """What `adadelta sweep` varies; the options of the command override it."""
 
-    grid: dict[str, Values] = Field(default_factory=dict)
+    grid: dict[str, Values] = Field(default_factory=dict, json_schema_extra={"default": {}})
     """By dotted key, a list of values, or a range: log:LOW:HIGH, lin:LOW:HIGH, int:LOW:HIGH."""
     sample: int | None = Field(None, ge=1, le=10**9)
     """Number of settings to draw; null for all combinations."""

@@ -89,7 +89,7 @@ class Trainer:
         worker: Worker | None = None,
     ) -> None:
         self.problem = problems.problem(config.problem, seed)
-        _check_own(config, self.problem)
+        check_own(config, self.problem)
         self.backend = backend
         self.step = 0
         self._settings, self._fused = config.optimizer.model_dump(), fused
@@ -185,7 +185,7 @@ class Trainer:
         self._update = self._bound()
 
 
-def _check_own(config: Config, problem: Problem) -> None:
+def check_own(config: Config, problem: Problem) -> None:
     """Check what is known of a problem of the user's own once it is made.
 
     Raises:

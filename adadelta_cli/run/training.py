@@ -34,19 +34,102 @@ CHECKPOINT = "checkpoint.npz"
 FILES = (CHECKPOINT, *report.FILES)
 
 
-class Run:
-    """One config's run and its files in `folder`; the constructor checks all it can.
+class Training:
+    """A config's training in memory: one step after another, and the rows of its history.
 
     Args:
         name: the config's name.
         config: what to train.
+        backend, fused, dtype, seed, worker: as in `Trainer`.
+
+    Raises:
+        UsageError: the problem's data are invalid.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        backend: NumpyBackend,
+        *,
+        fused: bool = True,
+        dtype: str = "float32",
+        seed: int = 0,
+        worker: Worker | None = None,
+    ) -> None:
+        self.name, self.config = displayed(name), config
+        self._worker = worker
+        self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed, worker=worker)
+        self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
+        fused = fused and config.optimizer.name == ADADELTA  # no other has a fused step
+        self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
+        self._facts |= worker.facts if worker else {}
+        self._every = config.training.record_every or self.trainer.steps_per_epoch
+        self._seconds = 0.0
+        self._history = [self.trainer.measure()]
+
+    def complete(self) -> RunResult:
+        """Train to the end, or until the loss is not finite."""
+        while self._goes_on():
+            self._advance()
+        return self._result()
+
+    def _goes_on(self) -> bool:
+        return self.trainer.step < self.trainer.total and self._is_finite()
+
+    def _is_due(self, step: int) -> bool:
+        return step % self._every == 0 or step == self.trainer.total
+
+    def _is_finite(self) -> bool:
+        return math.isfinite(self._history[-1].loss)
+
+    def _advance(self) -> None:
+        """Take a step, and record it where a row is due."""
+        began = time.perf_counter()
+        if self._is_due(self.trainer.step + 1):
+            self._history.append(self.trainer.advance_and_measure())
+        else:
+            self.trainer.advance()
+        self._seconds += time.perf_counter() - began
+
+    def _outcome(self, checks: Sequence[Expectation]) -> RunOutcome:
+        if not self._is_finite():
+            return RunOutcome.DIVERGED
+        if not checks:
+            return RunOutcome.FINISHED
+        return RunOutcome.PASSED if all(each.passed for each in checks) else RunOutcome.MISSED
+
+    def _result(self, outcome: RunOutcome | None = None) -> RunResult:
+        cells, bounds = self._history[-1].cells, self.config.expect.bounds()
+        checks = tuple(
+            Expectation(metric, side, most, cells[metric]) for side, metric, most in bounds
+        )
+        return RunResult(
+            name=self.name,
+            problem=self.trainer.problem.name,
+            optimizer=self.config.optimizer.name,
+            **self._facts,
+            outcome=outcome or self._outcome(checks),
+            checks=checks,
+            steps=self.trainer.step,
+            seconds=self._seconds,
+            optimum=self.trainer.problem.optimum,
+            labels=self.trainer.problem.metrics,
+            history=tuple(self._history),
+        )
+
+
+class Run(Training):
+    """One config's run and its files in `folder`; the constructor checks all it can.
+
+    Args:
+        name, config, backend: as in `Training`.
         folder: the folder of the files.
-        backend, fused, dtype, seed: as in `Trainer`.
         resume: continue from the folder's checkpoint, if there is one.
         force: discard an unfinished run, or a finished one with other settings.
         record_gradients: the file for the gradient of each step.
         variant: the values of `--vary`, which the config has.
-        worker: this process among those of a distributed training; only rank 0 has files.
+        how: the other arguments of `Training`; of several workers, only rank 0 has files.
 
     Raises:
         UsageError: the data are invalid, the checkpoint is of another run, an unfinished run or
@@ -60,32 +143,21 @@ class Run:
         folder: Path,
         backend: NumpyBackend,
         *,
-        fused: bool = True,
-        dtype: str = "float32",
-        seed: int = 0,
         resume: bool = False,
         force: bool = False,
         record_gradients: Path | None = None,
         variant: Variant = PLAIN,
-        worker: Worker | None = None,
+        **how: Any,
     ) -> None:
-        self.variant = variant
-        self.name, self.config, self.folder = displayed(name), config, folder
+        self.variant, self.folder = variant, folder
         for each in FILES:
             files.check_writable(folder / each)
         if record_gradients:
             files.check_writable(record_gradients, "--record-gradients")
         inputs.check_possible(folder / CHECKPOINT, "--out with the config's name")
-        self._worker = worker
-        self.trainer = Trainer(config, backend, fused=fused, dtype=dtype, seed=seed, worker=worker)
+        super().__init__(name, config, backend, **how)
         self.result: RunResult | None = None  # set before the files are written
-        self._facts: dict[str, Any] = {"backend": backend.name, "ctx": str(backend.device)}
-        fused = fused and config.optimizer.name == ADADELTA  # no other has a fused step
-        self._facts |= {"dtype": dtype, "fused": fused, "seed": seed}
-        self._facts |= worker.facts if worker else {}
-        self._every = config.training.record_every or self.trainer.steps_per_epoch
-        self._seconds, self._resumed = 0.0, False
-        self._history = [self.trainer.measure()]
+        self._resumed = False
         self._checkpoint_path = folder / CHECKPOINT
         if not force and self._has_files:
             self._read_checkpoint(resume=resume)
@@ -96,7 +168,7 @@ class Run:
             )
         self._recorder = None
         if record_gradients and self._has_files:
-            self._recorder = Recorder(record_gradients, self.trainer, config, dtype)
+            self._recorder = Recorder(record_gradients, self.trainer, config, self._facts["dtype"])
 
     @property
     def _has_files(self) -> bool:
@@ -139,9 +211,6 @@ class Run:
         elif found:
             found.check_repeated(self._checkpoint_path, self._checkpoint())
 
-    def _is_due(self, step: int) -> bool:
-        return step % self._every == 0 or step == self.trainer.total
-
     def execute(self, tick: Tick = no_tick) -> RunResult:
         """Train to the end, writing a checkpoint every so often, and all files at the end.
 
@@ -156,7 +225,7 @@ class Run:
                 files.remove(self.folder / name)
         with signals.defer_signals() as deferred:
             release = self._start_shared(deferred) if self._worker else deferred
-            while self.trainer.step < self.trainer.total and self._is_finite():
+            while self._goes_on():
                 try:
                     self._advance()
                 except BaseException:  # a lost GPU, no memory, a full disk: the step may be torn
@@ -188,18 +257,12 @@ class Run:
         shared.wants_to_stop = lambda: deferred.pending
         return partial(worker.release, deferred)
 
-    def _is_finite(self) -> bool:
-        return math.isfinite(self._history[-1].loss)
-
     def _advance(self) -> None:
-        began = time.perf_counter()
-        if self._is_due(self.trainer.step + 1):
-            self._history.append(self.trainer.advance_and_measure())
-        else:
-            self.trainer.advance()
+        super()._advance()
         if self._recorder:
+            began = time.perf_counter()
             self._recorder.add()
-        self._seconds += time.perf_counter() - began
+            self._seconds += time.perf_counter() - began
         if self.trainer.step % self.config.training.checkpoint_every == 0:
             self._write_checkpoint()
 
@@ -237,32 +300,6 @@ class Run:
         report.write_run(self.folder, result, self.config, plot=plot)
         if self._recorder:
             self._recorder.write()
-
-    def _outcome(self, checks: Sequence[Expectation]) -> RunOutcome:
-        if not self._is_finite():
-            return RunOutcome.DIVERGED
-        if not checks:
-            return RunOutcome.FINISHED
-        return RunOutcome.PASSED if all(each.passed for each in checks) else RunOutcome.MISSED
-
-    def _result(self, outcome: RunOutcome | None = None) -> RunResult:
-        cells, bounds = self._history[-1].cells, self.config.expect.bounds()
-        checks = tuple(
-            Expectation(metric, side, most, cells[metric]) for side, metric, most in bounds
-        )
-        return RunResult(
-            name=self.name,
-            problem=self.trainer.problem.name,
-            optimizer=self.config.optimizer.name,
-            **self._facts,
-            outcome=outcome or self._outcome(checks),
-            checks=checks,
-            steps=self.trainer.step,
-            seconds=self._seconds,
-            optimum=self.trainer.problem.optimum,
-            labels=self.trainer.problem.metrics,
-            history=tuple(self._history),
-        )
 
 
 def runs(

@@ -6,6 +6,7 @@ ruamel.yaml needs the same table, as it reads `1_000`, `0b1` and dates; it takes
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,22 @@ def parse(text: str, place: Callable[[int], str], root: Key = ()) -> tuple[Any, 
 def dump(document: Any) -> str:
     """Write a document so that `parse` reads the same values; keys keep their order."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
+
+
+def flow(value: Any) -> str:
+    """Write a value in one line, as `--set` takes it.
+
+    >>> flow(1e-6), flow([16, 8]), flow("relu"), flow("1"), flow(None)
+    ('1e-06', '[16, 8]', 'relu', '"1"', 'null')
+    """
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./+~][\w./+~: -]*", value)
+    if plain and ": " not in value and value == value.strip():
+        kinds = (pattern for pattern, _ in CORE_SCHEMA.values())
+        if not any(re.fullmatch(pattern, value) for pattern in kinds) and value[-1] != ":":
+            return value
+    if isinstance(value, list):
+        return f"[{', '.join(map(flow, value))}]"
+    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 def _integer(text: str) -> int:

@@ -49,7 +49,7 @@ LIBRARIES = (
     *("adadelta", "mxnet", "numpy", "numba", "llvmlite", "scikit-learn", "scipy", "pandas"),
     *("matplotlib", "pydantic", "PyYAML", "click", "rich"),
     *("torch", "jax", "jaxlib", "optax", "cupy", "cupy-cuda12x", "cupy-cuda13x"),
-    *("tbb", "intel-openmp", "threadpoolctl"),
+    *("tbb", "intel-openmp", "threadpoolctl", "dask", "distributed"),
 )
 CPUS = "sys/devices/system/cpu"
 

@@ -115,6 +115,8 @@ PATHS = {
     "--replay": lambda path: ["verify", "--replay", path],
     "--baseline": lambda path: ["bench", "--baseline", path],
     "--against": lambda path: ["bench", "--against", path],
+    "sweep CONFIG": lambda path: ["sweep", path, "--seeds", "2"],
+    "sweep --out": lambda path: ["sweep", "small.yaml", "--seeds", "2", "--out", path],
     "compare OLD": lambda path: ["compare", path, "b"],
     "verify CONFIG": lambda path: ["verify", path, *ON_NUMPY],
 }
@@ -191,7 +193,8 @@ def test_an_option_or_argument_without_a_value_is_named(refused, name, parameter
 
 def test_every_command_is_in_the_test_of_empty_values():
     """But for those without a parameter that takes a value."""
-    assert {name for name, _ in TAKE_A_VALUE.values()} == {"run", "verify", "bench", "compare"}
+    without = {"schema", "doctor"}
+    assert {name for name, _ in TAKE_A_VALUE.values()} == {*adadelta.commands} - without
     assert len(TAKE_A_VALUE) > 30
 
 
@@ -737,6 +740,7 @@ READ = {
     "problem.csv": lambda path: setting(f"problem.csv={path}"),
     "--replay": lambda path: ["verify", "--replay", path],
     "--baseline": lambda path: ["bench", "--baseline", path],
+    "sweep CONFIG": lambda path: ["sweep", path, "--seeds", "2"],
     "compare OLD": lambda path: ["compare", path, path],
     "--against": lambda path: ["bench", "--against", path, "--sizes", "1", *ON_NUMPY],
     "verify --impl": lambda path: ["verify", "--impl", f"{python(path)}:step"],
