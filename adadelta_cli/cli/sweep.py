@@ -180,7 +180,8 @@ def sweep(
 def _show(screen: Terminal, reports: list[Report]) -> None:
     """Print what was found, also where the sweep was interrupted."""
     for each in reports:
-        screen.table(each.table())
+        for table in each.tables():
+            screen.table(table)
         for line in each.conclusion():
             screen.text(line)
         for line in each.remarks():

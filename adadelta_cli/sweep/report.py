@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adadelta_cli.errors import ExitCode
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
 from adadelta_cli.inputs import DATA_FOLDER
-from adadelta_cli.run import yaml12
+from adadelta_cli.run import published, yaml12
 from adadelta_cli.sweep import figures
 from adadelta_cli.sweep.rows import (
     RESULTS,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from adadelta_cli.run.published import PublishedRow, PublishedTable
     from adadelta_cli.sweep.runner import Sweep
 
 FILES = ("sweep.csv", "summary.csv", "sweep.json", "sweep.png")
@@ -41,6 +42,7 @@ class Report:
         self.rows = sweep.rows
         self.settings = setting_rows(sweep.plan, self.rows)
         self.best = next(iter(ranked(self.settings, sweep.metric, higher=sweep.higher)), None)
+        self._published = published.table_of(sweep.plan.reference)
 
     @property
     def run(self) -> SweepRow | None:
@@ -66,6 +68,13 @@ class Report:
         write_json(out / "sweep.json", self.document())
         figure = figures.sweep_figure(self.sweep, self.settings, Store(out / "runs"))
         write_plot(out / "sweep.png", figure)
+        if self._published:
+            published.write(out, self._published, self._beside(self._published))
+
+    def _beside(self, table: PublishedTable) -> list[PublishedRow]:
+        """Put the medians beside the published values."""
+        rows = [row.cells(list(self.sweep.labels)) for row in self.settings]
+        return published.beside(table, rows)
 
     def _columns(self) -> tuple[list[str], list[str]]:
         """Return the columns of both tables, which may have no rows."""
@@ -126,6 +135,8 @@ class Report:
                 f"{len(self.rows)} of {len(self.sweep.places)} runs are done; the same command, "
                 "without --force, computes the others"
             )
+        if self._published:
+            yield published.remark(self._published, self._beside(self._published))
         yield f"Files: {self.sweep.out}/{', '.join(FILES)}, runs/"
 
     def conclusion(self) -> list[str]:
@@ -140,7 +151,15 @@ class Report:
             f"Repeat its best run: {self.command}",
         ]
 
-    def table(self) -> Table:
+    def tables(self) -> list[Table]:
+        """Lay out the best settings; and all beside the published values, where there are any."""
+        table = self._published
+        return [
+            self._table(),
+            *([published.terminal_table(table, self._beside(table))] if table else ()),
+        ]
+
+    def _table(self) -> Table:
         """Lay out the best settings, in the order of the plan."""
         from rich.text import Text
 

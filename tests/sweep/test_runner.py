@@ -285,7 +285,7 @@ def test_equal_sweeps_write_equal_bytes(tmp_path):
 def test_the_table_shows_the_best_of_many(tmp_path):
     """Twenty, in the order of the plan."""
     found, _ = executed(tmp_path, [f"optimizer.rho={','.join(f'0.{k}' for k in range(10, 40))}"])
-    table = Report(found).table()
+    table = Report(found).tables()[0]
     assert table.row_count == 20
     assert "best 20 of 28" in str(table.title) or "best 20 of" in str(table.title)
 
