@@ -10,9 +10,11 @@ from adadelta_cli.kernels.cpu import _pointer, compiled
 
 
 @compiled
-def _shares_memory(grads, sizes, itemsize, starts, ends):
-    """Return whether a gradient overlaps one of the spans, which are sorted and disjoint."""
+def _unfit(grads, sizes, itemsize, starts, ends):
+    """Return whether a gradient is not aligned, or overlaps one of the sorted, disjoint spans."""
     for t in range(sizes.size):
+        if grads[t] % np.uint64(itemsize) != 0:
+            return True
         end = grads[t] + np.uint64(sizes[t] * itemsize)
         low, high = 0, starts.size
         while low < high:  # find the number of spans that start before `end`
@@ -35,11 +37,11 @@ def _count(counts):
 
 @compiled
 def begin(addresses, sizes, itemsize, starts, ends, counts):  # noqa: ANN201 - Numba's
-    """Count the step, unless a gradient shares memory with what is written; return whether."""
-    shares = _shares_memory(addresses, sizes, itemsize, starts, ends)
-    if not shares:
+    """Count the step, unless the kernel takes no gradient at such an address; return whether."""
+    unfit = _unfit(addresses, sizes, itemsize, starts, ends)
+    if not unfit:
         _count(counts)
-    return shares
+    return unfit
 
 
 @compiled
@@ -47,7 +49,8 @@ def step(table, itemsize, starts, ends, counts):  # noqa: ANN201 - Numba's
     """Take the step and count it, in the subnormal mode of the calling thread.
 
     Returns:
-        Whether a gradient shares memory with what is written; then nothing was done.
+        Whether a gradient is not aligned, or shares memory with what is written; then nothing was
+        done.
     """
     _, _, sizes, addresses = cpu.columns(table)
     if begin(addresses[:, 1], sizes, itemsize, starts, ends, counts):

@@ -174,10 +174,11 @@ class FusedTorchStep(KeepsAddresses):
             return False
 
     def __call__(self, grads: list[torch.Tensor], group: dict[str, Any]) -> bool:
-        """Take the step with these gradients and count it, unless they share memory.
+        """Take the step with these gradients and count it, unless their memory forbids it.
 
         Returns:
-            Whether it was taken: not if a gradient shares memory with what is written.
+            Whether it was taken: not if a gradient is not aligned, or shares memory with what is
+            written.
         """
         given = list(map(group.__getitem__, SETTINGS))
         # A rate of 0 has two signs, and what a tensor holds may have changed.
@@ -211,6 +212,7 @@ def _facts(
     facts += map(_address, written)
     facts += map(_strides, weights)
     facts += map(_strides, grads)
+    facts += map(type, grads)
     facts += [each.shape for each in grads]
     facts += [each.dtype for each in grads]
     facts += [each.layout for each in grads]

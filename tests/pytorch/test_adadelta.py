@@ -115,12 +115,17 @@ class Subclass(torch.Tensor):
     """A tensor that may have operators of its own."""
 
 
+def spread(elements):
+    """Spread so many numbers that a step of the kernel has other bits than the stock's."""
+    return torch.linspace(-1, 1, elements)
+
+
 ODD = {
-    "half": lambda: torch.ones(4, 4, dtype=torch.float16),
-    "bfloat16": lambda: torch.ones(4, 4, dtype=torch.bfloat16),
-    "complex": lambda: torch.ones(4, 4, dtype=torch.complex64),
-    "holes": lambda: torch.ones(4, 8)[:, ::2],
-    "subclass": lambda: torch.ones(4, 4).as_subclass(Subclass),
+    "half": lambda: spread(3600).half(),
+    "bfloat16": lambda: spread(3600).bfloat16(),
+    "complex": lambda: spread(3600).to(torch.complex64),
+    "holes": lambda: spread(7200).view(60, 120)[:, ::2],
+    "subclass": lambda: spread(3600).as_subclass(Subclass),
 }
 
 
@@ -134,7 +139,7 @@ def test_what_the_kernel_does_not_take_steps_as_the_stock(kind):
     for k in range(3):
         set_grads([usual], k)
         for each in (odd, stock_odd):
-            each.grad = torch.full_like(each, 0.25 + k, requires_grad=False)
+            each.grad = (each * (0.25 + k)).detach()
         optimizer.step()
         stock.step()
         reference.step([usual])
@@ -299,22 +304,118 @@ def test_tensors_that_overlap_step_as_the_stock(overlap):
     assert results[0] == results[1]
 
 
-def test_a_gradient_that_comes_to_overlap_steps_as_the_stock():
-    """Also where the step before was the kernel's, and only the gradient's memory is another."""
-    tensors, twins = (parameters(shapes=[(3000,), (3000,)]) for _ in range(2))
-    optimizer, stock = Adadelta(tensors), Stock(twins)
-    for each, step in ((tensors, optimizer.step), (twins, stock.step)):
-        set_grads(each, 0)
-        step()
-    assert kernel_takes(optimizer)
-    for each, twin in zip(tensors, twins, strict=True):  # go on from equal numbers, in place
-        each.data.copy_(twin.data)
+def transposed(weight, grad):
+    """Give the gradient another order in memory."""
+    weight.grad = grad.t().contiguous().t()
+
+
+def negated(weight, grad):
+    """Give a gradient whose memory has the negated numbers."""
+    weight.grad = torch._neg_view(grad)
+
+
+def shared(weight, _grad):
+    """Give the weight's own memory as the gradient."""
+    weight.grad = weight.detach()
+
+
+def shifted(tensor):
+    """Copy a tensor to an address that is no multiple of an element's size."""
+    memory = np.zeros(tensor.numel() * 4 + 1, np.uint8)[1:].view(np.float32)
+    copied = torch.from_numpy(memory.reshape(tensor.shape))
+    return copied.copy_(tensor.detach())
+
+
+def misaligned(weight, grad):
+    """Give a gradient whose address is no multiple of an element's size."""
+    weight.grad = shifted(grad)
+
+
+def misaligned_weight(weight, grad):
+    """Move the weight to such an address."""
+    weight.data = shifted(weight)
+    weight.grad = grad
+
+
+def of_a_subclass(weight, grad):
+    """Give a gradient that may have operators of its own."""
+    weight.grad = grad.as_subclass(Subclass)
+
+
+def negated_weight(weight, grad):
+    """Let the weight's memory have the negated numbers."""
+    weight.data = torch._neg_view(weight.detach().clone())
+    weight.grad = grad
+
+
+CHANGES = [
+    transposed,
+    negated,
+    shared,
+    misaligned,
+    of_a_subclass,
+    negated_weight,
+    misaligned_weight,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kept", [False, True], ids=["first step", "kept step"])
+def test_what_comes_to_be_read_otherwise_steps_as_the_stock(change, kept):
+    """From the first step on, or after steps of the kernel's, which were kept."""
+    (weight,), (twin,) = (parameters(shapes=[(60, 60)]) for _ in range(2))
+    optimizer, stock = Adadelta([weight]), Stock([twin])
+    if kept:
+        for each, step in ((weight, optimizer.step), (twin, stock.step)):
+            set_grads([each], 0)
+            step()
+        assert kernel_takes(optimizer)
+        weight.data.copy_(twin.data)  # go on from equal numbers, in place
         for key, number in stock.state[twin].items():
-            optimizer.state[each][key].copy_(number)
-    for each, step in ((tensors, optimizer.step), (twins, stock.step)):
-        each[1].grad = each[0].detach()
+            optimizer.state[weight][key].copy_(number)
+    for each, step in ((weight, optimizer.step), (twin, stock.step)):
+        set_grads([each], 1)
+        change(each, each.grad)
         step()
-    assert bits(tensors) == bits(twins)
+    assert torch.equal(weight.detach(), twin.detach())
+    assert torch.equal(optimizer.state[weight]["acc_delta"], stock.state[twin]["acc_delta"])
+
+
+def test_memory_between_elements_is_not_written():
+    """Weight, gradient and states have the same holes, as where all are columns of larger ones."""
+    wholes = [torch.ones(60, 4) for _ in range(4)]
+    weight, grad, square, delta = (whole[:, ::2] for whole in wholes)
+    parameter = torch.nn.Parameter(weight)
+    optimizer = Adadelta([parameter])
+    optimizer.state[parameter] = {
+        "step": torch.tensor(0.0),
+        "square_avg": square,
+        "acc_delta": delta,
+    }
+    parameter.grad = grad
+    assert parameter.grad.stride() == parameter.stride() == (4, 2)
+    optimizer.step()
+    assert all((whole[:, 1::2] == 1).all() for whole in wholes)
+    assert (parameter != 1).all() and optimizer.state[parameter]["step"] == 1
+
+
+def test_a_weight_that_was_cut_beside_whole_states_is_refused_as_in_the_stock():
+    """Nothing is written, in particular not behind the end of the weight."""
+    messages = []
+    for kind in (Adadelta, Stock):
+        whole = torch.zeros(10)
+        weight = torch.nn.Parameter(whole)
+        optimizer = kind([weight])
+        weight.grad = torch.ones(10)
+        optimizer.step()
+        before = whole.clone()
+        weight.grad, weight.data = None, whole[:5]
+        weight.grad = torch.ones(5)
+        with pytest.raises(RuntimeError, match="size") as raised:
+            optimizer.step()
+        messages.append(str(raised.value))
+        assert torch.equal(whole, before)
+    assert messages[0] == messages[1]
 
 
 def test_a_sparse_gradient_is_refused_before_anything_changes():
