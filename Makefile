@@ -14,8 +14,8 @@ TORCH  ?= torch==2.13.0
 run: $(VENV)/installed ## install, verify, train the MLP
 	$(BIN)/adadelta verify --ctx cpu
 	$(BIN)/adadelta run mlp
-	@echo 'The plots: results/verify/verify.png and results/run/mlp/loss.png'
-	@echo 'More: . $(BIN)/activate, then adadelta --help'
+	@echo 'More: . $(BIN)/activate, then adadelta --help. All results on one page, to open in a browser:'
+	@$(BIN)/adadelta report results
 
 test: $(VENV)/installed-test ## run the tests without the slow ones: some minutes
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_ARGS)

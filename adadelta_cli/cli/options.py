@@ -231,6 +231,7 @@ TOGETHER_NEVER = {
         "the check trains nothing, and computes in float64",
     ),
     ("case_names", "sizes"): "sizes replace the cases",
+    ("self_test", "with_report"): "the self-test writes a page of its own, self-test.md",
     **dict.fromkeys(
         (("replay", name) for name in ("configs", "case_names", "sizes", "full")),
         "the recording is the only case",

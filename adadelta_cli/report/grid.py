@@ -52,7 +52,8 @@ def verify_grid(each: FoundVerification) -> Grid:
         if before is None or _badness(row) > _badness(each.rows[before]):
             line[row.case] = number
     lines = []
-    for line, numbers in worst.items():
+    order = {name: k for k, name in enumerate(dict.fromkeys(each for line in worst for each in line))}
+    for line, numbers in sorted(worst.items(), key=lambda item: [order[each] for each in item[0]]):
         squares: list[Square | None] = [None] * len(cases)
         for case, number in numbers.items():
             squares[cases[case]] = _square(number, each.rows[number])

@@ -12,27 +12,21 @@ from adadelta_cli.files import to_utf8, write_bytes
 from adadelta_cli.report import charts, tables
 from adadelta_cli.report.findings import findings
 from adadelta_cli.report.grid import heat_maps, verify_grid
-from adadelta_cli.report.read import read_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from markupsafe import Markup
 
     from adadelta_cli.report.found import Found
 
-FILE = "report.html"
-
-
-def write_report(path: Path, folders: Sequence[Path]) -> Path:
-    """Write the page of all results in these folders.
+def write_page(path: Path, found: Found) -> Path:
+    """Write the page of what was found.
 
     Raises:
-        UsageError: there are none.
         BrokenError: the file cannot be written.
     """
-    return write_bytes(path, to_utf8(page(read_folders(folders))))
+    return write_bytes(path, to_utf8(page(found)))
 
 
 def page(found: Found) -> str:
