@@ -226,7 +226,16 @@ TOGETHER_NEVER = {
     **dict.fromkeys(
         (
             ("check_gradient", name)
-            for name in ("resume", "force", "record_gradients", "fused", "dtype", "out", "vary")
+            for name in (
+                "resume",
+                "force",
+                "record_gradients",
+                "fused",
+                "dtype",
+                "out",
+                "vary",
+                "with_report",
+            )
         ),
         "the check trains nothing, and computes in float64",
     ),

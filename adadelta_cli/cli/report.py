@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adadelta_cli.cli.options import (
-    SCREEN_OPTIONS,
-    Command,
-    decorated,
-    folder_of,
-    terminal,
-)
+from adadelta_cli.cli.options import SCREEN_OPTIONS, Command, decorated, folder_of, terminal
 from adadelta_cli.errors import UsageError
 
 if TYPE_CHECKING:

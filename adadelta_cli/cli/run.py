@@ -20,7 +20,6 @@ from adadelta_cli.cli.options import (
     terminal,
     threads_option,
 )
-
 from adadelta_cli.cli.report import FILE, report_option, write_report
 
 if TYPE_CHECKING:

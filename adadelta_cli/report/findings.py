@@ -81,7 +81,9 @@ def _verification(each: FoundVerification, number: int) -> Finding:
     judged = [row for row in rows if row.passed is not None]
     names = len({row.implementation for row in judged})
     exact = [row for row in judged if row.is_comparison and row.allowed_ulp == 0]
-    differ, numbers = (sum(getattr(row, n) or 0 for row in exact) for n in ("mismatches", "elements"))
+    differ, numbers = (
+        sum(getattr(row, n) or 0 for row in exact) for n in ("mismatches", "elements")
+    )
     bits = f"; {differ:,} of {numbers:,} numbers that must be equal differ in a bit"
     what = f"{_counted(len(judged), 'comparison')} of {_counted(names, 'implementation')}"
     if failed:
@@ -162,7 +164,7 @@ def _bench(each: FoundBench, number: int) -> Finding:
     parts += list(_largest(rows))
     level = Level.BAD if wrong else Level.DOUBTFUL if each.warnings or not rows else Level.GOOD
     sentence = "; ".join(parts) + "."
-    remarks = tuple([*(f"{_where(row)}: {row.note}" for row in wrong), *each.warnings])
+    remarks = (*(f"{_where(row)}: {row.note}" for row in wrong), *each.warnings)
     return Finding("bench", each.place, level, sentence, f"bench-{number}", remarks)
 
 
@@ -186,7 +188,9 @@ def _largest(rows: Sequence[BenchRow]) -> Iterator[str]:
 
 def _comparison(each: FoundComparison, number: int) -> Finding:
     counts = Counter(row.verdict for row in each.rows)
-    words = ", ".join(f"{counts[verdict]:,} {verdict.value}" for verdict in Verdict if counts[verdict])
+    words = ", ".join(
+        f"{counts[verdict]:,} {verdict.value}" for verdict in Verdict if counts[verdict]
+    )
     level = Level.GOOD
     if counts[Verdict.UNCLEAR]:
         level = Level.DOUBTFUL

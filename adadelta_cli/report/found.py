@@ -139,4 +139,5 @@ class Found:
 
 def is_wrong(row: BenchRow) -> bool:
     """Tell whether a step of bench was incorrect."""
-    return RecordedTiming(*(getattr(row, name) for name in KEY), note=row.note).wrong
+    key = {name: getattr(row, name) for name in KEY}
+    return RecordedTiming(**key, note=row.note).wrong

@@ -47,17 +47,17 @@ def verify_grid(each: FoundVerification) -> Grid:
     cases = {row.case: k for k, row in enumerate({r.case: r for r in (*rare, *each.rows)}.values())}
     worst: dict[tuple[str, str, str], dict[str, int]] = {}
     for number, row in enumerate(each.rows):
-        line = worst.setdefault((row.implementation, CHECKS.get(row.check, row.check), row.dtype), {})
-        before = line.get(row.case)
-        if before is None or _badness(row) > _badness(each.rows[before]):
-            line[row.case] = number
+        name = row.implementation, CHECKS.get(row.check, row.check), row.dtype
+        before = worst.setdefault(name, {}).setdefault(row.case, number)
+        if _badness(row) > _badness(each.rows[before]):
+            worst[name][row.case] = number
+    order = {part: k for k, part in enumerate(dict.fromkeys(p for name in worst for p in name))}
     lines = []
-    order = {name: k for k, name in enumerate(dict.fromkeys(each for line in worst for each in line))}
-    for line, numbers in sorted(worst.items(), key=lambda item: [order[each] for each in item[0]]):
+    for name in sorted(worst, key=lambda name: [order[part] for part in name]):
         squares: list[Square | None] = [None] * len(cases)
-        for case, number in numbers.items():
+        for case, number in worst[name].items():
             squares[cases[case]] = _square(number, each.rows[number])
-        lines.append((line, squares))
+        lines.append((name, squares))
     return Grid(list(cases), lines)
 
 
@@ -70,7 +70,9 @@ def _badness(row: ComparisonRow) -> tuple[int, float, float]:
 
 
 def _square(number: int, row: ComparisonRow) -> Square:
-    status, mark = {None: ("skipped", "–"), True: ("passed", "✓"), False: ("failed", "✗")}[row.passed]
+    status, mark = {None: ("skipped", "-"), True: ("passed", "✓"), False: ("failed", "✗")}[
+        row.passed
+    ]
     return Square(number, status, mark)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from adadelta_cli.report.found import Found
 
+
 def write_page(path: Path, found: Found) -> Path:
     """Write the page of what was found.
 

@@ -74,7 +74,7 @@ def _remedy() -> str:
 
 
 def _files(folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the files with a known name, in a fixed order; symbolic links to folders are not entered.
+    """Yield the files with a known name, in a fixed order; links to folders are not entered.
 
     Raises:
         UsageError: a folder is missing or cannot be listed, or a file has another name.
@@ -168,7 +168,7 @@ def _rows(kind: Any, rows: Any, path: Path, found: Found) -> list[tuple[int, Any
     for number, row in enumerate(rows):
         try:
             valid.append((number, _valid(kind, row)))
-        except Unreadable as error:
+        except Unreadable as error:  # noqa: PERF203
             wrong = wrong or f"row {number + 1}, {error}"
     if not valid:
         raise Unreadable(f"it has no valid row{': ' * bool(wrong)}{wrong}")
@@ -226,7 +226,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _verification(path: Path, found: Found) -> None:
     content = _json(path) if path.suffix == ".json" else {"rows": _table(path, ComparisonRow)}
-    listed = content.get("rows")
+    listed: Any = content.get("rows")
     valid = _rows(ComparisonRow, listed, path, found)
     rows = [row for _, row in valid]
     commands = [_command(listed[number], row) for number, row in valid]

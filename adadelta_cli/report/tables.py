@@ -150,7 +150,11 @@ def run_table(runs: Sequence[FoundRun], settings: Settings) -> PageTable:
         Column("run"),
         Column("outcome", "verdict", facet=True),
         *(Column(key, "setting", facet=True) for key in shown),
-        *(Column("steps", "number"), Column("time", "seconds"), Column("loss at the start", "number")),
+        *(
+            Column("steps", "number"),
+            Column("time", "seconds"),
+            Column("loss at the start", "number"),
+        ),
         *(Column(name, "number") for name in metrics),
         *(Column("folder"), Column("repeat it", "command")),
     ]
