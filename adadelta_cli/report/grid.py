@@ -138,6 +138,13 @@ def _ordered(values: Sequence[Any]) -> list[str]:
     return sorted(words, key=lambda word: (words[word] is None, words[word] or 0.0))
 
 
+def _is_light(colour: Sequence[float]) -> bool:
+    """Tell whether black has more contrast on a colour than white, as WCAG 2 computes it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return (luminance + 0.05) ** 2 > 0.05 * 1.05
+
+
 def _colours(values: Sequence[float]) -> Callable[[float], HeatCell]:
     """Return what paints a value: logarithmic where the values span more than a decade."""
     from matplotlib import colormaps
@@ -150,6 +157,7 @@ def _colours(values: Sequence[float]) -> Callable[[float], HeatCell]:
 
     def paint(value: float) -> HeatCell:
         share = (scale(value) - first) / span if span else 0.5
-        return HeatCell(f"{value:.4g}", to_hex(cividis(share)), "#000" if share > 0.5 else "#fff")
+        colour = cividis(share)
+        return HeatCell(f"{value:.4g}", to_hex(colour), "#000" if _is_light(colour) else "#fff")
 
     return paint

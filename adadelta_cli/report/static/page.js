@@ -207,7 +207,9 @@ function themed(layout) {
 function draw(place, data, layout) {
   DRAWN.set(place, layout);
   const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-  return Plotly.react(place, data, themed(layout), config);
+  Plotly.react(place, data, themed(layout), config).then(() => { // caption and table say the same
+    place.querySelectorAll("svg.main-svg").forEach((picture) => { picture.ariaHidden = "true"; });
+  });
 }
 
 function redraw() {
