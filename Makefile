@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # The CPU build of PyTorch that the parity table was measured with.
 TORCH  ?= torch==2.13.0
 
-.PHONY: run test test-all test-peers test-gpu check format clean help
+.PHONY: run test test-all test-peers test-gpu test-browser check format clean help
 
 run: $(VENV)/installed ## install, verify, train the MLP
 	$(BIN)/adadelta verify --ctx cpu
@@ -34,6 +34,10 @@ test-gpu: $(VENV)/installed-gpu $(VENV)/installed-test ## run the tests that nee
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/adadelta verify --ctx gpu --out results/gpu/verify
 	$(BIN)/adadelta bench --ctx gpu --sizes 1e6,1e7,1e8 --out results/gpu/bench
+
+# Without chromium on the PATH, the tests are skipped, and the reason names the fix.
+test-browser: $(VENV)/installed-browser $(VENV)/installed-test ## test the page of `adadelta report` in Chromium
+	$(BIN)/python -m pytest tests/report
 
 check: $(VENV)/installed-check ## check style, spelling, types and layers
 	$(BIN)/ruff check .

@@ -152,8 +152,11 @@ def _throughput(rows: Sequence[BenchRow], looks: dict[str, int]) -> Chart | None
     xs = [x for x in sorted(ceiling) if ceiling[x]]
     data.append(
         {
-            "name": "ceiling", "x": xs, "y": [plain(ceiling[x]) for x in xs],
-            "mode": "lines", "line": {"color": CEILING, "dash": "dash", "width": 2},
+            "name": "ceiling",
+            "x": xs,
+            "y": [plain(ceiling[x]) for x in xs],
+            "mode": "lines",
+            "line": {"color": CEILING, "dash": "dash", "width": 2},
         }
     )
     layout = {
@@ -166,7 +169,9 @@ def _throughput(rows: Sequence[BenchRow], looks: dict[str, int]) -> Chart | None
 def _line(name: str, rows: Sequence[BenchRow], look: int) -> dict[str, Any]:
     speeds = [row.gigabytes_per_s or 0.0 for row in rows]
     return {
-        "name": plotly_text(name), "x": [row.elements for row in rows], "mode": "lines+markers",
+        "name": plotly_text(name),
+        "x": [row.elements for row in rows],
+        "mode": "lines+markers",
         "y": [plain(speed) for speed in speeds],
         "error_y": _errors(speeds, *zip(*map(_speeds, rows), strict=True)),
         "marker": _marker(look),
@@ -185,8 +190,12 @@ def _lanes(rows: Sequence[BenchRow]) -> dict[str, Any]:
     """Return the axis that names a lane for each row, the first at the top."""
     names = [plotly_text(f"{row.workload}  {row.implementation}") for row in rows]
     return {
-        "tickvals": list(range(len(rows))), "ticktext": names, "automargin": True,
-        "range": [len(rows) - 0.5, -0.5], "showgrid": False, "zeroline": False,
+        "tickvals": list(range(len(rows))),
+        "ticktext": names,
+        "automargin": True,
+        "range": [len(rows) - 0.5, -0.5],
+        "showgrid": False,
+        "zeroline": False,
     }
 
 
@@ -203,7 +212,9 @@ def _dots(rows: Sequence[BenchRow], name: str, title: str, looks: dict[str, int]
     ]
     line = {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1}
     layout = {
-        "yaxis": _lanes(own), "height": 110 + 22 * len(own), "showlegend": False,
+        "yaxis": _lanes(own),
+        "height": 110 + 22 * len(own),
+        "showlegend": False,
         "xaxis": {"type": "log" if max(values) > 5 * min(values) else "linear"},
         "shapes": [line | {"line": {"color": CEILING, "dash": "dash", "width": 1.5}}],
     }
@@ -217,7 +228,9 @@ def _dots_of(lanes: Sequence[tuple[int, BenchRow]], name: str) -> dict[str, Any]
         for end in ("", "_low", "_high")
     )
     return {
-        "x": [plain(x) for x in values], "y": [lane for lane, _ in lanes], "mode": "markers",
+        "x": [plain(x) for x in values],
+        "y": [lane for lane, _ in lanes],
+        "mode": "markers",
         "error_x": _errors(values, lows, highs),
     }
 
@@ -227,7 +240,10 @@ def _errors(
 ) -> dict[str, Any]:
     """Return the error bars from values and the ends of their intervals."""
     return {
-        "type": "data", "symmetric": False, "thickness": 1.3, "width": 4,
+        "type": "data",
+        "symmetric": False,
+        "thickness": 1.3,
+        "width": 4,
         "array": [plain(high - value) for value, high in zip(values, highs, strict=True)],
         "arrayminus": [plain(value - low) for value, low in zip(values, lows, strict=True)],
     }
@@ -259,11 +275,16 @@ def _samples(
     if not xs:
         return None
     data = {
-        "x": xs, "y": ys, "mode": "markers", "hoverinfo": "x",
+        "x": xs,
+        "y": ys,
+        "mode": "markers",
+        "hoverinfo": "x",
         "marker": {"size": 4, "color": colours, "opacity": 0.7},
     }
     layout = {
-        "yaxis": _lanes(rows), "height": 110 + 26 * len(rows), "showlegend": False,
+        "yaxis": _lanes(rows),
+        "height": 110 + 26 * len(rows),
+        "showlegend": False,
         "xaxis": {"type": "log", "title": _title("time over the row's median")},
     }
     title = "Samples, relative to the median of their row; from top to bottom in their order"
@@ -296,14 +317,16 @@ def _sweep_chart(rows: Iterable[dict[str, Any]], key: str, metric: str) -> Chart
     )
     xs, medians, lows, highs = map(list, zip(*points, strict=True))
     dots = {
-        "x": [plain(x) for x in xs], "y": [plain(y) for y in medians], "mode": "markers",
+        "x": [plain(x) for x in xs],
+        "y": [plain(y) for y in medians],
+        "mode": "markers",
         "error_y": _errors(medians, lows, highs),
         "marker": {"size": 8, "color": COLOURS[0]},
     }
     layout = {
         "showlegend": False,
-        "xaxis": {"type": _scale(xs), "title": _title(key)},
-        "yaxis": {"type": _scale(medians), "title": _title(f"median {metric}")},
+        "xaxis": {**_axis(xs), "title": _title(key)},
+        "yaxis": {**_axis(medians), "title": _title(f"median {metric}")},
     }
     return Chart(f"{metric} over {key}, with intervals over the seeds", [dots], layout)
 
@@ -313,5 +336,7 @@ def _end(row: dict[str, Any], metric: str, end: str) -> float:
     return float(row[f"{metric}_median"]) if value is None else value
 
 
-def _scale(values: Sequence[float]) -> str:
-    return "log" if min(values) > 0 and max(values) > 10 * min(values) else "linear"
+def _axis(values: Sequence[float]) -> dict[str, Any]:
+    """Return a logarithmic axis for values that span more than a decade."""
+    spread = min(values) > 0 and max(values) > 10 * min(values)
+    return {"type": "log", "dtick": 1} if spread else {"type": "linear"}

@@ -76,7 +76,8 @@ class FoundVerification:
     place: str
     rows: list[ComparisonRow]
     commands: list[str]
-    seed: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

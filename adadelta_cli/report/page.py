@@ -109,11 +109,10 @@ class _Contents:
     @property
     def machines(self) -> list[tuple[str, dict[str, Any]]]:
         """The machines that are recorded, with the settings of their measurement."""
-        return [
-            (each.place, {**each.machine, "settings": each.settings})
-            for each in self._found.benches
-            if each.machine or each.settings
-        ]
+        found = self._found
+        both = [(each.place, each.machine, each.plan) for each in found.verifications]
+        both += [(each.place, each.machine, each.settings) for each in found.benches]
+        return [(place, {**facts, "settings": how}) for place, facts, how in both if facts or how]
 
     @property
     def thinned(self) -> bool:

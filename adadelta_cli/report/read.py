@@ -230,7 +230,8 @@ def _verification(path: Path, found: Found) -> None:
     valid = _rows(ComparisonRow, listed, path, found)
     rows = [row for _, row in valid]
     commands = [_command(listed[number], row) for number, row in valid]
-    found.verifications.append(FoundVerification(str(path.parent), rows, commands))
+    plan, machine = (_dict(content.get(name)) for name in ("plan", "machine"))
+    found.verifications.append(FoundVerification(str(path.parent), rows, commands, plan, machine))
 
 
 def _command(cells: dict[str, Any], row: ComparisonRow) -> str:

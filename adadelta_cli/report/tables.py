@@ -149,21 +149,21 @@ def run_table(runs: Sequence[FoundRun], settings: Settings) -> PageTable:
     columns = [
         Column("run"),
         Column("outcome", "verdict", facet=True),
+        *(Column(name, "number") for name in metrics),
         *(Column(key, "setting", facet=True) for key in shown),
         *(
             Column("steps", "number"),
             Column("time", "seconds"),
             Column("loss at the start", "number"),
         ),
-        *(Column(name, "number") for name in metrics),
         *(Column("folder"), Column("repeat it", "command")),
     ]
     rows = [
         [
             *(name, run.summary.outcome.value),
+            *(run.summary.end.get(metric) for metric in metrics),
             *(_as_number(run.settings.get(key, "")) for key in shown),
             *(run.summary.steps, run.summary.seconds, run.summary.start.get("loss")),
-            *(run.summary.end.get(metric) for metric in metrics),
             *(run.place, run.command),
         ]
         for name, run in zip(run_names(runs), runs, strict=True)

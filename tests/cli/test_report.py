@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from made_results import make_all, make_bench, make_run, bench_row
+from made_results import bench_row, make_all, make_bench, make_run
 
 from adadelta_cli import __main__
 
@@ -74,6 +74,7 @@ def test_run_writes_a_report(adadelta, tmp_path):
     assert "Of 1 run, 1 finished" in (tmp_path / "results" / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_verify_writes_a_report(adadelta, tmp_path):
     """It has the rows that verify wrote."""
     chosen = ("--impl", "numpy-fused", "--dtype", "float32", "--case", "fresh")
