@@ -9,14 +9,14 @@ PYTEST_ARGS ?=
 # The CPU build of PyTorch that the parity table was measured with.
 TORCH  ?= torch==2.13.0
 
-.PHONY: run test test-all test-peers test-gpu check format clean help
+.PHONY: run test test-all test-peers test-gpu test-browser check format clean help
 
 run: $(VENV)/installed ## install, verify, train the MLP, a small sweep
 	$(BIN)/adadelta verify --ctx cpu
 	$(BIN)/adadelta run mlp
 	$(BIN)/adadelta sweep sweep-rosenbrock
-	@echo 'The plots: results/verify/verify.png, results/run/mlp/loss.png and results/sweep/sweep.png'
-	@echo 'More: . $(BIN)/activate, then adadelta --help'
+	@echo 'More: . $(BIN)/activate, then adadelta --help. All results on one page, to open in a browser:'
+	@$(BIN)/adadelta report results
 
 test: $(VENV)/installed-test ## run the tests without the slow ones: some minutes
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_ARGS)
@@ -35,6 +35,10 @@ test-gpu: $(VENV)/installed-gpu $(VENV)/installed-test ## run the tests that nee
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/adadelta verify --ctx gpu --out results/gpu/verify
 	$(BIN)/adadelta bench --ctx gpu --sizes 1e6,1e7,1e8 --out results/gpu/bench
+
+# Without chromium on the PATH, the tests are skipped, and the reason names the fix.
+test-browser: $(VENV)/installed-browser $(VENV)/installed-test ## test the page of `adadelta report` in Chromium
+	$(BIN)/python -m pytest tests/report
 
 check: $(VENV)/installed-check ## check style, spelling, types and layers
 	$(BIN)/ruff check .

@@ -30,8 +30,10 @@ EXTRAS = {
     for table, text in re.findall(r"^([a-z]+) = \[(.*?)\]", PROJECT, re.MULTILINE | re.DOTALL)
     if table in {"dependencies", "torch", "jax", "gpu"}
 }
-# psutil and setuptools compute nothing; `gpu.probe` finds the versions of NVIDIA's libraries.
-UNRECORDED = {"psutil", "setuptools"} | {name for name in EXTRAS["gpu"] if "nvidia" in name}
+# psutil, setuptools and Jinja2 compute nothing; `gpu.probe` finds NVIDIA's versions.
+UNRECORDED = {"psutil", "setuptools", "jinja2"} | {
+    name for name in EXTRAS["gpu"] if "nvidia" in name
+}
 
 
 def load(name):

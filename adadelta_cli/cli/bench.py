@@ -24,6 +24,7 @@ from adadelta_cli.cli.options import (
     shared_options,
     terminal,
 )
+from adadelta_cli.cli.report import FILE, report_option, write_report
 from adadelta_cli.errors import ExitCode, UsageError, shortened
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ format_option = click.option(
 )
 @threshold_option
 @format_option
+@report_option
 @shared_options("bench")
 def bench(
     layout: str,
@@ -182,6 +184,7 @@ def bench(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    with_report: bool,
     **asked: Any,
 ) -> int:
     """Time one optimizer step against what the machine allows.
@@ -211,9 +214,11 @@ def bench(
         screen.note(line, level=1)
     planning.check_memory(plan)
     work = runner.Benchmark(plan, machine.describe())
-    files.prepare_folder(out, report.FILES)
+    files.prepare_folder(out, [*report.FILES, *[FILE] * with_report])
     judged: list[Comparison] = []
     with ExitStack() as finished:
+        if with_report:
+            finished.callback(write_report, screen, out)
         finished.callback(_write_bench, screen, work, judged, out)
         finished.callback(_show_bench, screen, work, judged, layout)
         with screen.progress("bench") as tick:
@@ -379,6 +384,7 @@ def _show_bench(
     callback=folder_of,
     help="Write compare.csv there; default: no file.",
 )
+@report_option
 @decorated(SCREEN_OPTIONS)
 def compare(
     old: Path,
@@ -389,6 +395,7 @@ def compare(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    with_report: bool,
 ) -> int:
     """Compare two results of bench: FASTER, SLOWER, SAME or UNCLEAR.
 
@@ -402,19 +409,23 @@ def compare(
     from adadelta_cli import files
     from adadelta_cli.bench import regression, regression_report
 
+    if with_report and not out:
+        raise UsageError("--report writes report.html into --out; add --out DIR")
     screen = terminal(as_json, quiet, verbose)
     before, after = map(regression.read_document, (old, new))
     for each in (before, after):
         screen.note(each.described, level=1)
     found = regression.judge(before, after, threshold)
     if out:
-        files.prepare_folder(out, regression_report.FILES)
+        files.prepare_folder(out, [*regression_report.FILES, *[FILE] * with_report])
     try:
         _show_comparison(screen, found, layout)
         screen.document(regression_report.comparison_document(found))
     finally:  # also where stdout is a closed pipe
         if out:
             screen.note(f"written: {regression_report.write_comparison(out, found)}")
+            if with_report:
+                write_report(screen, out)
     return found.exit_code
 
 

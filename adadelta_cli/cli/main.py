@@ -10,6 +10,7 @@ from adadelta_cli.cli.doctor import doctor
 from adadelta_cli.cli.guide import COMMANDS
 from adadelta_cli.cli.launch import launch
 from adadelta_cli.cli.options import Group
+from adadelta_cli.cli.report import report
 from adadelta_cli.cli.run import run, schema
 from adadelta_cli.cli.sweep import sweep
 from adadelta_cli.cli.verify import verify
@@ -64,6 +65,7 @@ def adadelta(context: click.Context, /, **_: bool) -> None:
     adadelta bench --sizes 1e6,1e7   how far from the speed of memory?
     adadelta compare OLD NEW         is it slower than it was?
     adadelta convert STATES          moves optimizer states from MXNet to PyTorch and back
+    adadelta report                  one HTML page of all results, to send to others
     adadelta doctor                  what works here, and what would disturb a measurement?
     adadelta init                    a config to start from; more: explain KEY, list WHAT
     """
@@ -71,6 +73,6 @@ def adadelta(context: click.Context, /, **_: bool) -> None:
         click.echo(context.get_help())
 
 
-COMMON = (run, sweep, launch, schema, verify, bench, compare, convert, doctor)
+COMMON = (run, sweep, launch, schema, verify, bench, compare, convert, report, doctor)
 for command in (*COMMON, *COMMANDS):
     adadelta.add_command(command)

@@ -230,11 +230,21 @@ TOGETHER_NEVER = {
     **dict.fromkeys(
         (
             ("check_gradient", name)
-            for name in ("resume", "force", "record_gradients", "fused", "dtype", "out", "vary")
+            for name in (
+                "resume",
+                "force",
+                "record_gradients",
+                "fused",
+                "dtype",
+                "out",
+                "vary",
+                "with_report",
+            )
         ),
         "the check trains nothing, and computes in float64",
     ),
     ("case_names", "sizes"): "sizes replace the cases",
+    ("self_test", "with_report"): "the self-test writes a page of its own, self-test.md",
     **dict.fromkeys(
         (("replay", name) for name in ("configs", "case_names", "sizes", "full")),
         "the recording is the only case",

@@ -20,6 +20,7 @@ from adadelta_cli.cli.options import (
     terminal,
     threads_option,
 )
+from adadelta_cli.cli.report import FILE, report_option, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     type=Choice(["float32", "float64", "float16"]),
     help="Element type; float16 keeps float32 master weights and states.",
 )
+@report_option
 @data_option
 @click.option(
     "--kvstore",
@@ -109,6 +111,7 @@ def run(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    with_report: bool,
     **how: Any,
 ) -> None:
     """Train the problems; write history and plots.
@@ -130,7 +133,7 @@ def run(
     """
     from adadelta_cli.files import check_pictures
     from adadelta_cli.implementations.array_backends import backend as array_library
-    from adadelta_cli.run import sharing, training
+    from adadelta_cli.run import report, sharing, training
 
     screen = terminal(as_json, quiet, verbose)
     if check_gradient:
@@ -150,16 +153,19 @@ def run(
         with worker.together() if worker else nullcontext():
             runs = training.runs(configs, overrides, out, library, **how)
             if first:
-                _prepare_folders(out, record_gradients, several=len(runs) > 1)
-        results = _execute(screen, runs, out, first=first)
+                names = [*report.COMPARISON] if len(runs) > 1 else []
+                _prepare_folders(out, [*names, *[FILE] * with_report], record_gradients)
+        with ExitStack() as finished:
+            if first and with_report:
+                finished.callback(write_report, screen, out)
+            results = _execute(screen, runs, out, first=first)
     click.get_current_context().exit(training.exit_code(results))
 
 
-def _prepare_folders(out: Path, record_gradients: Path | None, *, several: bool) -> None:
+def _prepare_folders(out: Path, names: Sequence[str], record_gradients: Path | None) -> None:
     from adadelta_cli import files
-    from adadelta_cli.run import report
 
-    files.prepare_folder(out, report.COMPARISON if several else ())
+    files.prepare_folder(out, names)
     if record_gradients:
         files.prepare_folder(record_gradients.parent, option="--record-gradients")
 

@@ -20,6 +20,7 @@ from adadelta_cli.cli.options import (
     terminal,
     threads_option,
 )
+from adadelta_cli.cli.report import FILE, report_option, write_report
 from adadelta_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def _sizes(
     is_flag=True,
     help="Plant known bugs one at a time; check that verify finds each.",
 )
+@report_option
 @threads_option
 @shared_options("verify")
 def verify(
@@ -117,6 +119,7 @@ def verify(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    with_report: bool,
     **options: Any,
 ) -> None:
     """Check implementations against each other, bit for bit.
@@ -148,10 +151,12 @@ def verify(
     threads = click.get_current_context().meta["threads"]
     asked = Request(names=names, case_names=case_names, seed=seed, threads=threads, **options)
     plan = asked.plan
-    files.prepare_folder(out, report.FILES)
+    files.prepare_folder(out, [*report.FILES, *[FILE] * with_report])
     work = runner.Verification(plan)
     show = partial(_show_verification, screen, work, most=1000 if verbose else 10)
     with ExitStack() as finished:  # even after an error: shown first, in case the disk is full
+        if with_report:
+            finished.callback(write_report, screen, out)
         finished.callback(report.write_verification, out, work)
         finished.callback(lambda: work.rows and show())
         with screen.progress("verify") as tick:

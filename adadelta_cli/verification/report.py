@@ -80,6 +80,10 @@ def verification_document(verification: Verification, *, rows: bool = False) -> 
         "summaries": summaries(verification.rows),
         "rows" if rows else "failures": [row.columns | {"replay": row.replay} for row in chosen],
     }
+    if rows:
+        from adadelta_cli.system import machine
+
+        document["machine"] = machine.describe()
     return jsonable(document)
 
 
