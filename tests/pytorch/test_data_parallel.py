@@ -101,7 +101,7 @@ def test_the_optimizer_has_the_bits_of_one_process(kind, dtype, results):
     assert_close(optimizer.state_dict()["state"], saved["state"], rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # PyTorch's own code
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # PyTorch's own code
 def test_the_overlap_of_zero_redundancy_is_refused(tmp_path):
     """PyTorch replaces the class by a functional form of it, which it has for its own only."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
