@@ -15,6 +15,8 @@ import torch_data_parallel
 from conftest import HERE
 from torch.testing import assert_close
 
+from adadelta_cli.torch import Adadelta
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SCRIPT = HERE / "torch_data_parallel.py"
 WAIT_S = 240
@@ -97,3 +99,18 @@ def test_the_optimizer_has_the_bits_of_one_process(kind, dtype, results):
         optimizer.step()
     assert_close([each.detach() for each in model.parameters()], weights, rtol=0, atol=0)
     assert_close(optimizer.state_dict()["state"], saved["state"], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # PyTorch's own code
+def test_the_overlap_of_zero_redundancy_is_refused(tmp_path):
+    """PyTorch replaces the class by a functional form of it, which it has for its own only."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model = torch.nn.Linear(2, 2)
+        with pytest.raises(ValueError, match="no supported functional optimizer"):
+            ZeroRedundancyOptimizer(model.parameters(), Adadelta, overlap_with_ddp=True)
+    finally:
+        torch.distributed.destroy_process_group()
