@@ -110,7 +110,7 @@ WORDS = {
     RunOutcome.FINISHED: "finished, with nothing to expect",
     RunOutcome.MISSED: "missed what their configs expect",
     RunOutcome.DIVERGED: "diverged",
-    RunOutcome.INTERRUPTED: "were interrupted",
+    RunOutcome.INTERRUPTED: "stopped before the end",
 }
 MOST_REMARKS = 5
 

@@ -137,7 +137,7 @@ LEVELS = {
     ),
     "an interrupted run": (
         lambda folder: make_run(folder, outcome="interrupted"),
-        (Level.DOUBTFUL, "Of 1 run, 1 were interrupted."),
+        (Level.DOUBTFUL, "Of 1 run, 1 stopped before the end."),
     ),
     "a slower row": (make_comparison, (Level.BAD, "Of 2 rows: 1 SLOWER, 1 SAME.")),
     "an unclear row": (
