@@ -17,6 +17,7 @@ from adadelta_cli.cli.options import (
     shared_options,
     terminal,
 )
+from adadelta_cli.cli.report import FILE, report_option, write_report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,6 +109,7 @@ MOST_WORKERS = 1024
     type=Choice(["float32", "float64", "float16"]),
     help="Element type; float16 keeps float32 master weights and states.",
 )
+@report_option
 @data_option
 @shared_options("sweep")
 def sweep(
@@ -124,6 +126,7 @@ def sweep(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    with_report: bool,
     max_runs: int,
     fused: bool,
     dtype: str,
@@ -150,7 +153,8 @@ def sweep(
     asked = Request(most_runs=max_runs, how={"fused": fused, "dtype": dtype}, **request)
     planned = plans(config, asked)
     folders = [out / plan.name if len(planned) > 1 else out for plan in planned]
-    for path in (folder / name for folder in folders for name in FILES):
+    paths = [folder / name for folder in folders for name in FILES]
+    for path in [*paths, *[out / FILE] * with_report]:
         files.check_writable(path)
     runs = sum(len(plan.settings) * len(plan.seeds) for plan in planned)
     computing = engines.choose(scheduler, workers, threads, device, runs)
@@ -165,6 +169,8 @@ def sweep(
         ]
         for folder in folders:
             files.prepare_folder(folder)
+        if with_report:
+            finished.callback(write_report, screen, out)
         finished.callback(_show, screen, reports)
         for each in sweeps:
             screen.note(each.described(engine), level=1)

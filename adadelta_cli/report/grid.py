@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adadelta_cli.report.found import finite
 from adadelta_cli.run.config import Expect
+from adadelta_cli.sweep.rows import higher_is_better
 from adadelta_cli.verification.report import CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adadelta_cli.report.found import FoundSweep, FoundVerification
+    from adadelta_cli.report.found import FoundSweep, FoundVerification, SweepDocument
     from adadelta_cli.verification.rows import ComparisonRow
 
 
@@ -111,7 +112,7 @@ def heat_maps(each: FoundSweep) -> list[HeatMap]:
 
 def _heat_map(each: FoundSweep, down: str, across: str) -> HeatMap:
     document = each.document
-    best = max if f"min_{document.metric}" in Expect.model_fields else min
+    best = max if higher_is_better(document.metric, _least(document)) else min
     values: dict[tuple[str, str], float] = {}
     for row in document.settings:
         value = finite(row.get(f"{document.metric}_median"))
@@ -126,6 +127,14 @@ def _heat_map(each: FoundSweep, down: str, across: str) -> HeatMap:
     others = ", the best over all other keys" if len(document.keys) > 2 else ""
     caption = f"Median {document.metric} by {down} (down) and {across} (across){others}"
     return HeatMap(down, across, names[1], rows, caption)
+
+
+def _least(document: SweepDocument) -> Expect:
+    """Return what the config expects at least, from the checks of the settings."""
+    lists = [row.get("checks") for row in document.settings]
+    checks = [check for each in lists if isinstance(each, list) for check in each]
+    least = [each for each in checks if isinstance(each, dict) and each.get("side") == "min"]
+    return Expect.model_construct(None, **{f"min_{each.get('metric')}": 0.0 for each in least})
 
 
 def _word(value: Any) -> str:

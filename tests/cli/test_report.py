@@ -101,3 +101,18 @@ def test_the_self_test_has_a_page_of_its_own(adadelta):
     """So --report contradicts it."""
     code, _out, err = adadelta("verify", "--self-test", "--report")
     assert code == 2 and "self-test.md" in err
+
+
+@pytest.mark.slow
+def test_sweep_writes_a_report(adadelta, tmp_path):
+    """It has the settings, a heat map and the runs."""
+    grid = ("--grid", "optimizer.rho=0.9,0.95", "--grid", "optimizer.epsilon=1e-6,1e-4")
+    short = ("--set", "training.steps=20", "--set", "expect={}", "--workers", "1")
+    code, _out, err = adadelta(
+        "sweep", "rosenbrock", "--backend", "numpy", *grid, *short, "--report"
+    )
+    assert code == 0, err
+    text = (tmp_path / "results/sweep/report.html").read_text()
+    assert "Of 4 settings of rosenbrock, the best is optimizer.rho=" in text
+    assert "Of 4 runs, 4 finished" in text
+    assert '<table class="heat">' in text

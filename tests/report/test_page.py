@@ -211,6 +211,23 @@ def test_a_heat_map_has_the_median_of_each_pair(found):
     assert cells[-1].text == "0.95" and cells[-1].color == "#000"
 
 
+def test_a_heat_map_takes_the_best_of_what_the_config_expects_at_least(tmp_path):
+    """Of the seeds of a third key: the largest where a check has a least value, else the least."""
+    make_sweep(tmp_path)
+    path = tmp_path / "sweep.json"
+    document = json.loads(path.read_text())
+    document["keys"].append("third")
+    settings = document["settings"]
+    better = [row | {"third": 2, "loss_median": row["loss_median"] + 1} for row in settings]
+    document["settings"] = [row | {"third": 1} for row in settings] + better
+    path.write_text(json.dumps(document))
+    assert heat_maps(read_folders([tmp_path]).sweeps[0])[0].rows[0][1][0].text == "0.009"
+    settings[0]["checks"].append({"metric": "loss", "side": "min", "bound": 1, "got": 2})
+    document["settings"][0] = settings[0] | {"third": 1}
+    path.write_text(json.dumps(document))
+    assert heat_maps(read_folders([tmp_path]).sweeps[0])[0].rows[0][1][0].text == "1.009"
+
+
 def test_thinned_curves_keep_their_peaks():
     """The ends, the least and the largest value of each stretch."""
     values = [1.0] * 1000
