@@ -118,7 +118,7 @@ def bench_row(number=0, **changed):
     return BenchRow(**(values | changed))
 
 
-def make_bench(folder, rows, samples=50):
+def make_bench(folder, rows, samples=50, name=""):
     """Write bench.json, with the samples of six processes for each row."""
     document = {
         "rows": rows,
@@ -127,10 +127,10 @@ def make_bench(folder, rows, samples=50):
             [[row.median_s * (1 + k % 7 / 50) for k in range(samples)] for _ in range(6)]
             for row in rows
         ],
-        "doubts": [],
+        "doubts": [name] if name else [],
         "comparisons": [],
         "settings": {"processes": 6},
-        "machine": {"host": "somewhere", "versions": {"numpy": "1.26.4"}},
+        "machine": {"host": f"somewhere {name}", "versions": {"numpy": "1.26.4"}},
     }
     files.write_json(folder / "bench.json", document)
 
@@ -157,7 +157,7 @@ def make_comparison(folder, verdicts=("SAME", "SLOWER")):
     files.write_csv(folder / "compare.csv", [files.jsonable(row) for row in rows])
 
 
-def make_sweep(folder, failed=0):
+def make_sweep(folder, failed=0, name="mlp"):
     """Write a sweep.json of three rates and two decays."""
     settings = [
         {
@@ -176,13 +176,13 @@ def make_sweep(folder, failed=0):
         for rho in (0.9, 0.95)
     ]
     document = {
-        "config": "mlp",
+        "config": name,
         "keys": ["optimizer.learning_rate", "optimizer.rho"],
         "seeds": [0, 1],
         "metric": "loss",
         "complete": True,
         "settings": settings,
-        "best": {"setting": settings[0], "run": {}, "command": "adadelta run mlp --seed 1"},
+        "best": {"setting": settings[0], "run": {}, "command": f"adadelta run {name} --seed 1"},
         "runs": [{"status": "failed" if k < failed else "finished"} for k in range(18)],
     }
     files.write_json(folder / "sweep.json", document)
@@ -193,7 +193,7 @@ def make_all(folder, name="mlp"):
     make_run(folder / "run" / "a", name)
     make_run(folder / "run" / "b", f"{name} again", rate=0.5)
     rows = [verify_row(number) for number in range(30)]
-    make_verification(folder / "verify", [*rows, verify_row(3, case="bad", **FAILED)])
-    make_bench(folder / "bench", [bench_row(number) for number in range(24)])
+    make_verification(folder / "verify", [*rows, verify_row(3, case=f"bad {name}", **FAILED)])
+    make_bench(folder / "bench", [bench_row(number) for number in range(24)], name=name)
     make_comparison(folder / "compare")
-    make_sweep(folder / "sweep")
+    make_sweep(folder / "sweep", name=name)
