@@ -6,7 +6,7 @@ from threading import Lock
 
 import click
 
-from adadelta_cli.cli.options import POSITIVE_FLOAT, Command
+from adadelta_cli.cli.options import POSITIVE_FLOAT, Command, Whole
 from adadelta_cli.errors import UsageError
 
 MOST_PROCESSES = 1000
@@ -41,14 +41,14 @@ class LaunchCommand(Command):
     "--workers",
     default=2,
     show_default=True,
-    type=click.IntRange(1, MOST_PROCESSES),
+    type=Whole(1, MOST_PROCESSES),
     help="Processes that train, each on its share of every batch.",
 )
 @click.option(
     "--servers",
     default=1,
     show_default=True,
-    type=click.IntRange(1, MOST_PROCESSES),
+    type=Whole(1, MOST_PROCESSES),
     help="Processes that add the gradients; large tensors are split among them.",
 )
 @click.option(

@@ -55,7 +55,7 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
     help="With --version: also the libraries and the machine, to paste into an issue.",
 )
 @click.pass_context
-def adadelta(context: click.Context, /, **_: bool) -> None:
+def adadelta(context: click.Context, /, *, with_libraries: bool, **_: bool) -> None:
     """Run, verify and benchmark the AdaDelta optimizer.
 
     \b
@@ -69,8 +69,11 @@ def adadelta(context: click.Context, /, **_: bool) -> None:
     adadelta doctor                  what works here, and what would disturb a measurement?
     adadelta init                    a config to start from; more: explain KEY, list WHAT
     """
-    if context.invoked_subcommand is None:
+    name = context.invoked_subcommand
+    if name is None:
         click.echo(context.get_help())
+    elif with_libraries:
+        raise click.UsageError(f"-v comes after the command: adadelta {name} -v", context)
 
 
 COMMON = (run, sweep, launch, schema, verify, bench, compare, convert, report, doctor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def content(states: States) -> bytes:
     arrays: dict[str, Any] = {
         name: np.float64(value) for name, value in vars(states.hyper).items() if value is not None
     }
-    for each in states.tensors:
+    for each in _named(states):
         arrays |= {f"{name}/{each.name}": array for name, array in each.arrays.items()}
         arrays[f"updates/{each.name}"] = np.float64(each.updates)
         for name in ("learning_rate", "wd"):
@@ -101,6 +102,14 @@ def content(states: States) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, **arrays)
     return stream.getvalue()
+
+
+def _named(states: States) -> list[TensorState]:
+    """Return the tensors with names that lead back to them: else their numbers."""
+    names = {each.name for each in states.tensors}
+    if len(names) == len(states.tensors) and not any(map(str.isdecimal, names)):
+        return list(states.tensors)
+    return [replace(each, name=str(each.number)) for each in states.tensors]
 
 
 def remarks(_states: States) -> list[str]:

@@ -57,7 +57,7 @@ def read(path: Path) -> States:
             if left < 0:
                 raise UsageError(f"{path} is damaged: its tensors are larger than the file")
             updates = _updates(path, number, state["step"]) if state else 0
-            values = [each.detach().contiguous().numpy() for each in arrays]
+            values = [_values(each) for each in arrays]
             tensors.append(TensorState(number, str(number), *own, updates, *values))
     return States(tensors, hyper)
 
@@ -182,6 +182,11 @@ def _as_float(value: Any) -> float:
         return math.nan
 
 
+def _values(tensor: Any) -> Any:
+    """Copy a tensor's values to NumPy, also one that requires a gradient, or is kept negated."""
+    return tensor.detach().resolve_neg().contiguous().numpy()
+
+
 def _nbytes(path: Path, number: int, tensor: Any) -> int:
     """Check a tensor of states; return its bytes."""
     usable = (
@@ -290,7 +295,7 @@ def replay(path: Path, drawn: Drawn) -> Results:
             tensors[number].grad = torch.from_numpy(drawn.processed_grad(step, number))
         optimizer.step()
     return {
-        number: [tensors[number].detach().numpy()]
-        + [optimizer.state[tensors[number]][key].numpy() for key in ACCUMULATORS]
+        number: [_values(tensors[number])]
+        + [_values(optimizer.state[tensors[number]][key]) for key in ACCUMULATORS]
         for number in drawn.weights
     }

@@ -10,9 +10,15 @@ from adadelta_cli.kernels.cpu import _pointer, compiled
 
 
 @compiled
-def _unfit(grads, sizes, itemsize, starts, ends):
-    """Return whether a gradient is not aligned, or overlaps one of the sorted, disjoint spans."""
+def unfit(grads, sizes, itemsize, starts, ends):  # noqa: ANN201 - Numba's
+    """Return whether the kernel cannot take a gradient, given by its address.
+
+    It has no memory (as the zeros that PyTorch makes of no use of a tensor), is not aligned, or
+    overlaps one of the sorted, disjoint spans.
+    """
     for t in range(sizes.size):
+        if sizes[t] > 0 and grads[t] == 0:
+            return True
         if grads[t] % np.uint64(itemsize) != 0:
             return True
         end = grads[t] + np.uint64(sizes[t] * itemsize)
@@ -29,19 +35,10 @@ def _unfit(grads, sizes, itemsize, starts, ends):
 
 
 @compiled
-def _count(counts):
+def count(counts):  # noqa: ANN201 - Numba's
     """Add 1 to each count of steps, a float32 given by its address."""
     for address in counts:
         carray(_pointer(address, 0, np.float32(0)), (1,))[0] += np.float32(1)
-
-
-@compiled
-def begin(addresses, sizes, itemsize, starts, ends, counts):  # noqa: ANN201 - Numba's
-    """Count the step, unless the kernel takes no gradient at such an address; return whether."""
-    unfit = _unfit(addresses, sizes, itemsize, starts, ends)
-    if not unfit:
-        _count(counts)
-    return unfit
 
 
 @compiled
@@ -49,12 +46,12 @@ def step(table, itemsize, starts, ends, counts):  # noqa: ANN201 - Numba's
     """Take the step and count it, in the subnormal mode of the calling thread.
 
     Returns:
-        Whether a gradient is not aligned, or shares memory with what is written; then nothing was
-        done.
+        Whether a gradient is `unfit`; then nothing was done.
     """
     _, _, sizes, addresses = cpu.columns(table)
-    if begin(addresses[:, 1], sizes, itemsize, starts, ends, counts):
+    if unfit(addresses[:, 1], sizes, itemsize, starts, ends):
         return True
+    count(counts)
     table[cpu.FLUSH] = np.uint64(cpu.read_mxcsr() & np.uint32(cpu.FLUSH_TO_ZERO))
     cpu.launch(table)
     return False

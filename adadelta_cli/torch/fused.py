@@ -157,9 +157,7 @@ class FusedTorchStep(KeepsAddresses):
         self._ends = np.array([span.end for span in spans], np.uint64)
         self._facts = _facts(*tensors)
         self._written = [*weights, *squares, *deltas, *counts]
-        # Aliases keep the memory, so that an equal address is the same memory.
-        self._aliases = [each.detach() for each in self._written]
-        usual = [count.dtype is torch.float32 and count.is_cpu for count in counts]
+        usual = [_is_usual(count) for count in counts]
         self._other_counts = [n for n, ok in zip(counts, usual, strict=True) if not ok]
         addresses = [_address(n) for n, ok in zip(counts, usual, strict=True) if ok]
         self._counts = np.array(addresses, np.uint64)
@@ -210,14 +208,26 @@ def _facts(
     written = [*weights, *squares, *deltas, *counts]
     facts: list[Any] = list(map(id, written))
     facts += map(_address, written)
-    facts += map(_strides, weights)
-    facts += map(_strides, grads)
+    facts += map(_strides, [*weights, *grads, *squares, *deltas])
+    facts += [each.dtype for each in [*weights, *grads, *squares, *deltas]]
+    facts += [each.shape for each in [*weights, *grads]]
+    facts += map(_is_negated, [*weights, *grads])
     facts += map(type, grads)
-    facts += [each.shape for each in grads]
-    facts += [each.dtype for each in grads]
     facts += [each.layout for each in grads]
-    facts += map(_is_negated, grads)
     return facts
+
+
+def _is_usual(count: torch.Tensor) -> bool:
+    """Return whether a count of steps is a float32 in memory that compiled code can reach."""
+    return (
+        type(count) is torch.Tensor
+        and count.dtype is torch.float32
+        and count.is_cpu
+        and count.layout is torch.strided
+        and count.numel() == 1
+        and not count.is_neg()
+        and count.data_ptr() != 0
+    )
 
 
 class FusedCpuStep(FusedTorchStep):
@@ -268,9 +278,7 @@ class FusedGpuStep(FusedTorchStep):
 
     def _take(self, grads: list[int], settings: Settings) -> bool:
         addresses = np.array(grads, np.uint64)
-        if compiled.begin(
-            addresses, self._sizes, self._itemsize, self._starts, self._ends, self._counts
-        ):
+        if compiled.unfit(addresses, self._sizes, self._itemsize, self._starts, self._ends):
             return False
         from adadelta_cli.kernels import cuda
 
@@ -279,6 +287,7 @@ class FusedGpuStep(FusedTorchStep):
         stream = torch.cuda.current_stream(self._number).cuda_stream
         with self._cupy.cuda.Device(self._number), self._cupy.cuda.ExternalStream(stream):
             cuda.prepared(refs, settings.scalars, work=work)()
+        compiled.count(self._counts)
         return True
 
 

@@ -51,6 +51,20 @@ def prepare(weights: list[torch.Tensor], state: State) -> list[tuple[FusedTorchS
     return found
 
 
+def share_storage(others: list[torch.Tensor], parts: list[tuple[FusedTorchStep, Tensors]]) -> bool:
+    """Return whether other parameters or their gradients use the storage of tensors of a step."""
+    taken = {_storage(each) for _, tensors in parts for some in tensors[:4] for each in some}
+    return bool(taken & {_storage(each) for p in others for each in (p, p.grad)} - {0})
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Return the address of a tensor's storage; 0 if it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # a wrapper around other tensors
+        return 0
+
+
 def _states_fit(weight: torch.Tensor, found: dict[str, Any]) -> bool:
     if not found:
         found["step"] = torch.zeros((), dtype=_count_dtype())

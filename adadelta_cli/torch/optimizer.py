@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adadelta_cli.torch.group import prepare, tensors_of
+from adadelta_cli.torch.group import prepare, share_storage, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 # The stock's step without what PyTorch wraps around each optimizer's: hooks and the profile.
 _stock_step = inspect.unwrap(torch.optim.Adadelta.step)
+
+# By PyTorch's version.
+CAPTURE_CHECKS = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+
+
+def _has_own_groups(kind: type) -> bool:
+    """Return whether a subclass collects gradients and states in its own way."""
+    return getattr(kind, "_init_group", None) is not torch.optim.Adadelta._init_group  # noqa: SLF001
 
 
 class Adadelta(torch.optim.Adadelta):
@@ -106,6 +114,8 @@ class Adadelta(torch.optim.Adadelta):
         return loss
 
     def _step_groups(self) -> None:
+        for number in [n for n in self._steps if n >= len(self.param_groups)]:
+            del self._steps[number]  # of a group that was removed
         plans = [self._plan(number, group) for number, group in enumerate(self.param_groups)]
         for group, (parts, others) in zip(self.param_groups, plans, strict=True):
             left = others
@@ -123,7 +133,7 @@ class Adadelta(torch.optim.Adadelta):
         A step is kept for the next time where it is that of the whole group.
         """
         weights = [p for p in group["params"] if p.grad is not None]
-        if group["differentiable"] or group["capturable"]:
+        if group["differentiable"] or group["capturable"] or _has_own_groups(type(self)):
             return [], weights
         before = self._steps.get(number)
         if before is not None:
@@ -136,9 +146,18 @@ class Adadelta(torch.optim.Adadelta):
         parts = prepare(weights, self.state)
         taken = {id(p) for _, tensors in parts for p in tensors.weights}
         others = [p for p in weights if id(p) not in taken]
+        if others and share_storage(others, parts):  # the stock's order decides the result
+            return [], weights
+        if parts and parts[0][1].weights[0].is_cuda:
+            self._check_capture()
         if len(parts) == 1 and not others:
             self._steps[number] = parts[0][0]
         return parts, others
+
+    def _check_capture(self) -> None:
+        """Raise, as the stock does, if a CUDA graph captures a step that is not capturable."""
+        for name in CAPTURE_CHECKS:
+            getattr(self, name, bool)()
 
     def _step_stock(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
         """Let the stock step some parameters of a group, in the group's order."""

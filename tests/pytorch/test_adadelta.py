@@ -543,3 +543,109 @@ def test_a_compiled_training_step_works():
             trained(torch.full((2, 4), 1.0 + k))
         results.append(bits(model.parameters()))
     assert results[0] == results[1]
+
+
+def test_a_gradient_without_memory_steps_as_the_stock():
+    """PyTorch's backward of `sgn` makes zeros without memory, here after a kept step."""
+    results = []
+    for kind in (Adadelta, Stock):
+        (weight,) = parameters(shapes=[(4,)])
+        optimizer = kind([weight])
+        for loss in (lambda w: (w * w).sum(), lambda w: torch.sgn(w).sum()):
+            optimizer.zero_grad()
+            loss(weight).backward()
+            optimizer.step()
+        results.append((weight.detach(), optimizer.state[weight]["step"].item()))
+    assert torch.allclose(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1] == 2
+
+
+def test_a_weight_that_was_cut_is_refused_with_its_old_gradient():
+    """As the stock does; nothing behind the weight is written."""
+    whole = torch.zeros(4)
+    weight = torch.nn.Parameter(whole)
+    optimizer = Adadelta([weight])
+    weight.grad = torch.ones(4)
+    optimizer.step()
+    before = whole.clone()
+    weight.data = whole[:2]
+    with pytest.raises(RuntimeError, match="size"):
+        optimizer.step()
+    assert torch.equal(whole, before)
+
+
+@pytest.mark.parametrize("change", ["negated", "transposed state"])
+def test_memory_that_is_read_otherwise_is_noticed(change):
+    """The same address, but negated values, or a state in another order."""
+    results = []
+    for kind in (Adadelta, Stock):
+        (weight,) = parameters(shapes=[(3, 3)])
+        optimizer = kind([weight], foreach=False)
+        for k in range(3):
+            set_grads([weight], k)
+            optimizer.step()
+            if k == 0 and change == "negated":
+                weight.data = torch._neg_view(weight.detach())
+            elif k == 0:
+                optimizer.state[weight]["square_avg"].t_()
+        results.append(weight.detach().resolve_neg())
+    assert torch.allclose(*results, rtol=1e-5)
+
+
+def test_what_a_removed_group_had_is_freed():
+    """The optimizer keeps no tensor of a group that is gone."""
+    tensors = parameters(shapes=[(4,), (5,)])
+    optimizer = Adadelta([{"params": [each]} for each in tensors])
+    set_grads(tensors, 0)
+    optimizer.step()
+    optimizer.param_groups.pop()
+    optimizer.step()
+    assert set(optimizer._steps) == {0}
+
+
+def test_a_count_of_an_odd_kind_is_counted_as_by_the_stock():
+    """Several elements, none, or negated ones."""
+    for count in (torch.zeros(3), torch.zeros(0), torch._neg_view(torch.zeros(()))):
+        (weight,) = parameters(shapes=[(4,)])
+        optimizer = Adadelta([weight])
+        set_grads([weight], 0)
+        optimizer.step()
+        optimizer.state[weight]["step"] = count
+        optimizer.step()
+        assert torch.equal(optimizer.state[weight]["step"].resolve_neg(), torch.ones(count.shape))
+
+
+def test_a_subclass_that_collects_its_own_gradients_is_honoured():
+    """As the stock does; so the kernel is not used."""
+
+    def doubled(base):
+        class Doubled(base):
+            def _init_group(self, group, weights, grads, *states):
+                found = super()._init_group(group, weights, grads, *states)
+                grads[:] = [2 * grad for grad in grads]
+                return found
+
+        return Doubled
+
+    results = []
+    for kind in (doubled(Adadelta), doubled(Stock)):
+        tensors = parameters()
+        optimizer = kind(tensors)
+        set_grads(tensors, 0)
+        optimizer.step()
+        results.append(bits(tensors))
+    assert results[0] == results[1]
+
+
+def test_a_strided_view_beside_its_base_steps_in_the_stocks_order():
+    """What shares memory with a parameter that the kernel does not take is the stock's, too."""
+    results = []
+    for kind in (Adadelta, Stock):
+        base = torch.linspace(-1, 1, 12)
+        tensors = [torch.nn.Parameter(base[::2]), torch.nn.Parameter(base)]
+        optimizer = kind(tensors, weight_decay=0.5, lr=50, foreach=False)
+        for k in range(2):
+            set_grads(tensors, k)
+            optimizer.step()
+        results.append(base.clone())
+    assert torch.equal(*results)
