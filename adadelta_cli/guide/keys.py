@@ -48,18 +48,7 @@ def _section_keys(section: str) -> list[KeyHelp]:
 
 def _key_help(key: str, name: str, node: dict[str, Any], required: bool) -> KeyHelp:
     default = "" if required else json.dumps(node.get("default"))
-    meaning = node.get("description") or _usual_meaning(key)
-    return KeyHelp(key, name, meaning, config.allowed_values(node), default)
-
-
-def _usual_meaning(key: str) -> str:
-    """Return what a key means in the first section of its kind that says so."""
-    section, _, last = key.partition(".")
-    nodes = (
-        {name: node for name, node, _ in config.keys_of(section, variant)}
-        for variant in config.VARIANTS[section]
-    )
-    return next(n[last]["description"] for n in nodes if "description" in n.get(last, {}))
+    return KeyHelp(key, name, node["description"], config.allowed_values(node), default)
 
 
 def explain(key: str) -> tuple[KeyHelp, ...]:

@@ -82,13 +82,15 @@ def configs() -> list[Entry]:
     """The configs that come with this program."""
     from adadelta_cli.run import config
 
-    return [Entry(name, _about(config.load_config(name))) for name in config.shipped()]
+    names = (*config.shipped(), *config.grouped())
+    return [Entry(name, _about(config.load_config(name))) for name in names]
 
 
 def _about(settings: Config) -> str:
     training = settings.training
     length = f"{training.steps} steps" if training.epochs is None else f"{training.epochs} epochs"
-    return f"{settings.problem.name} by {settings.optimizer.name}, {length}"
+    swept = f"; sweep over {', '.join(settings.sweep.grid)}" if settings.sweep.grid else ""
+    return f"{settings.problem.name} by {settings.optimizer.name}, {length}{swept}"
 
 
 def _first_line(kind: type) -> str:

@@ -27,6 +27,7 @@ def starter_config(problem: str) -> str:
     lines = [
         f"# adadelta run FILE; a key's meaning: adadelta explain KEY. Begun from {problem}.",
         "# A line that begins with '# ' and a key is the default; remove the '# ' to change it.",
+        "# For a key of a section that is itself commented out, remove it there, too.",
     ]
     for section in config.schema()["properties"]:
         lines += ["", f"{section}:" if given.get(section) else f"# {section}:"]

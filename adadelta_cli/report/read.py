@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 LARGEST_BYTES = 256 * 2**20  # of a file; a bench.json with 200 rows has some megabytes
+RUNS = "runs"  # of a sweep: the folder of its runs
 SOURCES = "adadelta run, sweep, verify, bench or compare"
 
 
@@ -74,7 +75,9 @@ def _remedy() -> str:
 
 
 def _files(folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the files with a known name, in a fixed order; links to folders are not entered.
+    """Yield the files with a known name, in a fixed order.
+
+    Links to folders are not entered, nor the runs of a sweep, unless their folder is named.
 
     Raises:
         UsageError: a folder is missing or cannot be listed, or a file has another name.
@@ -82,7 +85,7 @@ def _files(folders: Iterable[Path]) -> Iterator[Path]:
     for folder in folders:
         if folder.is_dir():
             for place, names, files in os.walk(folder, onerror=_refuse):
-                names.sort()
+                names[:] = sorted(name for name in names if not _is_of_sweep(name, files))
                 yield from (Path(place, name) for name in sorted(files) if name in READERS)
         elif folder.name in READERS and folder.exists():
             yield folder
@@ -90,6 +93,11 @@ def _files(folders: Iterable[Path]) -> Iterator[Path]:
             known = ", ".join(READERS)
             what = f"is none of {known}" if folder.exists() else "does not exist"
             raise UsageError(f"{shortened(folder)} {what}; {_remedy()}")
+
+
+def _is_of_sweep(name: str, beside: Sequence[str]) -> bool:
+    """Tell whether a folder has the runs of a sweep, which is shown as a whole."""
+    return name == RUNS and "sweep.json" in beside
 
 
 def _refuse(error: OSError) -> None:

@@ -10,14 +10,14 @@ from adadelta_cli.run.problems.problem import Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(description="Factor of the step.")]
 
 
 class _Optimizer(Section):
     """What all optimizers take."""
 
     name: str
-    learning_rate: float
-    """Factor of the step."""
+    learning_rate: Rate
     wd: float = 0.0
     """Weight decay, added to the gradient as wd * weight."""
     rescale_grad: float = 1.0
@@ -42,14 +42,14 @@ class SgdSettings(_Optimizer):
     """Gradient descent."""
 
     name: Literal["sgd"]
-    learning_rate: float = 0.1
+    learning_rate: Rate = 0.1
 
 
 class MomentumSettings(_Optimizer):
     """Gradient descent with momentum: v = momentum * v - learning_rate * grad; weight += v."""
 
     name: Literal["momentum"]
-    learning_rate: float = 0.1
+    learning_rate: Rate = 0.1
     momentum: Decay = 0.9
     """Decay of the velocity v."""
 
@@ -58,7 +58,7 @@ class NesterovSettings(_Optimizer):
     """Nesterov's momentum: v as with momentum; weight += momentum * v - learning_rate * grad."""
 
     name: Literal["nesterov"]
-    learning_rate: float = 0.1
+    learning_rate: Rate = 0.1
     momentum: Decay = 0.9
     """Decay of the velocity v."""
 
@@ -67,7 +67,7 @@ class AdagradSettings(_Optimizer):
     """AdaGrad: the step is divided by the root of the sum of all squared gradients."""
 
     name: Literal["adagrad"]
-    learning_rate: float = 0.01
+    learning_rate: Rate = 0.01
     epsilon: Positive = 1e-6
     """Added to the root."""
 
@@ -76,7 +76,7 @@ class RmspropSettings(_Optimizer):
     """RMSProp: the step is divided by the root of a running mean of the squared gradients."""
 
     name: Literal["rmsprop"]
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     rho: Decay = 0.9
     """Decay of the mean."""
     epsilon: Positive = 1e-8
@@ -87,7 +87,7 @@ class AdamSettings(_Optimizer):
     """Adam: RMSProp with momentum, both corrected for their start at zero."""
 
     name: Literal["adam"]
-    learning_rate: float = 0.001
+    learning_rate: Rate = 0.001
     beta1: Decay = 0.9
     """Decay of the mean gradient."""
     beta2: Decay = 0.999

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adadelta_cli.sweep.runner import Sweep
 
 FILES = ("sweep.csv", "summary.csv", "sweep.json", "sweep.png")
+REPEATED = "results/best"  # of the best run; results/run may hold the config with other settings
 MOST_SHOWN = 20  # settings in the table of a terminal, the best ones
 
 
@@ -231,7 +232,7 @@ def _verdict(row: SettingRow) -> str:
 
 
 def _command(sweep: Sweep, row: SweepRow) -> str:
-    """Return the command that repeats a run."""
+    """Return the command that repeats a run, in a folder that an earlier run did not fill."""
     job, plan = sweep.jobs[row.run], sweep.plan
     sets = [*plan.request.overrides, *_shown(row.values)]
     parts = ["adadelta", "run", plan.reference]
@@ -244,4 +245,5 @@ def _command(sweep: Sweep, row: SweepRow) -> str:
     data = os.environ.get(DATA_FOLDER)
     if data and getattr(job.config.problem, "data", None):
         parts += ["--data", data]
-    return shlex.join([*parts, "--seed", str(job.seed), "--threads", str(sweep.threads)])
+    parts += ["--seed", str(job.seed), "--threads", str(sweep.threads)]
+    return shlex.join([*parts, "--out", REPEATED])

@@ -17,6 +17,7 @@ from adadelta_cli.guide.keys import all_keys, explain
 from adadelta_cli.guide.starter import starter_config
 from adadelta_cli.implementations import registry
 from adadelta_cli.run import config
+from adadelta_cli.run.optimizers import OPTIMIZERS
 from adadelta_cli.verification import fuzz
 
 
@@ -52,6 +53,9 @@ def test_lists_are_complete():
     assert {each.name for each in listing.implementations()} == known == set(listing.STEPS)
     assert set(listing.FUZZED) == set(fuzz.COLLECTIVE)
     assert set(PROBLEMS) <= set(config.shipped())
+    about = {each.name: each.about for each in listing.configs()}
+    assert list(about) == [*config.shipped(), *config.grouped()]
+    assert about["sweep-rosenbrock"].endswith("; sweep over optimizer.rho, optimizer.epsilon")
 
 
 def test_an_unknown_list_is_refused_with_the_nearest(adadelta):
@@ -93,6 +97,14 @@ def test_explain_shows_meaning_default_and_range(adadelta):
     assert "1e-06" in out and "more than 0" in out and "square roots" in out
 
 
+def test_only_adadelta_has_a_rate_of_the_paper():
+    """The learning rate of the others is a factor of the step; so says the schema."""
+    meanings = {each.name: each.meaning for each in explain("optimizer.learning_rate")}
+    assert meanings.pop("adadelta") == "Factor of the step; 1 in the paper."
+    assert set(meanings) == set(OPTIMIZERS) - {"adadelta"}
+    assert set(meanings.values()) == {"Factor of the step."}
+
+
 def test_an_unknown_key_is_refused_with_the_nearest(adadelta):
     """And with what there is."""
     code, _, err = adadelta("explain", "optimizer.rhoo")
@@ -108,6 +120,7 @@ def test_the_starting_config_is_the_bundled_one(problem, tmp_path):
     path.write_text(text)
     assert config.load_config(str(path)) == config.load_config(problem)
     assert max(map(len, text.splitlines())) <= 100
+    assert "section" in text.partition("\n\n")[0], "how to use a key of a commented section"
     keys = "|".join({each.key.split(".")[1] for each in all_keys()})
     path.write_text(re.sub(rf"^( *)# (({keys}|sweep):( .*)?)$", r"\1\2", text, flags=re.MULTILINE))
     assert len(path.read_text()) < len(text), "nothing was commented out"

@@ -11,6 +11,7 @@ from made_results import (
     make_all,
     make_bench,
     make_run,
+    make_sweep,
     make_verification,
     verify_row,
 )
@@ -65,6 +66,18 @@ def test_a_csv_file_beside_its_json_is_not_read_twice(tmp_path):
     make_verification(tmp_path, [verify_row()])
     make_verification(tmp_path, [verify_row()], as_csv=True)
     assert len(read_folders([tmp_path, tmp_path]).verifications) == 1
+
+
+def test_the_runs_of_a_sweep_are_shown_with_the_sweep(tmp_path):
+    """Not among the runs, unless their folder is named; other folders of that name are read."""
+    make_sweep(tmp_path / "sweep")
+    make_run(tmp_path / "sweep" / "runs" / "a1b2")
+    make_run(tmp_path / "sweep" / "mine")
+    make_run(tmp_path / "runs" / "a")
+    found = read_folders([tmp_path])
+    assert [run.place for run in found.runs] == [f"{tmp_path}/runs/a", f"{tmp_path}/sweep/mine"]
+    assert len(found.sweeps) == 1
+    assert len(read_folders([tmp_path / "sweep" / "runs"]).runs) == 1
 
 
 def test_a_file_can_be_named(tmp_path):

@@ -291,13 +291,14 @@ def test_the_table_shows_the_best_of_many(tmp_path):
 
 
 def test_the_command_repeats_the_best_run(tmp_path):
-    """It sets what varies, after what the user set."""
+    """It sets what varies, after what the user set; results/run may hold another run's files."""
     found, _ = executed(
         tmp_path, ["problem.dimension=2,3"], overrides=("optimizer.wd=0.1",), seeds=2
     )
     command = Report(found).command
     assert command.startswith(f"adadelta run {tmp_path}/it.yaml --set optimizer.wd=0.1 --set ")
     assert "--backend numpy --dtype float64 --no-fused --seed" in command
+    assert command.endswith(" --out results/best")
 
 
 def test_the_plan_names_its_runs_by_content(tmp_path):
