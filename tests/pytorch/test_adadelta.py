@@ -381,6 +381,52 @@ def test_what_comes_to_be_read_otherwise_steps_as_the_stock(change, kept):
     assert torch.equal(optimizer.state[weight]["acc_delta"], stock.state[twin]["acc_delta"])
 
 
+def assert_equal_outcomes(prepare):
+    """Prepare weight and optimizer for a step, with each class, and compare what it does."""
+    outcomes = []
+    for kind in (Adadelta, Stock):
+        (weight,) = parameters(shapes=[(60, 60)])
+        optimizer = kind([weight])
+        prepare(weight, optimizer)
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            outcomes.append(str(error))
+        else:
+            outcomes.append(bits([weight]))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("key", ["square_avg", "acc_delta"])
+def test_states_at_odd_addresses_step_as_the_stock(key):
+    """As where a checkpoint was mapped into memory."""
+
+    def prepare(weight, optimizer):
+        set_grads([weight], 1)
+        states = {name: torch.full_like(weight, 0.5) for name in ("square_avg", "acc_delta")}
+        optimizer.state[weight] = {"step": torch.tensor(0.0), **states, key: shifted(states[key])}
+
+    assert_equal_outcomes(prepare)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.Tensor, "grad_dtype"), reason="this PyTorch has no grad_dtype"
+)
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_gradient_of_another_dtype_ends_as_in_the_stock(kept, dtype):
+    """PyTorch allows it where `grad_dtype` says so."""
+
+    def prepare(weight, optimizer):
+        if kept:
+            weight.grad = torch.zeros_like(weight)  # both give equal numbers
+            optimizer.step()
+        weight.grad, weight.grad_dtype = None, dtype
+        weight.grad = torch.full((60, 60), 0.25, dtype=dtype)
+
+    assert_equal_outcomes(prepare)
+
+
 def test_memory_between_elements_is_not_written():
     """Weight, gradient and states have the same holes, as where all are columns of larger ones."""
     wholes = [torch.ones(60, 4) for _ in range(4)]
