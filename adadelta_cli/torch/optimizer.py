@@ -117,6 +117,8 @@ class Adadelta(torch.optim.Adadelta):
         for number in [n for n in self._steps if n >= len(self.param_groups)]:
             del self._steps[number]  # of a group that was removed
         plans = [self._plan(number, group) for number, group in enumerate(self.param_groups)]
+        if any(tensors.weights[0].is_cuda for parts, _ in plans for _, tensors in parts):
+            self._check_capture()
         for group, (parts, others) in zip(self.param_groups, plans, strict=True):
             left = others
             for step, tensors in parts:
@@ -148,8 +150,6 @@ class Adadelta(torch.optim.Adadelta):
         others = [p for p in weights if id(p) not in taken]
         if others and share_storage(others, parts):  # the stock's order decides the result
             return [], weights
-        if parts and parts[0][1].weights[0].is_cuda:
-            self._check_capture()
         if len(parts) == 1 and not others:
             self._steps[number] = parts[0][0]
         return parts, others
