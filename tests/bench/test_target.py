@@ -11,12 +11,7 @@ from adadelta_cli.bench import target, worker
 from adadelta_cli.bench.buffers import TensorSet
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY, CpuDevice
 from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
-from adadelta_cli.implementations.registry import (
-    IMPLEMENTATIONS,
-    Implementation,
-    ToleranceULP,
-    timeable,
-)
+from adadelta_cli.implementations.registry import TIMEABLE, Implementation, ToleranceULP, timeable
 
 
 class TestCheckCorrect:
@@ -109,7 +104,7 @@ class TestCheckCorrect:
     def test_a_wrong_one_is_not_timed(self, monkeypatch):
         """The task that takes the samples leaves a wrong implementation out."""
         lazy = Implementation("lazy", "numpy", True, lambda *_: lambda: None, "numpy")
-        monkeypatch.setitem(IMPLEMENTATIONS, "lazy", lazy)
+        monkeypatch.setitem(TIMEABLE, "lazy", lazy)
         order = {"shapes": [[5000]], "dtype": "float32", "seed": 0, "cold": False, "roofs": True}
         ready = worker.TimingTask(order | {"implementations": ["lazy", "numpy"]}).ready()
         assert ready["faults"]["lazy"].startswith("wrong: ")

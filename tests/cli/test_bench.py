@@ -168,7 +168,7 @@ def test_against_this_very_environment(tmp_path):
         ("--threads 0", 2, "--threads is '0'"),
         ("--impl faster", 2, "--impl is 'faster'"),
         ("--model alexnet", 2, "--model is 'alexnet'"),
-        ("--against no-such-python", 2, "no such program"),
+        ("--against no-such-python", 2, "No such file"),
         ("--against python --train mlp", 2, "leave out --train"),
         ("--baseline nowhere", 2, "cannot be read"),
         ("--threshold 5", 2, "--threshold is '5'"),

@@ -58,8 +58,8 @@ WRONG = {
     # distributed trainings
     "launch without --": (["launch", "--workers", "2", "run", "mlp"], r"-- is missing.*-- run mlp"),
     "launch of nothing": (["launch", "--"], "nothing follows --"),
-    "no workers": (["launch", "--workers", "0", "--", "run", "mlp"], "1<=x<=1000"),
-    "no servers": (["launch", "--servers", "0", "--", "run", "mlp"], "1<=x<=1000"),
+    "no workers": (["launch", "--workers", "0", "--", "run", "mlp"], "from 1 to 1000"),
+    "no servers": (["launch", "--servers", "0", "--", "run", "mlp"], "from 1 to 1000"),
     "launch of another command": (["launch", "--", "verify"], "`run` or a program of yours"),
     "launch of no program": (["launch", "--", "no-such-program"], "is not a program"),
     "kvstore": (["run", "mlp", "--kvstore", "dist_async"], "not one of dist_sync"),
