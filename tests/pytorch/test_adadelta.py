@@ -177,6 +177,20 @@ def test_a_rate_that_became_negative_is_used():
     reference.assert_equals(tensors, optimizer)
 
 
+def test_the_sign_of_a_rate_of_zero_counts():
+    """-0.0 - 0.0 * delta is -0.0, and -0.0 - -0.0 * delta is 0.0: as in the formula."""
+    tensors = [torch.nn.Parameter(torch.full((9,), -0.0))]
+    reference, optimizer = Reference(tensors, lr=0.0), Adadelta(tensors, lr=0.0)
+    for k, rate in enumerate((0.0, -0.0)):
+        optimizer.param_groups[0]["lr"] = rate
+        reference.hyper = Hyperparameters(learning_rate=rate)
+        tensors[0].grad = torch.full((9,), 1.0 + k)
+        reference.step(tensors)
+        optimizer.step()
+        reference.assert_equals(tensors, optimizer)
+    assert not tensors[0].signbit().any()
+
+
 def test_the_rate_may_be_a_tensor():
     """A tensor of one element; changed in place, it counts from the next step on."""
     tensors = parameters()
