@@ -3,11 +3,13 @@
 import copy
 import inspect
 import pickle
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
+from adadelta_cli.kernels import cpu
 from adadelta_cli.torch import Adadelta
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
@@ -709,3 +711,14 @@ def test_a_strided_view_beside_its_base_steps_in_the_stocks_order():
             optimizer.step()
         results.append(base.clone())
     assert torch.equal(*results)
+
+
+def test_a_step_waits_for_the_pool_of_threads(monkeypatch):
+    """The pool has one job at a time, and other Python threads run during a step."""
+    lock = MagicMock()
+    monkeypatch.setattr(cpu, "launching", lock)
+    tensors = parameters()
+    set_grads(tensors, 0)
+    Adadelta(tensors).step()
+    lock.__enter__.assert_called_once()
+    lock.__exit__.assert_called_once()
