@@ -3,11 +3,13 @@
 import copy
 import inspect
 import pickle
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
+from adadelta_cli.kernels import cpu
 from adadelta_cli.torch import Adadelta
 from adadelta_cli.update import Hyperparameters, Parameter, update
 
@@ -175,6 +177,20 @@ def test_a_rate_that_became_negative_is_used():
     reference.step(tensors)
     optimizer.step()
     reference.assert_equals(tensors, optimizer)
+
+
+def test_the_sign_of_a_rate_of_zero_counts():
+    """-0.0 - 0.0 * delta is -0.0, and -0.0 - -0.0 * delta is 0.0: as in the formula."""
+    tensors = [torch.nn.Parameter(torch.full((9,), -0.0))]
+    reference, optimizer = Reference(tensors, lr=0.0), Adadelta(tensors, lr=0.0)
+    for k, rate in enumerate((0.0, -0.0)):
+        optimizer.param_groups[0]["lr"] = rate
+        reference.hyper = Hyperparameters(learning_rate=rate)
+        tensors[0].grad = torch.full((9,), 1.0 + k)
+        reference.step(tensors)
+        optimizer.step()
+        reference.assert_equals(tensors, optimizer)
+    assert not tensors[0].signbit().any()
 
 
 def test_the_rate_may_be_a_tensor():
@@ -695,3 +711,14 @@ def test_a_strided_view_beside_its_base_steps_in_the_stocks_order():
             optimizer.step()
         results.append(base.clone())
     assert torch.equal(*results)
+
+
+def test_a_step_waits_for_the_pool_of_threads(monkeypatch):
+    """The pool has one job at a time, and other Python threads run during a step."""
+    lock = MagicMock()
+    monkeypatch.setattr(cpu, "launching", lock)
+    tensors = parameters()
+    set_grads(tensors, 0)
+    Adadelta(tensors).step()
+    lock.__enter__.assert_called_once()
+    lock.__exit__.assert_called_once()

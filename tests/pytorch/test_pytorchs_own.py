@@ -648,8 +648,12 @@ def test_capturable_fails_on_a_cpu_as_the_stock(kind, settings):
     case = Regression()
     optimizer = kind(case.parameters, **settings, capturable=True)
     case.loss(optimizer)
+    groups = optimizer.param_groups
     with pytest.raises(AssertionError, match="If capturable=True, params and state_steps must be"):
         optimizer.step()
+    assert optimizer.param_groups is groups
+    groups[0]["capturable"] = False
+    assert_right_direction(*case.train(optimizer, 20), settings)
 
 
 # --- hooks ----------------------------------------------------------------------------------------

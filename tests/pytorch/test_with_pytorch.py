@@ -20,6 +20,7 @@ from adadelta_cli.torch import Adadelta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Stock = torch.optim.Adadelta
+DTYPES = torch.float32, torch.float64
 WAIT_S = 120  # for another process or thread; then the test fails
 
 
@@ -714,12 +715,13 @@ def test_compiled(kind, backend, what):
 
 def test_two_threads_step_two_optimizers(kind):
     """At the same time, and with the bits of one after the other."""
-    steps, ready = 50, threading.Barrier(2, timeout=WAIT_S)
-    drawn = torch.randn(2, steps, 3000)
+    # So many elements that the kernel's threads, which both use, have work.
+    steps, elements, ready = 20, 100_000, threading.Barrier(2, timeout=WAIT_S)
+    drawn = torch.randn(2, steps, elements)
     results = {}
 
     def run(number, wait):
-        tensors = [Parameter(torch.ones(3000)), Parameter(torch.zeros(3000, dtype=torch.float64))]
+        tensors = [Parameter(torch.ones(elements, dtype=dtype)) for dtype in DTYPES]
         optimizer = kind(tensors, lr=0.5 + number)
         wait()
         for k in range(steps):
