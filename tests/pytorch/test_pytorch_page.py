@@ -47,12 +47,16 @@ def test_the_way_from_mxnet_runs(tmp_path, monkeypatch, capsys):
     trainer.step(4)
     trainer.save_states("trainer.states")
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
-    _, find_order, move = blocks("docs/pytorch.md")
+    _, find_order, move, find_way_back = blocks("docs/pytorch.md")
     scope = {"net": net, "model": model, "torch": torch, "Adadelta": Adadelta}
     exec(find_order, scope)  # noqa: S102
     order = capsys.readouterr().out.strip()
     assert f"# {order}\n" in find_order
     assert f"--order {order}" in (ROOT / "docs" / "pytorch.md").read_text()
+    exec(find_way_back, scope)  # noqa: S102
+    back = capsys.readouterr().out.strip()
+    assert f"# {back}\n" in find_way_back
+    assert f"--order {back}" in (ROOT / "docs" / "pytorch.md").read_text()
     numbers = list(map(int, order.split(",")))
     paths = Path("trainer.states"), Path("trainer.pt")
     assert convert.convert(*paths, "mxnet", "torch", order=numbers).passed
