@@ -31,6 +31,7 @@ from adadelta_cli import AdaDelta, __main__, load_states
 from adadelta_cli.bench import regression, regression_report
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
+from adadelta_cli.guide.keys import all_keys
 from adadelta_cli.implementations.array_backends import backend
 from adadelta_cli.mxnet_bridge.states import mx
 from adadelta_cli.run import config, training, yaml12
@@ -228,15 +229,7 @@ class Readers:
 
     def set(self, random: Random) -> None:
         """The values of --set."""
-        sections = [
-            (s, f)
-            for s, model in config.Config.model_fields.items()
-            if s != "problem"
-            for f in model.annotation.model_fields
-        ]
-        sections += [
-            ("problem", f) for f in ("dimension", "l2", "csv", "label", "hidden", "held_out")
-        ]
+        sections = [tuple(each.key.split(".")) for each in all_keys()]
         overrides = []
         for _ in range(random.geometric(0.6)):
             section, key = pick(random, sections)
