@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import json
 import os
@@ -20,7 +21,7 @@ from adadelta_cli.kernels import cuda
 from adadelta_cli.kernels.layout import tensor_ref
 from adadelta_cli.kernels.step import FusedStep
 from adadelta_cli.mxnet_bridge import probe, runtime
-from adadelta_cli.system import gpu
+from adadelta_cli.system import gpu, process_state
 from adadelta_cli.update import Hyperparameters, Parameter
 from adadelta_cli.verification.plan import VerifyPlan
 
@@ -42,6 +43,15 @@ def handlers():
     yield
     for each, handler in before.items():
         signal.signal(each, handler)
+
+
+@pytest.fixture(autouse=True)
+def modes(monkeypatch):
+    """Begin in the default rounding and subnormal modes, whatever kernels of another test left."""
+    library = process_state._libm()
+    if library:
+        library.fesetenv(ctypes.c_void_p(process_state.DEFAULT_FENV))
+    monkeypatch.setattr(process_state, "_strangers", None)
 
 
 HERE = Path(__file__).parent
