@@ -105,7 +105,7 @@ def test_the_self_test_has_a_page_of_its_own(adadelta):
 
 @pytest.mark.slow
 def test_sweep_writes_a_report(adadelta, tmp_path):
-    """It has the settings, a heat map and the runs."""
+    """It has the settings and a heat map; its runs are not listed again as runs."""
     grid = ("--grid", "optimizer.rho=0.9,0.95", "--grid", "optimizer.epsilon=1e-6,1e-4")
     short = ("--set", "training.steps=20", "--set", "expect={}", "--workers", "1")
     code, _out, err = adadelta(
@@ -114,5 +114,5 @@ def test_sweep_writes_a_report(adadelta, tmp_path):
     assert code == 0, err
     text = (tmp_path / "results/sweep/report.html").read_text()
     assert "Of 4 settings of rosenbrock, the best is optimizer.rho=" in text
-    assert "Of 4 runs, 4 finished" in text
+    assert "Of 4 runs" not in text
     assert '<table class="heat">' in text
