@@ -78,7 +78,8 @@ def _arithmetic_function(layout: DTypeLayout) -> Any:
 def cached_elements(workload: Parameter) -> int:
     """Return the number of elements of a workload's dtypes for the arithmetic roof's arrays."""
     size = sum(array.itemsize for array in workload.arrays)
-    return CACHED_BYTES // size * 2 * pool.threads()
+    # Of the threads that there are: what `pool.threads` says may have been lowered since.
+    return CACHED_BYTES // size * 2 * (int(pool.state()[pool.WORKERS]) + 1)
 
 
 class Roofs:

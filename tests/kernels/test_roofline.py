@@ -84,6 +84,19 @@ class TestRoofs:
         assert (np.abs(states) >= np.finfo(states.dtype).tiny).all()
 
 
+def test_threads_that_are_there_have_memory_of_their_own(monkeypatch):
+    """Also where fewer are wanted since they were started: else one writes behind the arrays."""
+    pool.state()
+    monkeypatch.setattr("numba.config.NUMBA_NUM_THREADS", 1)
+    line, cached, both = roofs("float16")
+    assert cached.weight.size == roofline.cached_elements(line)
+    before = cached.grad.copy()
+    for _ in range(40):
+        both.arithmetic()
+    assert np.array_equal(cached.grad, before)
+    assert np.isfinite(cached.acc_grad).all()
+
+
 def test_cached_data_fits_the_first_level_cache():
     """A thread's part holds 32 KiB, whatever the dtype."""
     for dtype in ("float32", "float64", "float16"):
