@@ -16,7 +16,7 @@ run: $(VENV)/installed ## install, verify, train the MLP, a small sweep
 	$(BIN)/adadelta run mlp
 	$(BIN)/adadelta sweep sweep-rosenbrock
 	@echo 'More: . $(BIN)/activate, then adadelta --help. All results on one page, to open in a browser:'
-	@$(BIN)/adadelta report results
+	@$(BIN)/adadelta report results/verify results/run results/sweep --out results
 
 test: $(VENV)/installed-test ## run the tests without the slow ones: some minutes
 	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_ARGS)

@@ -16,6 +16,7 @@ import host_cuda
 import numpy as np
 import pytest
 
+from adadelta_cli import __main__
 from adadelta_cli.implementations import array_backends, registry
 from adadelta_cli.kernels import cuda
 from adadelta_cli.kernels.layout import tensor_ref
@@ -52,6 +53,20 @@ def modes(monkeypatch):
     if library:
         library.fesetenv(ctypes.c_void_p(process_state.DEFAULT_FENV))
     monkeypatch.setattr(process_state, "_strangers", None)
+
+
+@pytest.fixture
+def adadelta(tmp_path, monkeypatch, capsys):
+    """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def adadelta(*arguments):
+        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            __main__.main()
+        return exited.value.code, *capsys.readouterr()
+
+    return adadelta
 
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_regression import content
 
-from adadelta_cli import __main__, files
+from adadelta_cli import files
 from adadelta_cli.errors import BrokenError, ExitCode, UsageError
 from adadelta_cli.verification import self_test
 
@@ -155,20 +155,6 @@ def test_a_link_that_leads_to_itself(tmp_path):
 
 QUICK = ("rosenbrock", "--backend", "numpy", "--set", "training.steps=30", "--set", "expect={}")
 ODD = ("--case", "odd", "--impl", "numpy-fused", "--dtype", "float32")
-
-
-@pytest.fixture
-def adadelta(tmp_path, monkeypatch, capsys):
-    """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def adadelta(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            __main__.main()
-        return exited.value.code, *capsys.readouterr()
-
-    return adadelta
 
 
 @pytest.mark.parametrize(

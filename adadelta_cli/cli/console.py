@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LEAST_WIDTH = 20  # characters of a line; a narrower terminal wraps by itself
+ESTIMATED_FROM = 0.05  # share of the work that is done before the rest is estimated
 PLAIN_LINE_EVERY_S = 10.0  # progress where stderr is no terminal: a line in a CI log
 
 
@@ -132,8 +132,9 @@ def _plain_lines(title: str) -> Tick:
         nonlocal last
         if time.monotonic() - last >= PLAIN_LINE_EVERY_S:
             last = time.monotonic()
-            left = (last - began) * (total - done) / done if done else math.inf
-            about = f", about {left:.0f} s left" if left < math.inf else ""
+            about = ""
+            if done and done >= ESTIMATED_FROM * total:  # the first ones import and compile
+                about = f", about {(last - began) * (total - done) / done:.0f} s left"
             line = displayed(f"{title}: {done}/{total} {what}{about}")
             print(line, file=sys.stderr, flush=True)  # noqa: T201
 

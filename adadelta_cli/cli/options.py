@@ -517,6 +517,22 @@ data_option = click.option(
 )
 
 
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the configs, such as optimizer.rho=0.95; repeatable.",
+)
+dtype_option = click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=Choice(["float32", "float64", "float16"]),
+    help="Element type; float16 keeps float32 master weights and states.",
+)
+
+
 def terminal(as_json: bool, quiet: bool, verbose: bool) -> Terminal:
     """Make the terminal that these flags ask for."""
     return Terminal(json=as_json, verbosity=verbose - quiet)

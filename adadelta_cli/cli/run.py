@@ -15,7 +15,9 @@ from adadelta_cli.cli.options import (
     Command,
     completes,
     data_option,
+    dtype_option,
     possible,
+    set_option,
     shared_options,
     terminal,
     threads_option,
@@ -37,13 +39,7 @@ if TYPE_CHECKING:
     default=None,
     help="Use AdaDelta's fused step (default) or the unfused one; results are bit-identical.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a value of the configs, such as optimizer.rho=0.95; repeatable.",
-)
+@set_option
 @click.option(
     "--vary",
     multiple=True,
@@ -69,13 +65,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Train nothing: compare the gradient with central differences of the loss.",
 )
-@click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    type=Choice(["float32", "float64", "float16"]),
-    help="Element type; float16 keeps float32 master weights and states.",
-)
+@dtype_option
 @report_option
 @data_option
 @click.option(

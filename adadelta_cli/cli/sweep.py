@@ -10,10 +10,11 @@ import click
 from adadelta_cli.cli.options import (
     MOST_THREADS,
     POSITIVE_FLOAT,
-    Choice,
     Command,
     Whole,
     data_option,
+    dtype_option,
+    set_option,
     shared_options,
     terminal,
 )
@@ -95,20 +96,8 @@ MOST_WORKERS = 1024
     show_default=True,
     help="Use the fused step or the unfused one; results are bit-identical.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a value of the configs, such as training.steps=500; repeatable.",
-)
-@click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    type=Choice(["float32", "float64", "float16"]),
-    help="Element type; float16 keeps float32 master weights and states.",
-)
+@set_option
+@dtype_option
 @report_option
 @data_option
 @shared_options("sweep")

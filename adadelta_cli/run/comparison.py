@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adadelta_cli.errors import UsageError, shortened
 from adadelta_cli.files import plottable, write_csv, write_plot
-from adadelta_cli.run import yaml12
+from adadelta_cli.run import key_values
 from adadelta_cli.run.report import COMPARISON, LARGEST_DRAWN, SHARES
 
 if TYPE_CHECKING:
@@ -84,17 +84,9 @@ def variants(options: Sequence[str], runs: int = 1) -> list[Variant]:
 
 def _axis(option: str) -> tuple[str, list[Any]]:
     where = f"--vary {shortened(option)}"
-    key, equals, text = option.partition("=")
-    key = key.strip()
-    if not equals or not all(key.split(".")):
-        raise UsageError(f"{where}: expected KEY=V1,V2, such as optimizer.rho=0.9,0.95")
-    values, _ = yaml12.parse(f"[{text}]", lambda _line: where)
-    if not isinstance(values, list) or not values or text.rstrip().endswith(","):
-        raise UsageError(f"{where}: a value is missing; expected KEY=V1,V2")
-    texts = [json.dumps(each) for each in values]
-    twice = next((each for each in texts if texts.count(each) > 1), None)
-    if twice:
-        raise UsageError(f"{where}: {shortened(twice)} is given twice; give each value once")
+    key, text = key_values.split_key(where, option)
+    values = key_values.listed(where, text)
+    key_values.check_distinct(where, key, values)
     return key, values
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import UsageError, shortened
-from adadelta_cli.run import yaml12
+from adadelta_cli.run import key_values, yaml12
 from adadelta_cli.run.config import Variation
 
 if TYPE_CHECKING:
@@ -83,10 +83,7 @@ def axis(key: str, values: Any, where: str, *, of_file: bool = False) -> Axis:
     if isinstance(values, str):
         kind, low, high = _range(key, values, where)
         return Axis(key, where, bounds=(low, high), kind=kind, of_file=of_file)
-    shown = [yaml12.flow(each) for each in values]
-    twice = next((each for each in shown if shown.count(each) > 1), None)
-    if twice:
-        raise UsageError(f"{where}: {key} has {shortened(twice)} twice; give each value once")
+    key_values.check_distinct(where, key, values)
     return Axis(key, where, values=tuple(values), of_file=of_file)
 
 
@@ -111,15 +108,9 @@ def parse_grid(option: str) -> Axis:
         UsageError: it has another form, or no values.
     """
     where = f"--grid {shortened(option)}"
-    key, equals, text = option.partition("=")
-    if not equals or not all(key.strip().split(".")):
-        raise UsageError(f"{where}: expected KEY=V1,V2, such as optimizer.rho=0.9,0.95")
-    if RANGE.fullmatch(text.strip()):
-        return axis(key.strip(), text.strip(), where)
-    values, _ = yaml12.parse(f"[{text}]", lambda _line: where)
-    if not isinstance(values, list) or not values or text.rstrip().endswith(","):
-        raise UsageError(f"{where}: a value is missing; expected KEY=V1,V2, or KEY=VALUE")
-    return axis(key.strip(), values, where)
+    key, text = key_values.split_key(where, option)
+    is_range = RANGE.fullmatch(text.strip())
+    return axis(key, text.strip() if is_range else key_values.listed(where, text), where)
 
 
 def combinations(axes: Sequence[Axis]) -> Iterator[tuple[Any, ...]]:

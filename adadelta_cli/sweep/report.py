@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adadelta_cli.sweep.runner import Sweep
 
 FILES = ("sweep.csv", "summary.csv", "sweep.json", "sweep.png")
-REPEATED = "results/best"  # of the best run; results/run may hold the config with other settings
+REPEATED = "results/best"  # a folder for each run: others may hold the config with other settings
 MOST_SHOWN = 20  # settings in the table of a terminal, the best ones
 
 
@@ -246,4 +246,4 @@ def _command(sweep: Sweep, row: SweepRow) -> str:
     if data and getattr(job.config.problem, "data", None):
         parts += ["--data", data]
     parts += ["--seed", str(job.seed), "--threads", str(sweep.threads)]
-    return shlex.join([*parts, "--out", REPEATED])
+    return shlex.join([*parts, "--out", f"{REPEATED}/{row.run}"])

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 
-from adadelta_cli import __main__
 from adadelta_cli.cli.guide import PROBLEMS, WHAT
 from adadelta_cli.guide import listing
 from adadelta_cli.guide.keys import all_keys, explain
@@ -19,20 +18,6 @@ from adadelta_cli.implementations import registry
 from adadelta_cli.run import config
 from adadelta_cli.run.optimizers import OPTIMIZERS
 from adadelta_cli.verification import fuzz
-
-
-@pytest.fixture
-def adadelta(tmp_path, monkeypatch, capsys):
-    """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def adadelta(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            __main__.main()
-        return exited.value.code, *capsys.readouterr()
-
-    return adadelta
 
 
 @pytest.mark.parametrize("what", WHAT)

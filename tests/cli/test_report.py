@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from made_results import bench_row, make_all, make_bench, make_run
-
-from adadelta_cli import __main__
-
-
-@pytest.fixture
-def adadelta(tmp_path, monkeypatch, capsys):
-    """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def adadelta(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            __main__.main()
-        return exited.value.code, *capsys.readouterr()
-
-    return adadelta
 
 
 def test_the_default_is_results(adadelta, tmp_path):

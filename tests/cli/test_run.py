@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from adadelta_cli import __main__
 from adadelta_cli.errors import displayed
 from adadelta_cli.run import config
 
@@ -26,20 +25,6 @@ QUICK = shlex.split(
 )
 COMPARISON = {"comparison.png", "comparison.csv"}
 FILES = {"history.csv", "summary.json", "config.yaml", "loss.png", "checkpoint.npz"}
-
-
-@pytest.fixture
-def adadelta(tmp_path, monkeypatch, capsys):
-    """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def adadelta(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            __main__.main()
-        return exited.value.code, *capsys.readouterr()
-
-    return adadelta
 
 
 def test_all_shipped_configs_run_when_none_is_named(adadelta, tmp_path):

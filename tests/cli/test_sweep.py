@@ -34,17 +34,9 @@ FILES = {"sweep.csv", "summary.csv", "sweep.json", "sweep.png", "runs"}
 
 
 @pytest.fixture
-def adadelta(tmp_path, monkeypatch, capsys):
-    """Run the program in a folder with a config, in this process: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
+def adadelta(adadelta, tmp_path):
+    """Run the program in a folder with a config."""
     (tmp_path / "it.yaml").write_text(TEXT)
-
-    def adadelta(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            __main__.main()
-        return exited.value.code, *capsys.readouterr()
-
     return adadelta
 
 

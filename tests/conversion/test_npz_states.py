@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from conftest import needs_mxnet
 
-from adadelta_cli import __main__
 from adadelta_cli.conversion import convert, npz_states, replay
 from adadelta_cli.errors import UnavailableError, UsageError
 
@@ -27,20 +26,6 @@ def plain(path, **changed):
     arrays = PLAIN | {name.replace("__", "/"): value for name, value in changed.items()}
     np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
     return path
-
-
-@pytest.fixture
-def adadelta(tmp_path, monkeypatch, capsys):
-    """Run the program in an empty folder, in this process: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def adadelta(*arguments):
-        monkeypatch.setattr(sys, "argv", ["adadelta", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            __main__.main()
-        return exited.value.code, *capsys.readouterr()
-
-    return adadelta
 
 
 @needs_mxnet

@@ -295,10 +295,11 @@ def test_the_command_repeats_the_best_run(tmp_path):
     found, _ = executed(
         tmp_path, ["problem.dimension=2,3"], overrides=("optimizer.wd=0.1",), seeds=2
     )
-    command = Report(found).command
+    report = Report(found)
+    command = report.command
     assert command.startswith(f"adadelta run {tmp_path}/it.yaml --set optimizer.wd=0.1 --set ")
     assert "--backend numpy --dtype float64 --no-fused --seed" in command
-    assert command.endswith(" --out results/best")
+    assert command.endswith(f" --out results/best/{report.run.run}")
 
 
 def test_the_plan_names_its_runs_by_content(tmp_path):
