@@ -256,12 +256,7 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
                 label = f"{tensor} {dtype}"
                 xs, ys = zip(*points, strict=True)
                 panel.scatter(xs, ys, s=14, color=color, marker=mark, label=label, alpha=0.8)
-        bounds = sorted({row.allowed_ulp or 0.0 for row in own})
-        for bound in bounds:
-            having = dict.fromkeys(row.dtype for row in own if row.allowed_ulp == bound)
-            which = f" {', '.join(having)}" if len(bounds) > 1 else ""
-            label = f"{tensor}{which}: allowed {bound:.3g}"
-            panel.axhline(bound, color=color, linestyle=":", linewidth=1, label=label)
+        _plot_bounds(panel, own, tensor, color)
     panel.set_yscale("symlog", linthresh=1)
     decades = math.log10(max(1.0, top))
     every = 1 + int(decades / 8)  # decades between ticks: at most nine fit beside each other
@@ -280,6 +275,16 @@ def _plot_errors(rows: Sequence[ComparisonRow], part: Any) -> None:
     )
     panel.grid(alpha=0.3)
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _plot_bounds(panel: Axes, rows: Sequence[ComparisonRow], tensor: str, color: str) -> None:
+    """Draw a tensor's bounds; where they differ, the legend names the dtypes of each."""
+    bounds = sorted({row.allowed_ulp or 0.0 for row in rows})
+    for bound in bounds:
+        having = dict.fromkeys(row.dtype for row in rows if row.allowed_ulp == bound)
+        which = f" {', '.join(having)}" if len(bounds) > 1 else ""
+        label = f"{tensor}{which}: allowed {bound:.3g}"
+        panel.axhline(bound, color=color, linestyle=":", linewidth=1, label=label)
 
 
 def _plot_drifts(part: Any, drifts: Sequence[DriftTrace]) -> None:
