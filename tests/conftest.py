@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import host_cuda
+import numba
 import numpy as np
 import pytest
 
@@ -67,6 +68,17 @@ def adadelta(tmp_path, monkeypatch, capsys):
         return exited.value.code, *capsys.readouterr()
 
     return adadelta
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Leave the environment as it was: `--threads` changes it, and Numba reads it again."""
+    before = os.environ.copy()
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+        numba.config.reload_config()
 
 
 HERE = Path(__file__).parent
