@@ -47,7 +47,7 @@ WRONG = {
     "empty": (["optimizer.rho="], r"a value is missing"),
     "a comma at the end": (["optimizer.rho=0.9,"], r"a value is missing"),
     "no YAML": (["optimizer.rho=[0.9"], r"--vary optimizer\.rho=\[0\.9: invalid YAML"),
-    "a value twice": (["optimizer.rho=0.9,0.90"], r"0\.9 is given twice; give each value once"),
+    "a value twice": (["optimizer.rho=0.9,0.90"], r"has 0\.9 twice; give each value once"),
     "a key twice": (["a.b=1", "a.b=2"], r"--vary a\.b is given twice; list all values in one"),
     "too many": (["a.b=" + ",".join(map(str, range(101)))], r"makes 101 runs; at most 100"),
 }
