@@ -156,7 +156,7 @@ def test_the_command_repeats_the_best_run(reference):
         subprocess.run(args, cwd=folder, check=True, capture_output=True, timeout=120)
     best = json.loads((folder / "out" / "sweep.json").read_text())["best"]
     stored = folder / "out" / "runs" / best["run"]["run"] / "history.csv"
-    repeated = folder / "results" / "best" / "it" / "history.csv"
+    repeated = folder / command[command.index("--out") + 1] / "it" / "history.csv"
     assert repeated.read_bytes() == stored.read_bytes()
 
 
