@@ -132,11 +132,11 @@ class CpuDevice:
 
         return variants.settling_calls()
 
-    def variant(self, line: Parameter) -> str:
+    def variant(self, line: Parameter, backend: str) -> str:
         """Return how our steps on these tensors are taken, as `kernels.variants.parse` takes it."""
         from adadelta_cli.kernels import cpu
 
-        return cpu.best_variant(line)
+        return cpu.best_variant(line, decays=backend != "torch")  # which omits a decay of 0
 
     def peak_extra_bytes(self, step: Step) -> int | None:
         """Take a step; return the rise of the resident set's peak, in bytes.
@@ -265,9 +265,9 @@ class GpuDevice(CpuDevice):
         """Return 0: there is one way to take a step."""
         return 0
 
-    def variant(self, line: Parameter) -> str:
+    def variant(self, line: Parameter, backend: str) -> str:
         """Return an empty text: there is one way to take a step."""
-        del line
+        del line, backend
         return ""
 
     def peak_extra_bytes(self, step: Step) -> int | None:

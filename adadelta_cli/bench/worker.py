@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -152,7 +153,7 @@ class TimingTask:
             self.entries[name] = self._entry([each.step for each in targets], own=own)
             if own:
                 line = self._tensors[0].line
-                self._variants[name] = lambda: self._processor.variant(line)
+                self._variants[name] = partial(self._processor.variant, line, chosen.backend)
 
     def _entry(
         self, steps: Sequence[Callable[[], Any]], together: float = 1, *, own: bool

@@ -525,10 +525,15 @@ def taken(table: np.ndarray) -> str:
     return f"{table[PARTS]}:{table[BLOCK]}"
 
 
-def best_variant(parameter: Parameter) -> str:
-    """Return how a step on a parameter is taken at present, as `variants.parse` takes it."""
+def best_variant(parameter: Parameter, *, decays: bool = True) -> str:
+    """Return how a step on a parameter is taken at present, as `variants.parse` takes it.
+
+    Args:
+        parameter: the tensors.
+        decays: as for `range_function`.
+    """
     layout = layout_of(*(array.dtype for array in parameter.arrays))
-    return variants.best(range_function(layout), parameter.weight.size)
+    return variants.best(range_function(layout, decays=decays), parameter.weight.size)
 
 
 def set_function(table: np.ndarray, function: Any) -> None:

@@ -7,12 +7,17 @@ import sys
 import pytest
 import torch
 
+from adadelta_cli.bench.buffers import TensorSet
+from adadelta_cli.bench.device import CpuDevice
 from adadelta_cli.bench.trainers import ALLOWED_DISTANCE, NETWORKS, TorchTrainer
 from adadelta_cli.bench.trainings import TRAININGS
 from adadelta_cli.bench.worker import TrainingTask
 from adadelta_cli.implementations import frameworks
 from adadelta_cli.implementations.registry import PEERS
+from adadelta_cli.kernels import cpu, pool, variants
 from adadelta_cli.system import machine
+from adadelta_cli.torch import Adadelta
+from adadelta_cli.torch.fused import LAYOUT_OF
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +115,28 @@ def test_the_trainings_end_to_end(tmp_path):
     assert [row["implementation"] for row in rows if row["median_s"]] == timed * 2
     assert all(row["busy"] == 1 for row in rows)
     assert {each.name for each in tmp_path.iterdir()} >= {"bench.csv", "bench.json", "bench.png"}
+
+
+def test_how_the_step_is_taken_is_read_from_pytorchs_function():
+    """Ours for PyTorch adds no decay of 0: it is another function, and learns for itself."""
+    elements = 5000
+    layout = LAYOUT_OF[torch.float32]
+    (line,) = TensorSet.allocate([(elements,)], "float32", 0)
+    optimizer = Adadelta([torch.zeros(elements)])
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(elements)
+    rows = {
+        backend: variants.learned_of(
+            cpu.range_function(LAYOUT_OF[torch.float32], decays=backend != "torch")
+        )
+        for backend in ("numpy", "torch")
+    }
+    row = rows["torch"][variants.size_class(elements)]
+    before = row.copy()
+    optimizer.step()
+    assert row[variants.CALLS] == before[variants.CALLS] + 1
+    row[variants.BEST] = 1  # one thread, blocks of 64
+    found = {backend: CpuDevice().variant(line.line, backend) for backend in rows}
+    row[:] = before
+    best = int(rows["numpy"][variants.size_class(elements)][variants.BEST])
+    parts, block = variants.meaning(best, pool.threads())
+    assert found == {"numpy": f"{parts}:{block}", "torch": "1:64"}
