@@ -125,9 +125,7 @@ def test_how_the_step_is_taken_is_read_from_pytorchs_function():
     optimizer = Adadelta([torch.zeros(elements)])
     optimizer.param_groups[0]["params"][0].grad = torch.ones(elements)
     rows = {
-        backend: variants.learned_of(
-            cpu.range_function(LAYOUT_OF[torch.float32], decays=backend != "torch")
-        )
+        backend: variants.learned_of(cpu.range_function(layout, decays=backend != "torch"))
         for backend in ("numpy", "torch")
     }
     row = rows["torch"][variants.size_class(elements)]
