@@ -4,6 +4,7 @@ Each test runs with the fused class and with the stock: the same outcome is want
 """
 
 import copy
+import functools
 import gc
 import pickle
 import threading
@@ -680,6 +681,37 @@ def test_a_profile_names_the_step(kind):
         train(model, optimizer, steps=3)
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["Optimizer.step#Adadelta.step"] == 3
+
+
+def test_a_subclass_keeps_its_decorators_and_its_own_hooks(kind):
+    """Only what PyTorch wraps around a step is left out where nothing sees it."""
+    seen = []
+
+    def noted(step):
+        @functools.wraps(step)
+        def wrapper(self, closure=None):
+            seen.append("decorator")
+            return step(self, closure)
+
+        return wrapper
+
+    class Decorated(kind):
+        @noted
+        def step(self, closure=None):
+            seen.append("step")
+            return super().step(closure)
+
+    class Hooked(kind):
+        @noted
+        def step(self, closure=None):
+            return super().step(closure)
+
+        step.hooked = True  # PyTorch wraps nothing around it
+
+    for each in (Decorated, Decorated, Hooked):
+        optimizer = each([torch.ones(2)])
+        optimizer.step()
+    assert seen == ["decorator", "step"] * 2 + ["decorator"]
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of itself
