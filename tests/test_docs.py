@@ -23,7 +23,11 @@ from adadelta_cli.system import machine
 ROOT = HERE.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 REFERENCE = (ROOT / "docs" / "cli.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+EXAMPLES = [
+    code
+    for name in ("README.md", "docs/mxnet.md", "docs/numpy.md")
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+]
 GROUP = click.Context(adadelta, **adadelta.context_settings)
 HELP = [each.get_help(click.Context(each, parent=GROUP)) for each in adadelta.commands.values()]
 
@@ -32,7 +36,7 @@ def shown():
     """List every command line that a page, a help text, a config or CI has."""
     texts = [page.read_text() for page in PAGES] + HELP
     texts += [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
-    ci = (ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml")
+    ci = [ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml")]
     texts += [re.sub(r'wheel/bin/adadelta|"\$adadelta"', "adadelta", p.read_text()) for p in ci]
     joined = "\n".join(texts).replace("\\\n", "")  # a command may go on in the next line
     lines = re.findall(r"^(?:\s{2,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", joined, re.MULTILINE)
@@ -81,13 +85,9 @@ def test_quick_commands_run(command, tmp_path):
 
 
 @pytest.mark.parametrize("name", adadelta.commands)
-def test_every_option_is_documented(name):
-    """docs/cli.md has each command and each of its options."""
+def test_every_command_is_documented(name):
+    """docs/cli.md has each command; tests/test_site.py checks the page of options."""
     assert f"adadelta {name}" in REFERENCE
-    for parameter in adadelta.commands[name].params:
-        for option in (*parameter.opts, *parameter.secondary_opts):
-            if option.startswith("-"):
-                assert option in REFERENCE, f"{name} {option}"
 
 
 @pytest.mark.parametrize("name", adadelta.commands)
@@ -114,8 +114,7 @@ NAMES = {
     ("command", "name"), [(command, name) for command, names in NAMES.items() for name in names]
 )
 def test_every_name_is_documented(command, name):
-    """The help of the command and docs/cli.md have each framework, network and config."""
-    assert f"`{name}`" in REFERENCE
+    """The help of the command has each framework, network and config."""
     texts = [adadelta.commands[command].help] + [
         getattr(each, "help", None) or "" for each in adadelta.commands[command].params
     ]
@@ -131,15 +130,15 @@ def test_links_lead_somewhere(page):
 
 
 def examples(word):
-    """Return the Python examples of the README that have a word."""
+    """Return the Python examples of the pages for users that have a word."""
     return [each for each in EXAMPLES if word in each]
 
 
-def test_the_numpy_example_of_the_readme_runs():
+@pytest.mark.parametrize("code", examples("FusedStep"))
+def test_the_numpy_examples_run(code):
     """It updates the weight and both accumulators, and leaves the gradient."""
     names = ("weight", "grad", "acc_grad", "acc_delta")
     arrays = {name: np.full(3, 2, np.float32) for name in names}
-    (code,) = examples("FusedStep")
     exec(code, dict(arrays))  # noqa: S102 - it is this project's
     changed = {name for name, array in arrays.items() if (array != 2).all()}
     assert changed == {"weight", "acc_grad", "acc_delta"}
@@ -147,7 +146,7 @@ def test_the_numpy_example_of_the_readme_runs():
 
 @needs_mxnet
 @pytest.mark.parametrize("code", examples("use_fused_step"))
-def test_the_mxnet_examples_of_the_readme_run(code):
+def test_the_mxnet_examples_run(code):
     """Each makes a trainer whose optimizer is this package's, with the fused step."""
     expected = adadelta_cli.AdaDelta  # before mxnet, as there
     import mxnet as mx
