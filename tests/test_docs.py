@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -82,6 +84,67 @@ def test_quick_commands_run(command, tmp_path):
     done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+# What newcomers see first: each command with its output, and what shortens it in a test.
+SHORT = "--case odd --dtype float32"
+BENCH = "adadelta bench --sizes 1e6 --impl numpy-fused --impl numpy --processes 3 --max-time 1"
+SEEN = {
+    "adadelta verify --impl numpy-fused": SHORT,
+    "adadelta verify --impl my_kernel.py:step": SHORT,
+    "adadelta verify --impl wrong.py:step --case odd": "",
+    "adadelta run mlp": "",
+    "adadelta run examples/own_problem.yaml": "",
+    BENCH: "",
+    "python examples/numpy_training.py": "",
+}
+WITH_OUTPUT = r"^    \$ ((?:adadelta|python) .*)\n((?:    .*\n)+)"
+HEADS = ("implementation against", "config steps", "workload implementation")  # of tables
+NEWCOMERS = ("five-minutes", "own-kernels", "own-problems", "benchmarks", "numpy")
+
+
+def outputs():
+    """Return the output of each command on the pages for newcomers."""
+    pages = [(ROOT / "docs" / f"{name}.md").read_text() for name in NEWCOMERS]
+    return dict(each for page in pages for each in re.findall(WITH_OUTPUT, page, re.MULTILINE))
+
+
+def masked(line):
+    """Leave out what varies: numbers, counts, widths."""
+    words = re.sub(r"\([\d ]+n/a\)|-?\d[\d.,]*(e[+-]?\d+)?", "#", line)
+    return re.sub(r"[#\s─]+", " ", words).strip()
+
+
+def test_every_output_of_the_pages_for_newcomers_is_checked():
+    """Each command that is shown with its output is one of those that run here."""
+    assert outputs().keys() == SEEN.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SEEN)
+def test_newcomers_see_what_the_pages_show(command, tmp_path):
+    """The lines of the output but for their numbers, and the exit code."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    kernel = (tmp_path / "examples" / "numpy_kernel.py").read_text()
+    (tmp_path / "my_kernel.py").write_text(kernel)
+    (tmp_path / "wrong.py").write_text(
+        kernel.replace("+ (1 - rho) * grad**2", "+ (1 - rho) * grad")
+    )
+    args = [*shlex.split(f"{command} {SEEN[command]}")]
+    args[:1] = [sys.executable] + ["-m", "adadelta_cli"] * (args[0] == "adadelta")
+    wide = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(
+        args, cwd=tmp_path, env=wide, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == ("wrong" in command), done.stderr
+    seen = {masked(line) for line in (done.stdout + done.stderr).splitlines()}
+    (head,) = [line for line in seen if line.startswith(HEADS)] or [""]
+    varies = bool(SEEN[command]) or command == BENCH
+    for line in outputs()[command].splitlines():
+        if masked(line).startswith(HEADS):  # the page shows the columns of a narrow terminal
+            assert all(name in head for name in re.split(r"\s{2,}", line.strip())), line
+        elif not (varies and line.startswith((" " * 5, "    Warning"))):
+            assert masked(line) in {*seen, "..."}, line
 
 
 @pytest.mark.parametrize("name", adadelta.commands)
