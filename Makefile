@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # The CPU build of PyTorch that the parity table was measured with.
 TORCH  ?= torch==2.13.0
 
-.PHONY: run test test-all test-peers test-gpu test-browser check format clean help
+.PHONY: run test test-all test-peers test-gpu test-browser check format docs docs-serve pictures clean help
 
 run: $(VENV)/installed ## install, verify, train the MLP, a small sweep
 	$(BIN)/adadelta verify --ctx cpu
@@ -51,8 +51,18 @@ format: $(VENV)/installed-check ## let ruff fix what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove .venv and the caches
-	rm -rf $(VENV) .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+docs: $(VENV)/installed-docs ## build the documentation site in site/; a broken link fails
+	$(BIN)/mkdocs build --strict --quiet
+	@echo 'Open site/index.html in a browser.'
+
+docs-serve: $(VENV)/installed-docs ## show the site on http://127.0.0.1:8000, built again at each change
+	$(BIN)/mkdocs serve
+
+pictures: $(VENV)/installed ## draw the pictures of the documentation again
+	$(BIN)/python docs/tools/pictures.py
+
+clean: ## remove .venv, the site and the caches
+	rm -rf $(VENV) site .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)

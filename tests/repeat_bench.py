@@ -1,4 +1,4 @@
-"""Repeat a bench command, and count how often its answers agree, for docs/benchmarks.md.
+"""Repeat a bench command, and count how often its answers agree, for docs/statistics.md.
 
     python tests/repeat_bench.py 21 OUT -- --sizes 1e5,1e6,1e7 --impl numpy-fused
     python tests/repeat_bench.py 20 OUT -- --sizes 1e6 --impl numpy-fused --against OTHER/bin/python

@@ -2,7 +2,7 @@
 
 A table has 10 rows; the first is 7 % slower, the others are equal. Times of processes
 vary by a log-normal factor, drawn for each process and row, so pairs share only the session. Prints
-the table of docs/benchmarks.md, the same at each run, in a quarter of a minute.
+the table of docs/statistics.md, the same at each run, in a quarter of a minute.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
-import inspect
 import re
 import subprocess
 import sys
@@ -140,15 +138,3 @@ def test_no_error_of_the_library_advises_an_option(wrong):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - any; what it says is looked at
         adadelta_cli.verify(print, **wrong)
     assert "--" not in str(caught.value)
-
-
-@needs_mxnet
-def test_the_documented_defaults_are_those_of_the_class():
-    """In docs/api.md, of every argument."""
-    module = pytest.importorskip("adadelta_cli.mxnet_bridge.optimizer")
-    text = PAGE.read_text()
-    (shown,) = re.findall(r"`AdaDelta\((.*), \*\*kwargs\)` takes", text)
-    given = dict(part.split("=") for part in shown.split(", "))
-    signature = inspect.signature(module.AdaDelta).parameters
-    expected = {k: p.default for k, p in signature.items() if p.kind is not p.VAR_KEYWORD}
-    assert {name: ast.literal_eval(value) for name, value in given.items()} == expected

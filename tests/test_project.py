@@ -62,6 +62,28 @@ def test_ci_runs_every_python_that_is_declared():
     assert ".ci/run" in commands
 
 
+def test_the_site_is_built_for_pull_requests_and_published_from_main():
+    """With the least permissions: only the job that publishes may write, and to Pages only."""
+    workflow = load(".github/workflows/docs.yml")
+    jobs = workflow["jobs"]
+    assert targets("\n".join(step.get("run", "") for step in jobs["build"]["steps"])) == {"docs"}
+    assert {"push", "pull_request"} <= set(workflow[True])  # YAML 1.1 reads `on` as true
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "permissions" not in jobs["build"]
+    publish = jobs["publish"]
+    assert publish["permissions"] == {"pages": "write", "id-token": "write"}
+    assert "refs/heads/main" in publish["if"] and publish["needs"] == "build"
+    used = [
+        step["uses"].split("@")[0]
+        for job in jobs.values()
+        for step in job["steps"]
+        if "uses" in step
+    ]
+    assert used[2:] == [
+        f"actions/{name}" for name in ("upload-pages-artifact", "configure-pages", "deploy-pages")
+    ]
+
+
 def test_hooks_use_the_tools_of_make_check():
     """A local hook runs a tool that `make check` runs."""
     hooks = [
@@ -106,7 +128,8 @@ def test_make_targets_are_documented():
     """CONTRIBUTING has each target, and pages and CI name none that does not exist."""
     assert {"run", "test", "check"} <= TARGETS
     assert targets(CONTRIBUTING) == TARGETS - {"run"}
-    for name in ("README.md", ".ci/run", ".github/workflows/ci.yml", "SECURITY.md"):
+    workflows = (".github/workflows/ci.yml", ".github/workflows/docs.yml")
+    for name in ("README.md", ".ci/run", *workflows, "SECURITY.md"):
         assert targets((ROOT / name).read_text()) <= TARGETS
 
 

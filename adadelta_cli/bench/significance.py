@@ -3,7 +3,7 @@
 The process is the unit, since processes differ more than the samples of one: the input is one
 number for each process, the median of its samples. Disturbances multiply times, so everything is
 computed on logarithms, where a ratio is a difference and both directions are alike.
-docs/benchmarks.md gives the error rates, and tests/simulate_verdict.py computes them.
+docs/statistics.md gives the error rates, and tests/simulate_verdict.py computes them.
 """
 
 from __future__ import annotations

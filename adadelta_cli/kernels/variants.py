@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 compiled = cache.njit(cache=True, nogil=True, error_model="numpy")
 
-# Elements a block; 0: no blocks and no prefetch. Measured, see docs/benchmarks.md.
+# Elements a block; 0: no blocks and no prefetch. Measured, see docs/roofline.md.
 BLOCKS = (0, 64, 256)
 CALLS, BEST, NEXT, EVERY, TRIED, CLOCK, TIMES = 0, 1, 2, 3, 4, 5, 7
 WAYS = 3 * len(BLOCKS)

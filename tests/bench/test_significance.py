@@ -204,8 +204,8 @@ def test_false_alarms_are_rare_and_slow_rows_found():
 
 
 def test_the_page_has_the_rates_that_the_script_gives():
-    """One line of docs/benchmarks.md, computed again."""
-    page = (HERE.parent / "docs" / "benchmarks.md").read_text()
+    """One line of docs/statistics.md, computed again."""
+    page = (HERE.parent / "docs" / "statistics.md").read_text()
     assert simulate_verdict.line(simulate_verdict.NOISES[0], 6) in page.splitlines()
 
 
