@@ -35,7 +35,8 @@ PYTHON = """#!/bin/bash
 set -e
 mkdir -p "$3/bin"
 "{python}" -m venv --without-pip "$3/real"
-printf '%s\\n' "{package}" "{site}" > "$3"/real/lib/python*/site-packages/this.pth
+packages=$(echo "$3"/real/lib/python*/site-packages)
+printf '%s\\n' "{package}" "{site}" > "$packages/this.pth"
 printf '%s\\n' '#!/bin/bash' 'if [[ "$1 $2" == "-m pip" ]]; then' \\
   '  printf "%s\\n" "$PWD" "$@" >> "{asked}"; exit; fi' \\
   "exec '$3/real/bin/python' \\"\\$@\\"" > "$3/bin/python"

@@ -150,6 +150,13 @@ ISOLATED = """
 set -e
 mount --make-rprivate /
 mount --bind "$WORK" "$WORK"
+if [ -n "$CLOSED" ]; then # others may not enter this folder, as /root, which has the interpreter
+  mkdir "$WORK/stage"
+  mount --bind "$PREFIX" "$WORK/stage"
+  mount -t tmpfs -o mode=755 tmpfs "$CLOSED"
+  mkdir -p "$PREFIX"
+  mount --move "$WORK/stage" "$PREFIX"
+fi
 mount -t tmpfs -o noexec,nosuid,nodev tmpfs /tmp
 mount -o remount,bind,ro /
 cd "$WORK"
@@ -164,6 +171,12 @@ def can_isolate():
         return not subprocess.run(command, capture_output=True, check=False).returncode
     except FileNotFoundError:
         return False
+
+
+def closed_above(path):
+    """Return the first folder above a path that other users may not enter; empty if there is none."""
+    above = reversed(Path(path).resolve().parents)
+    return next((str(each) for each in above if not each.stat().st_mode & stat.S_IXOTH), "")
 
 
 @pytest.mark.slow
@@ -184,6 +197,8 @@ def test_it_works_with_a_read_only_root_as_a_user_without_a_name(command):
             "PATH": os.environ["PATH"],
             "PYTHONPATH": os.pathsep.join(paths),
             "WORK": str(place),
+            "PREFIX": sys.base_prefix,
+            "CLOSED": closed_above(sys.base_prefix),
             **given,
         }
         line = ["unshare", "--mount", "sh", "-c", ISOLATED, "sh", sys.executable, "-m"]

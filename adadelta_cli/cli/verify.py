@@ -191,8 +191,8 @@ def _prepare_junit(path: Path, out: Path, asked: Request) -> None:
     from adadelta_cli import files
     from adadelta_cli.verification import report
 
-    read = *asked.configs, *(name.rpartition(":")[0] for name in asked.names), asked.replay or ""
-    taken = [*map(Path, filter(None, read)), *(out / name for name in (*report.FILES, FILE))]
+    read = *asked.configs, *(name.rpartition(":")[0] for name in asked.names), asked.replay
+    taken = [Path(each) for each in read if each] + [out / name for name in (*report.FILES, FILE)]
     if path.resolve() in {each.resolve() for each in taken}:
         raise UsageError(
             f"--junit is {shortened(path)}, which this command needs; name another file"
