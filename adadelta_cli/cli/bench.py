@@ -363,6 +363,8 @@ def _show_bench(
     for warning in work.warnings:
         screen.note(f"Warning: {warning}")
     for each in judged:
+        if layout == "markdown":
+            screen.text("")  # else the next line would be a row of the table
         _show_comparison(screen, each, layout)
     screen.document(report.bench_document(work, judged))
 
