@@ -61,7 +61,7 @@ def test_several_runs_are_one_markdown_table(adadelta, tmp_path):
     assert names == "| config | steps | time | metric | start | end | expected | verdict |"
     assert set(rule) == {*"| -"}
     assert [row.split(" | ")[0] for row in rows if not row.startswith("|  |")] == [
-        rf"| a\|b &lt;script>_rho={rho}" for rho in (0.9, 0.95)
+        rf"| a\|b &lt;script>\_rho={rho}" for rho in (0.9, 0.95)
     ]
     assert {row.replace(r"\|", "").count("|") for row in rows} == {9}
     assert "**finished** |" in rows[0] and "Files:" in err
