@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -15,7 +16,7 @@ from rich.text import Text
 from adadelta_cli.errors import displayed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType
 
@@ -107,6 +108,38 @@ class FittingTable(Table):
                 if cell.plain:
                     yield Text.assemble(head if not k else f"  {head}", cell, overflow="fold")
             yield Text()
+
+
+def fitting_table(
+    title: str,
+    headings: Sequence[str],
+    groups: Iterable[Iterable[Mapping[str, str]]],
+    *,
+    right: Collection[str] = (),
+    ranks: Mapping[str, int] | None = None,
+    styles: Mapping[str, str] | None = None,
+    **options: Any,
+) -> FittingTable:
+    """Lay out rows, each its cells by heading, with a rule between groups of them.
+
+    Args:
+        title: above the table; plain text, as all cells.
+        headings: the columns.
+        groups: the rows.
+        right: columns whose cells end at the right.
+        ranks: of columns that a narrow terminal drops, the highest first.
+        styles: of cells, by their text.
+        options: as `FittingTable` takes them.
+    """
+    table = FittingTable(title=escape(title), **options)
+    for name in headings:
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        table.add_column(name, justify=justify, rank=(ranks or {}).get(name, 0))
+    for group in groups:
+        for row in group:
+            table.add_row(*(Text(row[n], style=(styles or {}).get(row[n], "")) for n in headings))
+        table.add_section()
+    return table
 
 
 def _least_width(console: Console, options: ConsoleOptions, table: Table) -> int:

@@ -38,7 +38,7 @@ def shown():
     """List every command line that a page, a help text, a config or CI has."""
     texts = [page.read_text() for page in PAGES] + HELP
     texts += [path.read_text() for path in (ROOT / "configs").glob("*.yaml")]
-    ci = [ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml")]
+    ci = (ROOT / ".ci" / "run", *(ROOT / ".github" / "workflows").glob("*.yml"))
     texts += [re.sub(r'wheel/bin/adadelta|"\$adadelta"', "adadelta", p.read_text()) for p in ci]
     joined = "\n".join(texts).replace("\\\n", "")  # a command may go on in the next line
     lines = re.findall(r"^(?:\s{2,}|\$ |# |)(?:\$ )?(adadelta [^\n`]*)", joined, re.MULTILINE)

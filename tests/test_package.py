@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import email
+import email.policy
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import HERE
+from readme_renderer import markdown
 
 CONFIGS = {"rosenbrock", "logistic_regression", "mlp"}
 
@@ -28,6 +33,67 @@ def wheel(tmp_path_factory):
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, HERE.parent)
     (path,) = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="session")
+def metadata(wheel):
+    """Return the metadata of the wheel; its body is the description."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name), policy=email.policy.default)
+
+
+@pytest.mark.slow
+def test_the_description_works_apart_from_the_repository(metadata):
+    """Each link and picture is absolute, and leads to what the repository has at the tag."""
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = metadata.get_content()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    repository = "https://github.com/adadelta-cli/adadelta/blob/v" + metadata["Version"] + "/"
+    pictures = (
+        "https://raw.githubusercontent.com/adadelta-cli/adadelta/v" + metadata["Version"] + "/"
+    )
+    assert links and all(link.startswith("https://") for link in links)
+    own = [link for link in links if link.startswith((repository, pictures))]
+    assert len(own) > 10
+    for link in own:
+        path = link.removeprefix(repository).removeprefix(pictures).partition("#")[0]
+        assert (HERE.parent / path).exists(), link
+        assert link.startswith(pictures) == path.endswith(".png"), link
+    readme = (HERE.parent / "README.md").read_text()
+    assert text.count("\n") == readme.count("\n"), "only links differ"
+
+
+@pytest.mark.slow
+def test_the_description_renders_as_on_pypi(metadata):
+    """With the library that PyPI uses; pictures and tables are there."""
+    page = markdown.render(metadata.get_content())
+    assert page is not None
+    assert page.count("<img") == metadata.get_content().count("![") and "<table>" in page
+
+
+@pytest.mark.slow
+def test_the_metadata_has_the_addresses(metadata):
+    """And the licence, its file, and the Pythons."""
+    addresses = dict(each.split(", ") for each in metadata.get_all("Project-URL"))
+    assert {"Homepage", "Documentation", "Source", "Issues", "Changelog"} <= {*addresses}
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_the_tests_and_the_docs_need(tmp_path):
+    """It builds the same wheel; no results, caches or environments are in it."""
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, HERE.parent)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {each.partition("/")[2] for each in archive.getnames()}
+    needed = {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "pyproject.toml"}
+    needed |= {"configs/mlp.yaml", "docs/cli.md", "examples/numpy_kernel.py", "tests/conftest.py"}
+    needed |= {"action.yml", "Dockerfile", ".dockerignore", ".ci/run", ".ci/release-notes"}
+    assert needed <= names
+    outside = re.compile(r"(^|/)(\.venv|\.git|results|__pycache__|\.\w+_cache)(/|$)")
+    assert not [each for each in names if outside.search(each) and "sample" not in each]
 
 
 def test_the_wheel_holds_package_and_configs(wheel):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -122,6 +124,84 @@ def test_the_citation_is_that_of_the_package():
     assert {key: citation[key] for key in names} == {k: field(v) for k, v in names.items()}
     (paper,) = citation["references"]
     assert paper["identifiers"][0]["value"] == "arXiv:1212.5701"
+
+
+def test_the_addresses_are_complete():
+    """PyPI shows them beside the description."""
+    urls = dict(re.findall(r'^(\w+) = "(https://.*)"$', PROJECT, re.MULTILINE))
+    wanted = {"Homepage", "Documentation", "Source", "Issues", "Changelog", "Paper"}
+    assert {*urls} == wanted
+    assert all(
+        urls[name].startswith(urls["Source"]) for name in ("Homepage", "Issues", "Changelog")
+    )
+    assert urls["Paper"] == load("CITATION.cff")["references"][0]["url"]
+
+
+RELEASE = load(".github/workflows/release.yml")
+
+
+def test_a_release_is_checked_before_it_is_published():
+    """Tag and version agree, the wheel is installed and runs; nothing stores a token."""
+    jobs = RELEASE["jobs"]
+    assert RELEASE[True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads `on` so
+    assert RELEASE["permissions"] == {"contents": "read"}
+    commands = "\n".join(step.get("run", "") for step in jobs["build"]["steps"])
+    order = [".ci/release-notes", "make check", "python -m build", "twine check --strict"]
+    places = [commands.index(each) for each in (*order, "wheel/bin/adadelta run rosenbrock")]
+    assert places == sorted(places)
+    assert targets(commands) <= TARGETS
+    publish = jobs["publish"]
+    assert publish["needs"] == "build" and publish["environment"]["name"] == "pypi"
+    assert publish["permissions"]["id-token"] == publish["permissions"]["attestations"] == "write"
+    uses = [step["uses"].partition("@")[0] for step in publish["steps"]]
+    assert uses[1:] == ["actions/attest-build-provenance", "pypa/gh-action-pypi-publish"]
+    assert "secrets." not in (ROOT / ".github/workflows/release.yml").read_text()
+    assert jobs["release"]["needs"] == "publish"
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """Return what prints the notes of a tag, with a changelog; exit code, stdout, stderr."""
+    (tmp_path / ".ci").mkdir()
+    for name in (".ci/release-notes", "pyproject.toml", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def notes(tag, changelog):
+        (tmp_path / "CHANGELOG.md").write_text(changelog)
+        line = [tmp_path / ".ci/release-notes", *tag]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    return notes
+
+
+VERSION = field("version")
+DATED = (
+    f"# Changelog\n\n## 9.9.9 - 2030-01-01\n\nb\n\n## {VERSION} - 2026-01-31\n\n### Added\n\n- a\n"
+)
+
+
+def test_the_notes_of_a_release_are_its_section(notes):
+    """Neither those of another version nor the heading."""
+    more = f"{DATED}\n## 0.0.1 - 2020-01-01\n\n- old\n"
+    assert notes([f"v{VERSION}"], more) == (0, "### Added\n\n- a\n", "")
+
+
+@pytest.mark.parametrize(
+    ("tag", "changelog", "message"),
+    [
+        ([f"v{VERSION}1"], DATED, "expected the tag v"),
+        ([VERSION], DATED, "expected the tag v"),
+        ([f"v{VERSION}"], DATED.replace("2026-01-31", "unreleased"), "no dated section"),
+        ([f"v{VERSION}"], DATED.replace(VERSION, "0.0.1"), "no dated section"),
+        ([f"v{VERSION}"], DATED.partition("### Added")[0], "is empty"),
+        ([], DATED, "expected a tag"),
+    ],
+)
+def test_a_release_that_does_not_agree_with_itself_is_refused(notes, tag, changelog, message):
+    """Tag, version, date and notes; also the version to cite."""
+    code, out, err = notes(tag, changelog)
+    assert (code, out) == (1, "") and message in err
 
 
 def test_make_targets_are_documented():

@@ -14,7 +14,7 @@ from adadelta_cli.bench.device import DeviceSurvey, survey
 from adadelta_cli.bench.results import Group
 from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.bench.worker_pool import WorkerSpec
-from adadelta_cli.errors import UnavailableError
+from adadelta_cli.errors import UnavailableError, UsageError
 from adadelta_cli.implementations import array_backends, frameworks, registry, user_kernel
 from adadelta_cli.implementations.array_backends import CPU, Device
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, timeable
@@ -89,7 +89,7 @@ class BenchPlan:
         if not self.against:
             return specs
         # With roofs, though theirs are not used: both versions run beside the same workloads.
-        own = [spec for spec in specs if not spec.foreign]
+        own = [spec for spec in specs if all(map(_has_versions, spec.implementations))]
         return specs + [replace(spec, side=OLD, python=self.against) for spec in own]
 
     def problem(self, chosen: Implementation, group: Group) -> TimingProblem | None:
@@ -112,6 +112,37 @@ class BenchPlan:
 
 
 COMPILED_COPIES = 4  # of cold tensors, at most: torch.compile takes seconds for each
+
+
+def _has_versions(chosen: Implementation) -> bool:
+    """Tell whether each environment has its own: not of a file, and not of a framework."""
+    if not chosen.sandbox:
+        return True
+    return registry.is_user_kernel(chosen.name) and user_kernel.is_module(chosen.name)
+
+
+def check_against(plan: BenchPlan) -> None:
+    """Check that both environments have a version of their own of what is compared.
+
+    Raises:
+        UsageError: nothing of it has versions, or both would import the same module.
+    """
+    if not plan.against:
+        return
+    compared = [*filter(_has_versions, plan.implementations)]
+    if not compared:
+        raise UsageError(
+            f"--against {plan.against}: no --impl has a version of its own in each environment; "
+            "name a kernel that is installed in both as PACKAGE.MODULE:FUNCTION, or a built-in "
+            "step"
+        )
+    for name in (each.name for each in compared if each.sandbox):
+        here = user_kernel.module_here(name)
+        if here:
+            raise UsageError(
+                f"--against {plan.against} --impl {name}: both environments would import "
+                f"{here}, which is in the current folder; run the command in another folder"
+            )
 
 
 def _process(chosen: Implementation) -> str:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.bench.regression import COLUMNS, SECONDS
 from adadelta_cli.bench.significance import LEVEL, Verdict
-from adadelta_cli.bench.tables import markdown_table, terminal_table
+from adadelta_cli.bench.tables import terminal_table
 from adadelta_cli.bench.units import duration
 from adadelta_cli.errors import displayed
 from adadelta_cli.files import jsonable, write_csv
+from adadelta_cli.markdown import escaped, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,13 +111,11 @@ def _changes(comparison: Comparison) -> list[str]:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Lay out all of it as Markdown, to paste into a pull request."""
-    table = markdown_table(
-        [comparison_cells(row) | {"verdict": f"**{row.verdict.value}**"} for row in comparison.rows]
-    )
-    listed = [f"- {line}" for line in _changes(comparison)]
+    table = markdown_table(list(map(comparison_cells, comparison.rows)), strong={"verdict"})
+    listed = [f"- {escaped(line)}" for line in _changes(comparison)]
     differs = ["", "What differs between machines and settings:", "", *listed] if listed else []
-    head = [f"**adadelta compare**, {_title(comparison)}", ""]
-    return "\n".join([*head, table, "", _explanation(comparison), *differs])
+    head = [f"**adadelta compare**, {escaped(_title(comparison))}", ""]
+    return "\n".join([*head, table, "", escaped(_explanation(comparison)), *differs])
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:

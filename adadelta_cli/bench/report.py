@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.bench.figures import bench_figure, samples_figure
 from adadelta_cli.bench.regression_report import comparison_document
-from adadelta_cli.bench.tables import markdown_table, terminal_table
+from adadelta_cli.bench.tables import terminal_table
 from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.bench.units import unit
 from adadelta_cli.errors import displayed
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
 from adadelta_cli.implementations.registry import is_user_kernel
+from adadelta_cli.markdown import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,11 +1,9 @@
-"""Tables for a terminal and as Markdown; a row maps the headings to its cells."""
+"""Tables of bench and compare for a terminal; a row maps the headings to its cells."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
-
-from adadelta_cli.errors import displayed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,12 +46,3 @@ def terminal_table(
         cells = (Text(row[name], style=(styles or {}).get(row[name], "")) for name in shown)
         table.add_row(*cells, end_section=end)
     return table
-
-
-def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Lay out rows as Markdown, to paste into a pull request."""
-    headings = list(rows[0] if rows else ())
-    lines = [headings, ["---"] * len(headings), *(row.values() for row in rows)]
-    return "\n".join(
-        f"| {' | '.join(displayed(cell.replace('|', '/')) for cell in line)} |" for line in lines
-    )

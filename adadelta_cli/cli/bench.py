@@ -20,6 +20,7 @@ from adadelta_cli.cli.options import (
     completes,
     decorated,
     folder_of,
+    format_option,
     possible,
     shared_options,
     terminal,
@@ -61,14 +62,6 @@ threshold_option = click.option(
     show_default=True,
     metavar="X",
     help="The smallest difference that counts, as a share: 0.05 is 5 %.",
-)
-format_option = click.option(
-    "--format",
-    "layout",
-    type=Choice(["table", "markdown"]),
-    default="table",
-    show_default=True,
-    help="Layout of the table.",
 )
 
 
@@ -212,6 +205,7 @@ def bench(
     plan = _plan(**asked)
     for line in planning.described(plan):
         screen.note(line, level=1)
+    planning.check_against(plan)
     planning.check_memory(plan)
     work = runner.Benchmark(plan, machine.describe())
     files.prepare_folder(out, [*report.FILES, *[FILE] * with_report])
@@ -369,6 +363,8 @@ def _show_bench(
     for warning in work.warnings:
         screen.note(f"Warning: {warning}")
     for each in judged:
+        if layout == "markdown":
+            screen.text("")  # else the next line would be a row of the table
         _show_comparison(screen, each, layout)
     screen.document(report.bench_document(work, judged))
 

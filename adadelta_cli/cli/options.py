@@ -244,7 +244,10 @@ TOGETHER_NEVER = {
         "the check trains nothing, and computes in float64",
     ),
     ("case_names", "sizes"): "sizes replace the cases",
-    ("self_test", "with_report"): "the self-test writes a page of its own, self-test.md",
+    **dict.fromkeys(
+        (("self_test", name) for name in ("with_report", "layout")),
+        "the self-test writes a page of its own, self-test.md",
+    ),
     **dict.fromkeys(
         (("replay", name) for name in ("configs", "case_names", "sizes", "full")),
         "the recording is the only case",
@@ -254,7 +257,7 @@ TOGETHER_NEVER = {
             ("self_test", name)
             for name in (
                 *("configs", "names", "peers", "replay", "full", "case_names", "sizes", "steps"),
-                *("dtypes", "timeout", "subnormals", "threads", "backend"),
+                *("dtypes", "timeout", "subnormals", "threads", "backend", "junit"),
             )
         ),
         SELF_TEST,
@@ -530,6 +533,14 @@ dtype_option = click.option(
     show_default=True,
     type=Choice(["float32", "float64", "float16"]),
     help="Element type; float16 keeps float32 master weights and states.",
+)
+format_option = click.option(
+    "--format",
+    "layout",
+    type=Choice(["table", "markdown"]),
+    default="table",
+    show_default=True,
+    help="Layout of the table.",
 )
 
 

@@ -16,6 +16,7 @@ from adadelta_cli.cli.options import (
     completes,
     data_option,
     dtype_option,
+    format_option,
     possible,
     set_option,
     shared_options,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     help="Train nothing: compare the gradient with central differences of the loss.",
 )
 @dtype_option
+@format_option
 @report_option
 @data_option
 @click.option(
@@ -97,6 +99,7 @@ def run(
     wait: float | None,
     device: Device,
     backend: str,
+    layout: str,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -115,7 +118,7 @@ def run(
     adadelta run mlp
     adadelta run rosenbrock --no-fused --set training.steps=20000 --set problem.dimension=10
     adadelta run my.yaml --backend numpy --dtype float64 --resume
-    adadelta run mlp --vary optimizer.rho=0.9,0.95,0.99
+    adadelta run mlp --vary optimizer.rho=0.9,0.95,0.99 --format markdown
     adadelta run my.yaml --check-gradient
     adadelta run zeiler2012/table2 --data DIR
     adadelta run --ctx gpu
@@ -128,7 +131,7 @@ def run(
     screen = terminal(as_json, quiet, verbose)
     if check_gradient:
         library = array_library(backend, device)
-        _check_gradient(screen, configs, overrides, library, how["seed"])
+        _check_gradient(screen, layout, configs, overrides, library, how["seed"])
     asked = sharing.Request(kvstore, update_on, wait, record_gradients is not None)
     asked.check(device, backend, dtype=how["dtype"], resume=how["resume"])
     if asked.serves:
@@ -148,7 +151,7 @@ def run(
         with ExitStack() as finished:
             if first and with_report:
                 finished.callback(write_report, screen, out)
-            results = _execute(screen, runs, out, first=first)
+            results = _execute(screen, runs, out, layout if first else None)
     click.get_current_context().exit(training.exit_code(results))
 
 
@@ -160,26 +163,29 @@ def _prepare_folders(out: Path, names: Sequence[str], record_gradients: Path | N
         files.prepare_folder(record_gradients.parent, option="--record-gradients")
 
 
-def _execute(screen: Terminal, runs: Sequence[Run], out: Path, *, first: bool) -> list[RunResult]:
-    """Execute the runs; the first of several workers shows the results."""
+def _execute(
+    screen: Terminal, runs: Sequence[Run], out: Path, layout: str | None
+) -> list[RunResult]:
+    """Execute the runs, and show the results in a layout; of several workers, only the first."""
     from adadelta_cli.run import report
 
     for each in runs:
         screen.note(each.described, level=1)
     with ExitStack() as finished:
-        if first:
-            finished.callback(_show_runs, screen, runs, out)
+        if layout:
+            finished.callback(_show_runs, screen, runs, out, layout)
         for each in runs:
             with screen.progress(f"run {each.name}") as tick:
                 each.execute(tick)
     results = [each.result for each in runs if each.result]
-    for line in report.run_remarks(results, out) if first else ():
+    for line in report.run_remarks(results, out) if layout else ():
         screen.note(line)
     return results
 
 
 def _check_gradient(
     screen: Terminal,
+    layout: str,
     configs: Sequence[str],
     overrides: Sequence[str],
     library: NumpyBackend,
@@ -189,19 +195,25 @@ def _check_gradient(
     from adadelta_cli.run import gradient_check, report
 
     rows = gradient_check.check(configs, overrides, library, seed)
-    screen.table(report.gradient_table(rows))
+    if layout == "markdown":
+        screen.text(report.gradient_markdown(rows))
+    else:
+        screen.table(report.gradient_table(rows))
     screen.document({"results": jsonable(rows)})
     for line in report.gradient_remarks(rows):
         screen.note(line)
     click.get_current_context().exit(gradient_check.exit_code(rows))
 
 
-def _show_runs(screen: Terminal, runs: Sequence[Run], out: Path) -> None:
+def _show_runs(screen: Terminal, runs: Sequence[Run], out: Path, layout: str) -> None:
     from adadelta_cli.run import comparison, report
 
     results = [each.result for each in runs if each.result]
-    if results:
+    if results and layout == "markdown":
+        screen.text(report.run_markdown(results))
+    elif results:
         screen.table(report.run_table(results))
+    if results:
         screen.document({"results": [report.run_summary(result) for result in results]})
     if len(results) > 1:
         comparison.write(out, results, [each.variant for each in runs if each.result])

@@ -16,16 +16,19 @@ from adadelta_cli.cli.options import (
     Command,
     Whole,
     completes,
+    format_option,
+    possible,
     shared_options,
     terminal,
     threads_option,
 )
 from adadelta_cli.cli.report import FILE, report_option, write_report
-from adadelta_cli.errors import UsageError
+from adadelta_cli.errors import UsageError, shortened
 
 if TYPE_CHECKING:
     from adadelta_cli.cli.console import Terminal
     from adadelta_cli.implementations.array_backends import Device
+    from adadelta_cli.verification.plan import Request
     from adadelta_cli.verification.runner import Verification
     from adadelta_cli.verification.self_test import SelfTest
 
@@ -107,6 +110,14 @@ def _sizes(
     is_flag=True,
     help="Plant known bugs one at a time; check that verify finds each.",
 )
+@click.option(
+    "--junit",
+    type=click.Path(path_type=Path),
+    callback=possible,
+    metavar="FILE",
+    help="Also write the verdicts as JUnit XML, which CI systems show as tests.",
+)
+@format_option
 @report_option
 @threads_option
 @shared_options("verify")
@@ -115,6 +126,8 @@ def verify(
     case_names: tuple[str, ...],
     self_test: bool,
     seed: int,
+    junit: Path | None,
+    layout: str,
     out: Path,
     as_json: bool,
     quiet: bool,
@@ -137,11 +150,13 @@ def verify(
     adadelta verify --self-test
     adadelta verify --peers
     adadelta verify --impl my_kernel.py:step
+    adadelta verify --impl my_kernel.py:step --format markdown --junit verify.xml
     adadelta verify --ctx gpu
     """
     from adadelta_cli import files
     from adadelta_cli.files import check_pictures
     from adadelta_cli.verification import report, runner
+    from adadelta_cli.verification.junit import write_junit
     from adadelta_cli.verification.plan import Request
 
     screen = terminal(as_json, quiet, verbose)
@@ -152,27 +167,48 @@ def verify(
     asked = Request(names=names, case_names=case_names, seed=seed, threads=threads, **options)
     plan = asked.plan
     files.prepare_folder(out, [*report.FILES, *[FILE] * with_report])
+    if junit:
+        _prepare_junit(junit, out, asked)
     work = runner.Verification(plan)
-    show = partial(_show_verification, screen, work, most=1000 if verbose else 10)
+    show = partial(_show_verification, screen, work, layout, most=1000 if verbose else 10)
     with ExitStack() as finished:  # even after an error: shown first, in case the disk is full
         if with_report:
             finished.callback(write_report, screen, out)
+        if junit:
+            finished.callback(write_junit, junit, work)
         finished.callback(report.write_verification, out, work)
         finished.callback(lambda: work.rows and show())
         with screen.progress("verify") as tick:
             work.execute(tick)
     if not work.rows:
         show()
-    screen.note(f"Files: {out}/verify.csv, verify.json, verify.png")
+    screen.note(f"Files: {out}/verify.csv, verify.json, verify.png{f'; {junit}' if junit else ''}")
     click.get_current_context().exit(work.exit_code)
 
 
-def _show_verification(screen: Terminal, work: Verification, most: int) -> None:
+def _prepare_junit(path: Path, out: Path, asked: Request) -> None:
+    """Check that the file can be written, and replaces nothing that this command needs."""
+    from adadelta_cli import files
     from adadelta_cli.verification import report
 
-    screen.table(report.verification_table(work))
-    for line in report.verification_failures(work, most):
-        screen.text(line)
+    read = *asked.configs, *(name.rpartition(":")[0] for name in asked.names), asked.replay
+    taken = [Path(each) for each in read if each] + [out / name for name in (*report.FILES, FILE)]
+    if path.resolve() in {each.resolve() for each in taken}:
+        raise UsageError(
+            f"--junit is {shortened(path)}, which this command needs; name another file"
+        )
+    files.prepare_folder(path.parent, [path.name], option="--junit")
+
+
+def _show_verification(screen: Terminal, work: Verification, layout: str, most: int) -> None:
+    from adadelta_cli.verification import report
+
+    if layout == "markdown":
+        screen.text(report.verification_markdown(work, most))
+    else:
+        screen.table(report.verification_table(work))
+        for line in report.verification_failures(work, most):
+            screen.text(line)
     for line in report.verification_skips(work):
         screen.note(line)
     screen.document(report.verification_document(work))

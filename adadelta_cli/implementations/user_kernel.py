@@ -147,6 +147,18 @@ def check_form(name: str) -> None:
     _parts(name)
 
 
+def is_module(name: str) -> bool:
+    """Tell whether a name is that of an installed module's function, not of a file's."""
+    return not _parts(name)[0].endswith(".py")
+
+
+def module_here(name: str) -> Path | None:
+    """Return what a module is imported from, if that is in the current folder."""
+    top = _parts(name)[0].partition(".")[0]
+    here = (Path.cwd() / top, Path.cwd() / f"{top}.py")
+    return next((path for path in here if path.exists()), None)
+
+
 def _parts(name: str) -> tuple[str, str]:
     """Split a name into the file or module, and the function."""
     place, _, path = name.rpartition(":") if ":" in name else (name, "", "")

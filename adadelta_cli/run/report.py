@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import shortened
 from adadelta_cli.files import (
@@ -18,6 +18,7 @@ from adadelta_cli.files import (
     write_plot,
 )
 from adadelta_cli.implementations.optimizers import ADADELTA
+from adadelta_cli.markdown import markdown_table
 from adadelta_cli.run.result import RunOutcome
 
 if TYPE_CHECKING:
@@ -97,32 +98,38 @@ RANKS = {"time": 3, "start": 2, "steps": 1}  # a narrow terminal drops these, th
 RUN_COLUMNS = ("config", "steps", "time", "metric", "start", "end", "expected", "verdict")
 
 
+def run_cells(result: RunResult) -> list[dict[str, str]]:
+    """Write a result as a person reads it: a row for each metric, its cells by heading."""
+    start, end = result.history[0].cells, result.history[-1].cells
+    head = result.name, f"{result.steps:,}", f"{result.seconds:.1f} s"
+    rows = []
+    for k, metric in enumerate(result.labels):
+        checks = [check for check in result.checks if check.metric == metric]
+        nothing = "nothing" if k == 0 and not result.checks else ""
+        expected = nothing or ", ".join(check.words for check in checks)
+        values = (metric, f"{start[metric]:.4g}", f"{end[metric]:.4g}", expected)
+        cells = (*(("", "", "") if k else head), *values, _verdict(result, checks, first=k == 0))
+        rows.append(dict(zip(RUN_COLUMNS, cells, strict=True)))
+    return rows
+
+
 def run_table(results: Sequence[RunResult]) -> Table:
-    """Lay out the results, one row a metric."""
-    from rich.text import Text
+    """Lay out the results for a terminal, one row a metric."""
+    from adadelta_cli.tables import fitting_table
 
-    from adadelta_cli.tables import FittingTable
+    return fitting_table(
+        "adadelta run: does it train?",
+        RUN_COLUMNS,
+        map(run_cells, results),
+        right=NUMERIC,
+        ranks=RANKS,
+        styles={outcome.value: color for outcome, color in COLORS.items()},
+    )
 
-    table = FittingTable(title="adadelta run: does it train?")
-    for name in RUN_COLUMNS:
-        justify: Literal["left", "right"] = "right" if name in NUMERIC else "left"
-        table.add_column(name, justify=justify, rank=RANKS.get(name, 0))
-    for result in results:
-        start, end = result.history[0].cells, result.history[-1].cells
-        head = Text(result.name), f"{result.steps:,}", f"{result.seconds:.1f} s"  # no markup
-        for k, metric in enumerate(result.labels):
-            checks = [check for check in result.checks if check.metric == metric]
-            nothing = "nothing" if k == 0 and not result.checks else ""
-            table.add_row(
-                *(("", "", "") if k else head),
-                metric,
-                f"{start[metric]:.4g}",
-                f"{end[metric]:.4g}",
-                nothing or ", ".join(check.words for check in checks),
-                _verdict(result, checks, first=k == 0),
-            )
-        table.add_section()
-    return table
+
+def run_markdown(results: Sequence[RunResult]) -> str:
+    """Lay out the results as one Markdown table."""
+    return markdown_table([row for result in results for row in run_cells(result)], {"verdict"})
 
 
 GRADIENT_COLUMNS = (
@@ -132,31 +139,39 @@ GRADIENT_COLUMNS = (
 GRADIENT_RANKS = {"elements": 4, "compared": 3, "worst": 2, "allowed": 1}
 
 
+def gradient_cells(row: GradientRow) -> dict[str, str]:
+    """Write a tensor's row as a person reads it: its cells by heading."""
+    numbers = (row.gradient, row.difference, row.error, row.allowed)
+    verdict = "passed" if row.passed else "FAILED"
+    cells = (
+        row.name,
+        row.tensor,
+        f"{row.elements:,}",
+        f"{row.compared}",
+        ", ".join(map(str, row.index)),
+        *("" if each is None else f"{each:.4g}" for each in numbers),
+        verdict if row.compared else "nothing to compare",
+    )
+    return dict(zip(GRADIENT_COLUMNS, cells, strict=True))
+
+
 def gradient_table(rows: Sequence[GradientRow]) -> Table:
-    """Lay out a check of gradients, one row a tensor."""
-    from rich.text import Text
+    """Lay out a check of gradients for a terminal, one row a tensor."""
+    from adadelta_cli.tables import fitting_table
 
-    from adadelta_cli.tables import FittingTable
+    return fitting_table(
+        "adadelta run --check-gradient: is it the slope of the loss?",
+        GRADIENT_COLUMNS,
+        [map(gradient_cells, rows)],
+        right={*GRADIENT_COLUMNS} - {"config", "tensor", "worst", "verdict"},
+        ranks=GRADIENT_RANKS,
+        styles={"passed": "green", "FAILED": "red", "nothing to compare": "red"},
+    )
 
-    table = FittingTable(title="adadelta run --check-gradient: is it the slope of the loss?")
-    for name in GRADIENT_COLUMNS:
-        justify: Literal["left", "right"] = "right"
-        if name in {"config", "tensor", "worst", "verdict"}:
-            justify = "left"
-        table.add_column(name, justify=justify, rank=GRADIENT_RANKS.get(name, 0))
-    for row in rows:
-        numbers = (row.gradient, row.difference, row.error, row.allowed)
-        verdict = "[green]passed[/]" if row.passed else "[red]FAILED[/]"
-        table.add_row(
-            Text(row.name),
-            Text(row.tensor),
-            f"{row.elements:,}",
-            f"{row.compared}",
-            ", ".join(map(str, row.index)),
-            *("" if each is None else f"{each:.4g}" for each in numbers),
-            verdict if row.compared else "[red]nothing to compare[/]",
-        )
-    return table
+
+def gradient_markdown(rows: Sequence[GradientRow]) -> str:
+    """Lay out a check of gradients as a Markdown table."""
+    return markdown_table(list(map(gradient_cells, rows)), {"verdict"})
 
 
 def gradient_remarks(rows: Sequence[GradientRow]) -> list[str]:
@@ -177,7 +192,7 @@ def gradient_remarks(rows: Sequence[GradientRow]) -> list[str]:
 
 
 def _verdict(result: RunResult, checks: Sequence[Expectation], *, first: bool) -> str:
-    """Mark the verdict on a metric; the first row has that of the run where no check has one."""
+    """Return the verdict on a metric; the first row has that of the run where no check has one."""
     if first and (result.outcome is RunOutcome.DIVERGED or not result.checks):
         outcome = result.outcome
     elif checks:
@@ -185,7 +200,7 @@ def _verdict(result: RunResult, checks: Sequence[Expectation], *, first: bool) -
         outcome = RunOutcome.PASSED if passed else RunOutcome.MISSED
     else:
         return ""
-    return f"[{COLORS[outcome]}]{outcome.value}[/]"
+    return outcome.value
 
 
 def run_remarks(results: Sequence[RunResult], out: Path) -> list[str]:

@@ -45,11 +45,14 @@ class CaseCheck:
             if reason or hung:
                 self.results.skip(row, reason or f"it hung in case {hung}")
             else:
-                self.compare(chosen, row)
+                with self.results.timed():
+                    self.compare(chosen, row)
             if self.case.name in self.plan.invariant_cases and not reason:
-                self._check_invariants(chosen)
+                with self.results.timed():
+                    self._check_invariants(chosen)
         for chosen in self.plan.oracle_checked:
-            self._ask_oracle(chosen)
+            with self.results.timed():
+                self._ask_oracle(chosen)
 
     def _row(self, check: str, chosen: Implementation) -> ComparisonRow:
         return self.plan.row(check, self.case.name, chosen, self.dtype, self.case.steps)

@@ -15,7 +15,7 @@ from adadelta_cli.verification.shrink import shrink
 from adadelta_cli.verification.trajectories import Trajectories
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from adadelta_cli.implementations.base import Implementation
     from adadelta_cli.system.sandbox import InProcess, Sandbox
@@ -39,13 +39,19 @@ class FuzzCheck:
             framework = chosen.backend in array_backends.FRAMEWORKS
             if self.dtype not in chosen.dtypes or chosen.name in hung or framework:
                 continue
-            if plan.longest and not chosen.is_built_in:
-                self._search_lengths(chosen)
-            if plan.steady and not chosen.is_built_in:
-                self._repeat(chosen)
-            wanted = chosen.fused or plan.named or not chosen.is_built_in
-            if plan.fuzz_cases and wanted and chosen.name not in hung:
-                self._search_cases(chosen)
+            for search in self._searches(chosen):
+                if chosen.name not in hung:
+                    with self.results.timed():
+                        search(chosen)
+
+    def _searches(self, chosen: Implementation) -> Iterator[Callable[[Implementation], None]]:
+        plan = self.plan
+        if plan.longest and not chosen.is_built_in:
+            yield self._search_lengths
+        if plan.steady and not chosen.is_built_in:
+            yield self._repeat
+        if plan.fuzz_cases and (chosen.fused or plan.named or not chosen.is_built_in):
+            yield self._search_cases
 
     def _search_cases(self, chosen: Implementation) -> None:
         """Run fuzzed cases until one fails, and shrink that."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adadelta_cli.errors import UsageError, displayed
 from adadelta_cli.files import jsonable, plottable, write_csv, write_json, write_plot
+from adadelta_cli.markdown import code, escaped, markdown_table
 from adadelta_cli.verification import catalogue, fuzz
 from adadelta_cli.verification.rows import COLUMNS, CheckVerdict, Status, skip_reasons, summaries
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-    from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
+    from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, Summary, TrainingTrace
     from adadelta_cli.verification.runner import Verification
 
 
@@ -44,7 +45,12 @@ HEADINGS = (
     *("numbers", "differ", "ULP", "bound", "verdict"),
 )
 RANKS = {"numbers": 4, "bound": 3, "ULP": 2, "against": 1}  # dropped in this order
-VERDICTS = {CheckVerdict.FAILED: "[red]{} FAILED[/]", CheckVerdict.PASSED: "[green]passed[/]"}
+RIGHT = {"cases", "numbers", "differ", "ULP", "bound"}
+EXPLANATION = (
+    "cases: counted once per dtype (n/a: not applicable)   numbers: over all steps",
+    "differ: in a bit   ULP: largest error in units in the last place of the largest operand",
+    "bound: largest allowed ULP; 0: every bit must be equal",
+)
 
 FILES = ("verify.csv", "verify.json", "verify.png")
 
@@ -87,36 +93,60 @@ def verification_document(verification: Verification, *, rows: bool = False) -> 
     return jsonable(document)
 
 
-def verification_table(verification: Verification) -> Table:
-    """Lay out the verdicts, one row for each check of each implementation."""
-    from rich.markup import escape
-
-    from adadelta_cli.tables import FittingTable
-
-    table = FittingTable(
-        title="adadelta verify",
-        caption="cases: counted once per dtype (n/a: not applicable)   numbers: over all steps"
-        "\ndiffer: in a bit   ULP: largest error in units in the last place of the largest operand"
-        "\nbound: largest allowed ULP; 0: every bit must be equal",
+def summary_cells(summary: Summary) -> dict[str, str]:
+    """Write the verdict on a check as a person reads it: its cells by heading."""
+    skipped, failed = summary.skipped, summary.failed
+    cells = (
+        summary.implementation,
+        summary.reference,
+        CHECKS[summary.check],
+        f"{summary.cases - skipped}" + f" ({skipped} n/a)" * bool(skipped),
+        f"{summary.elements:,}",
+        f"{summary.mismatches:,}",
+        f"{summary.scaled_ulp:.2g}" if summary.check not in COUNTED else "",
+        "-".join(f"{bound:.3g}" for bound in _ends(summary.allowed_ulp)),
+        f"{failed} " * bool(failed) + summary.verdict.value,
     )
-    for name in HEADINGS:
-        right = name in {"cases", "numbers", "differ", "ULP", "bound"}
-        table.add_column(name, justify="right" if right else "left", rank=RANKS.get(name, 0))
-    before = ""
-    for each in summaries(verification.rows):
-        table.add_row(
-            escape(displayed(each.implementation)) if each.implementation != before else "",
-            each.reference,
-            CHECKS[each.check],
-            f"{each.cases - each.skipped}" + f" ({each.skipped} n/a)" * bool(each.skipped),
-            f"{each.elements:,}",
-            f"{each.mismatches:,}",
-            f"{each.scaled_ulp:.2g}" if each.check not in COUNTED else "",
-            "-".join(f"{bound:.3g}" for bound in _ends(each.allowed_ulp)),
-            VERDICTS.get(each.verdict, each.verdict.value).format(each.failed),
-        )
-        before = each.implementation
-    return table
+    return dict(zip(HEADINGS, cells, strict=True))
+
+
+def verification_table(verification: Verification) -> Table:
+    """Lay out the verdicts for a terminal, one row for each check of each implementation."""
+    from adadelta_cli.tables import fitting_table
+
+    rows, before = [], ""
+    for each in map(summary_cells, summaries(verification.rows)):
+        repeated = {"implementation": ""} if each["implementation"] == before else {}
+        before = each["implementation"]
+        rows.append(each | repeated)
+    styles = {row["verdict"]: "red" for row in rows if row["verdict"].endswith("FAILED")}
+    return fitting_table(
+        "adadelta verify",
+        HEADINGS,
+        [rows],
+        right=RIGHT,
+        ranks=RANKS,
+        styles=styles | {CheckVerdict.PASSED.value: "green"},
+        caption="\n".join(EXPLANATION),
+    )
+
+
+def verification_markdown(verification: Verification, most: int) -> str:
+    """Lay out the verdicts as Markdown, with the first `most` failures and how to repeat them."""
+    found = summaries(verification.rows)
+    counts = {verdict: sum(each.verdict is verdict for each in found) for verdict in CheckVerdict}
+    words = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    failures = verification.failures
+    listed = [
+        "- "
+        + "<br>\n  ".join((*map(escaped, failure_lines(row)), f"repeat it: {code(row.replay)}"))
+        for row in failures[:most]
+    ]
+    more = [f"- ... and {len(failures) - most} more, in verify.csv"] * (len(failures) > most)
+    table = markdown_table(list(map(summary_cells, found)), {"verdict"})
+    explained = [f"{escaped(line)}<br>" for line in EXPLANATION]
+    parts = [[f"**adadelta verify**: {words or 'nothing was compared'}"], [table], explained]
+    return "\n\n".join("\n".join(part) for part in (*parts, [*listed, *more]) if part)
 
 
 def _ends(bounds: Sequence[float]) -> list[float]:
@@ -139,14 +169,16 @@ def verification_failures(verification: Verification, most: int) -> list[str]:
 
 
 def _described(row: ComparisonRow) -> str:
+    return "\n  ".join((*failure_lines(row), f"repeat it: {row.replay}"))
+
+
+def failure_lines(row: ComparisonRow) -> list[str]:
+    """Say what failed and by how much, with which hyper-parameters, and what would allow it."""
     place = row.check, row.case, row.dtype, row.implementation, row.tensor  # "" without a result
-    return (
-        f"FAILED {displayed(' '.join(filter(None, place)))}: "
-        + (f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else "")
-        + f"{_excess(row)}{row.note}{_hyper(row)}\n"
-        + "  to allow that: --subnormals flush\n" * row.only_subnormals
-        + f"  repeat it: {row.replay}"
-    )
+    what = f"FAILED {displayed(' '.join(filter(None, place)))}: "
+    differ = f"{row.mismatches:,} of {row.elements:,} differ; " if row.mismatches else ""
+    allow = "to allow that: --subnormals flush" if row.only_subnormals else ""
+    return [*filter(None, (what + differ + _excess(row) + row.note, _hyper(row), allow))]
 
 
 def _excess(row: ComparisonRow) -> str:
@@ -164,7 +196,7 @@ def _hyper(row: ComparisonRow) -> str:
     except UsageError:
         return ""
     values = ", ".join(f"{name} {value}" for name, value in vars(case.hyper).items())
-    return f"\n  with {values}"
+    return f"with {values}"
 
 
 def verification_figure(verification: Verification) -> Figure:

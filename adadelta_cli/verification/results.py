@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,8 @@ from adadelta_cli.errors import ExitCode
 from adadelta_cli.system.sandbox import HungError, SandboxError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
 
 
@@ -20,6 +24,18 @@ class Results:
         self.traces: list[TrainingTrace] = []  # the losses of the trainings
         self.drifts: list[DriftTrace] = []  # of third-party code in each case
         self.hung: dict[str, str] = {}  # by implementation, the case; it gets no other
+        self.seconds: dict[tuple[str, ...], float] = {}  # that a check took, by `ComparisonRow.key`
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Record how long the rows took that are added meanwhile, as the time of the first one.
+
+        Rows of several checks may come from the same steps; these have no time of their own.
+        """
+        before, began = len(self.rows), time.perf_counter()
+        yield
+        for row in self.rows[before : before + 1]:
+            self.seconds[row.key] = self.seconds.get(row.key, 0.0) + time.perf_counter() - began
 
     @property
     def failures(self) -> list[ComparisonRow]:

@@ -83,6 +83,11 @@ class ComparisonRow:
         return replace(self, allowed_ulp=None, note=note, skip_reason=reason)
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What the rows of all tensors of a check have in common."""
+        return self.implementation, self.check, self.case, self.dtype
+
+    @property
     def columns(self) -> dict[str, Any]:
         """The values by column of verify.csv."""
         return {name: getattr(self, name) for name in COLUMNS}

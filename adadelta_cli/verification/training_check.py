@@ -28,7 +28,8 @@ def check_training(
     for chosen in plan.implementations:
         reason = _without_training(chosen)
         if not reason:
-            _compare(plan, results, config, chosen, dtype, sandbox)
+            with results.timed():
+                _compare(plan, results, config, chosen, dtype, sandbox)
         elif only_trainings:
             results.skip(plan.row("training", config, chosen, dtype, 0), reason)
 

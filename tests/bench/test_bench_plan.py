@@ -54,3 +54,39 @@ def test_what_is_named_twice_is_timed_once():
     """Else its samples would count as those of more processes."""
     twice = replace(PLAN, workloads=tuple(workloads.sizes("2e3,2000")), threads=(1, 1))
     assert len(twice.groups) == 1
+
+
+def against(*names):
+    """Plan a comparison with another environment."""
+    return replace(PLAN, implementations=tuple(map(timeable, names)), against="old/bin/python")
+
+
+def test_each_environment_has_its_version_of_a_module():
+    """Of a file and of a framework there is one, which is timed once."""
+    names = ("numpy-fused", "package.kernels:step", "kernels.py:step", "torch")
+    timed = [spec for spec in against(*names).workers if spec.side == plan.OLD]
+    assert [each.name for spec in timed for each in spec.implementations] == [*names[:2]]
+    assert {spec.python for spec in timed} == {"old/bin/python"}
+
+
+@pytest.mark.parametrize("names", [["kernels.py:step"], ["torch"]])
+def test_a_comparison_of_nothing_is_refused(names):
+    """Else its exit code 0 would say that nothing is slower."""
+    with pytest.raises(UsageError, match=r"--against .*PACKAGE\.MODULE:FUNCTION"):
+        plan.check_against(against(*names))
+    plan.check_against(replace(against(*names), against=None))
+
+
+@pytest.mark.parametrize("made", ["kernels.py", "kernels/x.py"])
+def test_a_module_in_the_current_folder_is_refused(made, tmp_path, monkeypatch):
+    """Both environments would import that one, and it would be compared with itself."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("kernels:step", "kernels.x:step"):
+        plan.check_against(against(name))
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).touch()
+        with pytest.raises(UsageError, match=r"both environments would import .*another folder"):
+            plan.check_against(against(name))
+        (tmp_path / made).unlink()
+        if made == "kernels/x.py":
+            (tmp_path / "kernels").rmdir()

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from adadelta_cli.bench import report
 from adadelta_cli.bench.results import BenchRow
-from adadelta_cli.bench.tables import markdown_table, terminal_table
+from adadelta_cli.bench.tables import terminal_table
 
 ROWS = [
     {"workload": workload, "dtype": "float32", "threads": threads, "note": "a|b"}
@@ -35,15 +35,6 @@ def test_a_rule_stands_between_workloads():
 def test_no_rows_are_a_table():
     """A comparison may have none."""
     assert terminal_table("", [], {"dtype": ""}, {}).row_count == 0
-    assert len(markdown_table([]).splitlines()) == 2
-
-
-def test_markdown_has_one_line_a_row():
-    """A bar in a cell does not end the cell."""
-    lines = markdown_table(ROWS).splitlines()
-    assert len(lines) == 2 + len(ROWS)
-    assert {line.count("|") for line in lines} == {5}
-    assert "a/b" in lines[2]
 
 
 def test_what_was_not_tried_is_no_blank_row_and_a_users_kernel_says_what_was_checked():

@@ -8,16 +8,19 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from conftest import needs_mxnet
 from invented import ALL_WRONG, GROUP, samples, write_kernels
 
-from adadelta_cli.bench import runner
+from adadelta_cli.bench import regression, report, runner
 from adadelta_cli.bench.device import ARITHMETIC, MEMORY
 from adadelta_cli.bench.results import BenchRow, Timings, group_result
 from adadelta_cli.bench.worker_pool import EntryKey
+from adadelta_cli.cli import bench as bench_command
+from adadelta_cli.cli.console import Terminal
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.system import machine
 
@@ -143,6 +146,16 @@ def test_a_baseline(slower, code, tmp_path, monkeypatch, capsys):
         ended = adadelta.main(line, standalone_mode=False)
     assert ended == code
     assert ("1 SLOWER" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_comparison_below_a_markdown_table_is_no_row_of_it(monkeypatch, capsys):
+    """A table ends at an empty line only."""
+    row = BenchRow("k.py:f", "numpy", "cpu", "float32", "1e4", 1, 10_000, 1)
+    work = SimpleNamespace(results=[GROUP], rows=[row], warnings=[])
+    monkeypatch.setattr(report, "bench_document", lambda *_: {})
+    judged = [regression.Comparison((), (), 0.05, "a test", "old", "new")]
+    bench_command._show_bench(Terminal(), work, judged, "markdown")
+    assert "|\n\n**adadelta compare**" in capsys.readouterr().out
 
 
 @pytest.mark.slow

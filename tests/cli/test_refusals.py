@@ -113,6 +113,7 @@ PATHS = {
     "--impl, a module": lambda path: ["verify", "--impl", f"{path}:step"],
     "bench --impl": lambda path: ["bench", "--impl", f"{path}.py"],
     "--replay": lambda path: ["verify", "--replay", path],
+    "--junit": lambda path: ["verify", "--case", "odd", "--junit", path, *ON_NUMPY],
     "--baseline": lambda path: ["bench", "--baseline", path],
     "--against": lambda path: ["bench", "--against", path],
     "sweep CONFIG": lambda path: ["sweep", path, "--seeds", "2"],
@@ -297,6 +298,8 @@ CONTRADICTIONS = [
     "bench --ctx gpu --threads 2",
     "bench --json --format markdown",
     "compare a b --json --format table",
+    "verify --json --format markdown",
+    "run small.yaml --json --format markdown",
     "bench --sizes 10 --backend numpy --impl mxnet-fused",
     "bench --sizes 10 --backend mxnet --impl kernel.py:step",
     "bench --sizes 10 --ctx gpu --impl numpy-fused",
@@ -324,7 +327,7 @@ CONTRADICTIONS = [
         for option in (
             *("--impl numpy", "--peers", "--replay small.yaml", "--full", "--case odd"),
             *("--sizes 10", "--steps 3", "--dtype float32", "--timeout 3", "--subnormals strict"),
-            *("--threads 1", "--backend auto", "--ctx gpu"),
+            *("--threads 1", "--backend auto", "--ctx gpu", "--format markdown", "--junit a.xml"),
         )
     ),
 ]
@@ -602,7 +605,13 @@ def test_a_csv_file_cannot_forge_a_message(refused, tmp_path, text):
 def test_no_option_can_forge_a_message(refused, value):
     """Each value that a message repeats is escaped."""
     for name, parameter in TAKE_A_VALUE.values():
-        if parameter.name in {"out", "record_gradients", "file", "data"}:  # such a name can be made
+        if parameter.name in {
+            "out",
+            "record_gradients",
+            "file",
+            "data",
+            "junit",
+        }:  # such a name can be made
             continue
         code, message = refused(*given_to(name, parameter, f"x{value}x")[0])
         assert code == 2 and message.isprintable(), (name, parameter.name, message)

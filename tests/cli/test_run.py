@@ -50,6 +50,32 @@ def test_the_table_explains_itself(adadelta):
     assert "results/run/rosenbrock/history.csv" in err
 
 
+def test_several_runs_are_one_markdown_table(adadelta, tmp_path):
+    """A name marks nothing up; messages stay on stderr."""
+    name = "a|b <script>"
+    (tmp_path / f"{name}.yaml").write_text("problem: {name: rosenbrock}\n")
+    vary = ("--vary", "optimizer.rho=0.9,0.95")
+    code, out, err = adadelta("run", f"{name}.yaml", *QUICK, *vary, "--format", "markdown")
+    assert code == 0, err
+    names, rule, *rows = out.splitlines()
+    assert names == "| config | steps | time | metric | start | end | expected | verdict |"
+    assert set(rule) == {*"| -"}
+    assert [row.split(" | ")[0] for row in rows if not row.startswith("|  |")] == [
+        rf"| a\|b &lt;script>\_rho={rho}" for rho in (0.9, 0.95)
+    ]
+    assert {row.replace(r"\|", "").count("|") for row in rows} == {9}
+    assert "**finished** |" in rows[0] and "Files:" in err
+
+
+def test_a_check_of_gradients_as_markdown(adadelta):
+    """It has the same format."""
+    code, out, _err = adadelta(
+        "run", "rosenbrock", "--backend", "numpy", "--check-gradient", "--format", "markdown"
+    )
+    assert code == 0
+    assert out.startswith("| config | tensor |") and out.endswith("| **passed** |\n")
+
+
 def test_one_that_misses_does_not_keep_the_others_from_running(adadelta, tmp_path):
     """The exit code is the worst; all files are there."""
     path = tmp_path / "hard.yaml"
