@@ -239,10 +239,8 @@ def convert_table():
     """Make the table of a conversion of named parameters."""
     arrays = {name: np.zeros((1234, 5678), "float32") for name in ("acc_grad", "acc_delta")}
     tensors = [
-        SimpleNamespace(
-            number=k, source=None if k else 199, name=name, arrays=arrays if k else {}, updates=123_456
-        )
-        for k, name in enumerate((LONG, "bias"))
+        SimpleNamespace(number=k, source=source, name=name, arrays=held, updates=123_456)
+        for k, (name, source, held) in enumerate(((LONG, 199, {}), ("bias", None, arrays)))
     ]  # fmt: skip
     return convert.table(SimpleNamespace(states=SimpleNamespace(tensors=tensors)))
 

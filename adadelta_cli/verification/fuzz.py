@@ -77,16 +77,19 @@ def parse_case(name: str) -> FuzzedCase:
     """
     try:
         pairs = [part.split("=", 1) for part in name.removeprefix(PREFIX).split(",")]
-        for key, *_ in pairs:
-            if key not in READERS:
-                raise ValueError(f"there is no {shortened(key)!r}{suggestion(key, READERS)}")
-        found = {key: READERS[key](value) for key, value in pairs}
+        found = {key: _reader(key)(value) for key, value in pairs}
         rates = {key: found.pop(key) for key in RATES if key in found}
         return fuzzed(found.pop("shapes"), Hyperparameters(**rates), **found)
     except (KeyError, ValueError) as error:
         raise UsageError(
             f"case is {name!r}: {error}; expected {FORM}, as verify wrote it"
         ) from None
+
+
+def _reader(key: str) -> Callable[[str], Any]:
+    if key not in READERS:
+        raise ValueError(f"there is no {shortened(key)!r}{suggestion(key, READERS)}")
+    return READERS[key]
 
 
 def _allowed(key: str, value: Any, allowed: Collection[Any]) -> Any:

@@ -128,8 +128,12 @@ SAYING = {
     **dict.fromkeys(("expect:max_loss", "expect:max_distance", "expect:max_gap"), "0.5"),
     **dict.fromkeys(("expect:max_test_error", "expect:min_accuracy"), "0.5"),
     **dict.fromkeys(("training:batch_size", "training:record_every", "sweep:sample"), "3"),
-    **{"optimizer:clip_gradient": "1.5", "problem:initialization": "he", "problem:held_out": "0.3"},
-    **{"sweep:seeds": "2", "sweep:metric": "loss", "problem:csv": "data.csv"},
+    "optimizer:clip_gradient": "1.5",
+    "problem:initialization": "he",
+    "problem:held_out": "0.3",
+    "sweep:seeds": "2",
+    "sweep:metric": "loss",
+    "problem:csv": "data.csv",
 }
 
 

@@ -344,7 +344,8 @@ def test_how_a_run_ended_is_its_status(mlflow, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_answer_is_exit_code_3(mlflow, adadelta, tmp_path):
+@pytest.mark.usefixtures("mlflow")
+def test_a_server_that_does_not_answer_is_exit_code_3(adadelta, tmp_path):
     """One that is not there, and one that accepts and says nothing: before the training."""
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -357,11 +358,12 @@ def test_a_server_that_does_not_answer_is_exit_code_3(mlflow, adadelta, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("mlflow")
 @pytest.mark.parametrize(
     ("uri", "code", "message"),
     [("ftp://nowhere/x", 2, "MLflow knows no such URI"), ("sqlite:///text.db", 4, "text.db")],
 )
-def test_a_store_that_is_none_is_refused(mlflow, adadelta, tmp_path, uri, code, message):
+def test_a_store_that_is_none_is_refused(adadelta, tmp_path, uri, code, message):
     """Before the training."""
     (tmp_path / "text.db").write_text("no database" * 100)
     got, _out, err = adadelta("run", "rosenbrock", *QUICK, "--log", f"mlflow:{uri}")

@@ -70,7 +70,7 @@ class MlflowTarget(Target):
             database = Path(rest.partition("?")[0].removeprefix("///"))
             files.check_writable(database, "--log")
             files.prepare_folder(database.parent, option="--log")
-        elif scheme == "file" or scheme == self.where:
+        elif scheme in {"file", self.where}:
             folder = Path((rest or scheme).removeprefix("//"))
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{self.option} is a file; name a folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UnavailableError, UsageError, in_one_line, shortened, suggestion
@@ -92,19 +93,22 @@ class RunLogs:
     def start(self, facts: RunFacts) -> None:
         """Start all logs."""
         for each in self.targets:
-            self._guarded(each, lambda each=each: self._logs.update({each: each.start(facts)}))
+            self._guarded(each, partial(self._begin, each, facts))
+
+    def _begin(self, target: Target, facts: RunFacts) -> None:
+        self._logs[target] = target.start(facts)
 
     def add(self, row: TrainingRow) -> None:
         """Log a row of history.csv, without its empty cells."""
         numbers = {name: each for name, each in row.cells.items() if each is not None}
         step = numbers.pop("step")
         for each, log in [*self._logs.items()]:
-            self._guarded(each, lambda log=log: log.add(step, numbers))
+            self._guarded(each, partial(log.add, step, numbers))
 
     def close(self, outcome: RunOutcome | None) -> None:
         """End all logs."""
         for each, log in [*self._logs.items()]:
-            self._guarded(each, lambda log=log: log.close(outcome))
+            self._guarded(each, partial(log.close, outcome))
             if each in self._logs:
                 self.places[each.option] = self._logs.pop(each).place
 

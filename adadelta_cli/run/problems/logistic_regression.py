@@ -167,8 +167,8 @@ def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
     names = list(table.columns)
     if label not in names:
         raise UsageError(
-            f"{path}: no column is named {shortened(label)!r}{shortened(suggestion(label, names))}; "
-            "problem.label must be one of "
+            f"{path}: no column is named {shortened(label)!r}"
+            f"{shortened(suggestion(label, names))}; problem.label must be one of "
             f"{shortened(', '.join(names))} (commas separate the columns)"
         )
     if len(names) == 1:
