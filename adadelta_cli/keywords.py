@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from adadelta_cli.errors import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -52,7 +53,7 @@ def check(function: str, given: Iterable[str], known: Iterable[str]) -> None:
         if name not in allowed:
             plain = name[:80].lower()
             meant = SYNONYMS.get(plain)
-            near = [meant] if meant in allowed else difflib.get_close_matches(plain, allowed, n=1)
+            near = [meant] if meant in allowed else nearest(plain, allowed, most=1)
             advice = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
             raise TypeError(f"{function} has no keyword {name[:80]!r}; {advice}")
 

@@ -68,7 +68,8 @@ class FittingTable(Table):
             yield from self._list(console)
         left_out = [str(c.header) for k, c in enumerate(self.columns) if k not in shown]
         if any(left_out):
-            yield Text(f"not shown in {options.max_width} characters: {', '.join(left_out)}")
+            names = ", ".join(left_out)
+            yield Text(f"not shown in {options.max_width} characters: {names}", style="dim")
         if self.caption:
             yield _marked(console, self.caption, "table.caption")
 
@@ -104,9 +105,10 @@ class FittingTable(Table):
                 cell = _marked(console, list(column.cells)[number])
                 if k == 0:
                     cell = above = cell if cell.plain else above
-                head = f"{column.header}: " if column.header and k else ""
+                is_name = k == 0 and column.justify == "left"
+                head = f"{column.header}: " if column.header and not is_name else ""
                 if cell.plain:
-                    yield Text.assemble(head if not k else f"  {head}", cell, overflow="fold")
+                    yield Text.assemble(f"{'  ' * (k > 0)}{head}", cell, overflow="fold")
             yield Text()
 
 

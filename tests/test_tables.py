@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import KERNEL_NAMES
 from quiet import IDLE, QUIET
@@ -16,11 +18,20 @@ from adadelta_cli.bench import regression, regression_report
 from adadelta_cli.bench import report as bench_report
 from adadelta_cli.bench.results import BenchRow
 from adadelta_cli.bench.significance import Verdict
+from adadelta_cli.conversion import convert
 from adadelta_cli.doctor import report as doctor_report
 from adadelta_cli.doctor.checks import Check, CheckOutcome, Examination
 from adadelta_cli.doctor.findings import Finding, Level
+from adadelta_cli.guide import report as guide_report
+from adadelta_cli.guide.keys import explain
+from adadelta_cli.guide.listing import Entry
+from adadelta_cli.run import published
 from adadelta_cli.run import report as run_report
+from adadelta_cli.run.gradient_check import GradientRow
+from adadelta_cli.run.published import PublishedRow, PublishedTable
 from adadelta_cli.run.result import Expectation, RunOutcome, RunResult, Side, TrainingRow
+from adadelta_cli.sweep.report import Report as SweepReport
+from adadelta_cli.sweep.rows import SettingRow, Spread, Status
 from adadelta_cli.tables import FittingTable
 from adadelta_cli.verification import mutation_report
 from adadelta_cli.verification import report as verify_report
@@ -76,6 +87,9 @@ def test_columns_go_in_their_order():
     assert "not shown in 60 characters: first to go, second to go\n" in shown(
         table_of_everything(), 60
     )
+    raw = io.StringIO()
+    Console(file=raw, width=60, force_terminal=True, no_color=True).print(table_of_everything())
+    assert "\x1b[2mnot shown in 60" in raw.getvalue(), "the line is dim"
     text = shown(table_of_everything(), 40)
     assert text.count("a-name-of-thirty-characters-xx") == 2 and "  verdict: SLOWER" in text
 
@@ -192,7 +206,69 @@ def doctor_table():
     return Group(*doctor_report.doctor_tables(found, 0))
 
 
+def gradient_table():
+    """Make the table of a check of gradients, one of which failed."""
+    rows = [
+        GradientRow(
+            LONG, tensor, 1_234_567, 21, 0, (12, 3456), -1.234e-100, 5.678e100, 9.876e-5, 1.5e-9, ok
+        )
+        for tensor, ok in (("weight0", True), ("a_tensor_with_a_long_name", False))
+    ]  # fmt: skip
+    return run_report.gradient_table(rows)
+
+
+def sweep_tables():
+    """Make the tables of a sweep: its settings, and those beside published values."""
+    keys = {"optimizer.rho": 0.999, "optimizer.epsilon": 1e-6, "problem.hidden": [123, 456]}
+    spreads = {"loss": Spread(1.234e-100, 1e-100, 2e-100), "accuracy": Spread(0.98, 0.97, 0.99)}
+    counts = {**dict.fromkeys(Status, 0), Status.DIVERGED: 3, Status.FAILED: 12}
+    setting = SettingRow(keys, 15, counts, 0.9, spreads, ())
+    report = object.__new__(SweepReport)
+    report.settings, report.best = [setting], setting
+    plan = SimpleNamespace(keys=tuple(keys))
+    labels = dict.fromkeys(spreads, "")
+    report.sweep = SimpleNamespace(
+        metric="loss", title="adadelta sweep: a title", plan=plan, labels=labels
+    )
+    published_row = PublishedRow(dict.fromkeys(keys, 0.5), 12.25, 12.5, 12.25, 13.75, 15)
+    table = PublishedTable("a paper's table", "a paper", True, "loss", 0.1, tuple(keys), ())
+    return Group(report._table(), published.terminal_table(table, [published_row]))
+
+
+def convert_table():
+    """Make the table of a conversion of named parameters."""
+    arrays = {name: np.zeros((1234, 5678), "float32") for name in ("acc_grad", "acc_delta")}
+    tensors = [
+        SimpleNamespace(number=k, source=source, name=name, arrays=held, updates=123_456)
+        for k, (name, source, held) in enumerate(((LONG, 199, {}), ("bias", None, arrays)))
+    ]  # fmt: skip
+    return convert.table(SimpleNamespace(states=SimpleNamespace(tensors=tensors)))
+
+
+def list_table():
+    """Make a list, whose second column wraps."""
+    return guide_report.list_table("cases", [Entry("a-long-name-of-a-case", "many words " * 20)])
+
+
+def explain_table():
+    """Make the explanation of a key that several optimizers have."""
+    return guide_report.keys_table(explain("epsilon"))
+
+
 ALWAYS = {
+    gradient_table: [LONG, "weight0", "a_tensor_with_a_long_name", "FAILED", "-1.234e-100"],
+    sweep_tables: [
+        "0.999",
+        "1e-06",
+        "[123, 456]",
+        "1.234e-100",
+        "3 diverged",
+        "12 failed",
+        "12.25",
+    ],
+    convert_table: ["no states", "1234 x 5678", "199"],
+    list_table: ["a-long-name-of-a-case", "many words"],
+    explain_table: ["optimizer.epsilon", "adam", "1e-08", "more than 0"],
     run_table: [LONG, "loss", "accuracy", "6.931e-100", "0.8125", "at most 1.25e-101", "missed"],
     verify_table: [KERNEL, "1 FAILED", "1,000,003", "synthetic steps"],
     self_test_table: [
@@ -225,14 +301,30 @@ def test_each_report_shows_names_numbers_and_verdicts(make, width, encoding):
         assert all(word in text for word in must.split() if len(word) <= width), text
 
 
+COMMANDS = {
+    "self_test": "verify --self-test",
+    "gradient": "run --check-gradient",
+    "sweep_tables": "sweep",
+}
+
+
 @pytest.mark.parametrize("make", ALWAYS, ids=lambda make: make.__name__)
 def test_the_documented_columns_are_dropped_in_that_order(make):
     """docs/cli.md lists what has a rank, the highest first; doctor drops nothing."""
-    command = make.__name__.removesuffix("_table").replace("self_test", "verify --self-test")
+    command = make.__name__.removesuffix("_table")
+    command = COMMANDS.get(command, command)
     listed = DOCS.read_text().partition("| table of |")[2]
-    documented = re.search(rf"^\| `{command}` \| (.*) \|$", listed, re.MULTILINE)[1]
-    tables = make().renderables if make is doctor_table else [make()]
-    ranked = sorted((-rank, k) for k, rank in enumerate(tables[0]._ranks) if rank)
-    dropped = [str(tables[0].columns[k].header) for _, k in ranked] or ["nothing"]
-    assert re.split(", | and ", documented) == dropped
+    documented = re.search(rf"^\| .*`{command}`.* \| (.*) \|$", listed, re.MULTILINE)[1]
+    tables = make().renderables if make in {doctor_table, sweep_tables} else [make()]
+    if make is sweep_tables:
+        documented, beside = documented.split("; beside published values: ")
+        assert beside.split(", ") == dropped_by(tables.pop())
+        documented = documented.replace("the other metrics", "accuracy")
+    assert re.split(", | and ", documented) == dropped_by(tables[0])
     assert not any(any(table._ranks) for table in tables[1:])
+
+
+def dropped_by(table):
+    """Return the headings of the columns that a table drops, the first to go first."""
+    ranked = sorted((-rank, k) for k, rank in enumerate(table._ranks) if rank)
+    return [str(table.columns[k].header) for _, k in ranked] or ["nothing"]

@@ -83,8 +83,8 @@ def convert(
         raise UsageError(f"--from and --to are both {to}; name two formats")
     target = out or work.default_out(states, to)
     screen = terminal(as_json, quiet, verbose)
-    with screen.progress("convert"):
-        result = work.convert(states, target, origin, to, order=order, force=force)
+    with screen.progress("convert") as tick:
+        result = work.convert(states, target, origin, to, order=order, force=force, tick=tick)
     if not quiet:
         screen.table(work.table(result))
     for line in result.remarks:

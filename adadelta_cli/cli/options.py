@@ -239,6 +239,7 @@ TOGETHER_NEVER = {
                 "out",
                 "vary",
                 "with_report",
+                "logs",
             )
         ),
         "the check trains nothing, and computes in float64",
@@ -334,7 +335,7 @@ class Choice(click.Choice[str]):
 
 
 def completes(what: str) -> Callable[..., list[CompletionItem]]:
-    """Let a shell complete the names of a list of `adadelta list`, or `keys` of a config."""
+    """Let a shell complete names of a list of `adadelta list`, `keys` of a config, or `logs`."""
 
     def complete(
         _context: click.Context, _parameter: click.Parameter, start: str
@@ -343,6 +344,10 @@ def completes(what: str) -> Callable[..., list[CompletionItem]]:
 
         if what == "keys":
             return [CompletionItem(key) for key in keys.near_keys(start)]
+        if what == "logs":
+            from adadelta_cli.run.logs.targets import KINDS
+
+            return [CompletionItem(f"{kind}:") for kind in KINDS if kind.startswith(start)]
         return [
             CompletionItem(each.name, help=each.about)
             for each in listing.LISTS[what]()

@@ -54,7 +54,8 @@ def report(
     folders = folders or (Path("results"),)
     first = folders[0] if folders[0].is_dir() else folders[0].parent
     out = out or first
-    found = read_folders(folders)
+    with screen.progress("report") as tick:
+        found = read_folders(folders, tick)
     files.prepare_folder(out, [FILE])
     path = write_page(out / FILE, found)
     for note in found.notes:
@@ -73,7 +74,8 @@ def write_report(screen: Terminal, out: Path) -> None:
     from adadelta_cli.report.read import read_folders
 
     try:
-        found = read_folders([out])
+        with screen.progress("report") as tick:
+            found = read_folders([out], tick)
     except UsageError as error:  # interrupted before there was a result
         screen.note(f"no report: {error}")
         return

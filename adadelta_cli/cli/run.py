@@ -24,6 +24,7 @@ from adadelta_cli.cli.options import (
     threads_option,
 )
 from adadelta_cli.cli.report import FILE, report_option, write_report
+from adadelta_cli.errors import BrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +63,14 @@ if TYPE_CHECKING:
     help="Write the gradient of each step to an npz file, for verify --replay.",
 )
 @click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    metavar="KIND:WHERE",
+    shell_complete=completes("logs"),
+    help="Also log each row of history.csv to tensorboard:DIR or mlflow:URI; repeatable.",
+)
+@click.option(
     "--check-gradient",
     is_flag=True,
     help="Train nothing: compare the gradient with central differences of the loss.",
@@ -93,6 +102,7 @@ def run(
     overrides: tuple[str, ...],
     vary: tuple[str, ...],
     record_gradients: Path | None,
+    logs: tuple[str, ...],
     check_gradient: bool,
     kvstore: str | None,
     update_on: str | None,
@@ -120,6 +130,7 @@ def run(
     adadelta run my.yaml --backend numpy --dtype float64 --resume
     adadelta run mlp --vary optimizer.rho=0.9,0.95,0.99 --format markdown
     adadelta run my.yaml --check-gradient
+    adadelta run mlp --log tensorboard:logs --log mlflow:sqlite:///mlflow.db
     adadelta run zeiler2012/table2 --data DIR
     adadelta run --ctx gpu
     adadelta run mlp --kvstore dist_sync   # in each process; see adadelta launch
@@ -127,6 +138,7 @@ def run(
     from adadelta_cli.files import check_pictures
     from adadelta_cli.implementations.array_backends import backend as array_library
     from adadelta_cli.run import report, sharing, training
+    from adadelta_cli.run.logs import targets
 
     screen = terminal(as_json, quiet, verbose)
     if check_gradient:
@@ -137,17 +149,20 @@ def run(
     if asked.serves:
         asked.serve()
         return
+    logged = targets.read(logs)
     check_pictures()
     library = array_library(backend, device)
     with asked.join() as worker:
         first = worker is None or worker.rank == 0
         screen = screen if first else Terminal(verbosity=-1)
         how |= {"vary": vary, "record_gradients": record_gradients, "worker": worker}
+        how["logs"] = logged if first else ()
         with worker.together() if worker else nullcontext():
             runs = training.runs(configs, overrides, out, library, **how)
             if first:
                 names = [*report.COMPARISON] if len(runs) > 1 else []
                 _prepare_folders(out, [*names, *[FILE] * with_report], record_gradients)
+                targets.prepare(logged)
         with ExitStack() as finished:
             if first and with_report:
                 finished.callback(write_report, screen, out)
@@ -180,7 +195,23 @@ def _execute(
     results = [each.result for each in runs if each.result]
     for line in report.run_remarks(results, out) if layout else ():
         screen.note(line)
+    _check_logs(runs, out)
     return results
+
+
+def _check_logs(runs: Sequence[Run], out: Path) -> None:
+    """Check that all runs were logged.
+
+    Raises:
+        BrokenError: one was not; its results are complete.
+    """
+    failed = [line for each in runs for line in each.logs.failed]
+    if failed:
+        raise BrokenError(
+            *failed,
+            f"The training is finished, and its files in {out} are complete. To log it again, "
+            "provide what failed, and run the command with --force",
+        )
 
 
 def _check_gradient(
@@ -194,7 +225,10 @@ def _check_gradient(
     from adadelta_cli.files import jsonable
     from adadelta_cli.run import gradient_check, report
 
-    rows = gradient_check.check(configs, overrides, library, seed)
+    rows = []
+    for name, config in gradient_check.load(configs, overrides):
+        with screen.progress(f"check {name}") as tick:
+            rows += gradient_check.check(name, config, library, seed, tick)
     if layout == "markdown":
         screen.text(report.gradient_markdown(rows))
     else:
@@ -209,6 +243,8 @@ def _show_runs(screen: Terminal, runs: Sequence[Run], out: Path, layout: str) ->
     from adadelta_cli.run import comparison, report
 
     results = [each.result for each in runs if each.result]
+    for line in (line for each in runs for line in each.logs.remarks):
+        screen.note(line)
     if results and layout == "markdown":
         screen.text(report.run_markdown(results))
     elif results:

@@ -12,6 +12,7 @@ from adadelta_cli import files
 from adadelta_cli.conversion import replay
 from adadelta_cli.conversion.states import check, listed, reordered
 from adadelta_cli.errors import ExitCode, UnavailableError, UsageError
+from adadelta_cli.system.progress import Tick, no_tick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,7 @@ def convert(
     *,
     order: Sequence[int | None] = (),
     force: bool = False,
+    tick: Tick = no_tick,
 ) -> Conversion:
     """Convert a file of states; write the new one only if it gives the same steps.
 
@@ -84,6 +86,7 @@ def convert(
         to: the format of the new file.
         order: as for `states.reordered`.
         force: replace the new file if it exists.
+        tick: gets the steps that were taken, and how many there are.
 
     Raises:
         UsageError: the file cannot be converted, or the new one exists.
@@ -99,7 +102,7 @@ def convert(
         written = Path(folder) / out.name
         written.write_bytes(content)
         same = replay.same_arrays(states_of(states), states_of(new.read(written)))
-        before, after = replay.draw(states)
+        before, after = replay.draw(states, tick)
         found = replay.compare(states, old.replay(source, before), new.replay(written, after))
     remarks = [
         *read.remarks,

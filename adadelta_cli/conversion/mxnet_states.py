@@ -163,7 +163,7 @@ def replay(path: Path, drawn: Drawn) -> Results:
         pair = _array(acc_grad), _array(acc_delta)
         states.append((_array(drawn.weights[number]), pair) if master else pair)
     with runtime.flush_subnormals(False):
-        for step in range(drawn.steps):
+        for step in drawn.numbered_steps():
             grads = [_array(drawn.grad(step, number)) for number in numbers]
             optimizer.update_multi_precision(numbers, weights, grads, states)
         return dict(zip(numbers, map(_results, weights, states), strict=True))

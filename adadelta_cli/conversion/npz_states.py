@@ -125,7 +125,7 @@ def replay(path: Path, drawn: Drawn) -> Results:
     own = {name: [getattr(each, name) for each in kept] for name in ("learning_rate", "wd")}
     settings: dict[str, Any] = vars(states.hyper) | own
     step = FusedStep(parameters.values(), **settings)
-    for k in range(drawn.steps):
+    for k in drawn.numbered_steps():
         for number, p in parameters.items():
             p.grad[...] = drawn.grad(k, number)
         step()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from adadelta_cli.system.progress import Tick, no_tick
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from adadelta_cli.conversion.states import States, TensorState
     from adadelta_cli.update import Hyperparameters
@@ -28,6 +30,8 @@ class Drawn:
         seeds: by number: the same for a parameter in both files.
         hyper: rescaling and clipping of the gradients.
         steps: how many are taken.
+        tick: gets the steps that were taken before one, in all, and with which file.
+        taken: steps of the other file before these.
     """
 
     weights: dict[int, np.ndarray]
@@ -35,6 +39,14 @@ class Drawn:
     seeds: dict[int, int]
     hyper: Hyperparameters
     steps: int = STEPS
+    tick: Tick = no_tick
+    taken: int = 0
+
+    def numbered_steps(self) -> Iterator[int]:
+        """Yield the number of each step to take."""
+        for step in range(self.steps):
+            self.tick(self.taken + step, 2 * self.steps, "steps with both files")
+            yield step
 
     def stored_weight(self, number: int) -> np.ndarray:
         """Copy a weight, in the dtype of the training."""
@@ -60,12 +72,12 @@ def _normal(seed: list[int], like: np.ndarray) -> np.ndarray:
     return np.asarray(generator.standard_normal(like.shape, like.dtype))
 
 
-def draw(target: States) -> tuple[Drawn, Drawn]:
+def draw(target: States, tick: Tick = no_tick) -> tuple[Drawn, Drawn]:
     """Draw the same for the file that is converted and for the one that it becomes."""
     stepped = [each for each in target.tensors if each.arrays]
-    return _drawn(target, {int(each.source or 0): each for each in stepped}), _drawn(
-        target, {each.number: each for each in stepped}
-    )
+    before = _drawn(target, {int(each.source or 0): each for each in stepped})
+    after = _drawn(target, {each.number: each for each in stepped})
+    return replace(before, tick=tick), replace(after, tick=tick, taken=before.steps)
 
 
 def _drawn(target: States, tensors: dict[int, TensorState]) -> Drawn:

@@ -290,7 +290,7 @@ def replay(path: Path, drawn: Drawn) -> Results:
         state.update({key: state[key].contiguous() for key in ACCUMULATORS})  # as the weights
     optimizer = Adadelta(groups)
     optimizer.load_state_dict(document)
-    for step in range(drawn.steps):
+    for step in drawn.numbered_steps():
         for number in drawn.weights:
             tensors[number].grad = torch.from_numpy(drawn.processed_grad(step, number))
         optimizer.step()

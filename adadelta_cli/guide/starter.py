@@ -31,20 +31,33 @@ def starter_config(problem: str) -> str:
     ]
     for section in config.schema()["properties"]:
         lines += ["", f"{section}:" if given.get(section) else f"# {section}:"]
-        lines += _section(section, names.get(section, ""), given.get(section, {}))
+        keys = _keys(section, names.get(section, ""), problem)
+        lines += _section(keys, names.get(section, ""), given.get(section, {}))
     return "\n".join(lines) + "\n"
 
 
-def _section(section: str, name: str, given: dict[str, object]) -> Iterator[str]:
+def _keys(section: str, name: str, problem: str) -> dict[str, KeyHelp]:
+    """Return the keys of a section that a config of this problem can use."""
+    keys = {
+        each.key.removeprefix(f"{section}."): each
+        for each in all_keys()
+        if each.key.startswith(f"{section}.") and each.name == name
+    }
+    return {
+        key: each
+        for key, each in keys.items()
+        if key != "name" and config.is_usable(section, key, problem)
+    }
+
+
+def _section(keys: dict[str, KeyHelp], name: str, given: dict[str, object]) -> Iterator[str]:
     if name:
         yield f"  name: {name}"
-    for each in all_keys():
-        key = each.key.removeprefix(f"{section}.")
-        if key != each.key and each.name == name and key != "name":
-            yield from _comment(each)
-            value = yaml12.dump({key: given.get(key)}).strip()
-            default = f"# {key}: {each.default or 'required'}"
-            yield textwrap.indent(value if key in given else default, "  ")
+    for key, each in keys.items():
+        yield from _comment(each)
+        value = yaml12.dump({key: given.get(key)}).strip()
+        default = f"# {key}: {each.default or 'required'}"
+        yield textwrap.indent(value if key in given else default, "  ")
 
 
 def _comment(key: KeyHelp) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError, shortened
+from adadelta_cli.errors import AdadeltaError, UnavailableError, UsageError, nearest, shortened
 from adadelta_cli.mxnet_bridge import probe, runtime
 from adadelta_cli.system import gpu
 from adadelta_cli.system.sandbox import Sandbox
@@ -36,7 +36,9 @@ class Device:
         """
         match = re.fullmatch(r"(cpu)|gpu(?::([0-9]{1,4}))?", text)
         if not match:
-            raise UsageError(f"ctx is {shortened(text)!r}; expected cpu, gpu or gpu:N")
+            raise UsageError(
+                f"ctx is {shortened(text)!r}{_meant(text)}; expected cpu, gpu or gpu:N"
+            )
         return cls("cpu") if match[1] else cls("gpu", int(match[2] or 0))
 
     def __str__(self) -> str:
@@ -44,6 +46,17 @@ class Device:
 
 
 CPU = Device()
+CUDA = "cuda"  # what PyTorch calls a GPU
+
+
+def _meant(text: str) -> str:
+    """Suggest the device that a wrong name stands for, with its number."""
+    kind, colon, number = text.replace(CUDA, "gpu").partition(":")
+    near = nearest(kind, ("cpu", "gpu"), most=1)
+    if not near:
+        return ""
+    numbered = near == ["gpu"] and number.isdecimal()
+    return f" (did you mean {near[0]}{(colon + number) * numbered}?)"
 
 
 class NumpyBackend:

@@ -27,6 +27,7 @@ from adadelta_cli.errors import (
     in_one_line,
     shown,
     status,
+    suggestion,
 )
 from adadelta_cli.implementations.base import ANY_ORDER, Implementation
 from adadelta_cli.implementations.guard import Guarded, address, library, poison
@@ -130,8 +131,8 @@ def load_kernel(name: str) -> Callable[..., Any]:
     except AttributeError:
         own = [key for key, each in vars(module).items() if inspect.isroutine(each)]
         raise UsageError(
-            f"--impl {name}: there is no {path} in {place}; its functions are "
-            f"{', '.join(own) or 'none'}"
+            f"--impl {name}: there is no {path} in {place}{suggestion(path, own)}; its functions "
+            f"are {', '.join(own) or 'none'}"
         ) from None
     if not callable(found):
         raise UsageError(f"--impl {name}: {path} is {found!r}; expected a function {SIGNATURE}")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from adadelta_cli.bench.significance import Verdict
 from adadelta_cli.report.found import finite, is_wrong
 from adadelta_cli.run.result import RunOutcome
-from adadelta_cli.verification.rows import Status
+from adadelta_cli.sweep.rows import RESULTS, Status
+from adadelta_cli.verification.rows import Status as CheckStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -92,7 +93,7 @@ def _verification(each: FoundVerification, number: int) -> Finding:
         level, sentence = Level.GOOD, f"All {what} passed"
     else:
         level, sentence = Level.DOUBTFUL, "Nothing was compared: all cases were skipped"
-    broken = sum(row.status is Status.NO_RESULT for row in failed)
+    broken = sum(row.status is CheckStatus.NO_RESULT for row in failed)
     remarks = (f"{_counted(broken, 'comparison')} had no result: it raised, hung or crashed",)
     return Finding(
         *("verify", each.place, level, sentence + bits * bool(exact) + ".", f"verify-{number}"),
@@ -133,22 +134,32 @@ def _runs(runs: Sequence[FoundRun]) -> Finding:
 
 
 def _sweep(each: FoundSweep, number: int) -> Finding:
+    """Say what is best, and what befell the others; the level is that of the command's exit code.
+
+    Runs that diverged are a result, but for what `expect:` says of them.
+    """
     document = each.document
-    bad = Counter(str(run.get("status")) for run in document.runs)
-    del bad["finished"]
+    found = Counter(str(run.get("status")) for run in document.runs)
     missed = sum(setting.get("passed") is False for setting in document.settings)
-    remarks = [f"{_counted(count, 'run')} {status}" for status, count in bad.items()]
-    remarks += [f"{_counted(missed, 'setting')} missed what the config expects"] * bool(missed)
-    remarks += ["not complete: the same command computes the other runs"] * (not document.complete)
-    broken = missed or sum(count for status, count in bad.items() if status != "diverged")
+    notes = [f"{_counted(found[s.value], 'run')} {s.verb}" for s in OTHERS if found[s.value]]
+    notes += [f"{_counted(missed, 'setting')} missed what the config expects"] * bool(missed)
+    remarks = ("not complete: the same command computes the other runs",) * (not document.complete)
+    passed = document.passed
+    if passed is None:
+        passed = not missed and not any(found[s.value] for s in OTHERS if s not in RESULTS)
     best = finite(_best(document.best, f"{document.metric}_median"))
-    level = Level.BAD if broken else Level.DOUBTFUL if remarks or best is None else Level.GOOD
+    doubtful = notes or remarks or best is None
+    level = Level.BAD if not passed else Level.DOUBTFUL if doubtful else Level.GOOD
     what = f"{_counted(len(document.settings), 'setting')} of {document.config}"
-    sentence = f"Of {what}, none has a finite {document.metric}."
+    sentence = f"Of {what}, none has a finite {document.metric}"
     if best is not None:
         keys = ", ".join(f"{key}={_best(document.best, key)}" for key in document.keys)
-        sentence = f"Of {what}, the best is {keys or 'all seeds'}: {document.metric} {best:.4g}."
-    return Finding("sweep", each.place, level, sentence, f"sweep-{number}", tuple(remarks))
+        sentence = f"Of {what}, the best is {keys or 'all seeds'}: {document.metric} {best:.4g}"
+    sentence = "; ".join([sentence, *notes]) + "."
+    return Finding("sweep", each.place, level, sentence, f"sweep-{number}", remarks)
+
+
+OTHERS = [each for each in Status if each is not Status.FINISHED]
 
 
 def _best(best: dict[str, object] | None, name: str) -> object:

@@ -101,12 +101,13 @@ class FoundComparison:
 
 
 class SweepDocument(BaseModel):
-    """A sweep.json."""
+    """A sweep.json; older versions wrote no `passed`."""
 
     config: str
     keys: list[str]
     metric: str
     complete: bool = True
+    passed: bool | None = None
     best: dict[str, Any] | None = None
     settings: list[dict[str, Any]]
     runs: list[dict[str, Any]] = []

@@ -30,6 +30,7 @@ from adadelta_cli.report.found import (
     finite,
 )
 from adadelta_cli.run import yaml12
+from adadelta_cli.system.progress import Tick, no_tick
 from adadelta_cli.verification.rows import ComparisonRow
 
 if TYPE_CHECKING:
@@ -44,15 +45,21 @@ class Unreadable(Exception):  # noqa: N818 - a note for the reader, no error of 
     """A file is damaged, or is not what its name says."""
 
 
-def read_folders(folders: Sequence[Path]) -> Found:
+def read_folders(folders: Sequence[Path], tick: Tick = no_tick) -> Found:
     """Read all results in these folders and below; a file is read by itself.
+
+    Args:
+        folders: where to look.
+        tick: gets the files that were read, and how many there are.
 
     Raises:
         UsageError: a folder cannot be read, or there is no result in any of them.
     """
     found = Found()
     seen: set[Path] = set()
-    for path in _files(folders):
+    paths = list(_files(folders))
+    for done, path in enumerate(paths):
+        tick(done, len(paths), "files")
         if path.resolve() in seen or _is_replaced(path):
             continue
         seen.add(path.resolve())

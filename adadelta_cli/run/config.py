@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import reprlib
 from copy import deepcopy
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 LARGEST_BYTES = 100_000  # a config takes one; a file named by mistake may be huge
 MOST_ERRORS = 10  # that a message lists
+MOST_BESIDE = 1000  # files of a folder that may have been meant
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 EXPECTED_SHAPE = "a config is a mapping with the keys problem, optimizer, training and expect"
 
@@ -141,9 +144,19 @@ def locate(reference: str) -> Path:
     if reason:
         raise UsageError(
             f"unknown config {shortened(reference)!r}: {reason}; name a YAML file or a bundled "
-            f"config ({', '.join(names)}){suggestion(reference, known)}"
+            f"config ({', '.join(names)}){_near_configs(reference, known)}"
         )
     return path
+
+
+def _near_configs(reference: str, known: Sequence[str]) -> str:
+    """Suggest bundled configs, and files in the folder of a missing one, whatever the ending."""
+    names = {name: name for name in known}
+    with contextlib.suppress(OSError, ValueError):  # no folder can have this name
+        for each in itertools.islice(Path(reference).parent.glob("*.y*ml"), MOST_BESIDE):
+            names[str(each.with_suffix(""))] = str(each)
+    near = nearest(reference.removesuffix(".yaml").removesuffix(".yml"), names)
+    return f" (did you mean {' or '.join(names[each] for each in near)}?)" if near else ""
 
 
 def load_config(
@@ -528,7 +541,7 @@ def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:
         given = "neither is" if training.steps is None else "both are"
         expected = "set exactly one of training.steps and training.epochs"
         yield ("training", "steps"), f"{expected}; {given} set (null unsets one)"
-    if name == "rosenbrock":
+    if name in WITHOUT_DATA:
         yield from without_data(training, name)
     unknown = [key for key in config.expect.model_extra or () if not _is_bound(key, name)]
     for key in unknown:
@@ -539,9 +552,20 @@ def _contradictions(config: Config) -> Iterator[tuple[Key, str]]:
         yield from unknown_metrics(config.expect, name, PROBLEMS[name].metrics)
 
 
+WITHOUT_DATA = {"rosenbrock"}  # of the built-in problems
+OF_DATA = ("epochs", "batch_size")  # keys of `training`
+
+
+def is_usable(section: str, key: str, problem: str) -> bool:
+    """Return whether a config of this built-in problem can have a value for a key."""
+    if section == "training":
+        return not (key in OF_DATA and problem in WITHOUT_DATA)
+    return section != "expect" or key.partition("_")[2] in PROBLEMS[problem].metrics
+
+
 def without_data(training: TrainingSettings, problem: str) -> Iterator[tuple[Key, str]]:
     """Yield the key and a message for each setting that only a problem with data can have."""
-    for key in ("epochs", "batch_size"):
+    for key in OF_DATA:
         value = getattr(training, key)
         if value is not None:
             fix = f"{problem} has no data; use training.steps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from adadelta_cli.implementations import optimizers
 from adadelta_cli.run import config as configs
 from adadelta_cli.run import problems
 from adadelta_cli.run.problems.problem import gradient
+from adadelta_cli.system.progress import Tick, no_tick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,23 +61,17 @@ class GradientRow:
     passed: bool
 
 
-def check(
-    references: Sequence[str], overrides: Sequence[str], backend: NumpyBackend, seed: int
-) -> list[GradientRow]:
-    """Compare the gradients of configs, a row for each tensor.
-
-    Args:
-        references: as `training.runs` takes them.
-        overrides: as `training.runs` takes them, too.
-        backend: the array library whose gradient is compared.
-        seed: of the problem, and of the elements that are compared.
+def load(references: Sequence[str], overrides: Sequence[str]) -> list[tuple[str, Config]]:
+    """Load configs with their names; both arguments as `training.runs` takes them.
 
     Raises:
-        UsageError: a config or its data are invalid.
+        UsageError: a config is invalid.
     """
     names = references or configs.shipped()
-    loaded = [(configs.locate(each).stem, configs.load_config(each, overrides)) for each in names]
-    return [row for name, each in loaded for row in _check(displayed(name), each, backend, seed)]
+    return [
+        (displayed(configs.locate(each).stem), configs.load_config(each, overrides))
+        for each in names
+    ]
 
 
 def exit_code(rows: Sequence[GradientRow]) -> ExitCode:
@@ -83,17 +79,38 @@ def exit_code(rows: Sequence[GradientRow]) -> ExitCode:
     return ExitCode.OK if all(row.passed for row in rows) else ExitCode.CHECK_FAILED
 
 
-def _check(name: str, config: Config, backend: NumpyBackend, seed: int) -> list[GradientRow]:
+def check(
+    name: str, config: Config, backend: NumpyBackend, seed: int, tick: Tick = no_tick
+) -> list[GradientRow]:
+    """Compare the gradient of a config, a row for each tensor.
+
+    Args:
+        name: the config's.
+        config: names the problem.
+        backend: the array library whose gradient is compared.
+        seed: of the problem, and of the elements that are compared.
+        tick: gets the elements that were compared, how many there are, and the tensor.
+
+    Raises:
+        UsageError: the problem's data are invalid.
+    """
     problem, generator = problems.problem(config.problem, seed), np.random.default_rng(seed)
     point = [_moved(start, generator) for start in problem.start.values()]
     batch = [np.asarray(values[:MOST_SAMPLES]) for values in problem.data]
     batch = [each.astype(np.float64) if each.dtype.kind == "f" else each for each in batch]
     with np.errstate(all="ignore"):
         grads = _gradient(problem, backend, point, batch)
-        return [
-            _row(name, tensor, grads[k], point[k], _loss_along(problem, point, k, batch), generator)
-            for k, tensor in enumerate(problem.start)
-        ]
+        chosen = [_chosen(each, generator) for each in grads]
+        numbers, total = itertools.count(), sum(map(len, chosen))
+        rows = []
+        for k, tensor in enumerate(problem.start):
+            loss = _loss_along(problem, point, k, batch)
+            found = []
+            for each in chosen[k]:
+                tick(next(numbers), total, f"elements, {displayed(tensor)}")
+                found.append(_compared(float(grads[k][each]), float(point[k][each]), each, loss))
+            rows.append(_row(name, tensor, grads[k].size, found))
+        return rows
 
 
 def _moved(start: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -123,17 +140,11 @@ def _loss_along(
 
 
 def _row(
-    name: str,
-    tensor: str,
-    grad: np.ndarray,
-    values: np.ndarray,
-    loss: Callable[[tuple[int, ...], float], float],
-    generator: np.random.Generator,
+    name: str, tensor: str, elements: int, found: Sequence[tuple[Any, ...] | None]
 ) -> GradientRow:
-    indices = _chosen(grad, generator)
-    found = [_compared(float(grad[each]), float(values[each]), each, loss) for each in indices]
+    """Sum up what `_compared` found for a tensor."""
     smooth = [each for each in found if each is not None]
-    counts = (grad.size, len(smooth), len(found) - len(smooth))
+    counts = (elements, len(smooth), len(found) - len(smooth))
     if not smooth:
         return GradientRow(name, tensor, *counts, (), None, None, None, None, False)
     worst = max(smooth, key=lambda each: each[-1] if np.isfinite(each[-1]) else np.inf)

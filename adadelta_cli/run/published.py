@@ -123,6 +123,7 @@ def remark(table: PublishedTable, rows: Sequence[PublishedRow]) -> str:
 
 
 COLUMNS = ("published", "median", "interval", "runs", "difference", "reproduced")
+RANKS = {"interval": 2, "runs": 1}  # a narrow terminal drops these, the highest first
 
 
 def _cells(table: PublishedTable, row: PublishedRow) -> list[str]:
@@ -144,7 +145,7 @@ def terminal_table(table: PublishedTable, rows: Sequence[PublishedRow]) -> Table
     laid = FittingTable(title=table.title)
     for name in (*table.keys, *COLUMNS):
         justify: Literal["left", "right"] = "left" if name in table.keys else "right"
-        laid.add_column(name.rpartition(".")[2], justify=justify)
+        laid.add_column(name.rpartition(".")[2], justify=justify, rank=RANKS.get(name, 0))
     for row in rows:
         laid.add_row(*_cells(table, row))
     return laid

@@ -17,6 +17,8 @@ from adadelta_cli.run import config as configs
 from adadelta_cli.run import report, signals
 from adadelta_cli.run.checkpoint import Checkpoint
 from adadelta_cli.run.comparison import PLAIN, Variant, variants
+from adadelta_cli.run.logs.base import RunFacts
+from adadelta_cli.run.logs.targets import RunLogs
 from adadelta_cli.run.recorder import Recorder
 from adadelta_cli.run.result import Expectation, RunOutcome, RunResult
 from adadelta_cli.run.trainer import Trainer
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from adadelta_cli.distributed.worker import Worker
     from adadelta_cli.implementations.array_backends import NumpyBackend
     from adadelta_cli.run.config import Config
+    from adadelta_cli.run.logs.base import Target
 
 CHECKPOINT = "checkpoint.npz"
 FILES = (CHECKPOINT, *report.FILES)
@@ -128,6 +131,7 @@ class Run(Training):
         resume: continue from the folder's checkpoint, if there is one.
         force: discard an unfinished run, or a finished one with other settings.
         record_gradients: the file for the gradient of each step.
+        logs: where else each row of the history goes.
         variant: the values of `--vary`, which the config has.
         how: the other arguments of `Training`; of several workers, only rank 0 has files.
 
@@ -146,10 +150,12 @@ class Run(Training):
         resume: bool = False,
         force: bool = False,
         record_gradients: Path | None = None,
+        logs: Sequence[Target] = (),
         variant: Variant = PLAIN,
         **how: Any,
     ) -> None:
         self.variant, self.folder = variant, folder
+        self.logs = RunLogs(logs)
         for each in FILES:
             files.check_writable(folder / each)
         if record_gradients:
@@ -225,23 +231,38 @@ class Run(Training):
                 files.remove(self.folder / name)
         with signals.defer_signals() as deferred:
             release = self._start_shared(deferred) if self._worker else deferred
-            while self._goes_on():
+            try:
+                self._start_logs()
+                return self._train(release, tick)
+            finally:  # the files are written by now
+                self.logs.close(self.result.outcome if self.result else None)
+
+    def _train(self, release: Callable[[], None], tick: Tick) -> RunResult:
+        while self._goes_on():
+            try:
+                self._advance()
+            except BaseException:  # a lost GPU, no memory, a full disk: the step may be torn
+                self._write_partial()
+                raise
+            try:
+                release()
+                failed = "; a log failed" if self.logs.failed else ""
+                what = f"steps, loss {self._history[-1].loss:.4g}{failed}"
+                tick(self.trainer.step, self.trainer.total, what)
+            except BaseException:
                 try:
-                    self._advance()
-                except BaseException:  # a lost GPU, no memory, a full disk: the step may be torn
+                    self._write_checkpoint()
+                finally:
                     self._write_partial()
-                    raise
-                try:
-                    release()
-                    what = f"steps, loss {self._history[-1].loss:.4g}"
-                    tick(self.trainer.step, self.trainer.total, what)
-                except BaseException:
-                    try:
-                        self._write_checkpoint()
-                    finally:
-                        self._write_partial()
-                    raise
-            return self._finish()
+                raise
+        return self._finish()
+
+    def _start_logs(self) -> None:
+        """Start the logs, with the rows that there are: a resumed run has those before, too."""
+        if self.logs.targets:
+            self.logs.start(RunFacts.of(self.folder.name, self.config, self._facts))
+        for row in self._history:
+            self.logs.add(row)
 
     def _start_shared(self, deferred: signals.Release) -> Callable[[], None]:
         """Start together with the other workers; return what to call between two steps."""
@@ -258,7 +279,10 @@ class Run(Training):
         return partial(worker.release, deferred)
 
     def _advance(self) -> None:
+        recorded = len(self._history)
         super()._advance()
+        for row in self._history[recorded:]:
+            self.logs.add(row)
         if self._recorder:
             began = time.perf_counter()
             self._recorder.add()

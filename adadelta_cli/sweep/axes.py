@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import UsageError, shortened
+from adadelta_cli.errors import UsageError, nearest, shortened, suggestion
 from adadelta_cli.run import key_values, yaml12
 from adadelta_cli.run.config import Variation
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 RANGE = re.compile(r"(log|lin|uniform|int):([^:]*):([^:]*)")
+KINDS = ("log", "lin", "uniform", "int")
+LIKE_A_RANGE = re.compile(r"([A-Za-z]+)(:[-+.0-9][^:,]*){2}")
 FORMS = "log:LOW:HIGH, lin:LOW:HIGH or int:LOW:HIGH, with LOW less than HIGH (log: LOW above 0)"
 DIGITS = 6  # of a drawn number: logarithms of two machines may differ in the last bit
 PATIENCE = 100  # draws for each setting, until the ranges count as exhausted
@@ -88,7 +90,8 @@ def axis(key: str, values: Any, where: str, *, of_file: bool = False) -> Axis:
 
 
 def _range(key: str, text: str, where: str) -> tuple[str, Any, Any]:
-    error = UsageError(f"{where}: {key} is {shortened(text)!r}; expected a list, or {FORMS}")
+    near = suggestion(text.partition(":")[0], KINDS)
+    error = UsageError(f"{where}: {key} is {shortened(text)!r}{near}; expected a list, or {FORMS}")
     match = RANGE.fullmatch(text)
     if not match:
         raise error
@@ -109,8 +112,14 @@ def parse_grid(option: str) -> Axis:
     """
     where = f"--grid {shortened(option)}"
     key, text = key_values.split_key(where, option)
-    is_range = RANGE.fullmatch(text.strip())
+    is_range = RANGE.fullmatch(text.strip()) or _is_misspelt(text.strip())
     return axis(key, text.strip() if is_range else key_values.listed(where, text), where)
+
+
+def _is_misspelt(text: str) -> bool:
+    """Return whether a text is like a range but for its kind, as `lgo:1:10`."""
+    match = LIKE_A_RANGE.fullmatch(text)
+    return bool(match and nearest(match[1], KINDS))
 
 
 def combinations(axes: Sequence[Axis]) -> Iterator[tuple[Any, ...]]:

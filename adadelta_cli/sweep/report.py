@@ -94,6 +94,7 @@ class Report:
             "seeds": list(plan.seeds),
             "metric": self.sweep.metric,
             "complete": len(self.rows) == len(self.sweep.places),
+            "passed": self.exit_code is ExitCode.OK,
             "best": self._best(metrics),
             "settings": [
                 jsonable(row.cells(metrics))
@@ -123,7 +124,7 @@ class Report:
             if found and status is not Status.FINISHED:
                 first = f": {found[0].message}" if found[0].message else ""
                 where = ", ".join([*_shown(found[0].values), f"seed {found[0].seed}"])
-                yield f"{len(found)} of {len(self.rows)} runs {_verb(status)}, first {where}{first}"
+                yield f"{len(found)} of {len(self.rows)} runs {status.verb}, first {where}{first}"
         missed = [row for row in self.settings if row.passed is False]
         if missed:
             wanted = ", ".join(
@@ -199,18 +200,6 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(values: dict[str, Any]) -> list[str]:
     return [f"{key}={yaml12.flow(each)}" for key, each in values.items()]
-
-
-VERBS = {
-    Status.DIVERGED: "diverged",
-    Status.FAILED: "failed",
-    Status.CRASHED: "crashed",
-    Status.TIMEOUT: "took too long",
-}
-
-
-def _verb(status: Status) -> str:
-    return VERBS[status]
 
 
 def _spread(row: SettingRow, metric: str) -> str:

@@ -28,6 +28,11 @@ class Status(Enum):
     CRASHED = "crashed"  # its process ended
     TIMEOUT = "timeout"  # it took longer than --timeout
 
+    @property
+    def verb(self) -> str:
+        """What a run did, in a sentence."""
+        return "took too long" if self is Status.TIMEOUT else self.value
+
 
 RESULTS = {Status.FINISHED, Status.DIVERGED}
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from adadelta_cli.errors import UsageError
+from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.update import Hyperparameters
 from adadelta_cli.verification.cases import FILLS, FUZZ_FILLS, Case, Shape, power_of_10
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 # Names for `--case` that stand for many cases: fuzzed ones, tensors of every length, and one step
 # taken hundreds of times (`invariants.check_repeated`).
@@ -31,7 +31,7 @@ RATES = tuple(field.name for field in fields(Hyperparameters))
 FORM = "drawn:shapes=3x4+7+scalar,fill=FILL,steps=N,draw=N,varied=1 and hyper-parameters"
 READERS: dict[str, Callable[[str], Any]] = {
     "shapes": lambda text: tuple(map(_shape, text.split("+"))),
-    "fill": lambda text: _allowed("fill", text, FILLS),
+    "fill": lambda text: _allowed("fill", text, [*FILLS]),
     "steps": lambda text: _allowed("steps", int(text), range(1, 1001)),
     "draw": int,
     "varied": lambda text: bool(int(text)),
@@ -77,7 +77,7 @@ def parse_case(name: str) -> FuzzedCase:
     """
     try:
         pairs = [part.split("=", 1) for part in name.removeprefix(PREFIX).split(",")]
-        found = {key: READERS[key](value) for key, value in pairs}
+        found = {key: _reader(key)(value) for key, value in pairs}
         rates = {key: found.pop(key) for key in RATES if key in found}
         return fuzzed(found.pop("shapes"), Hyperparameters(**rates), **found)
     except (KeyError, ValueError) as error:
@@ -86,9 +86,16 @@ def parse_case(name: str) -> FuzzedCase:
         ) from None
 
 
-def _allowed(key: str, value: Any, allowed: Container[Any]) -> Any:
+def _reader(key: str) -> Callable[[str], Any]:
+    if key not in READERS:
+        raise ValueError(f"there is no {shortened(key)!r}{suggestion(key, READERS)}")
+    return READERS[key]
+
+
+def _allowed(key: str, value: Any, allowed: Collection[Any]) -> Any:
     if value not in allowed:
-        raise ValueError(f"{key} is {value!r}, not in {allowed}")
+        near = suggestion(value, allowed) if isinstance(value, str) else ""
+        raise ValueError(f"{key} is {value!r}{near}, not in {allowed}")
     return value
 
 

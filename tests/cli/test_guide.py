@@ -112,6 +112,57 @@ def test_the_starting_config_is_the_bundled_one(problem, tmp_path):
     assert config.load_config(str(path)) == config.load_config(problem)
 
 
+def uncommented(text, number, value=""):
+    """Uncomment a line, and that of its section, as the file says; perhaps with another value."""
+    lines = text.splitlines()
+    above = next(k for k in range(number, -1, -1) if re.match(r"(# )?\w+:$", lines[k]))
+    for each in (number, above):
+        lines[each] = lines[each].replace("# ", "", 1)
+    key = lines[number].partition(":")[0]
+    lines[number] = f"{key}: {value}" if value else lines[number]
+    return "\n".join(lines), f"{lines[above]}{key.strip()}"
+
+
+# A value that says something, for keys whose default is to say nothing.
+SAYING = {
+    **dict.fromkeys(("expect:max_loss", "expect:max_distance", "expect:max_gap"), "0.5"),
+    **dict.fromkeys(("expect:max_test_error", "expect:min_accuracy"), "0.5"),
+    **dict.fromkeys(("training:batch_size", "training:record_every", "sweep:sample"), "3"),
+    "optimizer:clip_gradient": "1.5",
+    "problem:initialization": "he",
+    "problem:held_out": "0.3",
+    "sweep:seeds": "2",
+    "sweep:metric": "loss",
+    "problem:csv": "data.csv",
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_each_line_of_the_starting_config_can_be_uncommented(problem, tmp_path):
+    """One at a time, at its default and with a value: each key is one that the problem has."""
+    path, text = tmp_path / "mine.yaml", starter_config(problem)
+    commented = re.compile(r"  # \w+: \S+$|  # \w+: \[.*\]$")
+    numbers = [k for k, line in enumerate(text.splitlines()) if commented.match(line)]
+    assert len(numbers) > 8
+    for number in numbers:
+        changed, key = uncommented(text, number)
+        says_nothing = changed.splitlines()[number].endswith(" null")
+        has_other = key in {"training:steps", "training:epochs"}  # exactly one is set
+        assert key in SAYING or has_other or not says_nothing, key
+        for value in ("", SAYING.get(key, "")):
+            path.write_text(uncommented(text, number, value)[0])
+            config.load_config(str(path))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_starting_config_has_no_key_that_its_problem_lacks(problem):
+    """Nor metrics of other problems, nor passes over data where there are none."""
+    text = starter_config(problem)
+    bounds = re.findall(r"^  (?:# )?(?:max|min)_(\w+):", text, re.MULTILINE)
+    assert {*bounds} == {*config.PROBLEMS[problem].metrics}
+    assert ("batch_size" in text) == ("epochs:" in text) == (problem != "rosenbrock")
+
+
 def test_init_writes_a_config_that_trains(adadelta, tmp_path):
     """The command that it names works; an existing file is kept without --force."""
     code, out, _ = adadelta("init", "first", "--problem", "rosenbrock")

@@ -23,6 +23,9 @@ from adadelta_cli.run import config
 from adadelta_cli.system import machine
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
+LABELLED = (
+    "problem: {name: logistic_regression, csv: data.csv, label: lable}\ntraining: {steps: 1}\n"
+)
 LONG_NAME, LONG_PATH = "a" * 5000, "a/" * 2500
 DIGITS = "9" * 400
 ON_NUMPY = ["--backend", "numpy"]
@@ -33,6 +36,9 @@ def refused(tmp_path, monkeypatch, capsys):
     """Run a command line in this process; return its exit code and message."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(ROSENBROCK)
+    (tmp_path / "kernels.py").write_text("def step(*arguments):\n    pass\n")
+    (tmp_path / "data.csv").write_text("a,label\n1,0\n2,1\n")
+    (tmp_path / "csv.yaml").write_text(LABELLED)
 
     def run(*args):
         try:
@@ -398,6 +404,38 @@ def test_options_that_say_the_same_or_have_nothing_to_do_go_together(refused, li
         (["verify", "--case", "lengths-"], "lengths"),
         (["verify", "--case", "zzzz"], None),
         (["verify", "--subnormals", "flsh"], "flush"),
+        (["run", "small.yml"], "small.yaml"),
+        (["run", "mpl.yaml"], "mlp"),
+        (["run", "zeiler/table2"], "zeiler2012/table2"),
+        (["sweep", "sweep-rosenbrok"], "sweep-rosenbrock"),
+        (["verify", "rosenbrook"], "rosenbrock"),
+        (["run", "small.yaml", "--ctx", "cuda:1"], "gpu:1"),
+        (["run", "small.yaml", "--ctx", "gpuu"], "gpu"),
+        (["run", "small.yaml", "--ctx", "CPU"], "cpu"),
+        (["run", "small.yaml", "--ctx", "tpu-v4-pod"], None),
+        (["run", "small.yaml", "--log", "tensorbord:x"], "tensorboard"),
+        (["run", "small.yaml", "--log", "ml-flow:x"], "mlflow"),
+        (["run", "small.yaml", "--vary", "optimizer.roh=0.9,0.8", *ON_NUMPY], "rho"),
+        (["run", "small.yaml", "--vary", "rho=0.9,0.8", *ON_NUMPY], "optimizer.rho"),
+        (["run", "small.yaml", "--set", "trainign.steps=5", *ON_NUMPY], "training"),
+        (["run", "small.yaml", "--kvstore", "dist_snyc"], "dist_sync"),
+        (["run", "small.yaml", "--update-on", "server"], "servers"),
+        (["sweep", "small.yaml", "--grid", "optimizer.roh=0.9,0.8", *ON_NUMPY], "rho"),
+        (["sweep", "small.yaml", "--grid", "optimizer.rho=lgo:0.1:0.9", "--sample", "2"], "log"),
+        (["sweep", "small.yaml", "--grid", "optimizer.rho=0.9", "--metric", "los"], "loss"),
+        (["sweep", "small.yaml", "--set", "sweep.grid={optimizer.rho: 'itn:1:5'}"], "int"),
+        (["convert", "a", "--from", "mxnt", "--to", "torch"], "mxnet"),
+        (["convert", "a", "--from", "npz", "--to", "pytorch"], "torch"),
+        (["list", "implementation"], "implementations"),
+        (["explain", "optimizer.epsilno"], "optimizer.epsilon"),
+        (["init", "--problem", "mpl"], "mlp"),
+        (["completion", "bahs"], "bash"),
+        (["bench", "--train", "torch-mpl"], "torch-mlp"),
+        (["bench", "--dtype", "flaot32"], "float32"),
+        (["verify", "--case", "drawn:shaeps=3"], "shapes"),
+        (["verify", "--case", "drawn:shapes=3,fill=usaul"], "usual"),
+        (["verify", "--impl", "kernels.py:setp", "--case", "odd"], "step"),
+        (["run", "csv.yaml", *ON_NUMPY], "label"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
@@ -492,6 +530,9 @@ def test_a_long_key_is_not_repeated_as_a_whole(tmp_path):
 def command(tmp_path, *args, **environment):
     """Run the program in a process of its own."""
     (tmp_path / "small.yaml").write_text(ROSENBROCK)
+    (tmp_path / "kernels.py").write_text("def step(*arguments):\n    pass\n")
+    (tmp_path / "data.csv").write_text("a,label\n1,0\n2,1\n")
+    (tmp_path / "csv.yaml").write_text(LABELLED)
     return subprocess.run(
         [sys.executable, "-m", "adadelta_cli", *args],
         capture_output=True,

@@ -74,8 +74,9 @@ WAYS = {
 def trained(config, tmp_path_factory):
     """Train with two workers in each way, in tensors that are split among servers."""
     base = tmp_path_factory.mktemp("trained")
+    logs = [["--log", f"tensorboard:{base / str(k) / 'logs'}"] for k in range(len(WAYS))]
     return {
-        way: launched(config, base / str(k), *options, servers=1 + (way == "two servers"))
+        way: launched(config, base / str(k), *options, *logs[k], servers=1 + (way == "two servers"))
         for k, (way, options) in enumerate(WAYS.items())
     }
 
@@ -111,6 +112,13 @@ def test_two_workers_equal_one_process_on_whole_batches_up_to_one_sum(trained, a
     assert any(
         (a != b).any() for a, b in zip(weights(trained["workers"]), alone("whole-30"), strict=True)
     )
+
+
+def test_only_the_first_worker_logs(trained):
+    """One run, with the numbers of its history.csv."""
+    for folder in trained.values():
+        (log,) = (folder.parent / "logs").iterdir()
+        assert (log.name, len(list(log.iterdir()))) == ("small", 1)
 
 
 def test_the_files_of_both_ways_agree(trained):

@@ -148,7 +148,10 @@ LEVELS = {
         make_sweep,
         (Level.GOOD, "the best is optimizer.learning_rate=0.01, optimizer.rho=0.9: loss 0.009."),
     ),
-    "a sweep with failed runs": (lambda folder: make_sweep(folder, 2), (Level.BAD, "the best is")),
+    "a sweep with failed runs": (
+        lambda folder: make_sweep(folder, 2),
+        (Level.BAD, "optimizer.rho=0.9: loss 0.009; 2 runs failed."),
+    ),
     "a bench": (
         lambda folder: make_bench(folder, [bench_row(1)]),
         (Level.GOOD, "1 row timed; largest share of the ceiling 0.90 (0.80 to 1.00), numpy-fused"),

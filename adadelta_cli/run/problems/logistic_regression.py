@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from adadelta_cli.errors import UsageError, in_one_line, shortened
+from adadelta_cli.errors import UsageError, in_one_line, shortened, suggestion
 from adadelta_cli.run.problems.csv_table import read_csv
 from adadelta_cli.run.problems.problem import Problem, Section
 
@@ -167,7 +167,8 @@ def _from_csv(path: Path, label: str) -> tuple[np.ndarray, np.ndarray]:
     names = list(table.columns)
     if label not in names:
         raise UsageError(
-            f"{path}: no column is named {shortened(label)!r}; problem.label must be one of "
+            f"{path}: no column is named {shortened(label)!r}"
+            f"{shortened(suggestion(label, names))}; problem.label must be one of "
             f"{shortened(', '.join(names))} (commas separate the columns)"
         )
     if len(names) == 1:
