@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli import files
-from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, in_one_line
+from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, in_one_line, shortened
 from adadelta_cli.run.logs.base import Log, RunFacts, Target
 from adadelta_cli.run.result import RunOutcome
 
@@ -80,16 +80,17 @@ class MlflowTarget(Target):
     def _explained(self, error: Exception) -> Exception:
         from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
-        what = f"{self.option}: {in_one_line(error)}"
+        why = shortened(in_one_line(error))
         if isinstance(error, UnsupportedModelRegistryStoreURIException):
             schemes = "sqlite:///FILE, http://HOST:PORT, https://HOST or file:DIR"
             return UsageError(f"{self.option}: MLflow knows no such URI; expected {schemes}")
         if isinstance(error, ImportError):
-            return UnavailableError(f"{what}; python -m pip install 'adadelta[mlflow]'")
+            install = "python -m pip install 'adadelta[mlflow]', or the driver of the database"
+            return UnavailableError(f"{self.option}: {why}; {install}")
         if self.where.startswith("http"):
             fix = "start one with mlflow server, or name the one that runs"
-            return UnavailableError(f"{self.option}: no MLflow server answers ({what}); {fix}")
-        return BrokenError(f"{what}; name another store")
+            return UnavailableError(f"{self.option}: no MLflow server answers ({why}); {fix}")
+        return BrokenError(f"{self.option} cannot be used ({why}); name another store")
 
     def start(self, facts: RunFacts) -> Log:
         """Make a run."""
