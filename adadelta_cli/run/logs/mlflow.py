@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 import warnings
 from pathlib import Path
@@ -78,15 +79,15 @@ class MlflowTarget(Target):
             files.prepare_folder(folder if folder.exists() else folder.parent, option="--log")
 
     def _explained(self, error: Exception) -> Exception:
-        from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
-
         why = shortened(in_one_line(error))
-        if isinstance(error, UnsupportedModelRegistryStoreURIException):
-            schemes = "sqlite:///FILE, http://HOST:PORT, https://HOST or file:DIR"
-            return UsageError(f"{self.option}: MLflow knows no such URI; expected {schemes}")
         if isinstance(error, ImportError):
             install = "python -m pip install 'adadelta[mlflow]', or the driver of the database"
             return UnavailableError(f"{self.option}: {why}; {install}")
+        from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+        if isinstance(error, UnsupportedModelRegistryStoreURIException):
+            schemes = "sqlite:///FILE, http://HOST:PORT, https://HOST or file:DIR"
+            return UsageError(f"{self.option}: MLflow knows no such URI; expected {schemes}")
         if self.where.startswith("http"):
             fix = "start one with mlflow server, or name the one that runs"
             return UnavailableError(f"{self.option}: no MLflow server answers ({why}); {fix}")
@@ -95,6 +96,15 @@ class MlflowTarget(Target):
     def start(self, facts: RunFacts) -> Log:
         """Make a run."""
         return MlflowLog(self._client, self._experiment, facts)
+
+
+def allowed(name: str) -> str:
+    """Write a metric's name in the characters that MLflow takes.
+
+    >>> allowed("error in %")
+    'error in _'
+    """
+    return re.sub(r"[^\w.\- ]", "_", name)
 
 
 def _experiment(client: Any) -> str:
@@ -127,7 +137,7 @@ class MlflowLog(Log):
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self._waiting += [Metric(name, each, now, step) for name, each in numbers.items()]
+        self._waiting += [Metric(allowed(name), each, now, step) for name, each in numbers.items()]
         if time.monotonic() - self._sent > SEND_EVERY_S:
             self._send()
 
