@@ -50,6 +50,7 @@ LIBRARIES = (
     *("matplotlib", "pydantic", "PyYAML", "click", "rich"),
     *("torch", "jax", "jaxlib", "optax", "cupy", "cupy-cuda12x", "cupy-cuda13x"),
     *("tbb", "intel-openmp", "threadpoolctl", "dask", "distributed"),
+    *("tensorboard", "mlflow", "mlflow-skinny"),
 )
 CPUS = "sys/devices/system/cpu"
 

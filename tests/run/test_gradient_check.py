@@ -9,7 +9,7 @@ import pytest
 from adadelta_cli.errors import ExitCode, UsageError
 from adadelta_cli.implementations.array_backends import backend as array_library
 from adadelta_cli.run import config, report
-from adadelta_cli.run.gradient_check import check, exit_code
+from adadelta_cli.run.gradient_check import check, exit_code, load
 
 SOURCE = """
 import numpy as np
@@ -32,6 +32,12 @@ class Own(Problem):
 """
 
 
+def checked(references, overrides, backend, seed):
+    """Check a config."""
+    ((name, each),) = load(references, overrides)
+    return check(name, each, backend, seed)
+
+
 @pytest.fixture
 def rows(tmp_path):
     """Check a problem whose gradient, or loss, was changed."""
@@ -42,7 +48,7 @@ def rows(tmp_path):
         path.write_text(textwrap.dedent(source.replace(old, new) if old else source))
         settings = tmp_path / "own.yaml"
         settings.write_text("problem: {python: own.py:Own}\ntraining: {steps: 1}\n")
-        return check([str(settings)], [], array_library("numpy"), 0)
+        return checked([str(settings)], [], array_library("numpy"), 0)
 
     return rows
 
@@ -50,7 +56,7 @@ def rows(tmp_path):
 @pytest.mark.parametrize("problem", config.shipped())
 def test_built_in_gradients_agree(backend, problem):
     """On each library, every tensor."""
-    found = check([problem], ["problem.hidden=[9, 7]"] * (problem == "mlp"), backend, 0)
+    found = checked([problem], ["problem.hidden=[9, 7]"] * (problem == "mlp"), backend, 0)
     assert exit_code(found) is ExitCode.OK
     assert all(row.passed and row.compared and row.error <= row.allowed for row in found)
     assert not report.gradient_remarks(found)
@@ -61,7 +67,7 @@ def test_built_in_gradients_agree(backend, problem):
 def test_each_activation_agrees(activation, seed):
     """Wherever the seed starts."""
     overrides = [f"problem.activation={activation}", "problem.hidden=[9, 7]"]
-    assert exit_code(check(["mlp"], overrides, array_library("numpy"), seed)) is ExitCode.OK
+    assert exit_code(checked(["mlp"], overrides, array_library("numpy"), seed)) is ExitCode.OK
 
 
 def test_a_right_gradient_passes(rows):

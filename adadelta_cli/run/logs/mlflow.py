@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadelta_cli import files
-from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, in_one_line
+from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, in_one_line, shortened
 from adadelta_cli.run.logs.base import Log, RunFacts, Target
 from adadelta_cli.run.result import RunOutcome
 
@@ -78,22 +79,32 @@ class MlflowTarget(Target):
             files.prepare_folder(folder if folder.exists() else folder.parent, option="--log")
 
     def _explained(self, error: Exception) -> Exception:
+        why = shortened(in_one_line(error))
+        if isinstance(error, ImportError):
+            install = "python -m pip install 'adadelta[mlflow]', or the driver of the database"
+            return UnavailableError(f"{self.option}: {why}; {install}")
         from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
-        what = f"{self.option}: {in_one_line(error)}"
         if isinstance(error, UnsupportedModelRegistryStoreURIException):
             schemes = "sqlite:///FILE, http://HOST:PORT, https://HOST or file:DIR"
             return UsageError(f"{self.option}: MLflow knows no such URI; expected {schemes}")
-        if isinstance(error, ImportError):
-            return UnavailableError(f"{what}; python -m pip install 'adadelta[mlflow]'")
         if self.where.startswith("http"):
             fix = "start one with mlflow server, or name the one that runs"
-            return UnavailableError(f"{self.option}: no MLflow server answers ({what}); {fix}")
-        return BrokenError(f"{what}; name another store")
+            return UnavailableError(f"{self.option}: no MLflow server answers ({why}); {fix}")
+        return BrokenError(f"{self.option} cannot be used ({why}); name another store")
 
     def start(self, facts: RunFacts) -> Log:
         """Make a run."""
         return MlflowLog(self._client, self._experiment, facts)
+
+
+def allowed(name: str) -> str:
+    """Write a metric's name in the characters that MLflow takes.
+
+    >>> allowed("error in %")
+    'error in _'
+    """
+    return re.sub(r"[^\w.\- ]", "_", name)
 
 
 def _experiment(client: Any) -> str:
@@ -126,7 +137,7 @@ class MlflowLog(Log):
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self._waiting += [Metric(name, each, now, step) for name, each in numbers.items()]
+        self._waiting += [Metric(allowed(name), each, now, step) for name, each in numbers.items()]
         if time.monotonic() - self._sent > SEND_EVERY_S:
             self._send()
 
