@@ -52,11 +52,11 @@ format: $(VENV)/installed-check ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/installed-docs ## build the documentation site in site/; a broken link fails
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'Open site/index.html in a browser.'
 
 docs-serve: $(VENV)/installed-docs ## show the site on http://127.0.0.1:8000, built again at each change
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 pictures: $(VENV)/installed ## draw the pictures of the documentation again
 	$(BIN)/python docs/tools/pictures.py

@@ -9,6 +9,7 @@ from typing import Any
 
 from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.run import config
+from adadelta_cli.run.problems import PYTHON
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,16 @@ def all_keys() -> tuple[KeyHelp, ...]:
 def _section_keys(section: str) -> list[KeyHelp]:
     return [
         _key_help(f"{section}.{key}", "" if name is None else name, node, required)
-        for name in config.VARIANTS.get(section, (None,))
+        for name in _names(section)
         for key, node, required in config.keys_of(section, name)
         if not (key == "name" and name is not None)
     ]
+
+
+def _names(section: str) -> tuple[str | None, ...]:
+    """List the problems or the optimizers, those of the user's own included; None for others."""
+    own = (PYTHON,) if section == "problem" else ()
+    return (*config.VARIANTS.get(section, (None,)), *own)
 
 
 def _key_help(key: str, name: str, node: dict[str, Any], required: bool) -> KeyHelp:

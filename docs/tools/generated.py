@@ -17,7 +17,6 @@ import click
 
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.guide import keys
-from adadelta_cli.run import config as configs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,9 +93,10 @@ def config_keys() -> str:
 
 def _section(section: str) -> Iterator[str]:
     yield f"## `{section}`"
-    names = [*configs.VARIANTS.get(section, ())]
+    found = keys.explain(section)
+    names = {each.name for each in found} - {""}
     users: dict[tuple[str, ...], list[str]] = {}  # of what is the same for several of them
-    for each in keys.explain(section):
+    for each in found:
         text = (each.key, each.default or "required", each.allowed, each.meaning)
         users.setdefault(text, []).append(each.name)
     titles = ("key", *(("of",) if names else ()), "default", "allowed", "meaning")
