@@ -233,6 +233,7 @@ def test_the_scripts_of_the_action_run(tmp_path):
     assert pair["old_s"] and pair["new_s"]
     summary = runner.summary.read_text()
     assert "**adadelta verify**: " in summary and "| kernel:step |" in summary
+    assert f"\n\n**adadelta bench**, compared with the base {base}\n\n| workload" in summary
     assert "**adadelta compare**" in summary and "**UNCLEAR**" in summary
     asked = (tmp_path / "runner" / "asked").read_text()
     assert asked.count(f"install\n--quiet\n{ROOT}\n") == 2
