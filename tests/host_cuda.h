@@ -3,7 +3,6 @@
 // A simulation: host_launch runs a kernel block after block and thread after thread. So it is for
 // kernels whose threads do not wait for each other.
 
-#include <cmath>
 #include <csetjmp>
 #include <cstddef>
 #include <utility>
@@ -40,9 +39,13 @@ OPERATOR(*)
 OPERATOR(/)
 #undef OPERATOR
 
-template <typename Number>
-inline Real<Number> sqrt(Real<Number> a) {
-    return {std::sqrt(a.value)};
+// The compiler's own, without <cmath>, which takes longer to compile than the kernels.
+inline Real<float> sqrt(Real<float> a) {
+    return {__builtin_sqrtf(a.value)};
+}
+
+inline Real<double> sqrt(Real<double> a) {
+    return {__builtin_sqrt(a.value)};
 }
 
 template <typename Number>
@@ -58,7 +61,7 @@ inline void round_to(Real<float>& to, Real<double> from) {
     to.value = static_cast<float>(from.value);
 }
 
-#ifdef __x86_64__
+#if defined(__x86_64__) && !defined(__FLT16_MANT_DIG__)  // a compiler without the type
 #include <immintrin.h>
 
 inline void round_to(Half& to, Real<float> from) {
@@ -68,14 +71,14 @@ inline void round_to(Half& to, Real<float> from) {
 inline Real<float> widened(Half from) {
     return {_cvtsh_ss(from.bits)};
 }
-#else  // Arm, whose compilers know this type
+#else
 inline void round_to(Half& to, Real<float> from) {
-    const __fp16 half = from.value;
+    const _Float16 half = from.value;
     to.bits = __builtin_bit_cast(unsigned short, half);
 }
 
 inline Real<float> widened(Half from) {
-    return {__builtin_bit_cast(__fp16, from.bits)};
+    return {__builtin_bit_cast(_Float16, from.bits)};
 }
 #endif
 

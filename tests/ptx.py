@@ -11,6 +11,7 @@ import operator
 import re
 import struct
 from collections import Counter
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,9 @@ class Kernel(NamedTuple):
     labels: dict[str, int]
 
 
+@cache
 def kernels(text):
-    """Read the kernels of a module, by name."""
+    """Read the kernels of a module, by name; once for all tests."""
     text = re.sub(r"//.*", "", text)
     found = re.findall(r"\.entry (\w+)\((.*?)\)[^{]*\{(.*?)\n\}", text, re.DOTALL)
     return {name: _kernel(parameters, body) for name, parameters, body in found}

@@ -112,13 +112,11 @@ def test_exit_codes_are_those_of_the_contract():
 @pytest.mark.parametrize(
     "args", [["nonesuch"], ["--nonesuch"], ["run", "--nonesuch"], ["bench", "--format", "latex"]]
 )
-def test_wrong_usage_is_2_and_says_where_to_look(args):
+def test_wrong_usage_is_2_and_says_where_to_look(adadelta, args):
     """One line that names what is wrong and the help."""
-    done = subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", *args], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("Error: ") and "--help" in done.stderr and done.stdout == ""
+    code, out, err = adadelta(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: ") and "--help" in err
 
 
 STREAMS = {  # the shell's redirection: whether results are lost, whether messages are

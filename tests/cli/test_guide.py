@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -202,23 +199,13 @@ def test_completion_prints_a_script(adadelta, shell):
         ("adadelta list opt", "optimizers"),
     ],
 )
-def test_a_shell_completes(words, wanted):
+def test_a_shell_completes(adadelta, monkeypatch, words, wanted):
     """Commands, options, cases, implementations, models, configs and keys."""
-    environment = {
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split()) - 1),
-        "_ADADELTA_COMPLETE": "bash_complete",
-    }
-    program = "import sys; sys.argv[0] = 'adadelta'; from adadelta_cli.__main__ import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert f"plain,{wanted}" in done.stdout.split(), done
+    monkeypatch.setenv("_ADADELTA_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    _, out, _ = adadelta()
+    assert f"plain,{wanted}" in out.split()
 
 
 @pytest.mark.parametrize("order", [("-v", "--version"), ("--version", "--verbose")])

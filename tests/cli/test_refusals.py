@@ -556,14 +556,13 @@ def command(tmp_path, *args, **environment):
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_an_environment_that_does_not_go_is_named(tmp_path, variable, args):
+def test_an_environment_that_does_not_go_is_named(refused, monkeypatch, variable, args):
     """Exit code 3 before any work, and the variable to change."""
     name, _, value = variable.partition("=")
-    done = command(tmp_path, *args, **{name: value})
-    assert done.returncode == 3, done.stderr
-    assert done.stderr.startswith("Error: ") and f"{name} is '{value}'" in done.stderr
-    assert "bug" not in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "results").exists()
+    monkeypatch.setenv(name, value)
+    code, message = refused(*args)
+    assert code == 3 and f"{name} is '{value}'" in message
+    assert not Path("results").exists()
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -588,10 +587,10 @@ def test_what_does_not_fit_into_memory_is_refused_before_the_work(refused, args,
 def test_memory_is_compared_with_what_is_available(refused, monkeypatch):
     """Where it is not known how much there is, nothing is refused."""
     monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
-    args = ["verify", "--sizes", "4097", "--impl", "numpy-fused", "--dtype", "float32", *ON_NUMPY]
+    args = ["verify", "--sizes", "17", "--impl", "numpy-fused", "--dtype", "float32", *ON_NUMPY]
     code, message = refused(*args)
     # Two implementations and four copies on the way, each of 4 states of three arrays.
-    assert code == 3 and f"({4097 * 4 * 12 * 6} bytes)" in message and "(1000 bytes)" in message
+    assert code == 3 and f"({17 * 4 * 12 * 6} bytes)" in message and "(1000 bytes)" in message
     monkeypatch.setattr(machine, "available_bytes", lambda: None)
     assert refused(*args)[0] in (None, 0)
 

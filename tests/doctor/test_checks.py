@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attempts
 import pytest
 from conftest import HAS_MXNET
 from quiet import IDLE, QUIET
@@ -16,75 +17,36 @@ from quiet import IDLE, QUIET
 from adadelta_cli.doctor import checks
 from adadelta_cli.doctor.checks import CheckOutcome, Examination, Requirement
 from adadelta_cli.doctor.findings import Level
-from adadelta_cli.errors import DeviceError, ExitCode
+from adadelta_cli.errors import ExitCode
 from adadelta_cli.implementations.registry import PEERS
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import ReportedError, Sandbox
 
 
-def _crash():
-    signal.raise_signal(signal.SIGSEGV)
-
-
-def _is_killed():
-    signal.raise_signal(signal.SIGKILL)
-
-
-def _cannot_cache():
-    raise RuntimeError("cannot cache function '_update': no locator available for file 'x'")
-
-
-def _lacks_a_module():
-    try:
-        import nonesuch.part  # noqa: F401
-    except ImportError as error:
-        raise ValueError("does not load") from error
-
-
-def _lacks_memory():
-    raise MemoryError
-
-
-def _knows_the_fix():
-    raise ReportedError("numba 0.1", "pip install numba")
-
-
-def _loses_the_device():
-    raise DeviceError("the GPU failed", 700)
-
-
-def _fine():
-    return "fine"
-
-
-def _no_gizmo():
-    return "gizmo not installed"
-
-
 @pytest.mark.parametrize(
     ("attempt", "observed", "fix"),
     [
-        (_crash, "SIGSEGV", "default fix"),
-        (_is_killed, "SIGKILL", "free some memory"),
-        (_lacks_memory, "MemoryError", "free some memory"),
-        (_cannot_cache, "no locator", "NUMBA_CACHE_DIR"),
-        (_lacks_a_module, "does not load", "(nonesuch)"),
-        (_knows_the_fix, "numba 0.1", "pip install numba"),
-        (_loses_the_device, "the GPU failed", "default fix"),
+        (attempts.crash, "SIGSEGV", "default fix"),
+        (attempts.is_killed, "SIGKILL", "free some memory"),
+        (attempts.lacks_memory, "MemoryError", "free some memory"),
+        (attempts.cannot_cache, "no locator", "NUMBA_CACHE_DIR"),
+        (attempts.lacks_a_module, "does not load", "(nonesuch)"),
+        (attempts.knows_the_fix, "numba 0.1", "pip install numba"),
+        (attempts.loses_the_device, "the GPU failed", "default fix"),
     ],
 )
-@pytest.mark.parametrize("required", [True, False])
-def test_a_failure_is_reported_with_its_fix(attempt, observed, fix, required):
+def test_a_failure_is_reported_with_its_fix(attempt, observed, fix):
     """A known fix replaces the requirement's own; only a required one makes doctor fail."""
-    with Sandbox(60) as sandbox:
-        requirement = Requirement("x", "y", "default fix", attempt, required=required)
-        check = checks.run_check(requirement, sandbox)
-    assert check.outcome is CheckOutcome.BROKEN
-    assert observed in check.observed and fix in check.fix
-    found = Examination(QUIET, IDLE, None, (check,), ())
-    (finding,) = found.findings
-    assert finding.level is (Level.BROKEN if required else Level.MISSING)
-    assert found.exit_code == (ExitCode.UNAVAILABLE if required else ExitCode.OK)
+    for required in (True, False):
+        with Sandbox(60) as sandbox:
+            requirement = Requirement("x", "y", "default fix", attempt, required=required)
+            check = checks.run_check(requirement, sandbox)
+        assert check.outcome is CheckOutcome.BROKEN
+        assert observed in check.observed and fix in check.fix
+        found = Examination(QUIET, IDLE, None, (check,), ())
+        (finding,) = found.findings
+        assert finding.level is (Level.BROKEN if required else Level.MISSING)
+        assert found.exit_code == (ExitCode.UNAVAILABLE if required else ExitCode.OK)
 
 
 def test_a_check_that_hangs_is_broken(monkeypatch):
@@ -101,7 +63,7 @@ def test_a_check_that_hangs_is_broken(monkeypatch):
 def test_what_works_is_no_finding():
     """It is reported with what it did."""
     with Sandbox(60) as sandbox:
-        check = checks.run_check(Requirement("x", "y", "fix", _fine), sandbox)
+        check = checks.run_check(Requirement("x", "y", "fix", attempts.fine), sandbox)
     assert (check.outcome, check.observed, check.fix) == (CheckOutcome.WORKS, "fine", "")
     assert Examination(QUIET, IDLE, None, (check,), ()).findings == []
 
@@ -109,7 +71,7 @@ def test_what_works_is_no_finding():
 def test_what_is_missing_is_not_tried():
     """It is no error, even if it would be required to work."""
     with Sandbox(60) as sandbox:
-        requirement = Requirement("x", "y", "fix", _crash, _no_gizmo, required=True)
+        requirement = Requirement("x", "y", "fix", attempts.crash, attempts.no_gizmo, required=True)
         check = checks.run_check(requirement, sandbox)
     assert (check.outcome, check.fix) == (CheckOutcome.MISSING, "fix") and "gizmo" in check.observed
     found = Examination(QUIET, IDLE, None, (check,), ())

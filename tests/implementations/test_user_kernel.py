@@ -7,8 +7,6 @@ import ctypes
 import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -422,29 +420,17 @@ def test_a_kernel_that_hangs_is_given_up(tmp_path):
     ]
 
 
-def adadelta(*args, cwd=None):
-    """Run the command line in a process of its own, where no package is installed."""
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
-    return subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", "verify", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=environment,
-    )
-
-
 @pytest.mark.slow
-def test_the_command_takes_a_file_and_says_what_it_found(tmp_path):
+def test_the_command_takes_a_file_and_says_what_it_found(adadelta, tmp_path):
     """Exit 1 and the words of the row for a wrong kernel, without a traceback."""
     write(tmp_path, SHELL.format("print('chatter'); raise ValueError('mine')"))
-    done = adadelta("--impl", "kernel.py:step", "--case", "odd", "--dtype", "float32", cwd=tmp_path)
-    assert done.returncode == 1, done.stderr
-    assert "FAILED step odd float32 kernel.py:step" in done.stdout
-    assert "raised ValueError: mine" in done.stdout and "chatter" not in done.stdout
-    assert "repeat it: adadelta verify --case odd --impl kernel.py:step" in done.stdout
-    assert "Traceback" not in done.stderr
+    chosen = ("--case", "odd", "--dtype", "float32")
+    code, out, err = adadelta("verify", "--impl", "kernel.py:step", *chosen)
+    assert code == 1, err
+    assert "FAILED step odd float32 kernel.py:step" in out
+    assert "raised ValueError: mine" in out and "chatter" not in out
+    assert "repeat it: adadelta verify --case odd --impl kernel.py:step" in out
+    assert "Traceback" not in err
     with (tmp_path / "results/verify/verify.csv").open() as file:
         assert [row["passed"] for row in csv.DictReader(file)] == ["false"]
 
@@ -459,13 +445,13 @@ def test_the_command_takes_a_file_and_says_what_it_found(tmp_path):
     ],
 )
 def test_the_command_ends_as_documented_where_there_is_no_kernel(
-    tmp_path, text, name, code, message
+    adadelta, tmp_path, text, name, code, message
 ):
     """One `Error:` line, and nothing written."""
     write(tmp_path, text)
-    done = adadelta("--impl", name, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    got, out, err = adadelta("verify", "--impl", name)
+    assert got == code, err
+    assert message in err and "Traceback" not in err and out == ""
     assert not (tmp_path / "results").exists()
 
 

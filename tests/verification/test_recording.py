@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,31 +133,13 @@ def test_a_recording_beyond_memory_is_refused(recorded, monkeypatch):
         Recording.read(recorded[0])
 
 
-def test_the_command_replays(recorded, tmp_path):
+def test_the_command_replays(adadelta, recorded, tmp_path):
     """In the dtype of the recording, and nothing else than the recording."""
     path, _ = recorded
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "adadelta_cli",
-            "verify",
-            "--replay",
-            path,
-            "--backend",
-            "numpy",
-            "--out",
-            tmp_path,
-            "--json",
-            "--steps",
-            "5",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["plan"]["cases"] == [str(path)]
+    how = ("--backend", "numpy", "--out", tmp_path, "--json", "--steps", "5")
+    code, out, err = adadelta("verify", "--replay", path, *how)
+    assert code == 0, err
+    assert json.loads(out)["plan"]["cases"] == [str(path)]
     with (tmp_path / "verify.csv").open() as file:
         rows = list(csv.DictReader(file))
     checks = ["replay"] * 3 + ["gradient"] + ["oracle"] * 3 + ["drift"] * 3
@@ -169,23 +150,8 @@ def test_the_command_replays(recorded, tmp_path):
 
 
 @pytest.mark.parametrize("args", [["mlp"], ["--case", "odd"], ["--full"], ["--sizes", "10"]])
-def test_a_replay_goes_with_nothing_else(recorded, tmp_path, args):
+def test_a_replay_goes_with_nothing_else(adadelta, recorded, args):
     """A usage error, and nothing written."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "adadelta_cli",
-            "verify",
-            "--replay",
-            recorded[0],
-            *args,
-            "--out",
-            tmp_path / "out",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2 and "--replay" in done.stderr
-    assert not (tmp_path / "out").exists()
+    code, _, err = adadelta("verify", "--replay", recorded[0], *args, "--out", "out")
+    assert code == 2 and "--replay" in err
+    assert not Path("out").exists()

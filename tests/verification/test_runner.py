@@ -288,34 +288,13 @@ COLUMNS = [
 ]
 
 
-def adadelta(*args, **kwargs):
-    """Run the command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "adadelta_cli", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        **kwargs,
-    )
-
-
-def test_files_and_json(tmp_path):
+def test_files_and_json(adadelta, tmp_path):
     """verify.csv has the contract's columns, verify.json the same rows; stdout is one document."""
     out = tmp_path / "deep" / "out"
-    done = adadelta(
-        "verify",
-        "--case",
-        "odd",
-        "--backend",
-        "numpy",
-        "--json",
-        "--out",
-        out,
-        "--dtype",
-        "float64",
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    chosen = ("--case", "odd", "--backend", "numpy", "--dtype", "float64")
+    code, printed, err = adadelta("verify", *chosen, "--json", "--out", out)
+    assert code == 0, err
+    document = json.loads(printed)
     assert document["passed"] is True and document["failures"] == []
     with (out / "verify.csv").open() as file:
         reader = csv.DictReader(file)
@@ -334,22 +313,20 @@ def test_files_and_json(tmp_path):
     assert (out / "verify.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(adadelta, tmp_path):
     """Exit code 4 at once, not after all of it."""
     (tmp_path / "file").write_text("")
-    done = adadelta("verify", "--full", "--backend", "numpy", "--out", tmp_path / "file" / "out")
-    assert done.returncode == 4 and "cannot be made" in done.stderr
-    assert adadelta("verify", "--out", "").returncode == 2
+    code, _, err = adadelta("verify", "--full", "--backend", "numpy", "--out", "file/out")
+    assert code == 4 and "cannot be made" in err
+    assert adadelta("verify", "--out", "")[0] == 2
 
 
-def test_the_naive_engine_is_refused(tmp_path):
+def test_the_naive_engine_is_refused(adadelta, monkeypatch):
     """It makes the reference flush subnormals as well."""
-    environment = {**os.environ, "MXNET_ENGINE_TYPE": "NaiveEngine"}
-    done = adadelta(
-        "verify", "--case", "odd", "--backend", "mxnet", "--out", tmp_path / "x", env=environment
-    )
-    assert done.returncode == 3
-    assert "NaiveEngine" in done.stderr or not HAS_MXNET
+    monkeypatch.setenv("MXNET_ENGINE_TYPE", "NaiveEngine")
+    code, _, err = adadelta("verify", "--case", "odd", "--backend", "mxnet")
+    assert code == 3
+    assert "NaiveEngine" in err or not HAS_MXNET
 
 
 @pytest.mark.parametrize(
@@ -370,14 +347,13 @@ def test_the_naive_engine_is_refused(tmp_path):
         (["--case", "odd", "--sizes", "5"], 2, "--case and --sizes"),
     ],
 )
-def test_wrong_usage_has_an_answer(tmp_path, args, code, words):
+def test_wrong_usage_has_an_answer(adadelta, args, code, words):
     """One `Error:` line, the documented exit code, no traceback, nothing written."""
-    out = tmp_path / "out"
-    done = adadelta("verify", *args, "--out", out)
-    assert done.returncode == code, done.stderr
-    assert done.stderr.startswith("Error: ") and words in done.stderr
-    assert "Traceback" not in done.stderr and done.stdout == ""
-    assert not out.exists()
+    got, printed, err = adadelta("verify", *args, "--out", "out")
+    assert got == code, err
+    assert err.startswith("Error: ") and words in err
+    assert "Traceback" not in err and printed == ""
+    assert not Path("out").exists()
 
 
 @pytest.mark.slow

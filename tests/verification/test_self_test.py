@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import HERE
@@ -146,24 +146,8 @@ def test_files(tmp_path):
     assert json.loads(files.json_text(mutation_report.self_test_document([row])))["passed"] is True
 
 
-def test_it_takes_no_choice(tmp_path):
+def test_it_takes_no_choice(adadelta):
     """With cases, implementations or dtypes it is a usage error, and nothing is written."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "adadelta_cli",
-            "verify",
-            "--self-test",
-            "--case",
-            "odd",
-            "--out",
-            str(tmp_path / "out"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("Error: --self-test ")
-    assert not (tmp_path / "out").exists()
+    code, _, err = adadelta("verify", "--self-test", "--case", "odd", "--out", "out")
+    assert code == 2 and err.startswith("Error: --self-test ")
+    assert not Path("out").exists()
