@@ -51,8 +51,9 @@ format: $(VENV)/installed-check ## let ruff fix what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Not --quiet: it hides warnings, and --strict counts only those that it sees.
 docs: $(VENV)/installed-docs ## build the documentation site in site/; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'Open site/index.html in a browser.'
 
 docs-serve: $(VENV)/installed-docs ## show the site on http://127.0.0.1:8000, built again at each change

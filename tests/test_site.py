@@ -128,27 +128,36 @@ def test_every_picture_has_a_description():
             assert len(text) > 40, f"{page.name}: {text!r}"
 
 
+def build(root, folder):
+    """Build the site of a repository as `make docs` does."""
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(package, reason="MkDocs is not installed: make docs")
+    (command,) = re.findall(r"\$\(BIN\)/(mkdocs build .*)", (ROOT / "Makefile").read_text())
+    args = [sys.executable, "-m", *command.split(), "--site-dir", str(folder)]
+    return subprocess.run(args, cwd=root, capture_output=True, text=True, check=False, timeout=300)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site, built strictly."""
-    for package in ("mkdocs", "material", "mkdocstrings"):
-        pytest.importorskip(package, reason="MkDocs is not installed: make docs")
     folder = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "--site-dir",
-        str(folder),
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = build(ROOT, folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.mark.slow
+def test_broken_links_fail(tmp_path):
+    """To a page, to a section, and of a page that the navigation lacks."""
+    for name in ("docs", "mkdocs.yml", "examples", "results", "adadelta_cli"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "docs").unlink()
+    shutil.copytree(DOCS, tmp_path / "docs")
+    (tmp_path / "docs" / "limits.md").write_text("[a](nonesuch.md) [b](bits.md#none)")
+    (tmp_path / "docs" / "lost.md").write_text("A page.")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode != 0
+    assert all(name in done.stderr for name in ("nonesuch.md", "bits.md#none", "lost.md"))
 
 
 @pytest.mark.slow
