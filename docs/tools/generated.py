@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
+LOG = logging.getLogger("mkdocs.hooks.generated")
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://github.com/adadelta-cli/adadelta/blob/main/"
 SAMPLES = "results/sample"  # committed pictures of results, which pages show
@@ -50,14 +52,13 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
 def with_outer_links(markdown: str, page: str) -> str:
     """Turn links to files beside docs/ to where they lead from the site.
 
-    Raises:
-        FileNotFoundError: there is no such file.
+    A file that does not exist is a warning, at which a strict build fails.
     """
 
     def turned(found: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), found[2]))
         if not (ROOT / path).exists():
-            raise FileNotFoundError(f"docs/{page} links to {path}, which does not exist")
+            LOG.warning("Doc file %r contains a link to %r, which does not exist", page, path)
         return f"{found[1]}({path if found[1].startswith('!') else REPOSITORY + path}"
 
     return re.sub(r"(!?\[[^\]]*\])\((\.\./[^)#\s]+)", turned, markdown)
