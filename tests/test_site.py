@@ -158,7 +158,9 @@ def test_broken_links_fail(tmp_path):
     (tmp_path / "docs" / "lost.md").write_text("A page.")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0
-    found = [name for name in ("nonesuch.md", "nonesuch.txt", "#none", "lost.md") if name in done.stderr]
+    found = [
+        name for name in ("nonesuch.md", "nonesuch.txt", "#none", "lost.md") if name in done.stderr
+    ]
     assert len(found) == 4, done.stderr
 
 
