@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,7 @@ def _execute(
     with ExitStack() as finished:
         if layout:
             finished.callback(_show_runs, screen, runs, out, layout)
+            finished.push(partial(_note_logs, screen, runs))
         for each in runs:
             with screen.progress(f"run {each.name}") as tick:
                 each.execute(tick)
@@ -197,6 +199,15 @@ def _execute(
         screen.note(line)
     _check_logs(runs, out)
     return results
+
+
+def _note_logs(screen: Terminal, runs: Sequence[Run], error: type | None, *_: object) -> None:
+    """Say where the runs are logged; after another error, also which log failed."""
+    for each in runs:
+        for option, place in each.logs.places.items():
+            screen.note(f"{each.name} is logged: {option}, {place}")
+        for line in each.logs.failed if error else ():
+            screen.note(f"{each.name} is not logged: {line}")
 
 
 def _check_logs(runs: Sequence[Run], out: Path) -> None:
@@ -243,8 +254,6 @@ def _show_runs(screen: Terminal, runs: Sequence[Run], out: Path, layout: str) ->
     from adadelta_cli.run import comparison, report
 
     results = [each.result for each in runs if each.result]
-    for line in (line for each in runs for line in each.logs.remarks):
-        screen.note(line)
     if results and layout == "markdown":
         screen.text(report.run_markdown(results))
     elif results:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from adadelta_cli.errors import UsageError
 from adadelta_cli.run.logs import targets
 from adadelta_cli.run.logs.mlflow import MlflowLog
 from adadelta_cli.run.logs.tensorboard import TensorboardLog
+from adadelta_cli.run.result import RunOutcome
 
 pytest.importorskip("tensorboard")
 QUICK = (
@@ -277,6 +279,18 @@ def test_tensorboard_shows_the_runs(tmp_path):
 
 
 # --- MLflow --------------------------------------------------------------------------------------
+
+
+def test_mlflow_prints_nothing_on_stdout(capsys):
+    """Which has the results, and with --json nothing else."""
+    log = object.__new__(MlflowLog)
+    log._waiting, log._run = [], "a-run"
+    log._client = SimpleNamespace(
+        set_tag=lambda *_: None,
+        set_terminated=lambda *_: print("View run at"),  # noqa: T201
+    )
+    log.close(RunOutcome.PASSED)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import re
@@ -25,6 +27,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing is sent elsewhere
     "MLFLOW_ALLOW_FILE_STORE": "true",  # newer ones refuse folders unless asked
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout has the results
     "GIT_PYTHON_REFRESH": "quiet",  # no warning where there is no Git
 }
 LOGGERS = ("mlflow", "alembic", "urllib3", "git")  # this program reports their errors
@@ -146,7 +149,8 @@ class MlflowLog(Log):
         self._send()
         if outcome:
             self._client.set_tag(self._run, "outcome", outcome.value)
-        self._client.set_terminated(self._run, STATUSES.get(outcome, "FINISHED"))
+        with contextlib.redirect_stdout(io.StringIO()):  # where MLflow prints the address of a run
+            self._client.set_terminated(self._run, STATUSES.get(outcome, "FINISHED"))
 
     def _send(self) -> None:
         while self._waiting:

@@ -84,12 +84,6 @@ class RunLogs:
         self.failed: list[str] = []
         self.places: dict[str, str] = {}
 
-    @property
-    def remarks(self) -> list[str]:
-        """Say where the run was logged, and which log failed."""
-        logged = [f"logged: {option}, {place}" for option, place in self.places.items()]
-        return [*logged, *(f"not logged: {line}" for line in self.failed)]
-
     def start(self, facts: RunFacts) -> None:
         """Start all logs."""
         for each in self.targets:
