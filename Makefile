@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 
 # Options for pytest, such as PYTEST_ARGS=--cov.
 PYTEST_ARGS ?=
+# Each of the two processes begins with half of the files, so fixtures of a file are made once, and
+# takes tests of the other when it has finished.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The CPU build of PyTorch that the parity table was measured with.
 TORCH  ?= torch==2.13.0
@@ -19,13 +22,13 @@ run: $(VENV)/installed ## install, verify, train the MLP, a small sweep
 	@$(BIN)/adadelta report results/verify results/run results/sweep --out results
 
 test: $(VENV)/installed-test ## run the tests without the slow ones: some minutes
-	$(BIN)/python -m pytest -n 2 -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: $(VENV)/installed-test ## run all tests
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-peers: $(VENV)/installed-peers ## run the tests that need PyTorch or JAX
-	$(BIN)/python -m pytest -n 2 tests/implementations tests/pytorch tests/conversion tests/test_api.py
+	$(PYTEST) -m peers tests/implementations tests/pytorch tests/test_api.py
 	$(BIN)/python examples/torch_training.py
 	$(BIN)/adadelta verify --peers --out results/peers
 	$(BIN)/adadelta bench --sizes 1e5 --impl numpy-fused --peers --processes 2 --out results/peers

@@ -90,6 +90,14 @@ needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed; make test-peers"
 )
 
+
+def slow_but(names, *fast):
+    """Make a parameter of each name; those that are not among the fast ones are slow."""
+    unknown = set(fast) - set(names)
+    assert not unknown, unknown
+    return [each if each in fast else pytest.param(each, marks=pytest.mark.slow) for each in names]
+
+
 KINDS = {  # dtype of weight and grad, dtype of the states, whether there is a master
     "float32": ("float32", "float32", False),
     "float64": ("float64", "float64", False),

@@ -38,13 +38,13 @@ def test_the_examples_of_the_page_run(monkeypatch):
     assert found.attempted > 5 and not found.failed
 
 
-NEEDS = {".mxnet_bridge.": needs_mxnet, ".torch.": needs_torch}
+NEEDS = {".mxnet_bridge.": [needs_mxnet], ".torch.": [needs_torch, pytest.mark.peers]}
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        pytest.param(name, marks=[mark for part, mark in NEEDS.items() if part in name])
+        pytest.param(name, marks=[each for part in NEEDS if part in name for each in NEEDS[part]])
         for name in MODULES
     ],
 )

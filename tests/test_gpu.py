@@ -15,12 +15,13 @@ import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import host_cuda
 import numpy as np
 import pytest
-from conftest import AWKWARD, HERE, SIMULATED, assert_same_bits, random_arrays
+from conftest import AWKWARD, HERE, SIMULATED, assert_same_bits, random_arrays, slow_but
 
 import adadelta_cli
 from adadelta_cli import errors
@@ -51,8 +52,8 @@ SHAPES = ((5000, "float32"), (37, "float16"))
 CASES = ("odd", "special", "subnormal", "subnormal-odd", "clip_gradient=0.0", "length-0")
 
 
-def adadelta(*args, path=(SIMULATED, HERE), **environment):
-    """Run a command on a simulated GPU, or with another Python path."""
+def process(*args, path=(SIMULATED, HERE), **environment):
+    """Run a command on a simulated GPU, or with another Python path, in a process of its own."""
     command = [sys.executable, "-m", "adadelta_cli", *map(str, args)]
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
     return subprocess.run(
@@ -71,7 +72,7 @@ def rows(folder):
 def test_fused_and_unfused_give_the_bits_of_the_cpu(tmp_path):
     """No bit differs: array update on a CPU, unfused, fused; in every dtype; drawn cases too."""
     chosen = [part for case in (*CASES, "drawn") for part in ("--case", case)]
-    done = adadelta("verify", "--ctx", "gpu", "--backend", "cupy", *chosen, "--out", tmp_path)
+    done = process("verify", "--ctx", "gpu", "--backend", "cupy", *chosen, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [row for row in rows(tmp_path) if row["reference"] != "oracle"]
     assert {row["implementation"] for row in found} == {"cupy", "cupy-fused"}
@@ -161,7 +162,7 @@ def test_the_cupy_example_passes(tmp_path):
     """A user's function gets CuPy arrays, and is compared within the bounds of any order."""
     kernel = f"{ROOT / 'examples' / 'cupy_kernel.py'}:step"
     chosen = ("--case", "odd", "--case", "special", "--case", "length-4097")
-    done = adadelta("verify", "--impl", kernel, "--ctx", "gpu", *chosen, "--out", tmp_path)
+    done = process("verify", "--impl", kernel, "--ctx", "gpu", *chosen, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [row for row in rows(tmp_path) if row["passed"]]
     assert {(row["backend"], row["ctx"]) for row in found} == {("cupy", "gpu")}
@@ -202,7 +203,7 @@ def step(*arrays, **settings):
 def test_faults_of_a_kernel_are_told_and_the_rest_goes_on(tmp_path, line, told, then):
     """Guard zones, faults of the device and hangs are rows that failed; exit code 1."""
     (tmp_path / "kernel.py").write_text(KERNEL.format(line))
-    done = adadelta(
+    done = process(
         "verify",
         "--impl",
         f"{tmp_path}/kernel.py:step",
@@ -254,8 +255,8 @@ def test_run_trains_on_the_device(tmp_path, problem):
     """Fused, unfused, and stopped midway: the same history; the summary says where it ran."""
     where = (problem, *SHORT[problem], "--ctx", "gpu", "--backend", "cupy", "--dtype", "float16")
     whole, plain = (tmp_path / name for name in ("whole", "plain"))
-    adadelta("run", *where, "--out", whole)
-    adadelta("run", *where, "--no-fused", "--out", plain)
+    process("run", *where, "--out", whole)
+    process("run", *where, "--no-fused", "--out", plain)
     history = (whole / problem / "history.csv").read_bytes()
     assert history == (plain / problem / "history.csv").read_bytes()
     summary = json.loads((whole / problem / "summary.json").read_text())
@@ -292,7 +293,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
     for steps, *how in (("150", "stopped"), ("300", "stopped", "--resume"), ("300", "whole")):
         folder, *resume = how
         length = ("--set", f"training.steps={steps}")
-        adadelta("run", *where, *length, *resume, "--out", tmp_path / folder)
+        process("run", *where, *length, *resume, "--out", tmp_path / folder)
     first, second = (tmp_path / name / "rosenbrock/history.csv" for name in ("stopped", "whole"))
     assert first.read_bytes() == second.read_bytes() and len(first.read_text().splitlines()) == 8
 
@@ -305,7 +306,7 @@ QUICK = ("--processes", 1, "--max-time", 0.5)
 def test_bench_times_both_steps_against_a_kernel_of_the_same_traffic(tmp_path):
     """On tensors that are in no cache; the rows say where, the document what the GPU is."""
     dtypes = ("--dtype", "float32", "--dtype", "float16")
-    done = adadelta("bench", "--ctx", "gpu", "--sizes", 2000, *dtypes, *QUICK, "--out", tmp_path)
+    done = process("bench", "--ctx", "gpu", "--sizes", 2000, *dtypes, *QUICK, "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads((tmp_path / "bench.json").read_text())
     found = {(row["implementation"], row["dtype"]): row for row in document["rows"]}
@@ -409,7 +410,7 @@ def test_no_grid_is_larger_than_a_gpu_takes():
 def test_a_gpu_of_another_number_is_the_one_that_computes(tmp_path):
     """Its own processes make it the current one, and look at its memory."""
     where = ("--sizes", 100, *QUICK, "--impl", "cupy-fused", "--out", tmp_path)
-    done = adadelta("bench", "--ctx", "gpu:1", *where, SIMULATED_GPU_DEVICES="2")
+    done = process("bench", "--ctx", "gpu:1", *where, SIMULATED_GPU_DEVICES="2")
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads((tmp_path / "bench.json").read_text())
     assert document["machine"]["gpu"]["processor"] == "simulated GPU 1"
@@ -426,7 +427,7 @@ def test_a_wrong_kernel_on_a_gpu_gets_no_time(tmp_path):
         "    assert type(weight).__module__ == 'cupy'\n    weight *= 2\n"
     )
     arguments = ("--impl", f"{kernel}:step", "--sizes", 100, *QUICK, "--out", tmp_path)
-    done = adadelta("bench", "--ctx", "gpu", *arguments)
+    done = process("bench", "--ctx", "gpu", *arguments)
     assert done.returncode == 1, done.stdout + done.stderr
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert row["median_s"] is None and "acc_delta is off by" in row["note"]
@@ -446,17 +447,18 @@ def test_a_wrong_kernel_on_a_gpu_gets_no_time(tmp_path):
         (("--impl", "mxnet-fused"), 3, "MXNet's CUDA: (not built in|MXNet is not installed)"),
     ],
 )
-def test_what_bench_refuses_on_a_gpu(tmp_path, arguments, code, told):
+@pytest.mark.usefixtures("simulated")
+def test_what_bench_refuses_on_a_gpu(adadelta, arguments, code, told):
     """Before anything is timed; nothing is written."""
-    done = adadelta("bench", "--ctx", "gpu", *arguments, "--out", tmp_path / "out")
-    assert done.returncode == code and re.search(told, done.stderr), done.stderr
-    assert not (tmp_path / "out").exists()
+    got, _, err = adadelta("bench", "--ctx", "gpu", *arguments, "--out", "out")
+    assert got == code and re.search(told, err), err
+    assert not Path("out").exists()
 
 
-def test_bench_on_a_cpu_takes_no_step_of_a_gpu():
+def test_bench_on_a_cpu_takes_no_step_of_a_gpu(adadelta):
     """And says which device it wants."""
-    done = adadelta("bench", "--impl", "cupy-fused", path=())
-    assert done.returncode == 2 and "computes on a GPU; add --ctx gpu" in done.stderr
+    code, _, err = adadelta("bench", "--impl", "cupy-fused")
+    assert code == 2 and "computes on a GPU; add --ctx gpu" in err
 
 
 @pytest.mark.slow
@@ -466,7 +468,7 @@ def test_a_gpu_that_is_lost_is_no_verdict_on_a_step(tmp_path):
     where = ("--sizes", 100, *QUICK, "--out", tmp_path)
     for fault in ({"FAULT": "719@2"}, {"FAULT": "719@9"}, {"FAULT": "214@500"}, {"MEMORY": "@9"}):
         environment = {f"SIMULATED_GPU_{name}": value for name, value in fault.items()}
-        done = adadelta("bench", "--ctx", "gpu", *where, **environment)
+        done = process("bench", "--ctx", "gpu", *where, **environment)
         assert done.returncode == 4, done.stdout + done.stderr
         told = "the GPU ran out of memory" if "MEMORY" in fault else "the GPU failed during the"
         assert re.search(f"^Error: {told}", done.stderr, re.MULTILINE), done.stderr
@@ -487,7 +489,7 @@ def test_memory_that_runs_out_is_no_fault_of_a_kernel(tmp_path):
         named = kernel.with_name(f"kernel{status}.py")
         named.write_text(kernel.read_text().replace("STATUS", str(status)))
         where = ("--impl", f"{named}:step", "--sizes", 100, *QUICK, "--out", tmp_path)
-        done = adadelta("bench", "--ctx", "gpu", *where)
+        done = process("bench", "--ctx", "gpu", *where)
         assert done.returncode == code, done.stdout + done.stderr
 
 
@@ -520,7 +522,7 @@ MISSING = {
 def test_what_is_missing_is_told_with_what_mends_it(tmp_path, environment, seen, fix):
     """Exit code 3, one message, no file: what was looked for, what was found, what to do."""
     out = tmp_path / "out"
-    done = adadelta("run", "rosenbrock", "--ctx", "gpu", "--out", out, **environment)
+    done = process("run", "rosenbrock", "--ctx", "gpu", "--out", out, **environment)
     assert done.returncode == 3, done.stderr
     told = done.stderr.splitlines()[-1]
     assert told.startswith("Error: gpu:0 cannot be used. Looked for CuPy: ")
@@ -540,7 +542,7 @@ def test_a_device_beyond_the_last_is_told_how_many_there_are(simulated, monkeypa
 @pytest.mark.skipif(HAS_CUPY, reason="CuPy is installed here")
 def test_no_cupy_at_all_is_told(tmp_path):
     """With the command that installs it; the driver is looked for without it."""
-    done = adadelta("verify", "--ctx", "gpu", "--out", tmp_path / "out", path=())
+    done = process("verify", "--ctx", "gpu", "--out", tmp_path / "out", path=())
     assert done.returncode == 3, done.stderr
     assert "CuPy: not installed; driver: " in done.stderr
     assert "pip install 'adadelta[gpu]'" in done.stderr and not (tmp_path / "out").exists()
@@ -579,11 +581,12 @@ BREAKS = {
 
 
 @needs_compiler
-@pytest.mark.parametrize(("environment", "told"), BREAKS.values(), ids=BREAKS)
-def test_a_device_that_fails_in_verify_ends_it(tmp_path, environment, told):
+@pytest.mark.parametrize("fault", slow_but(BREAKS, "lost"))
+def test_a_device_that_fails_in_verify_ends_it(tmp_path, fault):
     """Exit code 4, one message; finished rows are on disk, and none is a verdict on the failure."""
+    environment, told = BREAKS[fault]
     chosen = ("--case", "odd", "--case", "long", "--backend", "cupy")
-    done = adadelta("verify", "--ctx", "gpu", *chosen, "--out", tmp_path, **environment)
+    done = process("verify", "--ctx", "gpu", *chosen, "--out", tmp_path, **environment)
     assert done.returncode == 4, done.stdout + done.stderr
     message = done.stderr.splitlines()[-1]
     assert message.startswith("Error: ") and "Traceback" not in done.stderr
@@ -593,12 +596,13 @@ def test_a_device_that_fails_in_verify_ends_it(tmp_path, environment, told):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("environment", "told"), BREAKS.values(), ids=BREAKS)
-def test_a_device_that_fails_in_run_leaves_the_history(tmp_path, environment, told):
+@pytest.mark.parametrize("fault", slow_but(BREAKS, "memory"))
+def test_a_device_that_fails_in_run_leaves_the_history(tmp_path, fault):
     """Exit code 4, one message; the rows so far are on disk, in whole files."""
+    environment, told = BREAKS[fault]
     where = ("rosenbrock", "--ctx", "gpu", "--backend", "cupy", "--no-fused")
     record = ("--set", "training.record_every=5")
-    done = adadelta("run", *where, *record, "--out", tmp_path, **environment)
+    done = process("run", *where, *record, "--out", tmp_path, **environment)
     assert done.returncode == 4, done.stdout + done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ")
     assert re.search(told, done.stderr), done.stderr
@@ -654,7 +658,7 @@ def device():
 @pytest.mark.gpu
 def test_verify_passes_on_a_gpu(device, tmp_path):
     """The default set, every bit, on the first GPU."""
-    done = adadelta("verify", "--ctx", "gpu", "--backend", "cupy", "--out", tmp_path, path=())
+    done = process("verify", "--ctx", "gpu", "--backend", "cupy", "--out", tmp_path, path=())
     assert done.returncode == 0, f"{device}\n{done.stdout}{done.stderr}"
     assert {row["ctx"] for row in rows(tmp_path)} == {"gpu", "cpu"}
 
@@ -664,7 +668,7 @@ def test_bench_on_a_gpu(device, tmp_path):
     """Every step is right, and has a time and a share of the ceiling."""
     assert device
     where = ("--sizes", "1e6,1e7", "--backend", "cupy", "--processes", 3, "--out", tmp_path)
-    done = adadelta("bench", "--ctx", "gpu", *where, path=())
+    done = process("bench", "--ctx", "gpu", *where, path=())
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert all(row["ceiling_fraction"] for row in found)
@@ -677,7 +681,7 @@ def test_run_gives_the_same_history_fused_and_unfused_on_a_gpu(device, tmp_path,
     assert device
     where = (problem, *SHORT[problem], "--ctx", "gpu", "--backend", "cupy")
     for folder, *how in (("fused",), ("plain", "--no-fused")):
-        adadelta("run", *where, *how, "--out", tmp_path / folder, path=())
+        process("run", *where, *how, "--out", tmp_path / folder, path=())
     first, second = (tmp_path / name / problem / "history.csv" for name in ("fused", "plain"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -687,7 +691,7 @@ def test_the_cupy_example_passes_on_a_gpu(device, tmp_path):
     """With CuPy's own options: subnormals are flushed, multiplications and additions contracted."""
     assert device
     kernel = f"{ROOT / 'examples' / 'cupy_kernel.py'}:step"
-    done = adadelta("verify", "--impl", kernel, "--ctx", "gpu", "--out", tmp_path, path=())
+    done = process("verify", "--impl", kernel, "--ctx", "gpu", "--out", tmp_path, path=())
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -17,10 +17,11 @@ from adadelta_cli import __main__, inputs
 from adadelta_cli.cli.console import Terminal
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
-from adadelta_cli.implementations import array_backends
+from adadelta_cli.implementations import array_backends, user_kernel
 from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
+from adadelta_cli.system.sandbox import InProcess
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
 LABELLED = (
@@ -816,8 +817,9 @@ FOR_CHECKPOINTS = {"--resume", "run again"}  # a missing one is no error
         if reader not in FOR_CHECKPOINTS or reason[:2] in {"a ", "it"}
     ],
 )
-def test_what_is_no_file_is_refused_before_it_is_opened(refused, reader, where):
+def test_what_is_no_file_is_refused_before_it_is_opened(refused, monkeypatch, reader, where):
     """Nothing waits for a pipe; a folder may stand for its bench.json."""
+    monkeypatch.setattr(user_kernel, "Sandbox", lambda _timeout: InProcess())  # none is imported
     code, message = refused(*READ[reader](where))
     reason = NO_FILES[where].removeprefix("it is ").partition(" (")[0]
     assert code == 2 and any(name in message for name in (where, "kernel.py", "checkpoint.npz"))

@@ -47,6 +47,7 @@ def check(name, *names, dtypes=("float32", "float64"), **plan):
     return work
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", QUICK)
 def test_peers_are_within_their_bounds(name):
     """Each tensor of each case, in both dtypes, one step at a time; and their drift is reported."""
@@ -266,6 +267,7 @@ def test_choosing_a_peer_imports_nothing():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", [*QUICK, *YARDSTICKS])

@@ -147,6 +147,7 @@ def torch_trajectory(torch, settings):
     return seen
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_pytorchs_optimizer_takes_the_same_steps(settings):
     """In float64; `make test-peers` installs PyTorch."""

@@ -458,7 +458,10 @@ def test_the_command_ends_as_documented_where_there_is_no_kernel(
 # --- the examples ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["numpy_kernel", "jax_kernel", "c_kernel"])
+JAX_KERNEL = pytest.param("jax_kernel", marks=pytest.mark.peers)
+
+
+@pytest.mark.parametrize("name", ["numpy_kernel", JAX_KERNEL, "c_kernel"])
 def test_the_examples_pass(name):
     """Each passes cases of every kind; the one in C is equal in every bit."""
     if name == "jax_kernel" and not HAS_JAX:

@@ -1,6 +1,7 @@
 """These tests need PyTorch; `make test-peers` runs them."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,14 @@ pytest.importorskip("torch", reason="PyTorch is not installed; make test-peers i
 
 # The modules whose `Adadelta` a test is put to: the outcomes are wanted to be the same.
 OURS, STOCK = "adadelta_cli.torch", "torch.optim"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` reads the markers
+def pytest_collection_modifyitems(items):
+    """Mark the tests of this folder."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.peers)
 
 
 @pytest.fixture(params=[OURS, STOCK], ids=["fused", "stock"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import assert_same_bits
+from conftest import assert_same_bits, slow_but
 from short_runs import interrupt, make_run, no_pictures, short  # noqa: F401 - a fixture
 
 from adadelta_cli.errors import UsageError
@@ -27,7 +27,7 @@ def test_the_settings_are_those_of_the_rules():
     assert set(OPTIMIZERS) == set(STATES) == set(report.TITLES)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("dtype", slow_but(["float32", "float64", "float16"], "float32"))
 @pytest.mark.parametrize("name", RULES)
 def test_a_run_trains_and_resumes_to_the_same_bytes(tmp_path, backend, name, dtype):
     """On each library, in each dtype: the loss falls, and a stop in the middle shows nowhere."""
