@@ -47,3 +47,16 @@ def check_distinct(where: str, key: str, values: list[Any]) -> None:
     twice = next((each for each in shown if shown.count(each) > 1), None)
     if twice:
         raise UsageError(f"{where}: {key} has {shortened(twice)} twice; give each value once")
+
+
+def value_text(value: Any) -> str:
+    """Write a value of a key for people, in a table or a picture.
+
+    >>> value_text(1e-6), value_text({"name": "sgd", "learning_rate": 1.0})
+    ('1e-06', 'sgd (learning_rate=1.0)')
+    """
+    if not isinstance(value, dict):
+        return yaml12.flow(value)
+    name = [str(each) for key, each in value.items() if key == "name"]
+    rest = [f"{key}={value_text(each)}" for key, each in value.items() if key != "name"]
+    return " ".join([*name, *([f"({', '.join(rest)})"] if rest or not name else [])])

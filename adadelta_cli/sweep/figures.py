@@ -12,7 +12,7 @@ import numpy as np
 
 from adadelta_cli.errors import shortened
 from adadelta_cli.files import plottable
-from adadelta_cli.run import yaml12
+from adadelta_cli.run.key_values import value_text
 from adadelta_cli.run.report import LARGEST_DRAWN
 from adadelta_cli.sweep.rows import ranked
 
@@ -114,13 +114,13 @@ def _draw_heat_map(axes: Axes, sweep: Sweep, settings: Sequence[SettingRow]) -> 
 
 def _texts(settings: Sequence[SettingRow], key: str) -> list[str]:
     """Return the values of a key, in the order of the settings."""
-    return list(dict.fromkeys(yaml12.flow(row.values[key]) for row in settings))
+    return list(dict.fromkeys(value_text(row.values[key]) for row in settings))
 
 
 def _place(
     sweep: Sweep, row: SettingRow, down: Sequence[str], right: Sequence[str]
 ) -> tuple[int, int]:
-    first, second = (yaml12.flow(row.values[key]) for key in sweep.plan.keys)
+    first, second = (value_text(row.values[key]) for key in sweep.plan.keys)
     return down.index(first), right.index(second)
 
 
@@ -169,23 +169,8 @@ def _mark(axes: Axes, place: tuple[int, int]) -> None:
 def _tick(axis: Any, texts: Sequence[str]) -> None:
     every = math.ceil(len(texts) / MOST_TICKS)
     chosen = range(0, len(texts), every)
-    axis.set_ticks(list(chosen), [plottable(shortened(texts[k], 20)) for k in chosen])
-
-
-def _mark_best(
-    axes: Axes,
-    sweep: Sweep,
-    settings: Sequence[SettingRow],
-    rows: Sequence[str],
-    columns: Sequence[str],
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    for best in ranked(settings, sweep.metric, higher=sweep.higher)[:1]:
-        first, second = (yaml12.flow(best.values[key]) for key in sweep.plan.keys)
-        corner = columns.index(second) - 0.5, rows.index(first) - 0.5
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2))
-        axes.set_title("red: the best", fontsize=10)
+    shown = [[shortened(line, 26) for line in texts[k].split(" (", 1)] for k in chosen]
+    axis.set_ticks(list(chosen), [plottable("\n(".join(lines)) for lines in shown])
 
 
 # --- one key --------------------------------------------------------------------------------------
@@ -197,7 +182,7 @@ def _draw_key(axes: Axes, sweep: Sweep, settings: Sequence[SettingRow], key: str
     values = [row.values[key] for row in found]
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     texts = _texts(found, key)
-    places = values if numbers else [texts.index(yaml12.flow(each)) for each in values]
+    places = values if numbers else [texts.index(value_text(each)) for each in values]
     order = sorted(range(len(found)), key=lambda k: places[k])
     spreads = [found[k].spreads[sweep.metric] for k in order]
     line = numbers and len(sweep.plan.keys) == 1
@@ -242,7 +227,7 @@ def _draw_curves(axes: Axes, sweep: Sweep, settings: Sequence[SettingRow], store
     everything: list[float] = []
     for number, row in enumerate(best):
         steps, middle, low, high = _curve(sweep, row, store)
-        text = ", ".join(f"{_short(key)}={yaml12.flow(v)}" for key, v in row.values.items())
+        text = ", ".join(f"{_short(key)}={value_text(v)}" for key, v in row.values.items())
         label = plottable(shortened(text or "all seeds", 60))
         axes.plot(steps, middle, color=f"C{number}", label=label, linewidth=1.3)
         axes.fill_between(steps, low, high, color=f"C{number}", alpha=0.15, linewidth=0)

@@ -303,9 +303,10 @@ def _settings(
             errors |= dict.fromkeys(str(error).splitlines())
             continue
         setting = Setting({axis.key: _resolved(config, axis.key, v) for axis, v in pairs}, config)
-        if setting.text in settings:
+        whole = config.model_dump_json()
+        if whole in settings:
             raise UsageError(f"{axes[0].where}: two settings are {setting.text}; give each once")
-        settings[setting.text] = setting
+        settings[whole] = setting
     if errors:
         lines, more = list(errors)[:MOST_ERRORS], len(errors) - MOST_ERRORS
         raise UsageError(*lines, *([f"... and {more:,} more"] if more > 0 else []))
@@ -313,12 +314,17 @@ def _settings(
 
 
 def _resolved(config: Config, key: str, value: Any) -> Any:
-    """Return a config's own value of a key: a path is absolute there, and 1 may be 1.0."""
+    """Return a config's own value of a key: a path is absolute there, and 1 may be 1.0.
+
+    Of a whole section, only what was given: its other keys have their defaults.
+    """
     node: Any = config.model_dump(mode="json")
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             return value
         node = node[part]
+    if isinstance(node, dict) and isinstance(value, dict):
+        return {part: _resolved(config, f"{key}.{part}", each) for part, each in value.items()}
     return node
 
 

@@ -10,6 +10,7 @@ from adadelta_cli.errors import ExitCode
 from adadelta_cli.files import jsonable, write_csv, write_json, write_plot
 from adadelta_cli.inputs import DATA_FOLDER
 from adadelta_cli.run import published, yaml12
+from adadelta_cli.run.key_values import value_text
 from adadelta_cli.sweep import figures
 from adadelta_cli.sweep.rows import (
     RESULTS,
@@ -147,7 +148,8 @@ class Report:
             return [f"No setting has a finite {self.sweep.metric}."]
         spread, metric = self.best.spreads[self.sweep.metric], self.sweep.metric
         band = f" ({spread.low:.4g} to {spread.high:.4g})" if self.best.runs > 1 else ""
-        what = ", ".join(_shown(self.best.values)) or "all seeds"
+        shown = (f"{key}={value_text(each)}" for key, each in self.best.values.items())
+        what = ", ".join(shown) or "all seeds"
         return [
             f"Best: {what}: {metric} {spread.median:.4g}{band}",
             f"Repeat its best run: {self.command}",
@@ -183,7 +185,7 @@ class Report:
         for row in shown:
             cells = [_spread(row, each) for each in names]
             table.add_row(
-                *(Text(yaml12.flow(each)) for each in row.values.values()),
+                *(Text(value_text(each)) for each in row.values.values()),
                 *cells,
                 f"{row.runs}",
                 _verdict(row),

@@ -53,6 +53,21 @@ def test_the_section_says_the_same_as_the_options(tmp_path):
     assert other.seeds == (0,) and other.metric == "loss"
 
 
+def test_a_whole_section_may_vary(tmp_path):
+    """Its values are what was given; the same with a default written out is the same setting."""
+    each = "{name: adadelta, rho: 0.95}", "{name: sgd, learning_rate: 1}"
+    section = "sweep: {{grid: {{optimizer: [{}]}}}}\n"
+    found = plan(tmp_path, (), TEXT + section.format(", ".join(each)))
+    assert [setting.values["optimizer"] for setting in found.settings] == [
+        {"name": "adadelta", "rho": 0.95},
+        {"name": "sgd", "learning_rate": 1.0},
+    ]
+    assert [setting.config.optimizer.name for setting in found.settings] == ["adadelta", "sgd"]
+    same = "{name: adadelta, rho: 0.95}", "{name: adadelta, rho: 0.95, wd: 0}"
+    with pytest.raises(UsageError, match="two settings are optimizer="):
+        plan(tmp_path, (), TEXT + section.format(", ".join(same)))
+
+
 def test_a_section_may_hold_what_the_config_lacks(tmp_path):
     """A config may be valid with the values of its axes only."""
     text = "problem: {name: rosenbrock}\ntraining: {}\nsweep: {grid: {training.steps: [3, 4]}}\n"
