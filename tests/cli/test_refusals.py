@@ -22,6 +22,7 @@ from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import InProcess
+from adadelta_cli.verification import runner
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
 LONG_NAME, LONG_PATH = "a" * 5000, "a/" * 2500
@@ -356,8 +357,9 @@ GO_TOGETHER = [
 
 
 @pytest.mark.parametrize("line", GO_TOGETHER)
-def test_options_that_say_the_same_or_have_nothing_to_do_go_together(refused, line):
+def test_options_that_say_the_same_or_have_nothing_to_do_go_together(refused, monkeypatch, line):
     """Such as --force where there is nothing to discard, and a flag that is given twice."""
+    monkeypatch.setattr(runner, "Sandbox", lambda _timeout: InProcess())
     assert refused(*line.split())[0] in (None, 0)
 
 
@@ -543,6 +545,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_the_work(refused, args,
 
 def test_memory_is_compared_with_what_is_available(refused, monkeypatch):
     """Where it is not known how much there is, nothing is refused."""
+    monkeypatch.setattr(runner, "Sandbox", lambda _timeout: InProcess())
     monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
     args = ["verify", "--sizes", "17", "--impl", "numpy-fused", "--dtype", "float32", *ON_NUMPY]
     code, message = refused(*args)
