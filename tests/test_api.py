@@ -71,9 +71,14 @@ def python(*args):
 @pytest.mark.parametrize(
     "imports",
     [
-        "import adadelta_cli, mxnet",
         "from adadelta_cli import FusedStep; import mxnet.gluon",
-        "import adadelta_cli, importlib; importlib.import_module('mxnet')",
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (
+                "import adadelta_cli, mxnet",
+                "import adadelta_cli, importlib; importlib.import_module('mxnet')",
+            )
+        ),
     ],
 )
 def test_mxnet_can_be_imported_after_this_package(imports):

@@ -43,8 +43,9 @@ def bench(options, *paths, out):
 
 def test_a_baseline_is_not_overwritten(adadelta):
     """Else the next comparison would be with itself."""
-    Path("bench.json").write_text('{"rows": [], "by_process": [], "machine": {}}')
-    code, _, err = adadelta("bench", "--sizes", "1e4", "--baseline", ".", "--out", ".")
+    Path("old").mkdir()
+    Path("old/bench.json").write_text('{"rows": [], "by_process": [], "machine": {}}')
+    code, _, err = adadelta("bench", "--sizes", "1e4", "--baseline", "old", "--out", "old")
     assert (code, "would be overwritten" in err) == (2, True)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import needs_mxnet
+from conftest import needs_mxnet, slow_but
 
 from adadelta_cli import __main__, inputs
 from adadelta_cli.cli.console import Terminal
@@ -22,6 +22,7 @@ from adadelta_cli.implementations.registry import IMPLEMENTATIONS, YARDSTICKS
 from adadelta_cli.run import config
 from adadelta_cli.system import machine
 from adadelta_cli.system.sandbox import InProcess
+from adadelta_cli.verification import runner
 
 ROSENBROCK = "problem:\n  name: rosenbrock\ntraining:\n  steps: 10\n"
 LABELLED = (
@@ -365,8 +366,9 @@ GO_TOGETHER = [
 
 
 @pytest.mark.parametrize("line", GO_TOGETHER)
-def test_options_that_say_the_same_or_have_nothing_to_do_go_together(refused, line):
+def test_options_that_say_the_same_or_have_nothing_to_do_go_together(refused, monkeypatch, line):
     """Such as --force where there is nothing to discard, and a flag that is given twice."""
+    monkeypatch.setattr(runner, "Sandbox", lambda _timeout: InProcess())
     assert refused(*line.split())[0] in (None, 0)
 
 
@@ -545,25 +547,27 @@ def command(tmp_path, *args, **environment):
     )
 
 
+ENVIRONMENTS = {
+    "run, MPLBACKEND=nope": ["run", "small.yaml", *ON_NUMPY],
+    "verify, MPLBACKEND=nope": ["verify", "--case", "odd", *ON_NUMPY],
+    "bench, MPLBACKEND=nope": ["bench", "--sizes", "1", *ON_NUMPY],
+    "run, MXNET_ENGINE_TYPE=foo": ["run", "small.yaml", "--backend", "mxnet"],
+    "verify, MXNET_ENGINE_TYPE=foo": ["verify", "--case", "odd", "--backend", "mxnet"],
+    "bench, MXNET_ENGINE_TYPE=foo": ["bench", "--sizes", "1", "--impl", "mxnet-fused"],
+}
+
+
 @pytest.mark.parametrize(
-    ("variable", "args"),
-    [
-        ("MPLBACKEND=nope", ["run", "small.yaml", *ON_NUMPY]),
-        ("MPLBACKEND=nope", ["verify", "--case", "odd", *ON_NUMPY]),
-        ("MPLBACKEND=nope", ["bench", "--sizes", "1", *ON_NUMPY]),
-        ("MXNET_ENGINE_TYPE=foo", ["run", "small.yaml", "--backend", "mxnet"]),
-        ("MXNET_ENGINE_TYPE=foo", ["verify", "--case", "odd", "--backend", "mxnet"]),
-        ("MXNET_ENGINE_TYPE=foo", ["bench", "--sizes", "1", "--impl", "mxnet-fused"]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else value[0],
+    "wrong", slow_but(ENVIRONMENTS, "run, MPLBACKEND=nope", "verify, MXNET_ENGINE_TYPE=foo")
 )
-def test_an_environment_that_does_not_go_is_named(refused, monkeypatch, variable, args):
-    """Exit code 3 before any work, and the variable to change."""
-    name, _, value = variable.partition("=")
-    monkeypatch.setenv(name, value)
-    code, message = refused(*args)
-    assert code == 3 and f"{name} is '{value}'" in message
-    assert not Path("results").exists()
+def test_an_environment_that_does_not_go_is_named(tmp_path, wrong):
+    """Exit code 3 before any work, and the variable to change; libraries read it at their start."""
+    name, _, value = wrong.partition(", ")[2].partition("=")
+    done = command(tmp_path, *ENVIRONMENTS[wrong], **{name: value})
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("Error: ") and f"{name} is '{value}'" in done.stderr
+    assert "bug" not in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -587,6 +591,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_the_work(refused, args,
 
 def test_memory_is_compared_with_what_is_available(refused, monkeypatch):
     """Where it is not known how much there is, nothing is refused."""
+    monkeypatch.setattr(runner, "Sandbox", lambda _timeout: InProcess())
     monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
     args = ["verify", "--sizes", "17", "--impl", "numpy-fused", "--dtype", "float32", *ON_NUMPY]
     code, message = refused(*args)
