@@ -126,7 +126,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     >>> suggestion("mpl", ["mlp", "rosenbrock"])
     ' (did you mean mlp?)'
     """
-    near = nearest(name, known)
+    near = [each for each in nearest(name, known) if each != name]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 

@@ -222,7 +222,7 @@ def sweep_tables():
     keys = {"optimizer.rho": 0.999, "optimizer.epsilon": 1e-6, "problem.hidden": [123, 456]}
     spreads = {"loss": Spread(1.234e-100, 1e-100, 2e-100), "accuracy": Spread(0.98, 0.97, 0.99)}
     counts = {**dict.fromkeys(Status, 0), Status.DIVERGED: 3, Status.FAILED: 12}
-    setting = SettingRow(keys, 15, counts, 0.9, spreads, ())
+    setting = SettingRow(0, keys, 15, counts, 0.9, spreads, ())
     report = object.__new__(SweepReport)
     report.settings, report.best = [setting], setting
     plan = SimpleNamespace(keys=tuple(keys))

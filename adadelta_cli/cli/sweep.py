@@ -157,7 +157,7 @@ def sweep(
             for plan, folder in zip(planned, folders, strict=True)
         ]
         for folder in folders:
-            files.prepare_folder(folder)
+            files.prepare_folder(folder / "runs")
         if with_report:
             finished.callback(write_report, screen, out)
         finished.callback(_show, screen, reports)

@@ -37,6 +37,13 @@ class TrainingRow(BaseModel):
         return self.model_dump()
 
 
+COLUMNS = frozenset(TrainingRow.model_fields) | {
+    *("config", "problem", "optimizer", "outcome"),  # comparison.csv
+    *("seed", "status", "steps", "run", "message", "seconds"),  # sweep.csv
+}
+"""The columns of history.csv and of the tables of several runs, which no metric replaces."""
+
+
 class Side(Enum):
     """The side of a bound on a metric."""
 

@@ -21,7 +21,7 @@ KINDS = ("log", "lin", "uniform", "int")
 LIKE_A_RANGE = re.compile(r"([A-Za-z]+)(:[-+.0-9][^:,]*){2}")
 FORMS = "log:LOW:HIGH, lin:LOW:HIGH or int:LOW:HIGH, with LOW less than HIGH (log: LOW above 0)"
 DIGITS = 6  # of a drawn number: logarithms of two machines may differ in the last bit
-PATIENCE = 100  # draws for each setting, until the ranges count as exhausted
+PATIENCE = 100  # draws in vain for each setting found, until the ranges count as exhausted
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Axis:
 
 
 def _draw_log(low: float, high: float, uniform: float) -> float:
-    drawn = float(f"{math.exp(math.log(low) + uniform * math.log(high / low)):.{DIGITS}g}")
+    width = math.log(high) - math.log(low)  # the quotient may be infinite
+    drawn = float(f"{math.exp(math.log(low) + uniform * width):.{DIGITS}g}")
     return min(max(drawn, low), high)
 
 
@@ -142,11 +143,12 @@ def drawn(axes: Sequence[Axis], number: int, seed: int) -> list[tuple[Any, ...]]
         `number` settings, or fewer where the axes have no more.
     """
     found: dict[str, tuple[Any, ...]] = {}
-    for turn in range(PATIENCE * number):
+    turn = last = 0
+    while len(found) < number and turn <= last + PATIENCE * len(found):
         setting = tuple(each.draw(uniform(seed, each.key, turn)) for each in axes)
-        found.setdefault(repr(setting), setting)
-        if len(found) == number:
-            break
+        if found.setdefault(repr(setting), setting) is setting:
+            last = turn
+        turn += 1
     return list(found.values())
 
 

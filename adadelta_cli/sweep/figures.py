@@ -14,7 +14,7 @@ from adadelta_cli.errors import shortened
 from adadelta_cli.files import plottable
 from adadelta_cli.run.key_values import value_text
 from adadelta_cli.run.report import LARGEST_DRAWN
-from adadelta_cli.sweep.rows import ranked
+from adadelta_cli.sweep.rows import Status, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -125,11 +125,14 @@ def _place(
 
 
 def _median(sweep: Sweep, row: SettingRow) -> float:
-    return row.spreads[sweep.metric].median if sweep.metric in row.spreads else math.nan
+    known = sweep.metric in row.spreads and not row.diverges
+    return row.spreads[sweep.metric].median if known else math.nan
 
 
 def _reason(row: SettingRow) -> str:
-    """Say why a setting has no finite median: its most frequent status."""
+    """Say why a setting has no value: it diverges, or its most frequent status."""
+    if row.diverges:
+        return Status.DIVERGED.value
     return max(row.counts, key=lambda status: row.counts[status]).value
 
 
@@ -198,7 +201,9 @@ def _draw_key(axes: Axes, sweep: Sweep, settings: Sequence[SettingRow], key: str
     axes.grid(alpha=0.3)
     lost = len(settings) - len(found)
     if lost:
-        axes.set_title(f"{lost} of {len(settings)} settings have no finite median", fontsize=10)
+        axes.set_title(
+            f"{lost} of {len(settings)} settings have no finite median, or diverged", fontsize=10
+        )
 
 
 def _draw_band(axes: Axes, x: Sequence[float], spreads: Sequence[Spread], *, line: bool) -> None:
@@ -257,7 +262,7 @@ def _curve(
     """Return steps, medians, least and largest values over the seeds."""
     at: dict[float, list[float]] = defaultdict(list)
     for each in sweep.rows:
-        if each.values == row.values and each.metrics:
+        if each.setting == row.setting and each.metrics:
             for line in store.history(each.run):
                 at[line["step"]].append(_drawable(line.get(sweep.metric, math.nan)))
     steps = sorted(step for step in at if any(map(math.isfinite, at[step])))

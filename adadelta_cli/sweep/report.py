@@ -83,7 +83,7 @@ class Report:
         values = dict.fromkeys(self.sweep.plan.keys)
         metrics = list(self.sweep.labels)
         row = SweepRow(0, values, 0, Status.FINISHED, None, {}, "", "", None)
-        setting = SettingRow(values, 0, {}, None, {}, ())
+        setting = SettingRow(0, values, 0, {}, None, {}, ())
         return list(row.cells(metrics)), list(setting.cells(metrics))
 
     def document(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Report:
         if left:
             yield (
                 f"{len(self.rows)} of {len(self.sweep.places)} runs are done; the same command, "
-                "without --force, computes the others"
+                "without --force, computes those that are not stored"
             )
         if self._published:
             yield published.remark(self._published, self._beside(self._published))
@@ -145,7 +145,8 @@ class Report:
     def conclusion(self) -> list[str]:
         """Return the best setting, and the command that repeats its best run."""
         if not (self.best and self.run):
-            return [f"No setting has a finite {self.sweep.metric}."]
+            how = " without divergence" if any(row.diverges for row in self.settings) else ""
+            return [f"No setting has a finite {self.sweep.metric}{how}."]
         spread, metric = self.best.spreads[self.sweep.metric], self.sweep.metric
         band = f" ({spread.low:.4g} to {spread.high:.4g})" if self.best.runs > 1 else ""
         shown = (f"{key}={value_text(each)}" for key, each in self.best.values.items())

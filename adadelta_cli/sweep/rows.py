@@ -12,7 +12,7 @@ from adadelta_cli.run.config import Expect
 from adadelta_cli.run.result import Expectation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from adadelta_cli.sweep.plan import Plan
 
@@ -94,6 +94,7 @@ class SettingRow:
     """A setting: the runs of all seeds together.
 
     Attributes:
+        setting: its index in the plan.
         values: of the keys that vary.
         runs: rows of sweep.csv.
         counts: the number of runs by status.
@@ -102,6 +103,7 @@ class SettingRow:
         checks: of the medians; one for each expectation of the config.
     """
 
+    setting: int
     values: dict[str, Any]
     runs: int
     counts: dict[Status, int]
@@ -113,6 +115,15 @@ class SettingRow:
     def passed(self) -> bool | None:
         """Whether all expectations were met; None if there are none."""
         return all(each.passed for each in self.checks) if self.checks else None
+
+    @property
+    def diverges(self) -> bool:
+        """Whether at least half of the runs with a result diverged.
+
+        The other metrics of a run that diverged may be finite, such as the accuracy of a network
+        whose weights are NaN.
+        """
+        return _diverge(self.counts)
 
     def cells(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Return the row of summary.csv, with these metrics."""
@@ -171,11 +182,13 @@ def _setting_row(plan: Plan, rows: Sequence[SweepRow]) -> SettingRow:
         name: spread([_ordered(row, name, higher_is_better(name, plan.expect)) for row in found])
         for name in names
     }
+    medians = {} if _diverge(counts) else {name: each.median for name, each in spreads.items()}
     checks = tuple(
-        Expectation(metric, side, bound, spreads[metric].median if metric in spreads else math.nan)
+        Expectation(metric, side, bound, medians.get(metric, math.nan))
         for side, metric, bound in plan.expect.bounds()
     )
     return SettingRow(
+        setting=rows[0].setting,
         values=rows[0].values,
         runs=len(rows),
         counts=counts,
@@ -185,15 +198,23 @@ def _setting_row(plan: Plan, rows: Sequence[SweepRow]) -> SettingRow:
     )
 
 
+def _diverge(counts: Mapping[Status, int]) -> bool:
+    diverged, finished = (counts.get(each, 0) for each in (Status.DIVERGED, Status.FINISHED))
+    return 0 < diverged >= finished
+
+
 def _ordered(row: SweepRow, metric: str, higher: bool) -> float:
-    """Return a metric; that of a run that diverged, where it is no number, is the worst one."""
+    """Return a metric; where it is not finite, as after a divergence, the worst one."""
     value = row.metrics.get(metric, math.nan)
-    return (-math.inf if higher else math.inf) if math.isnan(value) else value
+    return value if math.isfinite(value) else (-math.inf if higher else math.inf)
 
 
 def ranked(rows: Sequence[SettingRow], metric: str, *, higher: bool) -> list[SettingRow]:
-    """Return the settings with a finite median, the best first; equals in their order."""
-    found = [row for row in rows if metric in row.spreads]
+    """Return the settings with a finite median, the best first; equals in their order.
+
+    Those that diverge are left out.
+    """
+    found = [row for row in rows if metric in row.spreads and not row.diverges]
     found = [row for row in found if math.isfinite(row.spreads[metric].median)]
     sign = -1 if higher else 1
     return sorted(found, key=lambda row: sign * row.spreads[metric].median)
@@ -202,7 +223,11 @@ def ranked(rows: Sequence[SettingRow], metric: str, *, higher: bool) -> list[Set
 def best_run(
     rows: Sequence[SweepRow], setting: SettingRow, metric: str, *, higher: bool
 ) -> SweepRow:
-    """Return the run of a setting with the best value; the first of equals."""
-    found = [row for row in rows if row.values == setting.values and row.status in RESULTS]
+    """Return the run of a setting, which does not diverge, with the best value.
+
+    Of equals, it is the first.
+    """
+    found = [each for each in rows if each.setting == setting.setting]
+    found = [each for each in found if each.status is Status.FINISHED]
     sign = -1 if higher else 1
     return min(found, key=lambda row: sign * _ordered(row, metric, higher))

@@ -214,6 +214,10 @@ def _result(future: Future[Outcome]) -> Outcome:
         ) from error
 
 
+def _has_failed(future: Future[Outcome]) -> bool:
+    return future.cancelled() or future.exception() is not None
+
+
 class _Execution:
     """The runs of a sweep that this process computes."""
 
@@ -277,7 +281,8 @@ class _Execution:
         """Store the results of those that end within this time; return after the first."""
         if not self._running:
             time.sleep(seconds)
-        for future in wait(self._running, seconds, FIRST_COMPLETED).done:
+        done = wait(self._running, seconds, FIRST_COMPLETED).done
+        for future in sorted(done, key=_has_failed):  # what raises comes last
             run = self._running.pop(future)
             self._sweep.ends[run] = self._kept(run, _result(future))
             self._store.release(run)

@@ -8,8 +8,9 @@ Where a file system has no locks, two sweeps may compute the same run; either re
 
 from __future__ import annotations
 
+import csv
 import json
-import os
+import secrets
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class Store:
     def read(self, run: str) -> Stored | None:
         """Return the result of a run; None if there is none, or its files are damaged."""
         try:
+            if not self.history(run):
+                return None
             document = json.loads((self.folder / run / SUMMARY).read_bytes())
             end = document["end"]
             return Stored(
@@ -71,32 +74,31 @@ class Store:
                 seconds=float(document["seconds"]),
                 metrics={name: float(each) for name, each in end.items() if name not in RECORD},
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, csv.Error):
             return None
 
     def history(self, run: str) -> list[dict[str, float]]:
         """Return the rows of a run's history.csv; empty cells are NaN."""
-        import csv
-
         with (self.folder / run / "history.csv").open(newline="") as file:
             return [{k: float(v or "nan") for k, v in row.items()} for row in csv.DictReader(file)]
 
     def claim(self, run: str) -> bool:
         """Claim a run for this process; return whether no other one has it.
 
-        Remove what a process that was killed left of it.
+        Remove what a process that was killed left of it, if a lock says that no other one writes.
         """
-        claimed = self._locked(run, claim=True)
-        if claimed:
+        locked = self._locked(run, claim=True)
+        if locked:
             for each in self.folder.glob(f".{run}.*.tmp"):
                 shutil.rmtree(each, ignore_errors=True)
-        return claimed
+        return locked is not False
 
     def release(self, run: str) -> None:
         """Let other processes claim a run."""
         self._locked(run, claim=False)
 
-    def _locked(self, run: str, *, claim: bool) -> bool:
+    def _locked(self, run: str, *, claim: bool) -> bool | None:
+        """Lock or unlock a run; return whether that was possible, None without locks."""
         import fcntl
 
         assert self._lock is not None  # noqa: S101 - for the type checker
@@ -106,7 +108,7 @@ class Store:
         except (BlockingIOError, PermissionError):  # another process holds it
             return False
         except OSError:  # the file system has no locks
-            pass
+            return None
         return True
 
     def write(self, run: str, content: Mapping[str, bytes]) -> None:
@@ -115,8 +117,9 @@ class Store:
         Raises:
             BrokenError: they cannot be written.
         """
-        made = self.folder / f".{run}.{os.getpid()}.tmp"
-        old = self.folder / f".{run}.{os.getpid()}.old.tmp"
+        own = secrets.token_hex(8)  # processes of two machines may have the same number
+        made = self.folder / f".{run}.{own}.tmp"
+        old = self.folder / f".{run}.{own}.old.tmp"
         final = self.folder / run
         try:
             made.mkdir()

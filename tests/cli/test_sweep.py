@@ -74,6 +74,16 @@ def test_what_is_wrong_is_refused_before_anything_runs(adadelta, tmp_path, args,
     assert {path.name for path in tmp_path.iterdir()} == {"it.yaml"}
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(adadelta, tmp_path):
+    """`runs` is a file: nothing is written beside it."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "runs").touch()
+    code, out, err = adadelta("sweep", "it.yaml", *FAST, "--out", "out")
+    assert code == 4 and not out
+    assert err.startswith("Error: --out: out/runs cannot be made") and "another folder" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["runs"]
+
+
 @pytest.mark.parametrize("lacking", ["dask", "distributed"])
 def test_without_dask_the_message_says_what_to_install(adadelta, monkeypatch, lacking):
     """Exit code 3."""

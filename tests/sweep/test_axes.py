@@ -59,6 +59,24 @@ def test_other_texts_are_wrong_usage(text):
         axes.parse_grid(text)
 
 
+def test_a_wrong_bound_is_no_wrong_name():
+    """The name is right: nothing is suggested."""
+    with pytest.raises(UsageError, match=r"'log:0:1'; expected"):
+        axes.parse_grid("a.b=log:0:1")
+
+
+def test_a_range_of_all_magnitudes_is_drawn_from():
+    """HIGH / LOW is more than the largest float."""
+    found = axes.parse_grid("a.b=log:1e-200:1e200")
+    assert [found.draw(each) for each in (0.0, 0.5, 0.75)] == [1e-200, 1.0, 1e100]
+
+
+def test_a_range_with_too_few_values_is_exhausted_at_once():
+    """The number of draws depends on what there is, not on what was asked for."""
+    assert len(axes.drawn([axes.parse_grid("a.b=int:1:3")], 10**8, 0)) == 3
+    assert len(axes.drawn([axes.parse_grid("a.b=int:1:300")], 300, 0)) == 300
+
+
 def test_combinations_count_without_being_made():
     """A grid of a million million settings is counted at once."""
     many = [axes.Axis(f"a.{k}", "", values=tuple(range(100))) for k in range(6)]

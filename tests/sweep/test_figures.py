@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from types import SimpleNamespace
+
 import pytest
 from small_sweeps import GRID, Failure, executed
 
 from adadelta_cli.sweep import figures
 from adadelta_cli.sweep.report import Report
+from adadelta_cli.sweep.rows import SettingRow, Spread, Status
 from adadelta_cli.sweep.store import Store
 
 
@@ -36,6 +41,18 @@ def test_a_cell_without_a_number_says_why(tmp_path):
     heat, curves = drawn(tmp_path, grid)
     assert [each.get_text() for each in heat.texts].count("diverged") == 2
     assert len(curves.lines) == 2
+
+
+def test_a_setting_that_diverges_has_no_value(tmp_path):
+    """Its accuracy may be finite; of two runs, one is half."""
+    counts = {Status.FINISHED: 1, Status.DIVERGED: 1}
+    row = SettingRow(0, {"a": 1}, 2, counts, 0.5, {"accuracy": Spread(0.9, 0.8, 1.0)}, ())
+    assert math.isnan(figures._median(SimpleNamespace(metric="accuracy"), row))
+    assert figures._reason(row) == "diverged"
+    row = dataclasses.replace(row, counts={Status.FINISHED: 2, Status.DIVERGED: 1})
+    assert figures._median(SimpleNamespace(metric="accuracy"), row) == 0.9
+    axes, _ = drawn(tmp_path, ["optimizer.learning_rate=1,1e300"])
+    assert axes.get_title() == "1 of 2 settings have no finite median, or diverged"
 
 
 def test_an_outlier_leaves_colours_to_the_others():

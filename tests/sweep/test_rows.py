@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from types import SimpleNamespace
@@ -60,6 +61,38 @@ def test_a_diverged_run_counts_as_the_worst():
     two = settings([row(0, 0, 1.0), row(0, 1, math.inf, **bad), row(0, 2, math.nan, **bad)])
     assert two[0].spreads["loss"].median == math.inf
     assert rows.ranked(two, "loss", higher=False) == []
+
+
+def test_a_setting_whose_runs_diverged_never_wins():
+    """Whatever the last row says of it: a loss of -inf, or the accuracy of weights that are NaN."""
+    for loss, accuracy in ((-math.inf, math.inf), (math.nan, 0.9), (math.inf, 0.9)):
+        bad = row(0, 0, loss, Status.DIVERGED, accuracy=accuracy)
+        found = settings([bad, row(1, 0, 1.0, accuracy=0.5)], min_accuracy=0.1)
+        for metric, higher in (("loss", False), ("accuracy", True)):
+            (best,) = rows.ranked(found, metric, higher=higher)
+            assert best.values == {"a": 1}
+        assert [each.passed for each in found] == [False, True]
+        assert found[0].spreads["loss"].median == math.inf
+
+
+def test_a_diverged_run_is_not_the_best_of_its_setting():
+    """Its other metrics may be the best ones."""
+    bad = row(0, 0, math.nan, Status.DIVERGED, accuracy=0.9)
+    found = [bad, row(0, 1, 2.0, accuracy=0.6), row(0, 2, 1.0, accuracy=0.7)]
+    (best,) = rows.ranked(settings(found), "accuracy", higher=True)
+    assert rows.best_run(found, best, "accuracy", higher=True).seed == 2
+
+
+def test_settings_that_python_calls_equal_are_not_one():
+    """1, 1.0 and true are three values of a problem of one's own."""
+    found = [
+        dataclasses.replace(row(k, seed, loss), values={"a": value}, run=f"{k}{seed}")
+        for k, value in enumerate((1, True, 1.0))
+        for seed, loss in enumerate(((5.0, 5.0, 0.0), (1.0, 1.0, 9.0), (3.0, 3.0, 0.5))[k])
+    ]
+    best = rows.ranked(settings(found), "loss", higher=False)[0]
+    assert best.values == {"a": True}
+    assert rows.best_run(found, best, "loss", higher=False).run == "10"
 
 
 def test_runs_without_a_result_are_counted_and_left_out_of_the_median():

@@ -14,7 +14,7 @@ from adadelta_cli.run import training
 from adadelta_cli.run.problems import rosenbrock
 from adadelta_cli.sweep import runner
 from adadelta_cli.sweep.report import FILES, Report
-from adadelta_cli.sweep.rows import Status
+from adadelta_cli.sweep.rows import Status, SweepRow
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,29 @@ def test_what_no_run_can_help_ends_the_sweep(tmp_path, raised, kind):
     with pytest.raises(kind):
         found.execute(engine(InProcess({2: raised}), capacity=1))
     assert [row.seed for row in found.rows] == [0, 1]
+
+
+def test_what_ended_together_with_a_failure_is_stored(tmp_path):
+    """In whatever order the results are looked at."""
+    found = sweep(tmp_path, (), seeds=8)
+    with pytest.raises(BrokenError):
+        found.execute(engine(InProcess({3: ZeroDivisionError("x")}), capacity=8))
+    assert len(found.rows) == 7
+
+
+def test_a_metric_that_is_a_column_already_is_refused(tmp_path):
+    """It would replace the seed or the status of a run."""
+    path = tmp_path / "own.py"
+    for name in SweepRow(0, {}, 0, Status.FINISHED, None, {}, "", "", None).cells(()):
+        path.write_text(
+            "import numpy as np\nfrom adadelta_cli import Problem\n\n\n"
+            "class Own(Problem):\n    start = {'w': np.ones(1)}\n\n"
+            "    def loss(self, xp, weights):\n        return (weights[0] ** 2).sum()\n\n"
+            f"    def measure(self, weights):\n        return {{'{name}': 1.0}}\n"
+        )
+        text = "problem: {python: own.py:Own}\ntraining: {steps: 2}\n"
+        with pytest.raises(UsageError, match=f"a metric {name}, .*rename it"):
+            sweep(tmp_path, (), text, seeds=2)
 
 
 def test_a_lost_scheduler_ends_the_sweep(tmp_path):

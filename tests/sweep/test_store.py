@@ -86,6 +86,17 @@ def test_a_damaged_result_is_none(store, result, content):
     assert store.read(RUN)
 
 
+@pytest.mark.parametrize("content", [None, b"", b"step,loss\n1,x\n", b"step,loss\n\xff"])
+def test_a_damaged_history_is_none_too(store, result, content):
+    """The figure needs it."""
+    store.write(RUN, result)
+    path = store.folder / RUN / "history.csv"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert store.read(RUN) is None
+
+
 def test_a_claim_excludes_other_processes(store, other):
     """Until it is released, or its process ends, even by SIGKILL."""
     assert other.stdout.readline() == b"True\n"
@@ -126,8 +137,18 @@ def test_a_file_system_without_locks_does(store, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", fail)
+    half = store.folder / f".{RUN}.123.tmp"
+    half.mkdir()
     assert store.claim(RUN)
+    assert half.exists(), "the other one may be writing it"
     store.release(RUN)
+
+
+def test_processes_of_two_machines_with_one_number_write_side_by_side(store, result):
+    """As in two containers, where there are no locks."""
+    (store.folder / f".{RUN}.{os.getpid()}.tmp").mkdir()
+    store.write(RUN, result)
+    assert store.read(RUN)
 
 
 def test_a_result_that_another_process_wrote_meanwhile_serves(store, result, monkeypatch):

@@ -25,7 +25,7 @@ from adadelta_cli.errors import (
     suggestion,
 )
 from adadelta_cli.run.problems.problem import Problem, Section
-from adadelta_cli.run.result import TrainingRow
+from adadelta_cli.run.result import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
 FORM = "FILE.py:NAME"
-RESERVED = frozenset(TrainingRow.model_fields)  # columns of history.csv that metrics cannot have
 
 
 def _check_form(value: Any) -> str:
@@ -264,9 +263,11 @@ class UserProblem(Problem):
             found = self._inner.measure(_guarded(np, weights))
         if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
             raise self._error(f"what measure returned is {shown(found)}; expected a dict by metric")
-        if RESERVED & found.keys():
-            taken = ", ".join(sorted(RESERVED & found.keys()))
-            raise self._error(f"measure has a metric {taken}, which run records; rename it")
+        if COLUMNS & found.keys():
+            taken = ", ".join(sorted(COLUMNS & found.keys()))
+            raise self._error(
+                f"measure has a metric {taken}, which is a column of the tables already; rename it"
+            )
         known = [name for name in self.metrics if name != "loss"]
         if known and [*found] != known:
             names = ", ".join(found)
