@@ -123,7 +123,10 @@ def test_terminating_keeps_what_was_finished(tmp_path):
 
 
 def measured(monkeypatch, result):
-    """Let the command find this result."""
+    """Let the command find this result, and draw nothing: another test has its pictures."""
+    monkeypatch.setattr(report, "write_plot", lambda path, _figure: path)
+    for draw in ("bench_figure", "samples_figure"):
+        monkeypatch.setattr(report, draw, lambda *_: None)
     monkeypatch.setattr(runner, "measure", lambda _plan, found, _tick: found.append(result))
 
 
