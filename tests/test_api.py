@@ -68,17 +68,13 @@ def python(*args):
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow  # test_optimizer.py has a quick one
 @pytest.mark.parametrize(
     "imports",
     [
+        "import adadelta_cli, mxnet",
         "from adadelta_cli import FusedStep; import mxnet.gluon",
-        *(
-            pytest.param(each, marks=pytest.mark.slow)
-            for each in (
-                "import adadelta_cli, mxnet",
-                "import adadelta_cli, importlib; importlib.import_module('mxnet')",
-            )
-        ),
+        "import adadelta_cli, importlib; importlib.import_module('mxnet')",
     ],
 )
 def test_mxnet_can_be_imported_after_this_package(imports):

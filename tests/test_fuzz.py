@@ -6,12 +6,16 @@ import fuzz
 import pytest
 
 COUNTS = {
-    "config": 15,
-    "config_values": 15,
+    "config": 8,
+    "config_values": 8,
+    "options": 75,
     "set": 15,
-    "checkpoint_npz": 25,
-    "checkpoint_bytes": 60,
-    "csv": 40,
+    "states": 100,
+    "checkpoint_npz": 12,
+    "checkpoint_bytes": 30,
+    "recording_npz": 75,
+    "bench_result": 75,
+    "csv": 20,
 }  # others are quick
 
 

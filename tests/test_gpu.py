@@ -444,7 +444,12 @@ def test_a_wrong_kernel_on_a_gpu_gets_no_time(tmp_path):
         (("--train", "mlp"), 2, "leave out --train, or --ctx"),
         (("--impl", "numpy-fused"), 2, "numpy-fused computes on a CPU"),
         (("--backend", "numpy"), 2, "numpy has no arrays there"),
-        (("--impl", "mxnet-fused"), 3, "MXNet's CUDA: (not built in|MXNet is not installed)"),
+        pytest.param(
+            ("--impl", "mxnet-fused"),
+            3,
+            "MXNet's CUDA: (not built in|MXNet is not installed)",
+            marks=pytest.mark.slow,  # a process imports MXNet
+        ),
     ],
 )
 @pytest.mark.usefixtures("simulated")

@@ -97,6 +97,7 @@ def test_the_sdist_holds_what_the_tests_and_the_docs_need(tmp_path):
     assert not [each for each in names if outside.search(each) and "sample" not in each]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_package_and_configs(wheel):
     """Every module, the CUDA source, the type marker, each config with its schema, and no tests."""
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -133,6 +134,7 @@ def test_configs_are_found_by_name_from_a_wheel(wheel, tmp_path):
     assert (elsewhere / "results" / "run" / "rosenbrock" / "history.csv").exists()
 
 
+@pytest.mark.slow
 def test_configs_are_found_by_name_from_the_repository(tmp_path):
     """The editable install, from another directory."""
     args = ("-m", "adadelta_cli", "run", "--backend", "numpy", "rosenbrock", "--quiet")

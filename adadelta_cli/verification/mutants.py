@@ -276,7 +276,7 @@ lr-mult-ignored [multipliers]: every tensor has the first one's rate: lr_mult ig
 wd-mult-ignored [multipliers]: every tensor has the first one's decay: wd_mult ignored
 - weight_decays[t]
 + weight_decays[0]
-empty-tensor-stops [sparse-gradients]: an empty tensor ends the part it is in
+empty-tensor-stops [maximize]: an empty tensor ends the part it is in
 - if start >= high:
 + if start >= high or sizes[t] == 0:
 states-exchanged: acc_grad and acc_delta exchanged in the table of addresses

@@ -22,6 +22,7 @@ class TestMedianCI:
         """The median is over processes, however many samples each had time for."""
         assert median_ci([np.full(5000, 9.0), np.full(5, 1.0), np.full(5, 2.0)]).median == 2.0
 
+    @pytest.mark.slow
     def test_the_interval_covers_the_truth(self):
         """Of 60 experiments with 8 processes, the 95 % interval misses the median in few."""
         random = np.random.default_rng(1)

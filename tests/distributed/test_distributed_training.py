@@ -196,13 +196,20 @@ def members(root):
     return found
 
 
+def written_at(path):
+    """Return when a file was written; None if it was not."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 @contextlib.contextmanager
-def endless(config, out):
-    """Launch a training that does not end by itself; yield it once a checkpoint is written."""
-    steps = ["--set", "training.steps=1000000"]
+def endless(config, out, *options):
+    """Launch a training that does not end by itself; yield it once it has written a checkpoint."""
+    steps = ["--set", "training.steps=1000000", *options]
     command = [*ADADELTA, "launch", "--wait", 100, "--", "run", config, "--out", out, *steps]
+    checkpoint = out / "small/checkpoint.npz"
+    before = written_at(checkpoint)
     with started(command, ADADELTA_TEST=str(out)) as process:
-        wait_for(lambda: process.poll() is not None or (out / "small/checkpoint.npz").exists())
+        wait_for(lambda: process.poll() is not None or written_at(checkpoint) != before)
         assert process.poll() is None
         yield process
     wait_for(lambda: not members(str(out)))  # nothing is left
@@ -225,13 +232,13 @@ def test_a_launch_that_is_killed_ends_all(config, tmp_path):
         process.kill()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_training_is_resumed_to_the_same_bytes(number, code, config, tmp_path):
-    """All workers stop after the same step."""
-    with endless(config, tmp_path / "a") as process:
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=LONGEST_S)
-    assert process.returncode == code, errors
+def test_an_interrupted_training_is_resumed_to_the_same_bytes(config, tmp_path):
+    """All workers stop after the same step, by Ctrl-C, and again by SIGTERM."""
+    for number, code, *options in ((signal.SIGINT, 130), (signal.SIGTERM, 143, "--resume")):
+        with endless(config, tmp_path / "a", *options) as process:
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=LONGEST_S)
+        assert process.returncode == code, errors
     with np.load(tmp_path / "a/small/checkpoint.npz") as found:
         step = int(str(found["document"]).partition('"step": ')[2].partition(",")[0])
     steps = ["--set", f"training.steps={step + 15}"]

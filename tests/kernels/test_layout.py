@@ -76,7 +76,7 @@ print("whole")
 """
 
 
-@pytest.mark.parametrize("views", [True, False])
+@pytest.mark.parametrize("views", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_step_after_the_list_was_cleared_is_no_use_after_free(views):
     """In a process of its own, which it may take down."""
     code = STEP_AFTER_CLEARING.replace("VIEWS", str(views))

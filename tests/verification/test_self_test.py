@@ -22,7 +22,9 @@ from adadelta_cli.verification.self_test import MutantRow, SelfTest
 PAGE = HERE.parent / "docs" / "self-test.md"
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 IN_UPDATE = [mutant for mutant in MUTANTS if mutant.part == "update" and mutant.case != "million"]
-SOME_IN_KERNEL = [BY_NAME["lr-mult-ignored"], BY_NAME["part-end-skipped"]]  # each is compiled
+SOME_IN_KERNEL = [  # each is compiled
+    BY_NAME[name] for name in ("lr-mult-ignored", "part-end-skipped", "empty-tensor-stops")
+]
 
 
 def page_rows():
