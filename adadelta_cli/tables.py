@@ -68,8 +68,7 @@ class FittingTable(Table):
             shown = list(range(len(self.columns)))
             yield from self._list(console)
         left_out = [str(c.header) for k, c in enumerate(self.columns) if k not in shown]
-        if any(left_out):
-            names = ", ".join(left_out)
+        if names := ", ".join(filter(None, left_out)):
             yield Text(f"not shown in {options.max_width} characters: {names}", style="dim")
         if self.caption:
             yield _marked(console, self.caption, "table.caption")

@@ -66,7 +66,7 @@ def test_a_share_above_the_ceiling_is_not_to_be_believed():
 def test_a_training_has_no_shares_to_look_at():
     """Its processes disagree, and the warning says nothing of a ceiling."""
     found = training(4e-3)
-    found.samples["step"][1] *= 2
+    found.samples["step"][1] = 2 * found.samples["step"][0]
     group = replace(GROUP, implementations=(timeable("mxnet-stock"),))
     trained = {"mxnet-stock": [results.Trained(0.5)] * 2}
     result = results.training_result(group, {"mxnet-stock": found}, trained)
