@@ -26,8 +26,8 @@ LEAST_TEXT = 24  # characters of a line of a column that wraps: fewer are hard t
 class FittingTable(Table):
     """A table that drops columns where the terminal is narrow, and then becomes a list.
 
-    Where not all columns fit, those that `add_column` was given a rank for are dropped, the highest
-    first, and a line below the table names them. Where the others do not fit either, each row is
+    Where not all columns fit, those without any text are dropped first, then those that
+    `add_column` was given a rank for, the highest first. A line below the table names them. Where the others do not fit either, each row is
     printed as lines of `heading: value` with all columns, folded at the terminal's width. Headings
     wrap at words; cells are on one line, except in a column with `wrap`.
     """
@@ -55,10 +55,11 @@ class FittingTable(Table):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Any]:
         if self.title:
             yield _marked(console, self.title, self.title_style or "table.title")
-        everything = max(self._ranks, default=0) + 1
-        order = sorted({everything, *filter(None, self._ranks)}, reverse=True)
+        ranks = self._ranks_by_content()
+        everything = max(ranks, default=0) + 1
+        order = sorted({everything, *filter(None, ranks)}, reverse=True)
         for lowest, fold in ((everything, False), *((rank, True) for rank in order)):
-            shown = [k for k, rank in enumerate(self._ranks) if rank < lowest]
+            shown = [k for k, rank in enumerate(ranks) if rank < lowest]
             table = self.part(console, shown, fold=fold)
             if _least_width(console, options, table) <= options.max_width:
                 yield from Table.__rich_console__(table, console, options)
@@ -67,11 +68,17 @@ class FittingTable(Table):
             shown = list(range(len(self.columns)))
             yield from self._list(console)
         left_out = [str(c.header) for k, c in enumerate(self.columns) if k not in shown]
-        if any(left_out):
-            names = ", ".join(left_out)
+        if names := ", ".join(filter(None, left_out)):
             yield Text(f"not shown in {options.max_width} characters: {names}", style="dim")
         if self.caption:
             yield _marked(console, self.caption, "table.caption")
+
+    def _ranks_by_content(self) -> list[int]:
+        """Return the ranks; the highest for columns whose cells are all empty."""
+        empty = max(self._ranks, default=0) + 1
+        has_text = [any(map(str, column.cells)) for column in self.columns]
+        known = zip(self._ranks, has_text, strict=True)
+        return [rank if text or not self.row_count else empty for rank, text in known]
 
     def part(self, console: Console, shown: list[int], *, fold: bool) -> FittingTable:
         """Copy these columns, each at least as wide as what must not be broken.

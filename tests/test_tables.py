@@ -94,6 +94,17 @@ def test_columns_go_in_their_order():
     assert text.count("a-name-of-thirty-characters-xx") == 2 and "  verdict: SLOWER" in text
 
 
+def test_an_empty_column_goes_first():
+    """Whatever its rank is, since nothing is lost; a wide terminal shows its heading."""
+    table = FittingTable()
+    for name, rank in (("name", 0), ("a ranked one", 9), ("an empty one", 1), ("another", 0)):
+        table.add_column(name, rank=rank)
+    table.add_row("a" * 20, "1" * 20, "", Text(""))
+    assert "not shown in 60 characters: an empty one, another\n" in shown(table, 60)
+    assert "40characters:arankedone,anemptyone,another" in whole(shown(table, 40))
+    assert "an empty one" in shown(table, 120) and "not shown" not in shown(table, 120)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_an_ascii_terminal_shows_the_same(width):
     """It has no ellipsis and no lines."""

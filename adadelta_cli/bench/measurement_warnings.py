@@ -26,7 +26,10 @@ SLOW_FIRST = 0.05
 
 
 class Cause(Enum):
-    """What disturbed a measurement: what was seen; why it matters and what to do."""
+    """What disturbed a measurement: what was seen; why it matters and what to do.
+
+    Where shares of the ceiling hold, some causes have one more thing to do.
+    """
 
     TOO_MANY_THREADS = (
         "more threads than cores",
@@ -38,7 +41,8 @@ class Cause(Enum):
     )
     FREQUENCY = (
         "even the best time of in-cache arithmetic differs between processes",
-        "fix the cores' frequency (adadelta doctor), or look at the shares of the ceiling only",
+        "fix the cores' frequency (adadelta doctor)",
+        "or look at the shares of the ceiling only",
     )
     SLOW_START = (
         "the first samples were slower in every process",
@@ -46,31 +50,46 @@ class Cause(Enum):
     )
     DISAGREEMENT = (
         "processes disagree",
-        "memory or load differed: ask for more --processes, or look at the shares of the ceiling",
+        "memory or load differed: ask for more --processes",
+        "or look at the shares of the ceiling",
     )
 
-    def __init__(self, observed: str, advice: str) -> None:
-        self.observed, self.advice = observed, advice
+    def __init__(self, observed: str, advice: str, about_shares: str = "") -> None:
+        self.observed, self.advice, self.about_shares = observed, advice, about_shares
 
 
 @dataclass(frozen=True)
 class MeasurementWarning:
-    """A cause, where it was seen, and how large it was there."""
+    """A cause, where it was seen, and how large it was there.
+
+    Attributes:
+        shares_hold: each timed step there has a share of the ceiling that means something.
+    """
 
     cause: Cause
     place: str
     measured: str
+    shares_hold: bool = True
 
 
 def format_warnings(warnings: Sequence[MeasurementWarning]) -> list[str]:
     """Write warnings as sentences, one for all places of the same cause."""
-    places: dict[Cause, list[str]] = {}
+    causes: dict[Cause, list[MeasurementWarning]] = {}
     for each in warnings:
-        places.setdefault(each.cause, []).append(f"{each.measured} at {each.place}")
-    return [f"{each.observed}: {', '.join(found)}; {each.advice}" for each, found in places.items()]
+        causes.setdefault(each.cause, []).append(each)
+    return [_sentence(cause, found) for cause, found in causes.items()]
 
 
-def find_warnings(place: str, threads: int, samples: Samples) -> list[MeasurementWarning]:
+def _sentence(cause: Cause, found: Sequence[MeasurementWarning]) -> str:
+    places = ", ".join(f"{each.measured} at {each.place}" for each in found)
+    shares_hold = all(each.shares_hold for each in found)
+    advice = [cause.advice, *[cause.about_shares] * (shares_hold and bool(cause.about_shares))]
+    return f"{cause.observed}: {places}; {', '.join(advice)}"
+
+
+def find_warnings(
+    place: str, threads: int, samples: Samples, *, shares_hold: bool
+) -> list[MeasurementWarning]:
     """Look for all causes in the samples of a group, `place`, that used this many CPU threads."""
     known = {name: measured(each) for name, each in samples.items()}
     found = {
@@ -86,7 +105,9 @@ def find_warnings(place: str, threads: int, samples: Samples) -> list[Measuremen
             Cause.FREQUENCY: _above(FREQUENCY_CHANGED, max(best) / min(best) - 1),
             **found,
         }
-    return [MeasurementWarning(cause, place, size) for cause, size in found.items() if size]
+    return [
+        MeasurementWarning(cause, place, size, shares_hold) for cause, size in found.items() if size
+    ]
 
 
 def measured(processes: Sequence[np.ndarray]) -> list[np.ndarray]:

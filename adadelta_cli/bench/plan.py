@@ -133,8 +133,8 @@ def check_against(plan: BenchPlan) -> None:
     if not compared:
         raise UsageError(
             f"--against {plan.against}: no --impl has a version of its own in each environment; "
-            "name a kernel that is installed in both as PACKAGE.MODULE:FUNCTION, or a built-in "
-            "step"
+            "name a kernel that is installed in both as PACKAGE.MODULE:FUNCTION (docs/ci.md has "
+            "the commands), or a built-in step"
         )
     for name in (each.name for each in compared if each.sandbox):
         here = user_kernel.module_here(name)

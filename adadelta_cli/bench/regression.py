@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from adadelta_cli import inputs
 from adadelta_cli.bench import significance, worker
+from adadelta_cli.bench.ceiling import share_problem
 from adadelta_cli.bench.significance import LogRatio, Verdict
 from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.errors import ExitCode, UsageError, shortened
@@ -68,8 +69,9 @@ KEY = tuple(field.name for field in fields(MeasurementKey))
 
 @validated(frozen=True)
 class RecordedTiming(MeasurementKey):
-    """A row of bench.json: which measurement it is, and its note."""
+    """A row of bench.json: which measurement it is, its share of the ceiling, and its note."""
 
+    ceiling_fraction: Positive | None = None
     ceiling_gigabytes_per_s: Positive | None = None
     note: str = ""
 
@@ -414,6 +416,10 @@ def _obstacles(old: Found | None, new: Found | None, kind: str, same: bool) -> I
             yield f"the {name} result has no time: {side.timing.note or 'no reason given'}"
     if kind:
         yield f"another kind of machine ({kind} changed); {MEASURE_AGAIN}"
+    for name, side in (("old", old), ("new", new)):
+        problem = side and share_problem(side.timing.ceiling_fraction)
+        if problem:
+            yield f"{problem} in the {name} result; {MEASURE_AGAIN}"
     if not same and not all(side and side.known(SHARE) for side in (old, new)):
         yield f"no share of a ceiling, and not known to be the same machine; {MEASURE_AGAIN}"
 

@@ -52,7 +52,7 @@ def bench_cells(row: BenchRow) -> dict[str, str]:
         "implementation": displayed(row.implementation),
         "a step (interval)": _interval(times, ".3g", f" {name}"),
         "GB/s": "" if row.gigabytes_per_s is None else f"{row.gigabytes_per_s:.3g}",
-        "of the ceiling": _interval(shares, ".2f"),
+        "of the ceiling": _interval(shares, ".2f", "" if row.share_holds else " ?"),
         "taken": row.variant,
         "roof": _roof(row),
         "speed-up": _interval(speedups, ".3g", " x"),

@@ -13,6 +13,7 @@ import numpy as np
 
 from adadelta_cli.bench.bootstrap import MedianCI, median_ci, ratio
 from adadelta_cli.bench.buffers import traffic_bytes
+from adadelta_cli.bench.ceiling import share_problem
 from adadelta_cli.bench.device import COPY, ROOFS
 from adadelta_cli.bench.measurement_warnings import (
     DISAGREE,
@@ -102,6 +103,11 @@ class BenchRow:
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         beside = f" beside {self.busy} busy process{'es' * (self.busy > 1)}" * bool(self.busy)
         return (threads if self.ctx == "cpu" else self.ctx) + beside
+
+    @property
+    def share_holds(self) -> bool:
+        """Whether it has a share of the ceiling that means something."""
+        return self.ceiling_fraction is not None and not share_problem(self.ceiling_fraction)
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,9 @@ def group_result(
     old_names = {*old.samples, *old.problems}
     pairs = [_pair(m, samples, old) for m in measurements if m.row.implementation in old_names]
     together = samples | {f"old: {name}": each for name, each in old.samples.items()}
-    warnings = find_warnings(f"{group.workload.name} {group.dtype}", group.threads, together)
+    place = f"{group.workload.name} {group.dtype}"
+    shares_hold = all(m.row.share_holds for m in measurements if m.row.median_s is not None)
+    warnings = find_warnings(place, group.threads, together, shares_hold=shares_hold)
     roofs_s = {roof: _lists(each) for roof, each in roofs.items()}
     return GroupResult(measurements, roofs_s, warnings, pairs)
 
@@ -250,10 +258,7 @@ def _measurement(
     shares = ratio(samples[bound], samples[name])
     share = median_ci(shares)
     notes = list(_notes(chosen, group, samples, time_s))
-    if share.median > FASTER_THAN_ITS_CEILING:
-        notes.append(
-            "faster than its ceiling: the roofs were disturbed, so the share means nothing"
-        )
+    notes += filter(None, [share_problem(share.median)])
     values = _times(group, known, time_s) | _interval("ceiling_fraction", share)
     unfused = samples.get(chosen.unfused) if chosen.is_built_in else None
     if unfused:
@@ -298,9 +303,6 @@ def _times(group: Group, known: Sequence[np.ndarray], time_s: MedianCI) -> dict[
 def _interval(name: str, found: MedianCI) -> dict[str, float]:
     """Return the columns of a share or a speed-up."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-
-
-FASTER_THAN_ITS_CEILING = 1.2
 
 
 def _notes(
@@ -352,7 +354,9 @@ def training_result(
     every = group.implementations
     rows = [_training_measurement(group, each, found, trained) for each in every]
     together = {name: each.samples["step"] for name, each in found.items() if each.samples}
-    return GroupResult(rows, warnings=find_warnings(group.workload.name, group.threads, together))
+    place = group.workload.name  # a training has no ceiling
+    warnings = find_warnings(place, group.threads, together, shares_hold=False)
+    return GroupResult(rows, warnings=warnings)
 
 
 def _training_measurement(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -20,6 +21,21 @@ from adadelta_cli.errors import UsageError
 
 PROBLEMS = ("rosenbrock", "logistic_regression", "mlp")  # of which a config is bundled
 WHAT = ("cases", "implementations", "models", "problems", "optimizers", "configs")
+
+
+class BundledProblem(Choice):
+    """A problem of which a config is bundled."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the problem; one of the user's own has no config to begin with."""
+        if value == "python":
+            self.fail(
+                "'python' is a problem of your own, for which no config is bundled; "
+                f"docs/own-problems.md has one to copy; bundled: {', '.join(self.choices)}",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
 
 
 @click.command("list", cls=Command)
@@ -75,7 +91,7 @@ def explain(key: str, as_json: bool, quiet: bool, verbose: bool) -> None:
     "--problem",
     default="mlp",
     show_default=True,
-    type=Choice(PROBLEMS),
+    type=BundledProblem(PROBLEMS),
     help="The problem to begin with.",
 )
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")

@@ -19,7 +19,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def _versions() -> str:
-    """Describe libraries and machine, to paste into an issue."""
+    """Describe libraries and machine."""
     from adadelta_cli.system.machine import Machine
 
     machine = Machine()
@@ -52,7 +52,7 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
     "with_libraries",
     is_flag=True,
     is_eager=True,  # the callback of --version reads it
-    help="With --version: also the libraries and the machine, to paste into an issue.",
+    help="With --version: also the libraries and the machine.",
 )
 @click.pass_context
 def adadelta(context: click.Context, /, *, with_libraries: bool, **_: bool) -> None:

@@ -129,7 +129,7 @@ def _group(each: FoundBench, numbers: Sequence[int], looks: dict[str, int]) -> l
     samples = [each.samples_s[number] for number in numbers] if each.samples_s else []
     charts = [
         _throughput([row for row in rows if row.tensors == 1], looks),
-        _dots(rows, "ceiling_fraction", "Share of the ceiling, with 95 % intervals", looks),
+        _dots([r for r in rows if r.share_holds], "ceiling_fraction", "Share of the ceiling, with 95 % intervals", looks),
         _dots(rows, "speedup", "Speed-up over the unfused step, with 95 % intervals", looks),
         _samples(rows, samples, looks) if samples else None,
     ]

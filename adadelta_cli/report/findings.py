@@ -184,8 +184,11 @@ def _where(row: BenchRow) -> str:
 
 
 def _largest(rows: Sequence[BenchRow]) -> Iterator[str]:
-    """Yield the largest share of a ceiling and the largest speed-up, with their intervals."""
-    shares = [row for row in rows if row.ceiling_fraction is not None]
+    """Yield the largest share of a ceiling and the largest speed-up, with their intervals.
+
+    Shares that mean nothing do not count.
+    """
+    shares = [row for row in rows if row.share_holds]
     if shares:
         row = max(shares, key=lambda each: each.ceiling_fraction or 0.0)
         ends = f"{row.ceiling_fraction_low or 0:.2f} to {row.ceiling_fraction_high or 0:.2f}"

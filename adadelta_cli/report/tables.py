@@ -13,6 +13,7 @@ from adadelta_cli.verification.rows import Status, summaries
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adadelta_cli.bench.results import BenchRow
     from adadelta_cli.report.found import (
         FoundBench,
         FoundComparison,
@@ -225,7 +226,7 @@ def bench_table(each: FoundBench) -> PageTable:
             *(row.workload, row.implementation, row.dtype, row.place, row.cache, row.median_s),
             *(_times(row.ci_low_s, row.ci_high_s), row.gigabytes_per_s),
             *(row.ceiling_gigabytes_per_s, row.bound or ""),
-            *(row.ceiling_fraction, _ends(row.ceiling_fraction_low, row.ceiling_fraction_high)),
+            *(row.ceiling_fraction, _share_ends(row)),
             *(row.speedup, _ends(row.speedup_low, row.speedup_high)),
             *(row.processes, row.samples, row.note),
         ]
@@ -236,6 +237,12 @@ def bench_table(each: FoundBench) -> PageTable:
 
 def _ends(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+
+
+def _share_ends(row: BenchRow) -> str:
+    """Return the ends of a share, with a mark where the share means nothing."""
+    ends = _ends(row.ceiling_fraction_low, row.ceiling_fraction_high)
+    return ends if row.share_holds or not ends else f"{ends} ?"
 
 
 def _times(low: float | None, high: float | None) -> str:

@@ -43,7 +43,8 @@ class Report:
         self.sweep = sweep
         self.rows = sweep.rows
         self.settings = setting_rows(sweep.plan, self.rows)
-        self.best = next(iter(ranked(self.settings, sweep.metric, higher=sweep.higher)), None)
+        in_order = ranked(self.settings, sweep.metric, higher=sweep.higher)
+        self.best, self.second = [*in_order, None, None][:2]
         self._published = published.table_of(sweep.plan.reference)
 
     @property
@@ -138,21 +139,26 @@ class Report:
                 f"{len(self.rows)} of {len(self.sweep.places)} runs are done; the same command, "
                 "without --force, computes those that are not stored"
             )
+        yield from self._doubt()
         if self._published:
             yield published.remark(self._published, self._beside(self._published))
         yield f"Files: {self.sweep.out}/{', '.join(FILES)}, runs/"
+
+    def _doubt(self) -> Iterator[str]:
+        """Say that the second best setting may be as good; with one seed, nothing is known of it."""
+        best, second, metric = self.best, self.second, self.sweep.metric
+        if not (best and second and min(best.results, second.results) > 1):
+            return
+        if best.spreads[metric].overlaps(second.spreads[metric]):
+            yield f"Not clearly better than {_described(second, metric)}: use more --seeds"
 
     def conclusion(self) -> list[str]:
         """Return the best setting, and the command that repeats its best run."""
         if not (self.best and self.run):
             how = " without divergence" if any(row.diverges for row in self.settings) else ""
             return [f"No setting has a finite {self.sweep.metric}{how}."]
-        spread, metric = self.best.spreads[self.sweep.metric], self.sweep.metric
-        band = f" ({spread.low:.4g} to {spread.high:.4g})" if self.best.runs > 1 else ""
-        shown = (f"{key}={value_text(each)}" for key, each in self.best.values.items())
-        what = ", ".join(shown) or "all seeds"
         return [
-            f"Best: {what}: {metric} {spread.median:.4g}{band}",
+            f"Best: {_described(self.best, self.sweep.metric)}",
             f"Repeat its best run: {self.command}",
         ]
 
@@ -203,6 +209,16 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(values: dict[str, Any]) -> list[str]:
     return [f"{key}={yaml12.flow(each)}" for key, each in values.items()]
+
+
+def _described(row: SettingRow, metric: str) -> str:
+    """Name a setting and the median of a metric, with what its interval covers."""
+    found, about = row.spreads[metric], ""
+    if row.results > 1:
+        covers = f"{row.coverage:.0%} interval of the median of {row.results} seeds"
+        about = f" ({found.low:.4g} to {found.high:.4g}, the {covers})"
+    shown = (f"{key}={value_text(each)}" for key, each in row.values.items())
+    return f"{', '.join(shown) or 'all seeds'}: {metric} {found.median:.4g}{about}"
 
 
 def _spread(row: SettingRow, metric: str) -> str:

@@ -88,6 +88,10 @@ class Spread(NamedTuple):
     low: float
     high: float
 
+    def overlaps(self, other: Spread) -> bool:
+        """Tell whether the intervals have a value in common."""
+        return max(self.low, other.low) <= min(self.high, other.high)
+
 
 @dataclass(frozen=True)
 class SettingRow:
@@ -110,6 +114,11 @@ class SettingRow:
     coverage: float | None
     spreads: dict[str, Spread]
     checks: tuple[Expectation, ...]
+
+    @property
+    def results(self) -> int:
+        """The number of runs that have a result; the spreads are over these."""
+        return sum(self.counts.get(status, 0) for status in RESULTS)
 
     @property
     def passed(self) -> bool | None:

@@ -110,6 +110,22 @@ def test_shares_come_first():
     assert only(content(ceiling=False), new).note == ""  # seconds, whatever the ceiling does
 
 
+@pytest.mark.parametrize("side", ["old", "new"])
+@pytest.mark.parametrize("host", ["one", "two"])
+def test_a_share_that_means_nothing_is_not_compared(side, host):
+    """Neither SLOWER nor FASTER: in that result the roofs were disturbed, as its note says."""
+    disturbed = content(slower=1 / 7)
+    disturbed["rows"][0]["ceiling_fraction"] = 7.61
+    pair = {"old": content(), "new": content(host=host)} | {side: disturbed}
+    found = judged(pair["old"], pair["new"])
+    row = found.rows[0]
+    assert (row.verdict, row.ratio, row.compared) == (Verdict.UNCLEAR, None, "")
+    assert row.note.startswith("faster than its ceiling: the roofs were disturbed")
+    assert f"in the {side} result" in row.note and "bench --against" in row.note
+    disturbed["rows"][0]["ceiling_fraction"] = 1.05
+    assert judged(pair["old"], pair["new"]).rows[0].verdict is not Verdict.UNCLEAR
+
+
 def test_shares_carry_over_to_another_host_seconds_do_not():
     """The row without a ceiling is UNCLEAR, with the reason."""
     share, seconds = judged(content(), content(slower=1.08, host="two")).rows

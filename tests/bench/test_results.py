@@ -7,7 +7,9 @@ import pytest
 from invented import ALL_WRONG, GROUP, samples
 
 from adadelta_cli.bench import results
+from adadelta_cli.bench.measurement_warnings import format_warnings
 from adadelta_cli.bench.regression import RecordedTiming
+from adadelta_cli.bench.report import bench_cells
 from adadelta_cli.bench.results import BenchRow, Timings, group_result
 from adadelta_cli.bench.timing_problem import Outcome, TimingProblem
 from adadelta_cli.implementations.registry import timeable
@@ -54,8 +56,22 @@ def test_the_slower_roof_is_the_ceiling():
 
 def test_a_share_above_the_ceiling_is_not_to_be_believed():
     """Where the roofs were disturbed, the row says that the share means nothing."""
-    assert "the share means nothing" in rows(samples(memory=6.0))[1].note
-    assert "the share means nothing" not in rows(samples(memory=2.1))[1].note
+    doubtful, good = rows(samples(memory=6.0))[1], rows(samples(memory=2.1))[1]
+    assert "the share means nothing" in doubtful.note and not doubtful.share_holds
+    assert "the share means nothing" not in good.note and good.share_holds
+    assert bench_cells(doubtful)["of the ceiling"] == "3.00 ? (3.00-3.00)"
+    assert bench_cells(good)["of the ceiling"] == "1.05 (1.05-1.05)"
+
+
+def test_a_training_has_no_shares_to_look_at():
+    """Its processes disagree, and the warning says nothing of a ceiling."""
+    found = training(4e-3)
+    found.samples["step"][1] = 2 * found.samples["step"][0]
+    group = replace(GROUP, implementations=(timeable("mxnet-stock"),))
+    trained = {"mxnet-stock": [results.Trained(0.5)] * 2}
+    result = results.training_result(group, {"mxnet-stock": found}, trained)
+    (sentence,) = format_warnings(result.warnings)
+    assert "processes disagree" in sentence and "shares" not in sentence
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,13 @@ def test_init_writes_a_config_that_trains(adadelta, tmp_path):
     assert adadelta("init", "no/such/folder/x.yaml")[0] == 0  # folders are created, as for --out
 
 
+def test_init_names_the_page_of_problems_of_your_own(adadelta):
+    """No config of one is bundled, and the refusal says where one is."""
+    code, _, err = adadelta("init", "--problem", "python")
+    assert code == 2 and "docs/own-problems.md" in err
+    assert "docs" not in adadelta("init", "--problem", "pyton")[2]
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(adadelta, shell):
     """It names the variable that the program answers to."""

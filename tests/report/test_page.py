@@ -156,6 +156,10 @@ LEVELS = {
         lambda folder: make_bench(folder, [bench_row(1)]),
         (Level.GOOD, "1 row timed; largest share of the ceiling 0.90 (0.80 to 1.00), numpy-fused"),
     ),
+    "a bench without a share that holds": (
+        lambda folder: make_bench(folder, [bench_row(1, ceiling_fraction=7.61)]),
+        (Level.GOOD, "1 row timed; largest speed-up"),
+    ),
     "a wrong step": (
         lambda folder: make_bench(folder, [bench_row(), bench_row(1, note="wrong: 3 of 9")]),
         (Level.BAD, "1 step incorrect"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from small_sweeps import GRID, TEXT, Failure, InProcess, engine, executed, plan, sweep
@@ -14,7 +15,7 @@ from adadelta_cli.run import training
 from adadelta_cli.run.problems import rosenbrock
 from adadelta_cli.sweep import runner
 from adadelta_cli.sweep.report import FILES, Report
-from adadelta_cli.sweep.rows import Status, SweepRow
+from adadelta_cli.sweep.rows import Spread, Status, SweepRow
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +166,31 @@ def test_expectations_decide_the_exit_code(tmp_path):
     assert any(
         "6 of 6 settings missed expect: distance at most" in each for each in report.remarks()
     )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "covers"), [(1, ""), (3, ", the 75% interval of the median of 3 seeds)")]
+)
+def test_the_best_setting_says_what_its_interval_covers(tmp_path, seeds, covers):
+    """With one seed there is none, and nothing is said of another setting."""
+    report = Report(executed(tmp_path, GRID[:1], seeds=seeds)[0])
+    best = report.conclusion()[0]
+    assert best.startswith("Best: optimizer.rho=") and ("interval" in best) == (seeds > 1)
+    assert best.endswith(covers)
+    report.second = report.best  # as good
+    doubt = [each for each in report.remarks() if each.startswith("Not clearly better than")]
+    assert len(doubt) == (seeds > 1)
+    assert all("optimizer.rho=" in each and "more --seeds" in each for each in doubt)
+
+
+@pytest.mark.parametrize(("low", "doubtful"), [(1.9, True), (2.0, True), (2.1, False)])
+def test_intervals_that_are_apart_leave_no_doubt(tmp_path, low, doubtful):
+    """They overlap from their common end on."""
+    report = Report(executed(tmp_path, GRID[:1], seeds=3)[0])
+    best, second = Spread(1.0, 0.5, 2.0), Spread(3.0, low, 4.0)
+    report.best = replace(report.best, spreads={"loss": best})
+    report.second = replace(report.second, spreads={"loss": second})
+    assert any("Not clearly better" in each for each in report.remarks()) == doubtful
 
 
 def test_runs_of_another_sweep_are_waited_for(tmp_path, monkeypatch):
