@@ -50,6 +50,7 @@ REFUSED = {
     "a folder": ("folder", 2, "--junit: folder is a folder"),
     "a device": ("/dev/null", 2, "--junit: /dev/null is a device"),
     "below a file": ("k.py/verify.xml", 4, "--junit: k.py cannot be made"),
+    "a circular link": ("loop", 2, "--junit is loop: Too many levels of symbolic links"),
     "the kernel": ("k.py", 2, "--junit is k.py, which this command needs"),
     "another output": ("results/verify/verify.json", 2, "which this command needs"),
     "a name of 5000 characters": ("a" * 5000, 2, "--junit is a"),
@@ -65,6 +66,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_check(
     monkeypatch.setattr(runner.Verification, "execute", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr("adadelta_cli.implementations.user_kernel.check_kernel", lambda *_: None)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     got, _out, err = wrong("--junit", path)
     assert (got, message in err) == (code, True), err
     assert (tmp_path / "k.py").read_text() == WRONG
