@@ -287,7 +287,7 @@ def test_tensorboard_shows_the_runs(tmp_path):
 # --- MLflow --------------------------------------------------------------------------------------
 
 
-def test_messages_hide_passwords(monkeypatch):
+def test_messages_hide_passwords():
     """They end up in the logs of a CI; of the library's own messages, too."""
     uri = "postgresql://me:a:s@cret@localhost/db"
     (target,) = targets.read([f"mlflow:{uri}"])
