@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from short_runs import interrupt, make_run, short
 
+from adadelta_cli.cli.run import _note_logs
 from adadelta_cli.errors import UsageError
 from adadelta_cli.run.logs import targets
+from adadelta_cli.run.logs.base import RunFacts
 from adadelta_cli.run.logs.mlflow import MlflowLog
 from adadelta_cli.run.logs.tensorboard import TensorboardLog
 from adadelta_cli.run.result import RunOutcome
@@ -197,6 +199,33 @@ def test_a_log_that_is_given_twice_is_refused():
         targets.read(["tensorboard:x", "tensorboard:x"])
 
 
+@pytest.mark.parametrize("method", ["begin", "add"])
+def test_the_file_of_a_log_that_fails_is_closed(tmp_path, monkeypatch, method):
+    """At its start and later: a sweep of many values would run out of files."""
+    failing = []
+
+    def fails(log, *_):
+        failing.append(log)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TensorboardLog, method, fails)
+    logs = targets.RunLogs(prepared(f"tensorboard:{tmp_path}"))
+    logs.start(RunFacts("a", "", {}, {}))
+    logs.add(SimpleNamespace(cells={"step": 0, "loss": 1.0}))
+    (log,) = failing
+    assert log._file.closed and "No space left" in logs.failed[0]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_after_another_error_it_is_said_which_log_failed(error):
+    """Otherwise the error of the log itself says so."""
+    said = []
+    logs = SimpleNamespace(places={"--log a:x": "here"}, failed=["--log b:y: no space"])
+    _note_logs(SimpleNamespace(note=said.append), [SimpleNamespace(name="r", logs=logs)], error)
+    failed = ["r is not logged: --log b:y: no space"] if error else []
+    assert said == ["r is logged: --log a:x, here", *failed]
+
+
 @pytest.mark.parametrize("kind", targets.KINDS)
 def test_a_library_that_is_missing_is_exit_code_3(adadelta, monkeypatch, kind):
     """With the command that installs it."""
@@ -300,6 +329,18 @@ def test_messages_hide_passwords():
     with pytest.raises(UsageError, match="twice") as caught:
         targets.read([f"mlflow:{uri}"] * 2)
     assert "s@cret" not in str(caught.value)
+
+
+def test_numbers_are_sent_in_requests_that_mlflow_takes():
+    """At most a thousand in one; all of them, once, in their order."""
+    sent = []
+    log = object.__new__(MlflowLog)
+    log._waiting, log._run = [*range(2500)], "a-run"
+    log._client = SimpleNamespace(log_batch=lambda _run, metrics: sent.append([*metrics]))
+    log._send()
+    assert [*map(len, sent)] == [1000, 1000, 500] and [n for each in sent for n in each] == [
+        *range(2500)
+    ]
 
 
 def test_metrics_of_like_names_stay_apart():
