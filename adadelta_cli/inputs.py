@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -45,11 +46,28 @@ def check_possible(path: Path, option: str) -> None:
     """Check that the system accepts a path, which need not exist.
 
     Raises:
-        UsageError: it is too long, or has a character that no name can have.
+        UsageError: it is too long, has a character that no name can have, or leads in a circle.
     """
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # `exists` is silent on circular links, and `resolve` raises RuntimeError
         for each in (path, *map(Path, path.parts)):  # a part below a missing folder is not checked
             each.exists()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no file can have this name"
         raise UsageError(f"{option} is {shortened(path)}: {reason}; name another path") from error
+
+
+def expanded(path: Path, option: str) -> Path:
+    """Replace a leading `~`, which no shell expands behind a colon.
+
+    Raises:
+        UsageError: there is no such user, or no home folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{option} is {shortened(path)}: the home folder of {shortened(path.parts[0])} is not "
+            "known; write the path in full"
+        ) from error

@@ -328,3 +328,21 @@ def test_a_wrong_value_of_fail_on_slower_is_refused(tmp_path):
     done = runner.run("Install")
     assert done.returncode == 2 and "fail-on-slower" in done.stdout
     assert not runner.outputs["install"]
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    ("second", "code"), [("b/k.py:step", 2), ("a/k.py:other", 0), ("b/k2.py:step", 0)]
+)
+def test_bench_refuses_files_of_one_name_in_two_folders(recording, second, code):
+    """They are imported as modules: the first would be timed in place of the second."""
+    recording.inputs["implementation"] = f"a/k.py:step\n{second}"
+    site = recording.root / "site"
+    site.mkdir()
+    python = recording.root / "head/bin/python"
+    python.unlink()
+    python.write_text(f"#!/bin/bash\necho '{site}'\n")
+    python.chmod(0o755)
+    done = recording.run("Bench")
+    assert done.returncode == code, done.stderr
+    assert ("::error::" in done.stdout and "b/k.py" in done.stdout) == (code == 2)

@@ -359,7 +359,8 @@ def _in_turn(pair: results.Pair) -> Matched:
         note = f"{pair.problem}; the old one is correct"
         return replace(row, verdict=Verdict.SLOWER, note=note), None
     if not pair.ratios:
-        return replace(row, note=str(pair.old_problem or pair.problem or "no samples")), None
+        theirs = pair.old_problem and f"the old one: {pair.old_problem}"
+        return replace(row, note=theirs or str(pair.problem or "no samples")), None
     return _fill(row, SECONDS, pair.old_s, pair.new_s), significance.paired(pair.ratios)
 
 

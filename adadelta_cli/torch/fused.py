@@ -129,6 +129,7 @@ def has_order(shape: tuple[int, ...], strides: tuple[int, ...], others: tuple[in
 
 _address = torch.Tensor.data_ptr
 _strides = torch.Tensor.stride
+_length = torch.Tensor.numel
 _is_negated = torch.Tensor.is_neg  # its memory has the negated values
 
 
@@ -220,6 +221,7 @@ def _facts(
     facts += [each.dtype for each in [*weights, *grads, *squares, *deltas]]
     facts += [each.shape for each in [*weights, *grads]]
     facts += map(_is_negated, [*weights, *grads])
+    facts += map(_length, [*squares, *deltas])  # with equal strides: the shape
     facts += map(type, grads)
     return facts
 

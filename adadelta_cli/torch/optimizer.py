@@ -132,6 +132,7 @@ class Adadelta(torch.optim.Adadelta):
             or torch_optimizer._global_optimizer_pre_hooks  # noqa: SLF001
             or torch_optimizer._global_optimizer_post_hooks  # noqa: SLF001
             or torch.autograd._profiler_enabled()  # noqa: SLF001
+            or torch.autograd.profiler._is_profiler_enabled  # noqa: SLF001 - of another thread
         )
 
     def _forget(self) -> None:

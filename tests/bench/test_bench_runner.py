@@ -46,7 +46,7 @@ def test_against_reports_what_one_of_the_versions_cannot_do():
     }
     assert rows["numpy-fused"].verdict is Verdict.SLOWER
     assert rows["numpy"].verdict is Verdict.UNCLEAR
-    assert str(missing["numpy"]) in rows["numpy"].note
+    assert rows["numpy"].note == f"the old one: {missing['numpy']}", "it says which of the two"
 
 
 def test_passes_keep_the_versions_apart():

@@ -8,6 +8,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from adadelta_cli.cli.verify import _prepare_junit
+from adadelta_cli.errors import UsageError
 from adadelta_cli.verification import report, runner
 from adadelta_cli.verification.rows import ComparisonRow
 
@@ -50,8 +52,10 @@ REFUSED = {
     "a folder": ("folder", 2, "--junit: folder is a folder"),
     "a device": ("/dev/null", 2, "--junit: /dev/null is a device"),
     "below a file": ("k.py/verify.xml", 4, "--junit: k.py cannot be made"),
+    "a circular link": ("loop", 2, "--junit is loop: Too many levels of symbolic links"),
     "the kernel": ("k.py", 2, "--junit is k.py, which this command needs"),
     "another output": ("results/verify/verify.json", 2, "which this command needs"),
+    "the page": ("results/verify/report.html", 2, "which this command needs"),
     "a name of 5000 characters": ("a" * 5000, 2, "--junit is a"),
     "empty": ("", 2, "--junit is empty"),
 }
@@ -65,9 +69,20 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_check(
     monkeypatch.setattr(runner.Verification, "execute", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr("adadelta_cli.implementations.user_kernel.check_kernel", lambda *_: None)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     got, _out, err = wrong("--junit", path)
     assert (got, message in err) == (code, True), err
     assert (tmp_path / "k.py").read_text() == WRONG
+
+
+def test_the_recording_that_is_replayed_is_no_target(tmp_path):
+    """By whatever name: it would be replaced by the verdicts."""
+    recording, link = tmp_path / "r.npz", tmp_path / "link"
+    link.symlink_to(recording)
+    asked = SimpleNamespace(configs=(), names=(), replay=recording)
+    for path in (recording, link):
+        with pytest.raises(UsageError, match="which this command needs"):
+            _prepare_junit(path, tmp_path / "out", asked)
 
 
 def test_names_and_notes_are_escaped_in_markdown():

@@ -654,6 +654,18 @@ def test_memory_that_is_read_otherwise_is_noticed(change):
     assert torch.allclose(*results, rtol=1e-5)
 
 
+@pytest.mark.parametrize("key", ["square_avg", "acc_delta"])
+def test_a_state_that_was_cut_is_refused_as_in_the_stock(key):
+    """Its address and its strides are the same, its length is not."""
+
+    def prepare(weight, optimizer):
+        set_grads([weight], 1)
+        optimizer.step()
+        optimizer.state[weight][key].resize_(2, 60)
+
+    assert_equal_outcomes(prepare)
+
+
 def test_what_a_removed_group_had_is_freed():
     """The optimizer keeps no tensor of a group that is gone."""
     tensors = parameters(shapes=[(4,), (5,)])

@@ -683,6 +683,19 @@ def test_a_profile_names_the_step(kind):
     assert counts["Optimizer.step#Adadelta.step"] == 3
 
 
+def test_a_profile_of_all_threads_names_the_step_of_another(kind):
+    """The profiler is enabled in the thread that began it."""
+    optimizer = kind([torch.ones(2)])
+    every = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, experimental_config=every) as profile:
+        thread = threading.Thread(target=optimizer.step)
+        thread.start()
+        thread.join()
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["Optimizer.step#Adadelta.step"] == 1
+
+
 def test_a_subclass_keeps_its_decorators_and_its_own_hooks(kind):
     """Only what PyTorch wraps around a step is left out where nothing sees it."""
     seen = []

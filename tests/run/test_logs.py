@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from short_runs import interrupt, make_run, short
 
+from adadelta_cli.cli.run import _note_logs
 from adadelta_cli.errors import UsageError
 from adadelta_cli.run.logs import targets
+from adadelta_cli.run.logs.base import RunFacts
 from adadelta_cli.run.logs.mlflow import MlflowLog
 from adadelta_cli.run.logs.tensorboard import TensorboardLog
 from adadelta_cli.run.result import RunOutcome
@@ -163,6 +165,11 @@ def test_two_logs_get_the_same(tmp_path):
         ("tensorboard:", 2, "the DIR is missing"),
         ("mlflow: ", 2, "the URI is missing"),
         (":x", 2, "expected tensorboard:DIR or mlflow:URI"),
+        ("tensorboard:~nobody-has-this-name/x", 2, "the home folder of ~nobody-has-this-name"),
+        ("mlflow:~nobody-has-this-name/x", 2, "the home folder of ~nobody-has-this-name"),
+        ("tensorboard:loop", 2, "levels of symbolic links"),
+        ("mlflow:loop/x", 2, "levels of symbolic links"),
+        ("mlflow:sqlite:///loop", 2, "levels of symbolic links"),
         ("tensorboard:file", 2, "is a file"),
         (f"tensorboard:{'x' * 300}", 2, "too long"),
         ("tensorboard:file/below", 4, "cannot be made or written to"),
@@ -179,6 +186,7 @@ def test_what_cannot_be_logged_to_is_refused_before_the_training(
     """With what was expected; there is no result."""
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     got, out, err = adadelta("run", "rosenbrock", *QUICK, "--log", option)
     assert (got, out) == (code, "")
     assert message in err and err.startswith("Error: ") and "Traceback" not in err
@@ -189,6 +197,33 @@ def test_a_log_that_is_given_twice_is_refused():
     """Each run would be there twice."""
     with pytest.raises(UsageError, match="given twice"):
         targets.read(["tensorboard:x", "tensorboard:x"])
+
+
+@pytest.mark.parametrize("method", ["begin", "add"])
+def test_the_file_of_a_log_that_fails_is_closed(tmp_path, monkeypatch, method):
+    """At its start and later: a sweep of many values would run out of files."""
+    failing = []
+
+    def fails(log, *_):
+        failing.append(log)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TensorboardLog, method, fails)
+    logs = targets.RunLogs(prepared(f"tensorboard:{tmp_path}"))
+    logs.start(RunFacts("a", "", {}, {}))
+    logs.add(SimpleNamespace(cells={"step": 0, "loss": 1.0}))
+    (log,) = failing
+    assert log._file.closed and "No space left" in logs.failed[0]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_after_another_error_it_is_said_which_log_failed(error):
+    """Otherwise the error of the log itself says so."""
+    said = []
+    logs = SimpleNamespace(places={"--log a:x": "here"}, failed=["--log b:y: no space"])
+    _note_logs(SimpleNamespace(note=said.append), [SimpleNamespace(name="r", logs=logs)], error)
+    failed = ["r is not logged: --log b:y: no space"] if error else []
+    assert said == ["r is logged: --log a:x, here", *failed]
 
 
 @pytest.mark.parametrize("kind", targets.KINDS)
@@ -279,6 +314,78 @@ def test_tensorboard_shows_the_runs(tmp_path):
 
 
 # --- MLflow --------------------------------------------------------------------------------------
+
+
+def test_messages_hide_passwords():
+    """They end up in the logs of a CI; of the library's own messages, too."""
+    uri = "postgresql://me:a:s@cret@localhost/db"
+    (target,) = targets.read([f"mlflow:{uri}"])
+    assert target.where == uri and target.option == "--log mlflow:postgresql://me:***@localhost/db"
+    for raised in (RuntimeError(f"no answer of {uri}"), ImportError(uri)):
+        assert "s@cret" not in str(target._explained(raised))
+    logs = targets.RunLogs([target])
+    logs._guarded(target, lambda: (_ for _ in ()).throw(OSError(uri)))
+    assert "***" in logs.failed[0] and "s@cret" not in logs.failed[0]
+    with pytest.raises(UsageError, match="twice") as caught:
+        targets.read([f"mlflow:{uri}"] * 2)
+    assert "s@cret" not in str(caught.value)
+
+
+def test_numbers_are_sent_in_requests_that_mlflow_takes():
+    """At most a thousand in one; all of them, once, in their order."""
+    sent = []
+    log = object.__new__(MlflowLog)
+    log._waiting, log._run = [*range(2500)], "a-run"
+    log._client = SimpleNamespace(log_batch=lambda _run, metrics: sent.append([*metrics]))
+    log._send()
+    assert [*map(len, sent)] == [1000, 1000, 500] and [n for each in sent for n in each] == [
+        *range(2500)
+    ]
+
+
+def test_metrics_of_like_names_stay_apart():
+    """Also where the first of them has no number in some rows; and none is a path."""
+    pytest.importorskip("mlflow")
+    log = object.__new__(MlflowLog)
+    log._names, log._waiting, log._sent = {}, [], float("inf")
+    log.add(0, {"a%": 1.0, "a$": 2.0, "..": 3.0})
+    log.add(1, {"a$": 4.0, "a%": 5.0})
+    found = [(each.key, each.step, each.value) for each in log._waiting]
+    assert found == [("a_", 0, 1), ("a__2", 0, 2), ("_..", 0, 3), ("a__2", 1, 4), ("a_", 1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("where", "folder"),
+    [
+        ("~/runs", "home/runs"),
+        ("a%20b/runs", "a b/runs"),
+        ("file:a%20b/runs", "a b/runs"),
+        ("file://localhost{}/runs", "runs"),
+    ],
+)
+def test_a_folder_is_the_one_that_mlflow_fills(tmp_path, monkeypatch, where, folder):
+    """No folder of another name is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (target,) = targets.read([f"mlflow:{where.format(tmp_path)}"])
+    target._check_place()
+    made = {str(each.relative_to(tmp_path)) for each in tmp_path.iterdir()}
+    assert made == {folder.partition("/")[0]} - {"runs"}
+    uri = target._uri
+    found = pytest.importorskip("mlflow.utils.file_utils").local_file_uri_to_path(uri)
+    assert Path(found).absolute() == tmp_path / folder
+
+
+@pytest.mark.slow
+def test_mlflow_in_a_folder_of_other_things_and_under_an_odd_name(adadelta, tmp_path, mlflow):
+    """What is there already is no experiment, and no reason for MLflow's tracebacks."""
+    (tmp_path / "store/other/below").mkdir(parents=True)
+    config = tmp_path / os.fsdecode(b"odd\xe9.yaml")
+    config.write_text("problem: {name: rosenbrock}\n")
+    code, _out, err = adadelta("run", str(config), *QUICK, "--log", "mlflow:store")
+    assert (code, err.count("Traceback")) == (0, 0), err
+    ((found, _rows),) = logged(mlflow, "store")
+    assert found.info.run_name == r"odd\udce9"
 
 
 def test_mlflow_prints_nothing_on_stdout(capsys):
@@ -375,7 +482,11 @@ def test_a_server_that_does_not_answer_is_exit_code_3(adadelta, tmp_path):
 @pytest.mark.usefixtures("mlflow")
 @pytest.mark.parametrize(
     ("uri", "code", "message"),
-    [("ftp://nowhere/x", 2, "MLflow knows no such URI"), ("sqlite:///text.db", 4, "text.db")],
+    [
+        ("ftp://nowhere/x", 2, "MLflow knows no such URI"),
+        ("sqlite:text.db", 2, "MLflow knows no such URI"),
+        ("sqlite:///text.db", 4, "text.db"),
+    ],
 )
 def test_a_store_that_is_none_is_refused(adadelta, tmp_path, uri, code, message):
     """Before the training."""

@@ -73,6 +73,14 @@ def check_schema(root):
         assert float(counted.get("time")) == pytest.approx(sum(times), abs=1e-3)
 
 
+def test_a_check_of_which_a_part_has_no_bound_is_not_skipped(tmp_path):
+    """The tensors with a verdict count; what has none is no reason to skip them."""
+    rows = [row("drift"), row("drift", tensor="acc_grad", passed=None, note="no bound")]
+    assert written(tmp_path, rows).get("skipped") == "0"
+    failing = [failed(check="drift"), *rows[1:]]
+    assert written(tmp_path, failing).get("failures") == "1"
+
+
 def test_a_test_for_each_check_case_and_dtype(tmp_path):
     """The tensors of a check are one test; each implementation is a suite."""
     tensors = [row(tensor=tensor) for tensor in ("weight", "acc_grad")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +63,15 @@ def _tags() -> dict[str, str]:
     }
 
 
+def without_passwords(text: str) -> str:
+    """Hide the passwords of URIs: messages end up in the logs of a CI.
+
+    >>> without_passwords("postgresql://me:secret@host/db")
+    'postgresql://me:***@host/db'
+    """
+    return re.sub(r"(?<=://)([^/\s:@]*):[^/\s]*@", r"\1:***@", text)
+
+
 class Log(ABC):
     """The log of one run.
 
@@ -102,8 +112,8 @@ class Target(ABC):
 
     @property
     def option(self) -> str:
-        """The option as the user gave it."""
-        return f"--log {self.kind}:{self.where}"
+        """The option as the user gave it, but for a password."""
+        return without_passwords(f"--log {self.kind}:{self.where}")
 
     @abstractmethod
     def prepare(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import re
@@ -11,14 +12,23 @@ import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from adadelta_cli import files
-from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, in_one_line, shortened
-from adadelta_cli.run.logs.base import Log, RunFacts, Target
+from adadelta_cli import files, inputs
+from adadelta_cli.errors import (
+    BrokenError,
+    UnavailableError,
+    UsageError,
+    displayed,
+    in_one_line,
+    shortened,
+)
+from adadelta_cli.run.logs.base import Log, RunFacts, Target, without_passwords
 from adadelta_cli.run.result import RunOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Iterator, Mapping
 
 EXPERIMENT = "adadelta"  # where MLFLOW_EXPERIMENT_NAME names none
 # A variable that is set already counts. By its own defaults, MLflow waits for a server for minutes.
@@ -53,8 +63,7 @@ class MlflowTarget(Target):
             os.environ.setdefault(name, value)
         self._check_place()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # MLflow's own, about its dependencies
+            with _silent():
                 self._connect()
         except Exception as error:  # what MLflow and its databases raise has no common type
             raise self._explained(error) from error
@@ -64,31 +73,37 @@ class MlflowTarget(Target):
 
         for name in LOGGERS:  # whose levels the import has set
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._client = MlflowClient(tracking_uri=self.where)
+        self._client = MlflowClient(tracking_uri=self._uri)
         self._experiment = _experiment(self._client)
 
     def _check_place(self) -> None:
         """Check the folder of a store on this machine, or the one that holds its database."""
+        self._uri = self.where
         scheme, _, rest = self.where.partition(":")
         if scheme == "sqlite":
             database = Path(rest.partition("?")[0].removeprefix("///"))
+            inputs.check_possible(database, "--log")
             files.check_writable(database, "--log")
             files.prepare_folder(database.parent, option="--log")
         elif scheme in {"file", self.where}:
-            folder = Path((rest or scheme).removeprefix("//"))
+            if scheme != "file":
+                self._uri = str(inputs.expanded(Path(self.where), "--log"))
+            folder = _folder(self._uri)
+            inputs.check_possible(folder, "--log")
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{self.option} is a file; name a folder")
             # MLflow fills the folder only where there is none.
             files.prepare_folder(folder if folder.exists() else folder.parent, option="--log")
 
     def _explained(self, error: Exception) -> Exception:
-        why = shortened(in_one_line(error))
+        why = shortened(without_passwords(in_one_line(error)))
         if isinstance(error, ImportError):
             install = "python -m pip install 'adadelta[mlflow]', or the driver of the database"
             return UnavailableError(f"{self.option}: {why}; {install}")
         from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
-        if isinstance(error, UnsupportedModelRegistryStoreURIException):
+        unreadable = type(error).__name__ == "ArgumentError"  # SQLAlchemy's, which may be absent
+        if unreadable or isinstance(error, UnsupportedModelRegistryStoreURIException):
             schemes = "sqlite:///FILE, http://HOST:PORT, https://HOST or file:DIR"
             return UsageError(f"{self.option}: MLflow knows no such URI; expected {schemes}")
         if self.where.startswith("http"):
@@ -101,13 +116,36 @@ class MlflowTarget(Target):
         return MlflowLog(self._client, self._experiment, facts)
 
 
-def allowed(name: str) -> str:
-    """Write a metric's name in the characters that MLflow takes.
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep MLflow's warnings from the terminal: of its dependencies, and of folders not its own.
 
-    >>> allowed("error in %")
-    'error in _'
+    Some are of the root logger.
     """
-    return re.sub(r"[^\w.\- ]", "_", name)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _folder(uri: str) -> Path:
+    """Return the folder of a store, as MLflow reads its URI or path."""
+    return Path(url2pathname(urlsplit(uri).path if uri.startswith("file:") else uri))
+
+
+def allowed(name: str, taken: Container[str] = ()) -> str:
+    """Write a metric's name in the characters that MLflow takes, unlike those that are taken.
+
+    >>> allowed("error in %"), allowed("error in $", {"error in _"})
+    ('error in _', 'error in __2')
+    """
+    plain = re.sub(r"[^\w.\- ]|^(?=\.\.|\.?$)", "_", name)  # a name is also a path: not `..`
+    others = (f"{plain}_{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([plain], others) if each not in taken)
 
 
 def _experiment(client: Any) -> str:
@@ -127,11 +165,13 @@ class MlflowLog(Log):
 
         self._client = client
         tags = {"mlflow.source.name": "adadelta run", **facts.tags}
-        self._run = client.create_run(experiment, run_name=facts.name, tags=tags).info.run_id
+        name = displayed(facts.name)
+        self._run = client.create_run(experiment, run_name=name, tags=tags).info.run_id
         self.place = f"run {self._run}"
-        params = [Param(key, value) for key, value in facts.settings.items()]
+        params = [Param(key, displayed(value)) for key, value in facts.settings.items()]
         for first in range(0, len(params), MOST_PARAMS):
             client.log_batch(self._run, params=params[first : first + MOST_PARAMS])
+        self._names: dict[str, str] = {}  # of metrics, there, by column
         self._waiting: list[Any] = []
         self._sent = time.monotonic()
 
@@ -140,7 +180,9 @@ class MlflowLog(Log):
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self._waiting += [Metric(allowed(name), each, now, step) for name, each in numbers.items()]
+        for name in [each for each in numbers if each not in self._names]:
+            self._names[name] = allowed(name, self._names.values())
+        self._waiting += [Metric(self._names[n], each, now, step) for n, each in numbers.items()]
         if time.monotonic() - self._sent > SEND_EVERY_S:
             self._send()
 

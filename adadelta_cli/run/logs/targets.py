@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adadelta_cli.errors import UnavailableError, UsageError, in_one_line, shortened, suggestion
+from adadelta_cli.run.logs.base import without_passwords
 from adadelta_cli.run.logs.mlflow import MlflowTarget
 from adadelta_cli.run.logs.tensorboard import TensorboardTarget
 
@@ -28,7 +29,8 @@ def read(options: Sequence[str]) -> list[Target]:
     """
     for option in options:
         if options.count(option) > 1:
-            raise UsageError(f"--log {shortened(option)} is given twice; give it once")
+            named = shortened(without_passwords(option))
+            raise UsageError(f"--log {named} is given twice; give it once")
     return [_target(option) for option in options]
 
 
@@ -113,7 +115,8 @@ class RunLogs:
         except Exception as error:  # noqa: BLE001 - of a library, a server, a disk: all but signals
             if target in self._logs:
                 self._logs.pop(target).abandon()
-            self.failed.append(f"{target.option}: {in_one_line(error)}")
+            why = without_passwords(in_one_line(error))
+            self.failed.append(f"{target.option}: {why}")
         except BaseException:  # a second signal, while a server keeps it waiting
             self._logs.pop(target, None)
             raise

@@ -33,7 +33,7 @@ class TensorboardTarget(Target):
 
     def prepare(self) -> None:
         """Make the folder."""
-        self._folder = Path(self.where).expanduser()  # no shell expands it after a colon
+        self._folder = inputs.expanded(Path(self.where), "--log")
         inputs.check_possible(self._folder, "--log")
         if self._folder.exists() and not self._folder.is_dir():
             raise UsageError(
