@@ -135,7 +135,7 @@ def verification_table(verification: Verification) -> Table:
 
 
 def verification_markdown(verification: Verification, most: int) -> str:
-    """Lay out the verdicts as Markdown, with the first `most` failures and how to repeat them."""
+    """Lay out the verdicts as Markdown, with `most` failures and how to repeat them."""
     found = summaries(verification.rows)
     counts = {verdict: sum(each.verdict is verdict for each in found) for verdict in CheckVerdict}
     words = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
@@ -144,7 +144,7 @@ def verification_markdown(verification: Verification, most: int) -> str:
     listed = [
         "- "
         + "<br>\n  ".join((*map(escaped, failure_lines(row)), f"repeat it: {code(row.replay)}"))
-        for row in failures[:most]
+        for row in most_telling(failures)[:most]
     ]
     more = [f"- ... and {len(failures) - most} more, in verify.csv"] * (len(failures) > most)
     table = markdown_table(list(map(summary_cells, found)), {"verdict"})
@@ -167,10 +167,23 @@ def verification_skips(verification: Verification) -> list[str]:
 
 
 def verification_failures(verification: Verification, most: int) -> list[str]:
-    """Describe the first `most` failures, each with the command that repeats it."""
+    """Describe `most` failures, the most telling first, each with the command that repeats it."""
     failures = verification.failures
     more = [f"... and {len(failures) - most} more, in verify.csv"] if len(failures) > most else []
-    return [*map(_described, failures[:most]), *more]
+    return [*map(_described, most_telling(failures)[:most]), *more]
+
+
+LATER = {"drift", "oracle"}  # checks whose failure mostly follows from one of a step
+
+
+def most_telling(failures: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Order failures: shrunk fuzzed cases, then a row for each other case, then the rest."""
+    telling: dict[tuple[str, str], ComparisonRow] = {}
+    for row in sorted(failures, key=lambda row: row.check in LATER):
+        telling.setdefault((row.implementation, row.case), row)
+    first = sorted(telling.values(), key=lambda row: not row.case.startswith(fuzz.PREFIX))
+    listed = {id(row) for row in first}
+    return first + [row for row in failures if id(row) not in listed]
 
 
 def _described(row: ComparisonRow) -> str:

@@ -53,6 +53,32 @@ def test_a_failure_names_the_hyper_parameters_of_its_case():
         assert part in line, line
 
 
+def test_the_most_telling_failures_come_first():
+    """The shrunk case, then a line for each case, of a step if one failed, then the rest."""
+    drawn = "drawn:shapes=scalar,draw=27,clip_gradient=0.0"
+    rows = [
+        failing(check=check, case=case, dtype=dtype, tensor=tensor)
+        for dtype in ("float32", "float64")
+        for case in ("odd", "special")
+        for check in ("oracle", "drift", "step")
+        for tensor in ("weight", "acc_grad")
+    ]
+    rows += [failing(check="oracle", case="length-7")]
+    rows += [failing(check="drawn", case=drawn, tensor=name) for name in ("weight", "acc_grad")]
+    lines = report.verification_failures(SimpleNamespace(failures=rows), 5)
+    assert [line.split(" k.py")[0] for line in lines] == [
+        f"FAILED drawn {drawn} float32",
+        "FAILED step odd float32",
+        "FAILED step special float32",
+        "FAILED oracle length-7 float32",
+        "FAILED oracle odd float32",
+        f"... and {len(rows) - 5} more, in verify.csv",
+    ]
+    ordered = report.most_telling(rows)
+    assert sorted(map(id, ordered)) == sorted(map(id, rows))
+    assert ordered[0].tensor == ordered[1].tensor == "weight"
+
+
 def test_a_number_is_written_exactly_and_as_a_decimal():
     """Hexadecimal to repeat it, decimal to read it."""
     assert ulp.written(np.float32(0.1)) == "0x1.99999a0000000p-4 (0.100000001)"
