@@ -88,6 +88,7 @@ def shortened(value: object, most: int = 160) -> str:
 
 
 LEAST_PREFIX = 3  # characters of a name that others are said to begin with
+LIKE = 0.65  # the least ratio of `difflib` of names spelled alike: "junit" and "quiet" have 0.6
 
 
 def displayed(text: str, *, keep: str = "", encoding: str = "utf-8") -> str:
@@ -137,7 +138,7 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     (['mlp'], ['gpt2-small'])
     """
     given, names = name[:80].lower(), {each.lower(): each for each in known}
-    near = difflib.get_close_matches(given, names, n=most)
+    near = difflib.get_close_matches(given, names, n=most, cutoff=LIKE)
     if not near and len(given) >= LEAST_PREFIX:
         near = [each for each in names if each.startswith(given)][:most]
     return [names[each] for each in near]

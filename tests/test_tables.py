@@ -140,7 +140,7 @@ def verify_table():
         )
         for k in range(2)
     ]  # fmt: skip
-    return verify_report.verification_table(type("Work", (), {"rows": rows}))
+    return verify_report.verification_table(type("Work", (), {"rows": rows, "unfinished": ""}))
 
 
 def self_test_table():

@@ -105,6 +105,7 @@ class Document(BaseModel):
     by_process: list[Processes]
     machine: dict[str, Any]
     settings: dict[str, Any] = {}
+    complete: bool = True  # older versions did not say
     source: str = ""
 
     @model_validator(mode="after")
@@ -215,10 +216,17 @@ class Change:
     consequence: str = ""
 
 
+WHOLE, PARTIAL = "complete", "not complete (rows are missing, or have few processes)"
+
+
 def _changes(old: Document, new: Document) -> list[Change]:
     """List what differs between machines and settings, changes with consequences first."""
     both = ({"machine": each.machine, "settings": each.settings} for each in (old, new))
-    return sorted(_differences(*both), key=lambda change: not change.consequence)
+    found = _differences(*both)
+    if not (old.complete and new.complete):
+        before, after = (WHOLE if each.complete else PARTIAL for each in (old, new))
+        found.append(Change("result", before, after))
+    return sorted(found, key=lambda change: not change.consequence)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:

@@ -114,6 +114,7 @@ def bench_document(work: Benchmark, judged: Sequence[Comparison] = ()) -> dict[s
     """Arrange rows, samples, warnings and the machine as bench.json and `--json` have them."""
     pairs = [pair for result in work.results for pair in result.pairs]
     content = {
+        "complete": work.is_complete,
         "rows": work.rows,
         "by_process": [each.by_process for each in work.measurements],
         "samples_s": [each.samples_s for each in work.measurements],

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from adadelta_cli.implementations.base import Implementation
 
 BUSY_SAMPLE_S = 0.2
+UNFINISHED = (
+    "not complete: it ended before all was timed, so rows are missing, or have few processes; run "
+    "it again"
+)
 
 
 class Benchmark:
@@ -47,6 +51,7 @@ class Benchmark:
 
     Attributes:
         results: what was finished so far, also after an interruption.
+        is_complete: whether all of the plan was timed.
         other: what the version that `--against` names reports of itself; empty without one.
 
     Raises:
@@ -58,6 +63,7 @@ class Benchmark:
         python = plan.against and str(Path(shutil.which(plan.against) or plan.against).absolute())
         self.plan, self.machine = replace(plan, against=python), machine | plan.survey.about
         self.results: list[GroupResult] = []
+        self.is_complete = False
         self.other: dict[str, Any] = _describe_other(python) if python else {}
 
     def execute(self, tick: Tick = no_tick) -> None:
@@ -66,6 +72,7 @@ class Benchmark:
             measure(self.plan, self.results, tick)
         for training in self.plan.trainings:
             train_steps(training, self.plan, self.results, tick)
+        self.is_complete = True
 
     @property
     def measurements(self) -> list[Measurement]:
@@ -80,7 +87,8 @@ class Benchmark:
     @property
     def warnings(self) -> list[str]:
         """Why the numbers should not be trusted, a sentence for each cause."""
-        return format_warnings([each for result in self.results for each in result.warnings])
+        found = format_warnings([each for result in self.results for each in result.warnings])
+        return [UNFINISHED] * (not self.is_complete) + found
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -91,8 +91,16 @@ class Command(click.Command):
     def unknown_option(self, ctx: click.Context, option: str) -> click.UsageError:
         """Return the error of an unknown option, which suggests what it may stand for."""
         near = " or ".join(meant_by(option, self.params))
-        meant = f" (did you mean {near}?)" if near else ""
+        meant = f" (did you mean {near}?)" if near else _having(option, ctx)
         return click.UsageError(f"no such option: {shortened(option)}{meant}", ctx)
+
+
+def _having(option: str, ctx: click.Context) -> str:
+    """Name the other commands that have an option; empty if there are none."""
+    group = ctx.parent.command if ctx.parent else None
+    names = group.having(option) if isinstance(group, Group) else []
+    listed = " and ".join(f"adadelta {name}" for name in names)
+    return f" ({listed} {'have' if len(names) > 1 else 'has'} it)" if names else ""
 
 
 def _in_plain_words(error: click.UsageError, ctx: click.Context, args: Sequence[str]) -> str:
@@ -163,10 +171,15 @@ COMMAND_ALIASES = {
 class Group(Command, click.Group):
     """The group of all commands."""
 
+    def having(self, option: str) -> list[str]:
+        """List the commands that have an option, which may have a value."""
+        name, commands = option.partition("=")[0], self.commands.items()
+        return [each for each, found in commands if any(name in p.opts for p in found.params)]
+
     def unknown_option(self, ctx: click.Context, option: str) -> click.UsageError:
         """Say so where it is an option of a command."""
         name = option.partition("=")[0]
-        having = [c.name for c in self.commands.values() if any(name in p.opts for p in c.params)]
+        having = self.having(option)
         if having:
             return click.UsageError(
                 f"{name} comes after the command: adadelta {having[0]} {name}", ctx

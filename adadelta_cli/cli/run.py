@@ -252,14 +252,19 @@ def _check_gradient(
 
 def _show_runs(screen: Terminal, runs: Sequence[Run], out: Path, layout: str) -> None:
     from adadelta_cli.run import comparison, report
+    from adadelta_cli.run.result import RunOutcome
 
     results = [each.result for each in runs if each.result]
     if results and layout == "markdown":
         screen.text(report.run_markdown(results))
     elif results:
         screen.table(report.run_table(results))
+    ended = sum(result.outcome is not RunOutcome.INTERRUPTED for result in results)
+    if ended < len(runs) > 1:
+        screen.note(f"{ended} of {len(runs)} runs ended; the others are not complete")
     if results:
-        screen.document({"results": [report.run_summary(result) for result in results]})
+        summaries = [report.run_summary(result) for result in results]
+        screen.document({"complete": ended == len(runs), "results": summaries})
     if len(results) > 1:
         comparison.write(out, results, [each.variant for each in runs if each.result])
 

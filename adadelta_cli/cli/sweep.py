@@ -160,7 +160,7 @@ def sweep(
             files.prepare_folder(folder / "runs")
         if with_report:
             finished.callback(write_report, screen, out)
-        finished.callback(_show, screen, reports)
+        finished.callback(_show, screen, reports, len(planned))
         for each in sweeps:
             screen.note(each.described(engine), level=1)
             with screen.progress(f"sweep {each.plan.name}") as tick:
@@ -172,7 +172,7 @@ def sweep(
     click.get_current_context().exit(max(each.exit_code for each in reports))
 
 
-def _show(screen: Terminal, reports: list[Report]) -> None:
+def _show(screen: Terminal, reports: list[Report], planned: int) -> None:
     """Print what was found, also where the sweep was interrupted."""
     for each in reports:
         for table in each.tables():
@@ -181,4 +181,6 @@ def _show(screen: Terminal, reports: list[Report]) -> None:
             screen.text(line)
         for line in each.remarks():
             screen.note(line)
-    screen.document({"sweeps": [each.document() for each in reports]})
+    complete = len(reports) == planned and all(each.is_complete for each in reports)
+    sweeps = [each.document() for each in reports]
+    screen.document({"complete": complete, "sweeps": sweeps})

@@ -223,7 +223,7 @@ def _self_test(screen: Terminal, out: Path, seed: int, device: Device) -> None:
     files.prepare_folder(out, mutation_report.FILES)
     work = self_test.SelfTest(seed=seed)
     with ExitStack() as finished:
-        finished.callback(lambda: mutation_report.write_self_test(out, work.rows))
+        finished.callback(lambda: mutation_report.write_self_test(out, work.rows, work.unfinished))
         finished.callback(_show_self_test, screen, work)
         with screen.progress("self-test") as tick:
             work.execute(tick)
@@ -235,5 +235,5 @@ def _show_self_test(screen: Terminal, work: SelfTest) -> None:
     from adadelta_cli.verification import mutation_report
 
     if work.rows:
-        screen.table(mutation_report.self_test_table(work.rows))
-        screen.document(mutation_report.self_test_document(work.rows))
+        screen.table(mutation_report.self_test_table(work.rows, work.unfinished))
+        screen.document(mutation_report.self_test_document(work.rows, work.unfinished))

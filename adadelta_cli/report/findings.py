@@ -89,10 +89,13 @@ def _verification(each: FoundVerification, number: int) -> Finding:
     what = f"{_counted(len(judged), 'comparison')} of {_counted(names, 'implementation')}"
     if failed:
         level, sentence = Level.BAD, f"{len(failed):,} of {what} failed"
+    elif each.unfinished:
+        level, sentence = Level.DOUBTFUL, f"{what} passed"
     elif judged:
         level, sentence = Level.GOOD, f"All {what} passed"
     else:
         level, sentence = Level.DOUBTFUL, "Nothing was compared: all cases were skipped"
+    sentence = "; ".join(filter(None, (each.unfinished, sentence)))
     broken = sum(row.status is CheckStatus.NO_RESULT for row in failed)
     remarks = (f"{_counted(broken, 'comparison')} had no result: it raised, hung or crashed",)
     return Finding(
@@ -145,7 +148,7 @@ def _sweep(each: FoundSweep, number: int) -> Finding:
     notes += [f"{_counted(missed, 'setting')} missed what the config expects"] * bool(missed)
     remarks = ("not complete: the same command computes the other runs",) * (not document.complete)
     passed = document.passed
-    if passed is None:
+    if passed is None or not document.complete:
         passed = not missed and not any(found[s.value] for s in OTHERS if s not in RESULTS)
     best = finite(_best(document.best, f"{document.metric}_median"))
     doubtful = notes or remarks or best is None
@@ -173,7 +176,8 @@ def _bench(each: FoundBench, number: int) -> Finding:
     parts = [f"{_counted(len(rows), 'row')} timed"]
     parts += [f"{_counted(len(wrong), 'step')} incorrect"] * bool(wrong)
     parts += list(_largest(rows))
-    level = Level.BAD if wrong else Level.DOUBTFUL if each.warnings or not rows else Level.GOOD
+    doubtful = each.warnings or not rows or not each.complete
+    level = Level.BAD if wrong else Level.DOUBTFUL if doubtful else Level.GOOD
     sentence = "; ".join(parts) + "."
     remarks = (*(f"{_where(row)}: {row.note}" for row in wrong), *each.warnings)
     return Finding("bench", each.place, level, sentence, f"bench-{number}", remarks)

@@ -71,18 +71,28 @@ class FoundRun:
 
 @dataclass(frozen=True)
 class FoundVerification:
-    """The rows of a verification, and the command that repeats each."""
+    """The rows of a verification, and the command that repeats each.
+
+    Attributes:
+        unfinished: how many of the planned checks ran, where some did not; else empty.
+    """
 
     place: str
     rows: list[ComparisonRow]
     commands: list[str]
     plan: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    unfinished: str = ""
 
 
 @dataclass(frozen=True)
 class FoundBench:
-    """A result of bench; `samples_s` has the samples of each row's processes, if recorded."""
+    """A result of bench.
+
+    Attributes:
+        samples_s: the samples of each row's processes, if recorded.
+        complete: False where it was interrupted, or failed.
+    """
 
     place: str
     rows: list[BenchRow]
@@ -90,6 +100,7 @@ class FoundBench:
     warnings: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from adadelta_cli.report.found import (
 )
 from adadelta_cli.run import yaml12
 from adadelta_cli.system.progress import Tick, no_tick
+from adadelta_cli.verification import results
 from adadelta_cli.verification.rows import ComparisonRow
 
 if TYPE_CHECKING:
@@ -242,11 +243,26 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 def _verification(path: Path, found: Found) -> None:
     content = _json(path) if path.suffix == ".json" else {"rows": _table(path, ComparisonRow)}
     listed: Any = content.get("rows")
-    valid = _rows(ComparisonRow, listed, path, found)
+    unfinished = _unfinished(content)
+    nothing = unfinished and listed == []
+    valid = [] if nothing else _rows(ComparisonRow, listed, path, found)
     rows = [row for _, row in valid]
     commands = [_command(listed[number], row) for number, row in valid]
     plan, machine = (_dict(content.get(name)) for name in ("plan", "machine"))
-    found.verifications.append(FoundVerification(str(path.parent), rows, commands, plan, machine))
+    found.verifications.append(
+        FoundVerification(str(path.parent), rows, commands, plan, machine, unfinished)
+    )
+
+
+def _unfinished(content: dict[str, Any]) -> str:
+    """Say how many of the planned checks ran, where some did not; older versions counted none."""
+    if content.get("complete", True) is True:
+        return ""
+    checks = _dict(content.get("checks"))
+    ran, planned = (finite(checks.get(name)) for name in ("ran", "planned"))
+    if ran is None or planned is None:
+        return "not all planned checks ran"
+    return results.unfinished(int(ran), int(planned))
 
 
 def _command(cells: dict[str, Any], row: ComparisonRow) -> str:
@@ -267,6 +283,7 @@ def _bench(path: Path, found: Found) -> None:
             [str(each) for each in _list(content.get("doubts"))],
             _dict(content.get("settings")),
             _dict(content.get("machine")),
+            complete=content.get("complete", True) is True,
         )
     )
     for each in _list(content.get("comparisons")):

@@ -390,7 +390,7 @@ def _meant(location: Key, known: Sequence[str]) -> str:
     options = [name for name in names if name.startswith("--")]
     here = _aliased(given, known)
     close = nearest(given, known, most=1)
-    elsewhere = [key for name in names for key in _keys(name)]
+    elsewhere = list(_keys_meant(given))
     if here or (close and not options and not elsewhere):
         return f" (did you mean {(here or close)[0]}?)"
     if options:
@@ -419,9 +419,23 @@ def meant_by_option(option: str) -> list[str]:
     >>> meant_by_option("--lr"), meant_by_option("--device")
     (['optimizer.learning_rate'], ['--ctx'])
     """
-    names = _names(option.lstrip("-").lower().replace("-", "_"))
-    keys = [key for name in names for key in _keys(name) if "." in key]
+    given = option.lstrip("-").lower().replace("-", "_")
+    names = _names(given)
+    keys = [key for key in _keys_meant(given) if "." in key]
     return [*(name for name in names if name.startswith("--")), *keys]
+
+
+def _keys_meant(given: str) -> Iterator[str]:
+    """Yield the dotted keys of this name; then those that it is an alias of.
+
+    A name that AdaDelta has stands for nothing else.
+    """
+    exact = list(_keys(given))
+    others = [key for name in _names(given) for key in _keys(name)]
+    foreign = any(key.startswith("optimizer.") for key in exact) and (
+        given not in _section(("optimizer", ADADELTA))["properties"]
+    )
+    yield from exact if exact and not foreign else dict.fromkeys((*exact, *others))
 
 
 def _keys(name: str) -> Iterator[str]:

@@ -95,8 +95,8 @@ class Report:
             "keys": list(plan.keys),
             "seeds": list(plan.seeds),
             "metric": self.sweep.metric,
-            "complete": len(self.rows) == len(self.sweep.places),
-            "passed": self.exit_code is ExitCode.OK,
+            "complete": self.is_complete,
+            "passed": self.is_complete and self.exit_code is ExitCode.OK,
             "best": self._best(metrics),
             "settings": [
                 jsonable(row.cells(metrics))
@@ -105,6 +105,11 @@ class Report:
             ],
             "runs": [jsonable(row.cells(metrics)) for row in self.rows],
         }
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each run has a row."""
+        return len(self.rows) == len(self.sweep.places)
 
     def _best(self, metrics: Sequence[str]) -> dict[str, Any] | None:
         if not (self.best and self.run):

@@ -8,6 +8,18 @@ from adadelta_cli.errors import UsageError, shortened, suggestion
 from adadelta_cli.verification import fuzz
 from adadelta_cli.verification.cases import CASES, DEFAULT, GRID_NAMES, LENGTH, Case, single
 
+MOST_SUGGESTED, LEAST_PART = 3, 2  # cases; characters of a name that a case may contain
+
+
+def _suggestion(unknown: str, collective: tuple[str, ...]) -> str:
+    """Suggest cases that begin with a text, or contain it; else those that are spelled alike."""
+    part = unknown.lower()
+    having = [each for each in CASES if part in each.lower() and len(part) >= LEAST_PART]
+    having.sort(key=lambda each: not each.lower().startswith(part))
+    if having:
+        return f" (did you mean {' or '.join(having[:MOST_SUGGESTED])}?)"
+    return suggestion(unknown, (*CASES, *collective))
+
 
 def select(
     names: tuple[str, ...] = (),
@@ -33,9 +45,9 @@ def select(
     if unknown:
         collective = ("length-N", GRID_NAMES, *sorted(fuzz.COLLECTIVE))
         raise UsageError(
-            f"there is no case {shortened(unknown[0])!r}"
-            f"{suggestion(unknown[0], (*CASES, *collective))}; known are "
-            f"{', '.join(collective)} and {len(CASES)} cases that verify.csv of a full run lists"
+            f"there is no case {shortened(unknown[0])!r}{_suggestion(unknown[0], collective)}; "
+            f"known are {', '.join(collective)} and the {len(CASES)} cases that adadelta list "
+            "cases lists"
         )
     if names and sizes:
         raise UsageError("sizes replace the cases; leave out either the sizes or the cases")

@@ -39,7 +39,7 @@ def write_junit(path: Path, results: Results) -> None:
 def junit(results: Results) -> ET.Element:
     """Arrange a verification as JUnit XML, with a suite for each implementation.
 
-    Where nothing was compared, a test case of its own fails, as the exit code says.
+    Where not all planned checks ran, or nothing was compared, a test case of its own fails.
     """
     suites: dict[str, dict[tuple[str, ...], list[ComparisonRow]]] = {}
     for row in results.rows:
@@ -48,8 +48,11 @@ def junit(results: Results) -> ET.Element:
     for name, tests in suites.items():
         cases = [_case(rows, results.seconds.get(key)) for key, rows in tests.items()]
         root.append(_suite(name, cases))
-    if results.is_empty:
-        root.append(_suite(NAME, [_nothing_compared(results.rows)]))
+    if results.unfinished:
+        root.append(_suite(NAME, [_own("all planned checks ran", f"only {results.unfinished}")]))
+    elif results.is_empty:
+        reason = f"nothing was compared: {'; '.join(skip_reasons(results.rows))}"
+        root.append(_suite(NAME, [_own("something was compared", reason)]))
     totals = ("tests", "failures", "errors", "skipped", "time")
     for total in totals:
         amount = sum(float(suite.attrib[total]) for suite in root)
@@ -97,9 +100,9 @@ def _case(rows: Sequence[ComparisonRow], seconds: float | None) -> ET.Element:
     return case
 
 
-def _nothing_compared(rows: Sequence[ComparisonRow]) -> ET.Element:
-    case = ET.Element("testcase", classname=NAME, name="something was compared")
-    reason = f"nothing was compared: {'; '.join(skip_reasons(rows))}"
+def _own(name: str, reason: str) -> ET.Element:
+    """Make a test case that fails, of the verification as a whole."""
+    case = ET.Element("testcase", classname=NAME, name=name)
     _add(case, "failure", [reason], type=Status.NO_RESULT.value)
     return case
 

@@ -41,31 +41,35 @@ as in its repository, would have caught the same mistake, with the array update 
 FILES = ("selftest.csv", "self-test.md")
 
 
-def write_self_test(folder: Path, rows: Sequence[self_test.MutantRow]) -> None:
-    """Write selftest.csv and the page self-test.md."""
+def write_self_test(
+    folder: Path, rows: Sequence[self_test.MutantRow], unfinished: str = ""
+) -> None:
+    """Write selftest.csv and the page self-test.md; `unfinished` says what is missing."""
     if rows:
         write_csv(folder / "selftest.csv", rows)
-        write_bytes(folder / "self-test.md", self_test_page(rows).encode())
+        write_bytes(folder / "self-test.md", self_test_page(rows, unfinished).encode())
 
 
-def self_test_document(rows: Sequence[self_test.MutantRow]) -> dict[str, Any]:
+def self_test_document(rows: Sequence[self_test.MutantRow], unfinished: str = "") -> dict[str, Any]:
     """Arrange a self-test for `--json`."""
-    return {"passed": all(row.passed for row in rows), "rows": jsonable(list(rows))}
+    passed = not unfinished and all(row.passed for row in rows)
+    return {"complete": not unfinished, "passed": passed, "rows": jsonable(list(rows))}
 
 
-def _self_test_counts(rows: Sequence[self_test.MutantRow]) -> str:
+def _self_test_counts(rows: Sequence[self_test.MutantRow], unfinished: str) -> str:
     mutants = [row for row in rows if row.is_mutant]
     caught, mxnet, pytorch = (
         sum(getattr(row, name) for row in mutants)
         for name in ("caught", "mxnet_test", "pytorch_test")
     )
-    return (
+    counts = (
         f"Of {len(mutants)} mutants, `verify` catches {caught}, MXNet's test {mxnet}, "
         f"PyTorch's {pytorch}."
     )
+    return f"{unfinished[:1].upper()}{unfinished[1:]}. {counts}" if unfinished else counts
 
 
-def self_test_page(rows: Sequence[self_test.MutantRow]) -> str:
+def self_test_page(rows: Sequence[self_test.MutantRow], unfinished: str = "") -> str:
     """Write the page of the documentation that lists the mutants."""
     lines = [
         f"| `{row.fault}` | {row.about} | `{row.source}` | `{row.case}` {row.dtype} | "
@@ -73,20 +77,21 @@ def self_test_page(rows: Sequence[self_test.MutantRow]) -> str:
         for row in rows
         if row.is_mutant
     ]
-    return SELF_TEST_PAGE.format(counts=_self_test_counts(rows), lines="\n".join(lines))
+    counts = _self_test_counts(rows, unfinished)
+    return SELF_TEST_PAGE.format(counts=counts, lines="\n".join(lines))
 
 
 def _caught(caught: bool) -> str:
     return "catches it" if caught else "lets it pass"
 
 
-def self_test_table(rows: Sequence[self_test.MutantRow]) -> Table:
+def self_test_table(rows: Sequence[self_test.MutantRow], unfinished: str = "") -> Table:
     """Lay out what caught each mutant."""
     from adadelta_cli.tables import FittingTable
 
     table = FittingTable(
         title="adadelta verify --self-test: is every mutant caught?",
-        caption=_self_test_counts(rows).replace("`", ""),
+        caption=_self_test_counts(rows, unfinished).replace("`", ""),
     )
     # Dropped by a narrow terminal in this order.
     ranks = {"tensor": 4, "PyTorch's": 3, "MXNet's": 2, "mistake": 1}

@@ -8,7 +8,7 @@ from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from adadelta_cli.errors import UsageError, displayed
+from adadelta_cli.errors import ExitCode, UsageError, displayed
 from adadelta_cli.files import jsonable, plottable, write_csv, write_json, write_plot
 from adadelta_cli.markdown import code, escaped, markdown_table
 from adadelta_cli.verification import catalogue, fuzz
@@ -81,7 +81,9 @@ def verification_document(verification: Verification, *, rows: bool = False) -> 
         "subnormals": "flush" if asked.flush else "strict",
     }
     document = {
-        "passed": not verification.failures,
+        "complete": not verification.unfinished,
+        "passed": verification.exit_code is ExitCode.OK,
+        "checks": {"planned": verification.planned, "ran": verification.ran},
         "plan": plan,
         "summaries": summaries(verification.rows),
         "rows" if rows else "failures": [row.columns | {"replay": row.replay} for row in chosen],
@@ -120,8 +122,9 @@ def verification_table(verification: Verification) -> Table:
         before = each["implementation"]
         rows.append(each | repeated)
     styles = {row["verdict"]: "red" for row in rows if row["verdict"].endswith("FAILED")}
+    unfinished = f": not complete, {verification.unfinished}" * bool(verification.unfinished)
     return fitting_table(
-        "adadelta verify",
+        f"adadelta verify{unfinished}",
         HEADINGS,
         [rows],
         right=RIGHT,
@@ -132,20 +135,22 @@ def verification_table(verification: Verification) -> Table:
 
 
 def verification_markdown(verification: Verification, most: int) -> str:
-    """Lay out the verdicts as Markdown, with the first `most` failures and how to repeat them."""
+    """Lay out the verdicts as Markdown, with `most` failures and how to repeat them."""
     found = summaries(verification.rows)
     counts = {verdict: sum(each.verdict is verdict for each in found) for verdict in CheckVerdict}
     words = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    unfinished = f"not complete, {verification.unfinished}: " * bool(verification.unfinished)
     failures = verification.failures
     listed = [
         "- "
         + "<br>\n  ".join((*map(escaped, failure_lines(row)), f"repeat it: {code(row.replay)}"))
-        for row in failures[:most]
+        for row in most_telling(failures)[:most]
     ]
     more = [f"- ... and {len(failures) - most} more, in verify.csv"] * (len(failures) > most)
     table = markdown_table(list(map(summary_cells, found)), {"verdict"})
     explained = [f"{escaped(line)}<br>" for line in EXPLANATION]
-    parts = [[f"**adadelta verify**: {words or 'nothing was compared'}"], [table], explained]
+    head = f"**adadelta verify**: {unfinished}{words or 'nothing was compared'}"
+    parts = [[head], [table], explained]
     return "\n\n".join("\n".join(part) for part in (*parts, [*listed, *more]) if part)
 
 
@@ -156,16 +161,29 @@ def _ends(bounds: Sequence[float]) -> list[float]:
 def verification_skips(verification: Verification) -> list[str]:
     """Name the frameworks that are not installed, and the reason if nothing was compared."""
     lines = [f"Skipped {each.name}: {reason}" for each, reason in verification.plan.absent]
-    if verification.is_empty:
+    if verification.is_empty and not verification.unfinished:
         lines.append(f"Nothing was compared: {'; '.join(skip_reasons(verification.rows))}")
     return lines
 
 
 def verification_failures(verification: Verification, most: int) -> list[str]:
-    """Describe the first `most` failures, each with the command that repeats it."""
+    """Describe `most` failures, the most telling first, each with the command that repeats it."""
     failures = verification.failures
     more = [f"... and {len(failures) - most} more, in verify.csv"] if len(failures) > most else []
-    return [*map(_described, failures[:most]), *more]
+    return [*map(_described, most_telling(failures)[:most]), *more]
+
+
+LATER = {"drift", "oracle"}  # checks whose failure mostly follows from one of a step
+
+
+def most_telling(failures: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """Order failures: shrunk fuzzed cases, then a row for each other case, then the rest."""
+    telling: dict[tuple[str, str], ComparisonRow] = {}
+    for row in sorted(failures, key=lambda row: row.check in LATER):
+        telling.setdefault((row.implementation, row.case), row)
+    first = sorted(telling.values(), key=lambda row: not row.case.startswith(fuzz.PREFIX))
+    listed = {id(row) for row in first}
+    return first + [row for row in failures if id(row) not in listed]
 
 
 def _described(row: ComparisonRow) -> str:
@@ -209,7 +227,8 @@ def verification_figure(verification: Verification) -> Figure:
     panels: list[tuple[float, Callable[[Any], None]]] = []
     if rows:
         height = 2.2 + 0.24 * len(lines)
-        panels.append((height, lambda part: _plot_verdicts(part.subplots(), rows, cases, lines)))
+        title = "\n".join(filter(None, (verification.unfinished, _outcome(rows))))
+        panels.append((height, partial(_plot_verdicts, title, rows, cases, lines)))
     bounded = [row for row in verification.rows if row.allowed_ulp and row.check != "drift"]
     errors = [row for row in bounded if row.scaled_ulp is not None]
     for pair in dict.fromkeys((row.implementation, row.reference) for row in errors):
@@ -341,14 +360,16 @@ def _plot_drifts(part: Any, drifts: Sequence[DriftTrace]) -> None:
 
 
 def _plot_verdicts(
-    panel: Axes,
+    title: str,
     rows: Sequence[ComparisonRow],
     cases: list[tuple[str, str]],
     lines: list[tuple[str, str]],
+    part: Any,
 ) -> None:
     """Plot a square for each case and implementation: green, red with a cross, or white."""
     from matplotlib.colors import ListedColormap
 
+    panel: Axes = part.subplots()
     verdicts = [[float("nan")] * len(cases) for _ in lines]
     for row in rows:
         if row.passed is None:
@@ -369,7 +390,7 @@ def _plot_verdicts(
     panel.grid(which="minor", color="white", linewidth=1)
     panel.tick_params(which="both", length=0)
     panel.set_title(
-        f"{plottable(_outcome(rows))}\n"
+        f"{plottable(title)}\n"
         "green: all bits equal, or third-party code within its bounds   red: failed   "
         "white: not applicable",
         fontsize=10,

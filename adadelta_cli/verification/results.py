@@ -16,10 +16,22 @@ if TYPE_CHECKING:
     from adadelta_cli.verification.rows import ComparisonRow, DriftTrace, TrainingTrace
 
 
-class Results:
-    """Collects what the checks find."""
+def unfinished(ran: int, planned: int) -> str:
+    """Say that a verification was interrupted, or failed before its end."""
+    return f"{ran:,} of {planned:,} planned checks ran"
 
-    def __init__(self) -> None:
+
+class Results:
+    """Collects what the checks find.
+
+    Attributes:
+        planned: checks that are to run: each case, training or search of fuzzed cases, once per
+            dtype, with all implementations.
+        ran: those that ran to their end.
+    """
+
+    def __init__(self, planned: int = 0) -> None:
+        self.planned, self.ran = planned, 0
         self.rows: list[ComparisonRow] = []
         self.traces: list[TrainingTrace] = []  # the losses of the trainings
         self.drifts: list[DriftTrace] = []  # of third-party code in each case
@@ -48,9 +60,15 @@ class Results:
         return not any(row.passed is not None and row.is_comparison for row in self.rows)
 
     @property
+    def unfinished(self) -> str:
+        """How many of the planned checks ran, where some did not; else empty."""
+        return "" if self.ran == self.planned else unfinished(self.ran, self.planned)
+
+    @property
     def exit_code(self) -> ExitCode:
-        """The command's exit code: 1 when a row did not pass, or nothing was compared."""
-        return ExitCode.CHECK_FAILED if self.failures or self.is_empty else ExitCode.OK
+        """The command's exit code: 1 when a row did not pass, or what was planned was not done."""
+        missed = self.failures or self.is_empty or self.unfinished
+        return ExitCode.CHECK_FAILED if missed else ExitCode.OK
 
     def skip(self, row: ComparisonRow, reason: str) -> None:
         """Add the row of a case that is not run."""

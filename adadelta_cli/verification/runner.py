@@ -26,8 +26,9 @@ class Verification(Results):
     """Run a plan, row by row."""
 
     def __init__(self, plan: VerifyPlan) -> None:
-        super().__init__()
         self.plan = plan
+        self._jobs = list(self._planned())
+        super().__init__(len(self._jobs))
 
     def execute(self, tick: Tick = no_tick, sandbox: Sandbox | InProcess | None = None) -> None:
         """Run all checks; `rows` has those that are finished, even after an interrupt.
@@ -39,27 +40,29 @@ class Verification(Results):
             self.skip(self.plan.row("step", "", missing, "", 0), reason)
         with sandbox or Sandbox(self.plan.timeout) as place:
             self._import_mxnet(place)
-            jobs = list(self._jobs(place))
-            for done, (what, check) in enumerate(jobs):
-                tick(done, len(jobs), what)
-                check()
-        tick(len(jobs), len(jobs), "")
+            for what, check in self._jobs:
+                tick(self.ran, self.planned, what)
+                check(place)
+                self.ran += 1
+        tick(self.ran, self.planned, "")
 
-    def _jobs(self, place: Sandbox | InProcess) -> Iterator[tuple[str, Callable[[], None]]]:
+    def _planned(self) -> Iterator[tuple[str, Callable[[Sandbox | InProcess], None]]]:
         plan = self.plan
         for dtype in plan.dtypes:
             for case in plan.cases:
-                check = partial(self._check_case, case, dtype, place)
-                yield f"{case.name} {dtype}", check
+                yield f"{case.name} {dtype}", partial(self._check_case, case, dtype)
         for dtype in plan.dtypes if plan.is_fuzzed else ():
-            yield f"drawn {dtype}", FuzzCheck(plan, self, dtype, place).run
+            yield f"drawn {dtype}", partial(self._fuzz, dtype)
         for config in plan.configs:
             for dtype in plan.training_dtypes:
-                check = partial(check_training, plan, self, config, dtype, place)
+                check = partial(check_training, plan, self, config, dtype)
                 yield f"training {config} {dtype}", check
 
     def _check_case(self, case: Case, dtype: str, place: Sandbox | InProcess) -> None:
         CaseCheck(self.plan, self, case, dtype, place).run()  # which keeps all trajectories
+
+    def _fuzz(self, dtype: str, place: Sandbox | InProcess) -> None:
+        FuzzCheck(self.plan, self, dtype, place).run()
 
     def _import_mxnet(self, place: Sandbox | InProcess) -> None:
         """Start to import MXNet, which takes a second, beside the first cases."""

@@ -398,9 +398,16 @@ class SelfTest:
         return [self._rows[k] for k in sorted(self._rows)]
 
     @property
+    def unfinished(self) -> str:
+        """How many of the sources ran, where some did not; else empty."""
+        ran, planned = len(self._rows), len(self.mutants)
+        return "" if ran == planned else f"not complete: {ran} of {planned} sources were checked"
+
+    @property
     def exit_code(self) -> ExitCode:
-        """1 where a mutant slipped through, or an unchanged source failed."""
-        return ExitCode.OK if all(row.passed for row in self.rows) else ExitCode.CHECK_FAILED
+        """1 where a mutant slipped through, an unchanged source failed, or one was not checked."""
+        passed = not self.unfinished and all(row.passed for row in self.rows)
+        return ExitCode.OK if passed else ExitCode.CHECK_FAILED
 
     def execute(self, tick: Tick = no_tick) -> None:
         """Run all of them, in two processes where there are two cores.

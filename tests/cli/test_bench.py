@@ -22,6 +22,8 @@ from adadelta_cli.bench.worker_pool import EntryKey
 from adadelta_cli.cli import bench as bench_command
 from adadelta_cli.cli.console import Terminal
 from adadelta_cli.cli.main import adadelta
+from adadelta_cli.report.findings import Level, findings
+from adadelta_cli.report.read import read_folders
 from adadelta_cli.system import machine
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +102,16 @@ def test_interrupt_keeps_what_was_finished(tmp_path, monkeypatch):
         table = [(row["workload"], row["processes"]) for row in csv.DictReader(file)]
     assert table == [("1e6", "1"), ("1e6", "1")]
     assert (tmp_path / "bench.png").exists()
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert document["complete"] is False
+    assert document["doubts"][0].startswith("not complete: ")
+    (finding,) = findings(read_folders([tmp_path]))
+    assert finding.level is Level.DOUBTFUL and "not complete" in finding.remarks[0]
+    partial = regression.read_document(tmp_path)
+    whole = partial.model_copy(update={"complete": True})
+    (change,) = regression.judge(whole, partial, 0.05).changes
+    assert (change.name, change.old) == ("result", "complete")
+    assert change.new.startswith("not complete")
 
 
 @pytest.mark.slow

@@ -404,6 +404,9 @@ def test_options_that_say_the_same_or_have_nothing_to_do_go_together(refused, mo
         (["bench", "--model", "resnet"], "resnet50"),
         (["bench", "--format", "tables"], "table"),
         (["verify", "--case", "od"], "odd"),
+        (["verify", "--case", "wd"], "mean wd="),
+        (["bench", "--junit", "x.xml"], None),
+        (["run", "mlp", "--rho", "0.9"], "mean --set optimizer.rho=...?"),
         (["verify", "--case", "lengths-"], "lengths"),
         (["verify", "--case", "zzzz"], None),
         (["verify", "--subnormals", "flsh"], "flush"),
@@ -419,7 +422,8 @@ def test_options_that_say_the_same_or_have_nothing_to_do_go_together(refused, mo
         (["run", "small.yaml", "--log", "tensorbord:x"], "tensorboard"),
         (["run", "small.yaml", "--log", "ml-flow:x"], "mlflow"),
         (["run", "small.yaml", "--vary", "optimizer.roh=0.9,0.8", *ON_NUMPY], "rho"),
-        (["run", "small.yaml", "--vary", "rho=0.9,0.8", *ON_NUMPY], "optimizer.rho"),
+        (["run", "small.yaml", "--vary", "rho=0.9,0.8", *ON_NUMPY], "mean optimizer.rho?"),
+        (["sweep", "small.yaml", "--grid", "rho=0.9,0.8", *ON_NUMPY], "mean optimizer.rho?"),
         (["run", "small.yaml", "--set", "trainign.steps=5", *ON_NUMPY], "training"),
         (["run", "small.yaml", "--kvstore", "dist_snyc"], "dist_sync"),
         (["run", "small.yaml", "--update-on", "server"], "servers"),
@@ -448,6 +452,19 @@ def test_the_nearest_name_is_suggested(refused, args, wanted):
     assert code == 2 and len(message) < 400, message
     meant = re.search(r"[Dd]id you mean[^)?]*[)?]", message)
     assert (wanted in meant[0]) if wanted else not meant, message
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["bench", "--junit", "x.xml"], "--junit (adadelta verify has it)"),
+        (["compare", "a", "b", "--peers"], "--peers (adadelta verify and adadelta bench have it)"),
+    ],
+)
+def test_the_commands_that_have_an_option_are_named(refused, args, words):
+    """Where no option of this command is spelled like it."""
+    code, message = refused(*args)
+    assert code == 2 and f"no such option: {words}" in message, message
 
 
 @pytest.mark.parametrize("option", ["-v", "--json", "--seed=3"])

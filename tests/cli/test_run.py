@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from adadelta_cli.errors import displayed
-from adadelta_cli.run import config
+from adadelta_cli.run import config, training
 
 REPOSITORY = Path(__file__).parents[2]
 QUICK = shlex.split(
@@ -345,6 +345,24 @@ def test_help_has_an_example(adadelta, command):
     code, out, _err = adadelta(command, "-h")
     assert code == 0
     assert re.search(rf"^  adadelta {command}", out, re.MULTILINE)
+
+
+def test_an_interrupted_comparison_is_not_complete(adadelta, monkeypatch):
+    """Also between two runs, where no summary.json says so: in the JSON, and on stderr."""
+    execute, ran = training.Run.execute, []
+
+    def execute_or_raise(run, tick):
+        if ran:
+            raise KeyboardInterrupt
+        ran.append(run)
+        return execute(run, tick)
+
+    monkeypatch.setattr(training.Run, "execute", execute_or_raise)
+    vary = ("--vary", "optimizer.rho=0.9,0.95", "--set", "training.steps=5")
+    code, out, err = adadelta("run", "rosenbrock", "--backend", "numpy", *vary, "--json")
+    document = json.loads(out)
+    assert (code, document["complete"], len(document["results"])) == (130, False, 1)
+    assert "1 of 2 runs ended; the others are not complete" in err
 
 
 @pytest.mark.slow

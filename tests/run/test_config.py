@@ -165,6 +165,8 @@ def test_each_optimizer_has_defaults(name):
     [
         ("seed", r"did you mean the option --seed"),
         ("lr", r"did you mean optimizer\.learning_rate\?"),
+        ("rho", r"did you mean optimizer\.rho\?"),
+        ("beta2", r"did you mean optimizer\.beta2 or optimizer\.rho\?"),
         ("epochs", r"did you mean training\.epochs\?"),
         ("optim", r"did you mean optimizer\?"),
     ],

@@ -37,12 +37,17 @@ SWEEPS = {
 }
 
 
-@pytest.mark.parametrize("made", SWEEPS.values(), ids=SWEEPS)
-def test_the_page_and_the_exit_code_agree(tmp_path, monkeypatch, made):
-    """Red where the command fails, amber where only runs diverged; the sentence has the numbers."""
-    options, code, level, why = made
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Draw no figure."""
     monkeypatch.setattr(report, "write_plot", lambda _path, _figure: None)
     monkeypatch.setattr(report.figures, "sweep_figure", lambda *_arguments: None)
+
+
+@pytest.mark.parametrize("made", SWEEPS.values(), ids=SWEEPS)
+def test_the_page_and_the_exit_code_agree(tmp_path, made):
+    """Red where the command fails, amber where only runs diverged; the sentence has the numbers."""
+    options, code, level, why = made
     sweep, _executor = executed(tmp_path, **options)
     found = report.Report(sweep)
     found.write()
@@ -50,3 +55,18 @@ def test_the_page_and_the_exit_code_agree(tmp_path, monkeypatch, made):
     assert (found.exit_code, finding.level) == (code, level), finding
     assert "the best is" in finding.sentence
     assert finding.sentence.endswith(why), finding
+
+
+@pytest.mark.parametrize(
+    ("failures", "level"), [({}, Level.DOUBTFUL), ({1: Failure.FAILED}, Level.BAD)]
+)
+def test_an_interrupted_sweep_is_no_pass(tmp_path, failures, level):
+    """Neither in sweep.json nor on the page, whose level is that of the runs that are there."""
+    sweep, _executor = executed(tmp_path, seeds=2, failures=failures)
+    sweep.ends.popitem()
+    found = report.Report(sweep)
+    found.write()
+    assert (found.document()["complete"], found.document()["passed"]) == (False, False)
+    (finding,) = findings(read_folders([tmp_path / "out"]))
+    assert finding.level is level
+    assert finding.remarks == ("not complete: the same command computes the other runs",)

@@ -74,6 +74,9 @@ def test_selecting():
     assert {case.steps for case in catalogue.select(steps=2)} == {2}
     with pytest.raises(UsageError, match=r"'oddd'.*did you mean odd.*known are"):
         catalogue.select(("oddd",))
+    for name in ("wd", "WD="):
+        with pytest.raises(UsageError, match=r"did you mean wd=0.03 or wd=.*adadelta list cases"):
+            catalogue.select((name,))
 
 
 def test_a_length_is_the_name_of_a_case():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -44,9 +43,9 @@ def failed(**more):
     return row(**{"passed": False, "mismatches": 3, "note": "first at <1>"} | more)
 
 
-def written(tmp_path, rows, seconds=None):
+def written(tmp_path, rows, seconds=None, planned=0):
     """Write rows, read the file back, and check it against the schema."""
-    results = Results()
+    results = Results(planned)
     results.rows = rows
     results.seconds = seconds or {}
     junit.write_junit(tmp_path / "verify.xml", results)
@@ -128,6 +127,15 @@ def test_not_applicable_is_skipped(tmp_path):
     assert [case.get("name") for case in root.iter("testcase")][-1] == "all cases"
 
 
+def test_what_did_not_run_is_a_failure(tmp_path):
+    """An interrupted verification has no file in which all tests pass."""
+    for rows in ([], [row()]):
+        root = written(tmp_path, rows, planned=1600)
+        (failure,) = root.iter("failure")
+        assert failure.get("message") == "only 0 of 1,600 planned checks ran"
+        assert root[-1][0].get("name") == "all planned checks ran"
+
+
 def test_nothing_compared_is_a_failure(tmp_path):
     """The exit code is 1 then, and the file agrees."""
     for rows in ([], [row(passed=None).skipped("it has no float16")]):
@@ -158,4 +166,4 @@ def test_the_file_replaces_nothing_but_a_file(tmp_path):
     """It is written as all others are: whole, or not at all."""
     (tmp_path / "verify.xml").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
-        junit.write_junit(tmp_path / "verify.xml", SimpleNamespace(**vars(Results()), is_empty=1))
+        junit.write_junit(tmp_path / "verify.xml", Results())

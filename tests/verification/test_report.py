@@ -53,6 +53,32 @@ def test_a_failure_names_the_hyper_parameters_of_its_case():
         assert part in line, line
 
 
+def test_the_most_telling_failures_come_first():
+    """The shrunk case, then a line for each case, of a step if one failed, then the rest."""
+    drawn = "drawn:shapes=scalar,draw=27,clip_gradient=0.0"
+    rows = [
+        failing(check=check, case=case, dtype=dtype, tensor=tensor)
+        for dtype in ("float32", "float64")
+        for case in ("odd", "special")
+        for check in ("oracle", "drift", "step")
+        for tensor in ("weight", "acc_grad")
+    ]
+    rows += [failing(check="oracle", case="length-7")]
+    rows += [failing(check="drawn", case=drawn, tensor=name) for name in ("weight", "acc_grad")]
+    lines = report.verification_failures(SimpleNamespace(failures=rows), 5)
+    assert [line.split(" k.py")[0] for line in lines] == [
+        f"FAILED drawn {drawn} float32",
+        "FAILED step odd float32",
+        "FAILED step special float32",
+        "FAILED oracle length-7 float32",
+        "FAILED oracle odd float32",
+        f"... and {len(rows) - 5} more, in verify.csv",
+    ]
+    ordered = report.most_telling(rows)
+    assert sorted(map(id, ordered)) == sorted(map(id, rows))
+    assert ordered[0].tensor == ordered[1].tensor == "weight"
+
+
 def test_a_number_is_written_exactly_and_as_a_decimal():
     """Hexadecimal to repeat it, decimal to read it."""
     assert ulp.written(np.float32(0.1)) == "0x1.99999a0000000p-4 (0.100000001)"
@@ -78,7 +104,7 @@ def test_a_kernel_of_any_name_is_drawn(tmp_path, name):
     rows += [failing(implementation=name, check="step", passed=None, note=name, case=name)]
     drift = DriftTrace("odd", name, "float32", "weight", (0.1, 0.2))
     trace = TrainingTrace(name, "numpy", "float32", [(0, 1.0)], [(0, 1.0)])
-    work = SimpleNamespace(rows=rows, drifts=[drift], traces=[trace])
+    work = SimpleNamespace(rows=rows, drifts=[drift], traces=[trace], unfinished="")
     figure = report.verification_figure(work)
     write_plot(tmp_path / "verify.png", figure)
     assert (tmp_path / "verify.png").stat().st_size > 10_000
@@ -102,7 +128,7 @@ def test_a_narrow_table_drops_the_numbers_first():
     lost = []
     for width in range(120, 20, -1):
         console = Console(width=width, file=io.StringIO())
-        console.print(report.verification_table(SimpleNamespace(rows=rows)))
+        console.print(report.verification_table(SimpleNamespace(rows=rows, unfinished="")))
         text = console.file.getvalue()
         lost += re.findall(r"not shown in .*: (.*)", text)
         assert "bitwise" not in text and (lost or "1-16" in text)
@@ -115,7 +141,7 @@ def test_the_errors_against_each_reference_have_a_panel():
     rows = [failing(scaled_ulp=3.0), failing(check="step", reference="numpy", scaled_ulp=2.0)]
     steps = {"odd": [0.1, 0.2], "long": [0.0] * 9}
     drifts = [DriftTrace("k.py:f", name, "float32", "weight", each) for name, each in steps.items()]
-    work = SimpleNamespace(rows=rows, drifts=drifts, traces=[])
+    work = SimpleNamespace(rows=rows, drifts=drifts, traces=[], unfinished="1 of 9 checks ran")
     axes = report.verification_figure(work).axes
     titles = [each.get_title() for each in axes]
     assert sum("against numpy" in title for title in titles) == 1

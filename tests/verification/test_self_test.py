@@ -100,7 +100,7 @@ def test_a_mutant_that_slips_through_fails(monkeypatch):
     row = self_test.run_mutant(BY_NAME["ascent"], seed=0)
     assert not row.passed and not row.caught and row.case == ""
     work = SelfTest([])
-    work._rows[0] = row
+    work._rows = dict.fromkeys(range(len(work.mutants)), row)
     assert work.exit_code is ExitCode.CHECK_FAILED
 
 
@@ -145,7 +145,23 @@ def test_files(tmp_path):
     page = (tmp_path / "self-test.md").read_text()
     assert "| `bad` | a mistake | `update.py` | `odd` float32 | lets it pass | catches it |" in page
     assert "Of 1 mutants, `verify` catches 1, MXNet's test 0, PyTorch's 1." in page
-    assert json.loads(files.json_text(mutation_report.self_test_document([row])))["passed"] is True
+    document = mutation_report.self_test_document([row])
+    assert json.loads(files.json_text(document))["passed"] is True
+
+
+def test_an_interrupted_self_test_is_no_pass(tmp_path):
+    """Neither by its exit code, nor in its JSON and on its page."""
+    row = MutantRow(
+        "bad", "update.py", "a mistake", "odd", "float32", "weight", 7, True, False, True, True
+    )
+    work = SelfTest()
+    work._rows[0] = row
+    assert work.exit_code is ExitCode.CHECK_FAILED
+    missing = f"1 of {len(work.mutants)} sources were checked"
+    document = mutation_report.self_test_document(work.rows, work.unfinished)
+    assert (document["complete"], document["passed"]) == (False, False)
+    mutation_report.write_self_test(tmp_path, work.rows, work.unfinished)
+    assert f"Not complete: {missing}. Of 1 mutants" in (tmp_path / "self-test.md").read_text()
 
 
 def test_it_takes_no_choice(adadelta):
