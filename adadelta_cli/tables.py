@@ -27,9 +27,10 @@ class FittingTable(Table):
     """A table that drops columns where the terminal is narrow, and then becomes a list.
 
     Where not all columns fit, those without any text are dropped first, then those that
-    `add_column` was given a rank for, the highest first. A line below the table names them. Where the others do not fit either, each row is
-    printed as lines of `heading: value` with all columns, folded at the terminal's width. Headings
-    wrap at words; cells are on one line, except in a column with `wrap`.
+    `add_column` was given a rank for, the highest first. A line below the table names them. Where
+    the others do not fit either, each row is printed as lines of `heading: value` with all columns,
+    folded at the terminal's width. Headings wrap at words; cells are on one line, except in a
+    column with `wrap`.
     """
 
     def __init__(self, **how: Any) -> None:

@@ -127,9 +127,10 @@ def bench_charts(each: FoundBench) -> list[BenchCharts]:
 def _group(each: FoundBench, numbers: Sequence[int], looks: dict[str, int]) -> list[Chart]:
     rows = [each.rows[number] for number in numbers]
     samples = [each.samples_s[number] for number in numbers] if each.samples_s else []
+    holding = [row for row in rows if row.share_holds]
     charts = [
         _throughput([row for row in rows if row.tensors == 1], looks),
-        _dots([r for r in rows if r.share_holds], "ceiling_fraction", "Share of the ceiling, with 95 % intervals", looks),
+        _dots(holding, "ceiling_fraction", "Share of the ceiling, with 95 % intervals", looks),
         _dots(rows, "speedup", "Speed-up over the unfused step, with 95 % intervals", looks),
         _samples(rows, samples, looks) if samples else None,
     ]

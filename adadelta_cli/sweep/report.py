@@ -150,7 +150,7 @@ class Report:
         yield f"Files: {self.sweep.out}/{', '.join(FILES)}, runs/"
 
     def _doubt(self) -> Iterator[str]:
-        """Say that the second best setting may be as good; with one seed, nothing is known of it."""
+        """Say that the second best may be as good; one seed says nothing of it."""
         best, second, metric = self.best, self.second, self.sweep.metric
         if not (best and second and min(best.results, second.results) > 1):
             return

@@ -180,7 +180,7 @@ def test_init_names_the_page_of_problems_of_your_own(adadelta):
     """No config of one is bundled, and the refusal says where one is."""
     code, _, err = adadelta("init", "--problem", "python")
     assert code == 2 and "docs/own-problems.md" in err
-    assert "docs" not in adadelta("init", "--problem", "pyton")[2]
+    assert "docs" not in adadelta("init", "--problem", "rosenbrok")[2]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
