@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HAS_MXNET, plan_of
+from conftest import HAS_MXNET, HERE, plan_of
 
 from adadelta_cli import update
 from adadelta_cli.errors import ExitCode, UsageError
@@ -356,27 +356,36 @@ def test_wrong_usage_has_an_answer(adadelta, args, code, words):
     assert not Path("out").exists()
 
 
+SOME_CASES = 300  # calls, of the first cases
+COUNTING = """
+import numpy_kernel
+from pathlib import Path
+
+def step(*arrays, **settings):
+    with Path("calls").open("a") as file:
+        file.write("x")
+    return numpy_kernel.step(*arrays, **settings)
+"""
+
+
 @pytest.mark.slow
 def test_an_interrupt_leaves_whole_files(tmp_path):
     """Ctrl-C ends with 130, and the rows that were finished are on disk."""
+    (tmp_path / "kernel.py").write_text(COUNTING)
+    calls = tmp_path / "calls"
+    calls.touch()
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "adadelta_cli",
-            "verify",
-            "--backend",
-            "numpy",
-            "--full",
-            "--out",
-            str(tmp_path),
-        ],
+        [sys.executable, "-m", "adadelta_cli", "verify", "--impl", "kernel.py:step", "--out", "."],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(HERE.parent / "examples")},
     )
-    time.sleep(6)
+    while calls.stat().st_size < SOME_CASES:
+        assert process.poll() is None
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
