@@ -40,6 +40,14 @@ OPERATOR(/)
 #undef OPERATOR
 
 // The compiler's own, without <cmath>, which takes longer to compile than the kernels.
+inline float sqrt(float a) {
+    return __builtin_sqrtf(a);
+}
+
+inline double sqrt(double a) {
+    return __builtin_sqrt(a);
+}
+
 inline Real<float> sqrt(Real<float> a) {
     return {__builtin_sqrtf(a.value)};
 }

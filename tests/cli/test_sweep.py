@@ -100,7 +100,7 @@ def test_without_dask_the_message_says_what_to_install(adadelta, monkeypatch, la
 def test_a_folder_that_cannot_be_made(adadelta):
     """Exit code 4, as in every command, before anything runs."""
     code, _out, err = adadelta("sweep", "it.yaml", *FAST, "--out", "/dev/null/a")
-    assert code == 4 and "--out: /dev/null/a cannot be made" in err
+    assert code == 4 and "--out: /dev/null/a/runs cannot be made" in err
 
 
 @pytest.mark.slow

@@ -125,9 +125,9 @@ def test_a_cluster_gives_the_bytes_of_this_machine_though_a_worker_is_killed(clu
     wait_for(lambda: finished(tmp_path) >= 1 and computing(cluster.workers[0]), process)
     children = computing(cluster.workers[0])
     cluster.workers[0].kill()
+    assert finished(tmp_path) < 12, "it was killed in the middle"
     _gone, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, "what a dead worker computed ends"
-    assert finished(tmp_path) < 12, "it was killed in the middle"
     _out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     local = sweep(tmp_path, "--out", "local")
