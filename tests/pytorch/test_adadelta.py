@@ -636,9 +636,9 @@ def test_a_weight_that_was_cut_is_refused_with_its_old_gradient():
     assert torch.equal(whole, before)
 
 
-@pytest.mark.parametrize("change", ["negated", "transposed state"])
+@pytest.mark.parametrize("change", ["negated", "square_avg", "acc_delta", "step"])
 def test_memory_that_is_read_otherwise_is_noticed(change):
-    """The same address, but negated values, or a state in another order."""
+    """The same address, but negated values, or a state in another order; a count elsewhere."""
     results = []
     for kind in (Adadelta, Stock):
         (weight,) = parameters(shapes=[(3, 3)])
@@ -648,9 +648,12 @@ def test_memory_that_is_read_otherwise_is_noticed(change):
             optimizer.step()
             if k == 0 and change == "negated":
                 weight.data = torch._neg_view(weight.detach())
+            elif k == 0 and change == "step":
+                optimizer.state[weight]["step"].data = torch.tensor(7.0)
             elif k == 0:
-                optimizer.state[weight]["square_avg"].t_()
-        results.append(weight.detach().resolve_neg())
+                optimizer.state[weight][change].copy_(torch.arange(9.0).view(3, 3)).t_()
+        count = optimizer.state[weight]["step"].expand(1, 3)
+        results.append(torch.cat([weight.detach().resolve_neg(), count]))
     assert torch.allclose(*results, rtol=1e-5)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, swa_utils
+from torch.optim import optimizer as torch_optimizer
 from torch.testing import assert_close
 
 from adadelta_cli.torch import Adadelta
@@ -681,6 +682,21 @@ def test_a_profile_names_the_step(kind):
         train(model, optimizer, steps=3)
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["Optimizer.step#Adadelta.step"] == 3
+
+
+@pytest.mark.parametrize("when", ["pre", "post"])
+@pytest.mark.parametrize("scope", ["global", "own"])
+def test_one_hook_alone_is_called(kind, scope, when):
+    """Whichever it is, from its registration to its removal."""
+    optimizer, seen = kind([torch.ones(2)]), []
+    own = getattr(optimizer, f"register_step_{when}_hook")
+    register = getattr(torch_optimizer, f"register_optimizer_step_{when}_hook")
+    optimizer.step()
+    handle = (own if scope == "own" else register)(lambda *_: seen.append(when))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert seen == [when]
 
 
 def test_a_profile_of_all_threads_names_the_step_of_another(kind):
