@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from adadelta_cli.files import to_utf8, write_bytes, write_csv
+from adadelta_cli.markdown import escaped, markdown_table
 from adadelta_cli.run import config as configs
 
 if TYPE_CHECKING:
@@ -153,10 +154,9 @@ def terminal_table(table: PublishedTable, rows: Sequence[PublishedRow]) -> Table
 
 def markdown(table: PublishedTable, rows: Sequence[PublishedRow]) -> str:
     """Write a table as Markdown, with the remark below."""
-    names = [*(f"`{key}`" for key in table.keys), *COLUMNS]
-    lines = [names, ["---"] * len(names), *(_cells(table, row) for row in rows)]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text}\n\n{remark(table, rows)}.\n"
+    names = [*table.keys, *COLUMNS]
+    cells = [dict(zip(names, _cells(table, row), strict=True)) for row in rows]
+    return f"{markdown_table(cells)}\n\n{escaped(remark(table, rows))}.\n"
 
 
 def write(folder: Path, table: PublishedTable, rows: Sequence[PublishedRow]) -> None:

@@ -27,6 +27,20 @@ _stock_step = inspect.unwrap(torch.optim.Adadelta.step)
 CAPTURE_CHECKS = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
 
 
+# What tells whether a hook or a profiler sees a step; names of PyTorch's own, which may change.
+OBSERVERS = (
+    (torch_optimizer, "_global_optimizer_pre_hooks"),
+    (torch_optimizer, "_global_optimizer_post_hooks"),
+    (torch.autograd, "_profiler_enabled"),
+    (torch.autograd.profiler, "_is_profiler_enabled"),
+)
+
+
+def _can_see_observers() -> bool:
+    """Return whether this version of PyTorch has all those names."""
+    return all(hasattr(module, name) for module, name in OBSERVERS)
+
+
 def _unobserved_or(hooked: Callable[..., Any], step: Callable[..., Any]) -> Callable[..., Any]:
     """Leave out what PyTorch wraps around a step where no hook and no profiler sees it.
 
@@ -121,7 +135,7 @@ class Adadelta(torch.optim.Adadelta):
         kind = type(self)
         before = kind.step
         super()._patch_step_function()
-        if kind.step is not before:
+        if kind.step is not before and _can_see_observers():
             kind.step = _unobserved_or(kind.step, before)  # type: ignore[method-assign]
 
     def _is_observed(self) -> bool:
