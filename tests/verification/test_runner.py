@@ -375,7 +375,7 @@ def test_an_interrupt_leaves_whole_files(tmp_path):
     calls = tmp_path / "calls"
     calls.touch()
     process = subprocess.Popen(
-        [sys.executable, "-m", "adadelta_cli", "verify", "--impl", "kernel.py:step", "--out", "."],
+        [sys.executable, "-m", "adadelta_cli", "verify", "--impl", "kernel.py:step", "--out", "out"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -390,12 +390,12 @@ def test_an_interrupt_leaves_whole_files(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in err and "Traceback" not in err
-    with (tmp_path / "verify.csv").open() as file:
+    with (tmp_path / "out" / "verify.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["passed"] for row in rows} <= {"true", ""}
     assert rows
-    json.loads((tmp_path / "verify.json").read_text())
-    assert not [path for path in Path(tmp_path).iterdir() if path.name.startswith(".")]
+    json.loads((tmp_path / "out" / "verify.json").read_text())
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_a_failure_is_told_with_its_command(monkeypatch):
