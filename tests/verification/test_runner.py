@@ -375,7 +375,16 @@ def test_an_interrupt_leaves_whole_files(tmp_path):
     calls = tmp_path / "calls"
     calls.touch()
     process = subprocess.Popen(
-        [sys.executable, "-m", "adadelta_cli", "verify", "--impl", "kernel.py:step", "--out", "out"],
+        [
+            sys.executable,
+            "-m",
+            "adadelta_cli",
+            "verify",
+            "--impl",
+            "kernel.py:step",
+            "--out",
+            "out",
+        ],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
