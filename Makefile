@@ -12,6 +12,9 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # The CPU build of PyTorch that the parity table was measured with.
 TORCH  ?= torch==2.13.0
 
+# Containers often set it; the tests start the program hundreds of times, and each would compile it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-all test-peers test-gpu test-browser check format docs docs-serve pictures clean help
 
 run: $(VENV)/installed ## install, verify, train the MLP, a small sweep

@@ -38,6 +38,13 @@ os.environ.setdefault("MXNET_OMP_MAX_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    """Measure the coverage of the other tests only: it costs a third of the time."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(autouse=True)
 def handlers():
     """Leave the signals as they were: the program takes them over, and ignores them at its end."""

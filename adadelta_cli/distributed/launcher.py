@@ -30,6 +30,7 @@ RUN = "run"
 THIS_PROGRAM = [sys.executable, "-m", "adadelta_cli"]
 KVSTORE = ["--kvstore", "dist_sync"]
 GRACE_S = 30.0  # for the others to end by themselves, once one has failed or a signal came
+LAST_WORDS_S = 5.0  # for the workers to say what they know, once a server has failed
 # The processes are started in Python by child.py; a program of the user's replaces it.
 EXECUTE = "import os; os.execvp({0!r}, {1!r})"
 
@@ -210,7 +211,8 @@ def _pass_on(pipe: IO[bytes], stream: str, name: str, show: Print) -> None:
 def _watch(members: Sequence[Member]) -> None:
     """Wait until the workers have ended.
 
-    If a process fails, or a server ends before them, they get GRACE_S; if it crashed, nothing.
+    If a process fails, or a server ends before them, they get GRACE_S, LAST_WORDS_S where it was a
+    server that failed, for the weights are lost; if one crashed, nothing.
     """
     until = math.inf
     while any(each.is_worker and each.code is None for each in members):
@@ -218,8 +220,10 @@ def _watch(members: Sequence[Member]) -> None:
         if not _reap_next(running, until) or any(each.crashed for each in members):
             return
         ended = [each for each in members if each.code is not None]
-        if until == math.inf and any(each.code or not each.is_worker for each in ended):
-            until = time.monotonic() + GRACE_S
+        if any(each.code and not each.is_worker for each in ended):
+            until = min(until, time.monotonic() + LAST_WORDS_S)
+        elif any(each.code or not each.is_worker for each in ended):
+            until = min(until, time.monotonic() + GRACE_S)
 
 
 def _ask_to_end(members: Sequence[Member]) -> None:
