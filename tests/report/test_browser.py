@@ -205,6 +205,17 @@ def test_nothing_is_wider_than_a_phone(chromium, path):
     opened.context.close()
 
 
+def test_a_phone_shows_the_verdict_of_a_row(chromium, path):
+    """It stays at the right edge; the columns before it scroll under it."""
+    opened = Opened(chromium, path, viewport={"width": 390, "height": 844})
+    tables = opened.page.locator(".table table:has(td.verdict)")
+    assert tables.count() > 1
+    for table in tables.all():
+        box = table.locator("td.verdict").first.bounding_box()
+        assert box["x"] + box["width"] <= 390
+    opened.context.close()
+
+
 def test_printed(opened, page):
     """On paper it is light, without controls, and the charts are there."""
     opened.draw_all()

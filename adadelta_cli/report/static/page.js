@@ -95,8 +95,12 @@ class Table {
 
   head(column, k) {
     const button = make("button", { type: "button", onclick: () => this.sort(k) }, column.name);
-    const classes = `${column.kind === "setting" ? "setting" : ""} ${this.isNumber(column) ? "number" : ""}`;
-    return make("th", { scope: "col", className: classes, ariaSort: "none" }, button);
+    return make("th", { scope: "col", className: this.look(column), ariaSort: "none" }, button);
+  }
+
+  look(column) {
+    if (column.kind === "setting" || column.kind === "verdict") return column.kind;
+    return this.isNumber(column) ? "number" : "";
   }
 
   isNumber(column) {
@@ -162,8 +166,7 @@ class Table {
     const cells = this.rows[row].map((value, k) => {
       const { kind } = this.columns[k];
       const long = typeof value === "string" && value.length > 40 && kind !== "command" ? "long" : "";
-      const className = kind === "setting" ? "setting" : this.isNumber(this.columns[k]) ? "number" : long;
-      return make("td", { className }, shown(value, kind));
+      return make("td", { className: this.look(this.columns[k]) || long }, shown(value, kind));
     });
     return make("tr", {}, this.select ? make("td", {}, this.box(row)) : null, ...cells);
   }
