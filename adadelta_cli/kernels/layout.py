@@ -7,7 +7,7 @@ import weakref
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Never
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class KeepsAddresses:
 
     __slots__ = ()
 
-    def __reduce_ex__(self, _protocol: Any) -> Never:
+    def __reduce_ex__(self, _protocol: Any) -> NoReturn:
         """Refuse `copy.copy`, `copy.deepcopy` and `pickle`."""
         raise TypeError(
             f"a {type(self).__name__} keeps addresses of arrays, so it cannot be copied or "
@@ -84,7 +84,7 @@ class TensorRef(NamedTuple):
     learning_rate: float
     wd: float
 
-    def __reduce_ex__(self, protocol: Any) -> Never:
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Refuse copies, as `KeepsAddresses` does; a named tuple has no other base."""
         KeepsAddresses.__reduce_ex__(self, protocol)  # type: ignore[arg-type]
 
