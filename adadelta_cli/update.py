@@ -16,7 +16,6 @@ the result. The order here is that of MXNet; the one-pass kernels keep to it.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -77,9 +76,17 @@ def checked(
     """
     # NumPy counts durations among its integers.
     number = isinstance(value, Real) and not isinstance(value, (bool, np.timedelta64))
-    if not number or not abs(value) <= sys.float_info.max or not ok(float(value)):
+    if not number or not _is_finite(value) or not ok(float(value)):
         raise ValueError(f"{name} is {shown(value)}; allowed is {allowed}")
     return float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a real number of any type is a finite double."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer or a fraction beyond the largest double
+        return False
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def python(*args):
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False)
 
 
+@needs_mxnet
 @pytest.mark.slow  # test_optimizer.py has a quick one
 @pytest.mark.parametrize(
     "imports",
@@ -79,15 +80,14 @@ def python(*args):
 )
 def test_mxnet_can_be_imported_after_this_package(imports):
     """It misses `numpy.bool`; importing the package loads neither of them."""
-    pytest.importorskip("adadelta_cli.mxnet_bridge.optimizer")
     code = f"import sys, adadelta_cli; assert 'numpy' not in sys.modules; {imports}"
     done = python("-W", "ignore", "-c", code)
     assert done.returncode == 0, done.stderr
 
 
+@needs_mxnet
 def test_an_import_without_docstrings_names_the_option():
     """MXNet reads its own."""
-    pytest.importorskip("adadelta_cli.mxnet_bridge.optimizer")
     done = python("-OO", "-c", "from adadelta_cli import AdaDelta, FusedStep; AdaDelta()")
     assert "UnavailableError: MXNet reads its docstrings, which -OO" in done.stderr
 

@@ -52,7 +52,7 @@ def page(found: Found) -> str:
 
 @cache
 def _static(name: str) -> str:
-    return resources.files(__package__).joinpath("static", name).read_text(encoding="utf-8")
+    return (resources.files(__package__) / "static" / name).read_text(encoding="utf-8")
 
 
 def _inlined(name: str) -> Markup:

@@ -140,6 +140,7 @@ def test_damaged_archives_are_refused(tmp_path, changed, message):
         convert.check(path, npz_states.read(path))
 
 
+@needs_mxnet
 def test_a_file_that_is_no_archive(adadelta, tmp_path):
     """One message, exit code 2."""
     for content in (b"", b"PK\3\4", b"\x80\x02}."):

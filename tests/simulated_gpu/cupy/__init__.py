@@ -101,8 +101,7 @@ def _host(value):
 
 def _flushed(array):
     """Take float32 subnormals as zeros of their sign."""
-    array = np.asarray(array)
-    if array.dtype != np.float32:
+    if getattr(array, "dtype", None) != np.float32:  # Python's numbers take the array's dtype
         return array
     return np.where(
         np.abs(array) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), array), array
