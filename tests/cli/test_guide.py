@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 from conftest import HAS_MXNET
@@ -209,6 +210,7 @@ def test_completion_prints_a_script(adadelta, shell):
 )
 def test_a_shell_completes(adadelta, monkeypatch, words, wanted):
     """Commands, options, cases, implementations, models, configs and keys."""
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # not `python -m pytest`
     monkeypatch.setenv("_ADADELTA_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
