@@ -129,6 +129,7 @@ def retyping(weight, grad, acc_grad, acc_delta, **settings):
     acc_grad.dtype = np.int32
 
 
+@pytest.mark.filterwarnings("ignore:Setting the (shape|dtype) on:DeprecationWarning")  # NumPy 2.5
 @pytest.mark.parametrize(
     ("kernel", "note"),
     [
