@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import io
 import json
@@ -13,6 +14,7 @@ import tempfile
 import warnings
 from dataclasses import asdict, fields
 from enum import Enum
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,6 @@ from adadelta_cli.errors import BrokenError, UnavailableError, UsageError, displ
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from matplotlib.figure import Figure
 
@@ -84,14 +85,28 @@ def write_bytes(path: Path, content: bytes) -> Path:
     """
     check_writable(path)
     try:
-        _replace(path.resolve(), content)
-    except (OSError, RuntimeError) as error:  # RuntimeError: circular links, before Python 3.13
+        _replace(_target(path), content)
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise BrokenError(
             f"{path} could not be written ({reason}); it needs write permission and free space: "
             "provide both or name another path, then run the command again"
         ) from error
     return path
+
+
+def _target(path: Path) -> Path:
+    """Follow the links of a path.
+
+    `Path.resolve` raises RuntimeError at circular links before Python 3.13, and nothing since.
+
+    Raises:
+        OSError: the links are circular.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -128,7 +143,7 @@ def _is_running(pid: int) -> bool:
 
 def remove(path: Path) -> None:
     """Remove a file if it exists; of a link, the target."""
-    path.resolve().unlink(missing_ok=True)
+    _target(path).unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Sequence[Any], columns: Sequence[str] | None = None) -> Path:

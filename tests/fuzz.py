@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import math
@@ -27,13 +28,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from adadelta_cli import AdaDelta, __main__, load_states
+import adadelta_cli
+from adadelta_cli import __main__
 from adadelta_cli.bench import regression, regression_report
 from adadelta_cli.cli.main import adadelta
 from adadelta_cli.errors import UsageError
 from adadelta_cli.guide.keys import all_keys
 from adadelta_cli.implementations.array_backends import backend
-from adadelta_cli.mxnet_bridge.states import mx
+from adadelta_cli.mxnet_bridge import runtime
 from adadelta_cli.run import config, training, yaml12
 from adadelta_cli.verification.recording import Recording
 
@@ -179,7 +181,11 @@ class Readers:
         self.checkpoint = self._arrays(folder / "whole" / "checkpoint.npz")
         self.recording = self._arrays(grads)
         self.bench = bench_json()
-        self.trainer, self.saved = trainer_and_states(folder)
+
+    @functools.cached_property
+    def trainer_and_saved(self) -> tuple[Any, list[bytes]]:
+        """Only the reader of states needs MXNet."""
+        return trainer_and_states(self.folder)
 
     def _run(self, settings: Any, name: str, **how: Any) -> None:
         run = training.Run("it", settings, self.folder / name, self.numpy, **how)
@@ -221,11 +227,12 @@ class Readers:
     def states(self, random: Random) -> None:
         """Optimizer states: changed bytes, or other values in the pickle."""
         path = self.folder / "my.states"
-        saved = pick(random, self.saved)
-        path.write_bytes((flipped if random.integers(4) else mutated)(saved, random))
+        trainer, saved = self.trainer_and_saved
+        chosen = pick(random, saved)
+        path.write_bytes((flipped if random.integers(4) else mutated)(chosen, random))
         with contextlib.suppress(TypeError):  # of another optimizer
-            load_states(self.trainer, path)
-        take_step(self.trainer)
+            adadelta_cli.load_states(trainer, path)
+        take_step(trainer)
 
     def set(self, random: Random) -> None:
         """The values of --set."""
@@ -311,20 +318,21 @@ class Readers:
 
 def trainer_and_states(folder: Path) -> tuple[Any, list[bytes]]:
     """Make a trainer with AdaDelta, and the files of states of three optimizers."""
+    mx, own = runtime.load_mxnet(), adadelta_cli.AdaDelta
     schedule = mx.lr_scheduler.FactorScheduler(5, 0.9, base_lr=0.5)
     stock = mx.optimizer.adadelta.AdaDelta
     saved = []
-    for optimizer in (stock(), stock(learning_rate=None, lr_scheduler=schedule), AdaDelta(wd=0.1)):
+    for optimizer in (stock(), stock(learning_rate=None, lr_scheduler=schedule), own(wd=0.1)):
         trainer = new_trainer(optimizer)
         take_step(trainer)
         trainer.save_states(str(folder / "states"))
         saved.append((folder / "states").read_bytes())
-    return new_trainer(AdaDelta(use_fused_step=True)), saved
+    return new_trainer(own(use_fused_step=True)), saved
 
 
 def new_trainer(optimizer: Any) -> Any:
     """Make a trainer of two weights."""
-    shapes = {"a": (2, 3), "b": (4,)}
+    mx, shapes = runtime.load_mxnet(), {"a": (2, 3), "b": (4,)}
     parameters = {name: mx.gluon.Parameter(name, shape=shape) for name, shape in shapes.items()}
     for parameter in parameters.values():
         parameter.initialize(mx.init.One())
@@ -333,6 +341,7 @@ def new_trainer(optimizer: Any) -> Any:
 
 def take_step(trainer: Any) -> None:
     """Take a step of a trainer."""
+    mx = runtime.load_mxnet()
     with mx.autograd.record():
         losses = [(parameter.data() * 0.5).sum() for parameter in trainer._params]
     mx.autograd.backward(losses)

@@ -145,7 +145,6 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
     assert link.is_symlink() and not target.exists()
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python 3.13 replaces such a link")
 def test_a_link_that_leads_to_itself(tmp_path):
     """It is an error, not a bug."""
     link = tmp_path / "link"

@@ -211,8 +211,8 @@ def _pass_on(pipe: IO[bytes], stream: str, name: str, show: Print) -> None:
 def _watch(members: Sequence[Member]) -> None:
     """Wait until the workers have ended.
 
-    If a process fails, or a server ends before them, they get GRACE_S, LAST_WORDS_S where it was a
-    server that failed, for the weights are lost; if one crashed, nothing.
+    If a process fails, or a server ends before them, they get time to end by themselves; if one
+    crashed, none.
     """
     until = math.inf
     while any(each.is_worker and each.code is None for each in members):
@@ -220,10 +220,14 @@ def _watch(members: Sequence[Member]) -> None:
         if not _reap_next(running, until) or any(each.crashed for each in members):
             return
         ended = [each for each in members if each.code is not None]
-        if any(each.code and not each.is_worker for each in ended):
-            until = min(until, time.monotonic() + LAST_WORDS_S)
-        elif any(each.code or not each.is_worker for each in ended):
-            until = min(until, time.monotonic() + GRACE_S)
+        until = min(until, time.monotonic() + min(map(_time_left_by, ended)))
+
+
+def _time_left_by(ended: Member) -> float:
+    """Return the seconds that the workers get once a process has ended."""
+    if ended.is_worker:
+        return GRACE_S if ended.code else math.inf
+    return LAST_WORDS_S if ended.code else GRACE_S  # the weights on a failed server are lost
 
 
 def _ask_to_end(members: Sequence[Member]) -> None:

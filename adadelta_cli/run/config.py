@@ -154,7 +154,8 @@ def _near_configs(reference: str, known: Sequence[str]) -> str:
     names = {name: name for name in known}
     with contextlib.suppress(OSError, ValueError):  # no folder can have this name
         for each in itertools.islice(Path(reference).parent.glob("*.y*ml"), MOST_BESIDE):
-            names[str(each.with_suffix(""))] = str(each)
+            if each.is_file() and each != Path(reference):
+                names[str(each.with_suffix(""))] = str(each)
     near = nearest(reference.removesuffix(".yaml").removesuffix(".yml"), names)
     return f" (did you mean {' or '.join(names[each] for each in near)}?)" if near else ""
 

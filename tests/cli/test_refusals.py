@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import HAS_MXNET, needs_mxnet, slow_but
+from conftest import needs_mxnet, slow_but
 
 from adadelta_cli import __main__, inputs
 from adadelta_cli.cli.console import Terminal
@@ -454,6 +454,15 @@ def test_the_nearest_name_is_suggested(refused, args, wanted):
     assert (wanted in meant[0]) if wanted else not meant, message
 
 
+@pytest.mark.parametrize("target", ["nowhere", "other.yml", "."])
+def test_a_config_that_cannot_be_read_is_not_suggested(refused, tmp_path, target):
+    """Neither for itself nor for another: links to nothing and in circles, folders."""
+    (tmp_path / "other.yml").symlink_to(target)
+    for name in ("other.yml", "othr.yml"):
+        code, message = refused("run", name)
+        assert code == 2 and "other.yml?" not in message, message
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -568,25 +577,35 @@ ENVIRONMENTS = {
     "run, MPLBACKEND=nope": ["run", "small.yaml", *ON_NUMPY],
     "verify, MPLBACKEND=nope": ["verify", "--case", "odd", *ON_NUMPY],
     "bench, MPLBACKEND=nope": ["bench", "--sizes", "1", *ON_NUMPY],
+}
+MXNET_ENVIRONMENTS = {
     "run, MXNET_ENGINE_TYPE=foo": ["run", "small.yaml", "--backend", "mxnet"],
     "verify, MXNET_ENGINE_TYPE=foo": ["verify", "--case", "odd", "--backend", "mxnet"],
     "bench, MXNET_ENGINE_TYPE=foo": ["bench", "--sizes", "1", "--impl", "mxnet-fused"],
 }
 
 
-@pytest.mark.parametrize(
-    "wrong", slow_but(ENVIRONMENTS, "run, MPLBACKEND=nope", "verify, MXNET_ENGINE_TYPE=foo")
-)
-def test_an_environment_that_does_not_go_is_named(tmp_path, wrong):
+def assert_the_variable_is_named(tmp_path, wrong, args):
     """Exit code 3 before any work, and the variable to change; libraries read it at their start."""
     name, _, value = wrong.partition(", ")[2].partition("=")
-    if name.startswith("MXNET_") and not HAS_MXNET:
-        pytest.skip("MXNet has no wheel for this platform")
-    done = command(tmp_path, *ENVIRONMENTS[wrong], **{name: value})
+    done = command(tmp_path, *args, **{name: value})
     assert done.returncode == 3, done.stderr
     assert done.stderr.startswith("Error: ") and f"{name} is '{value}'" in done.stderr
     assert "bug" not in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("wrong", slow_but(ENVIRONMENTS, "run, MPLBACKEND=nope"))
+def test_an_environment_that_does_not_go_is_named(tmp_path, wrong):
+    """By every command."""
+    assert_the_variable_is_named(tmp_path, wrong, ENVIRONMENTS[wrong])
+
+
+@needs_mxnet
+@pytest.mark.parametrize("wrong", slow_but(MXNET_ENVIRONMENTS, "verify, MXNET_ENGINE_TYPE=foo"))
+def test_an_environment_that_does_not_go_with_mxnet_is_named(tmp_path, wrong):
+    """MXNet would end the process."""
+    assert_the_variable_is_named(tmp_path, wrong, MXNET_ENVIRONMENTS[wrong])
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -83,6 +84,22 @@ def test_the_exit_code_is_that_of_the_process_that_says_why(codes, code):
     if not any(each.is_worker for each in members):
         members += [member("worker 0", -9, stopped=True)]
     assert launcher._exit_code(members) == code
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "seconds"),
+    [
+        ("worker 0", 0, math.inf),
+        ("worker 0", 2, launcher.GRACE_S),
+        ("server 0", 0, launcher.GRACE_S),
+        ("server 0", 4, launcher.LAST_WORDS_S),
+        ("scheduler", 4, launcher.LAST_WORDS_S),
+    ],
+)
+def test_workers_get_time_once_a_process_has_ended(name, code, seconds):
+    """Least where nothing is left to be saved: the weights on a failed server are lost."""
+    assert launcher._time_left_by(member(name, code)) == seconds
+    assert launcher.LAST_WORDS_S < launcher.GRACE_S
 
 
 def test_a_process_that_was_killed_is_named():

@@ -12,10 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import HAS_MXNET, assert_same_bits
-
-if not HAS_MXNET:
-    pytest.skip("MXNet has no wheel for this platform", allow_module_level=True)
+from conftest import assert_same_bits
 
 from adadelta_cli import AdaDelta
 from adadelta_cli.mxnet_bridge import runtime, tensors

@@ -7,10 +7,6 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import HAS_MXNET
-
-if not HAS_MXNET:
-    pytest.skip("MXNet has no wheel for this platform", allow_module_level=True)
 
 from adadelta_cli.kernels import cpu
 from adadelta_cli.mxnet_bridge import ndarray_table

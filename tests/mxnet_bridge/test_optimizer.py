@@ -16,10 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import AWKWARD, GOLDEN, HAS_MXNET, KINDS, assert_same_bits, random_arrays
-
-if not HAS_MXNET:
-    pytest.skip("MXNet has no wheel for this platform", allow_module_level=True)
+from conftest import AWKWARD, GOLDEN, KINDS, assert_same_bits, random_arrays
 
 import adadelta_cli
 from adadelta_cli import AdaDelta

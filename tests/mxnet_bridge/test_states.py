@@ -11,11 +11,6 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import HAS_MXNET
-
-if not HAS_MXNET:
-    pytest.skip("MXNet has no wheel for this platform", allow_module_level=True)
-
 from own_optimizer import Mine, MyScheduler
 
 from adadelta_cli import AdaDelta, load_states
