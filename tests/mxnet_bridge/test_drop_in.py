@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import assert_same_bits
 
+pytest.importorskip("mxnet")
+
 from adadelta_cli import AdaDelta
 from adadelta_cli.mxnet_bridge import runtime, tensors
 

@@ -8,6 +8,8 @@ import threading
 import numpy as np
 import pytest
 
+pytest.importorskip("mxnet")
+
 from adadelta_cli.kernels import cpu
 from adadelta_cli.mxnet_bridge import ndarray_table
 from adadelta_cli.mxnet_bridge.fused import FusedMxnetStep

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from conftest import AWKWARD, GOLDEN, KINDS, assert_same_bits, random_arrays
 
+pytest.importorskip("mxnet")
+
 import adadelta_cli
 from adadelta_cli import AdaDelta
 from adadelta_cli.errors import shown

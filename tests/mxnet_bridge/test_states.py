@@ -11,6 +11,9 @@ import warnings
 
 import numpy as np
 import pytest
+
+pytest.importorskip("mxnet")
+
 from own_optimizer import Mine, MyScheduler
 
 from adadelta_cli import AdaDelta, load_states
